@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+# Made anew only when the requirements or the pins change. torch first, so that pip never weighs another version of it.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt torch torchvision
+	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+demo: .venv/installed ## train on real pictures for minutes, print the table, write runs/demo/report.html
+	$(BIN)/python recipes/tiny/demo.py
+
+test: .venv/installed ## run the whole suite
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
+lint: .venv/installed ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and what builds and runs leave behind
+	rm -rf .venv build dist unime.egg-info runs .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

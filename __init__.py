@@ -1,0 +1,27 @@
+"""UniME: universal multimodal embeddings from image-text models, with both training stages (arXiv 2504.17432)."""
+
+from transformers import AutoConfig, AutoModel
+
+from .checkpoint import push_checkpoint, save_checkpoint
+from .configuration_unime import UniMEConfig
+from .modeling_unime import UniMEModel, UniMEOutput
+from .processing_unime import micro_batches, processor_from_backbone
+
+
+# A checkpoint saved by this package carries the code (`auto_map`); where the package is installed, its classes are used.
+UniMEConfig.register_for_auto_class()
+UniMEModel.register_for_auto_class("AutoModel")
+AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)
+AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UniMEConfig",
+    "UniMEModel",
+    "UniMEOutput",
+    "micro_batches",
+    "processor_from_backbone",
+    "push_checkpoint",
+    "save_checkpoint",
+]

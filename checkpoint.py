@@ -1,0 +1,122 @@
+"""A UniME checkpoint: one folder that `AutoModel` and `SentenceTransformer` both load, and its way to the Hub."""
+
+import json
+import tempfile
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .processing_unime import as_item, messages
+
+
+# Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
+# empty ones leave the one-word prompt of the chat template, so mteb finds a prompt for queries and for documents.
+PROMPTS = {
+    "query": "",
+    "document": "",
+    "image": "Represent the given image.",
+    "text_to_image": "Find me an everyday image that matches the given caption:",
+    "image_to_text": "Find an image caption describing the given everyday image.",
+    "classification": "Represent the given image for classification",
+    "question": "Represent the given image with the following question:",
+    "crop": "Represent the given cropped image of the object",
+}
+
+
+def save_checkpoint(
+    model: PreTrainedModel, processor: ProcessorMixin, directory: str | Path, card: str | None = None
+) -> Path:
+    """Write everything that loads: weights, code, processor, template, sentence-transformers modules and a card.
+
+    Args:
+        model ([`UniMEModel`]): The model; LoRA adapters must have been merged into it.
+        processor (`ProcessorMixin`): Its processor, with UniME's chat template.
+        directory (`str` or `Path`): Where to write; made if absent.
+        card (`str`, *optional*, defaults to a short card made from the model): Text of `README.md`.
+
+    Returns:
+        `Path`: The directory.
+
+    Raises:
+        ValueError: The model carries unmerged adapters, or the processor has no chat template.
+    """
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("this model carries LoRA adapters: merge them (`model.merge_and_unload()`) before saving a checkpoint")
+    if processor.chat_template is None:
+        raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    _write_sentence_transformer(model, directory)
+    (directory / "README.md").write_text(default_card(model) if card is None else card)
+    return directory
+
+
+def push_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, repo_id: str, private: bool = False) -> str:
+    """Save a checkpoint as [`save_checkpoint`] does and upload it to the Hub; returns the commit's address."""
+    with tempfile.TemporaryDirectory() as directory:
+        save_checkpoint(model, processor, directory)
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=directory))
+
+
+def default_card(model: PreTrainedModel) -> str:
+    """Fill the model card's template with what the model itself knows."""
+    template = (files("unime") / "model_cards" / "template.md").read_text()
+    return template.format(
+        backbone=model.config.backbone_config.model_type,
+        parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
+        dimensions=model.config.hidden_size,
+        prompts="\n".join(f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in PROMPTS.items()),
+    )
+
+
+def _write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
+    """Describe the folder to sentence-transformers with its own classes only: Transformer, Pooling, Normalize."""
+    package = "sentence_transformers."
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": package + "base.modules.transformer.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": package + "sentence_transformer.modules.pooling.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": package + "base.modules.normalize.Normalize"},
+    ]
+    method = {"method": "forward", "method_output_name": "last_hidden_state"}
+    transformer = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": method,
+            "image": method,
+            "message": method | {"format": "structured"},
+        },
+        "module_output_name": "token_embeddings",
+    }
+    settings = {
+        "model_type": "SentenceTransformer",
+        "prompts": PROMPTS,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        "requirements": {
+            "sentence-transformers": {"specifier": ">=6.2", "reason": "items are rendered through the chat template"},
+            "transformers": {"specifier": ">=5.17", "reason": "the backbone is loaded without its language-model head"},
+        },
+    }
+    contents = {
+        "modules.json": modules,
+        "sentence_bert_config.json": transformer,
+        "config_sentence_transformers.json": settings,
+        "1_Pooling/config.json": {
+            "embedding_dimension": model.config.hidden_size,
+            "pooling_mode": "lasttoken",
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {},
+    }
+    for name, content in contents.items():
+        path = directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Data: rows, sources, collators and the OpenMoji world."""

@@ -1,0 +1,226 @@
+"""What an evaluation asks, and the one function that answers it for any embedder."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..processing_unime import Item, as_item
+from .metrics import compositional_accuracy, mean_by_group, pessimistic_ranks, recall_at_k
+
+
+Encode = Callable[[Sequence[Item]], np.ndarray]
+
+META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long")
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries that each look for one of their right candidates.
+
+    Args:
+        name (`str`): Name of the task, unique in an evaluation.
+        meta_task (`str`): One of `META_TASKS`; means are taken per meta-task.
+        queries (`Sequence[Item]`): The queries.
+        candidates (`Sequence[Item]`): The distinct candidates that all queries share.
+        positives (`list[list[int]]`): For each query the indices of its right candidates.
+        pools (`list[list[int]]`, *optional*): For each query the indices of the candidates it is compared with, as in
+            MMEB; without it, all of them.
+    """
+
+    name: str
+    meta_task: str
+    queries: Sequence[Item]
+    candidates: Sequence[Item]
+    positives: list[list[int]]
+    pools: list[list[int]] | None = None
+
+    def __post_init__(self):
+        if self.meta_task not in META_TASKS:
+            raise ValueError(
+                f"task '{self.name}' has meta_task '{self.meta_task}'; use one of {', '.join(META_TASKS)}."
+            )
+        if not len(self.queries) == len(self.positives) > 0:
+            raise ValueError(
+                f"task '{self.name}' has {len(self.queries)} queries and {len(self.positives)} lists of positives; "
+                "give each query its list, and at least one query."
+            )
+        if self.pools is not None and len(self.pools) != len(self.queries):
+            raise ValueError(
+                f"task '{self.name}' has {len(self.queries)} queries and {len(self.pools)} pools; "
+                "give each query its pool, or none."
+            )
+        for query, right in enumerate(self.positives):
+            allowed = range(len(self.candidates)) if self.pools is None else set(self.pools[query])
+            if not right or not all(candidate in allowed for candidate in right):
+                raise ValueError(
+                    f"query {query} of task '{self.name}' has the positives {right}; "
+                    f"name at least one, all among its {len(allowed)} candidates."
+                )
+
+
+@dataclass(frozen=True)
+class CompositionalTask:
+    """Pictures with a true caption and a false one that differs by a small edit (SugarCrepe).
+
+    Row i is right if and only if the picture is nearer to its caption than to its negative.
+
+    Args:
+        name (`str`): The kind of edit, such as `swap_obj`; what stands before the first `_` is its group.
+        images, captions, negatives (`Sequence[Item]`): Equally long.
+    """
+
+    name: str
+    images: Sequence[Item]
+    captions: Sequence[Item]
+    negatives: Sequence[Item]
+
+    def __post_init__(self):
+        if not len(self.images) == len(self.captions) == len(self.negatives) > 0:
+            raise ValueError(
+                f"task '{self.name}' has {len(self.images)} images, {len(self.captions)} captions and "
+                f"{len(self.negatives)} negatives; give equally many of each, and at least one."
+            )
+
+
+def evaluate(
+    encode: Encode,
+    retrieval_tasks: Sequence[RetrievalTask],
+    compositional_tasks: Sequence[CompositionalTask] = (),
+    *,
+    model: str,
+    benchmark: str = "openmoji",
+    shown: int = 6,
+    progress: bool = True,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores an embedder on every task.
+
+    A distinct item (same text, instruction and image objects) is embedded once, however many tasks use it.
+
+    Args:
+        encode (`Encode`): Items -> `(N, D)` float32 unit rows.
+        retrieval_tasks (`Sequence[RetrievalTask]`): At least one.
+        compositional_tasks (`Sequence[CompositionalTask]`, *optional*): The probes.
+        model (`str`): What is evaluated; goes into the results.
+        benchmark (`str`, *optional*, defaults to `"openmoji"`): What it is evaluated on; goes into the results.
+        shown (`int`, *optional*, defaults to 6): How many evenly spaced queries, and how many of the hardest mistakes,
+            the rankings keep of each task.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a bar over the tasks.
+
+    Returns:
+        `(results, rankings)`, both ready for JSON. Results: the scores, as fractions of 1, per task, per meta-task
+        and per compositional kind; `overall` is the mean over tasks, as on MMEB. Rankings: for some queries of each
+        task the five best candidates and their scores, as indices into the task (see `gallery.py`).
+    """
+    start = time.perf_counter()
+    embed = _Embeddings(encode)
+    tasks, kinds = {}, {}
+    rankings = {"retrieval": {}, "compositional": {}}
+    bar = tqdm([*retrieval_tasks, *compositional_tasks], disable=not progress, desc=model, unit="task")
+    for task in bar:
+        bar.set_postfix_str(task.name)
+        if isinstance(task, RetrievalTask):
+            queries = embed(task, "query", task.queries)  # (queries, dimensions)
+            scores = queries @ embed(task, "candidate", task.candidates).T  # (queries, candidates)
+            ranks = pessimistic_ranks(scores, task.positives, task.pools)
+            tasks[task.name] = {
+                "meta_task": task.meta_task,
+                "hit@1": recall_at_k(ranks, 1),
+                **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
+                "queries": len(task.queries),
+                "candidates": len(task.candidates),
+            }
+            rankings["retrieval"][task.name] = _shown_queries(scores, ranks, task, shown)
+        else:
+            images = embed(task, "image", task.images)
+            true = (images * embed(task, "caption", task.captions)).sum(axis=1)
+            false = (images * embed(task, "negative", task.negatives)).sum(axis=1)
+            kinds[task.name] = compositional_accuracy(true, false)
+            rankings["compositional"][task.name] = _shown_probes(true, false, shown)
+
+    results = {
+        "model": model,
+        "benchmark": benchmark,
+        "tasks": tasks,
+        "meta_tasks": mean_by_group((task["meta_task"], task["hit@1"]) for task in tasks.values()),
+        "overall": float(np.mean([task["hit@1"] for task in tasks.values()])),
+        "compositional": kinds,
+        "compositional_groups": mean_by_group((kind.split("_")[0], accuracy) for kind, accuracy in kinds.items()),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return results, rankings
+
+
+class _Embeddings:
+    """Embeds items, each distinct one once."""
+
+    def __init__(self, encode: Encode):
+        self.encode = encode
+        self.rows: dict[tuple, np.ndarray] = {}
+        self.alive: list[Item] = []  # a key holds ids of pictures, valid only as long as the pictures live
+
+    def __call__(self, task: RetrievalTask | CompositionalTask, role: str, items: Iterable[Item]) -> np.ndarray:
+        """Returns `(N, D)` embeddings; `task` and `role` only name an item in an error."""
+        items = list(items)
+        keys = [_key(item) for item in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self.rows}
+        if new:
+            embeddings = np.asarray(self.encode(list(new.values())), dtype=np.float32)
+            if embeddings.ndim != 2 or len(embeddings) != len(new):
+                raise ValueError(f"expected embeddings of shape ({len(new)}, D) from encode, got {embeddings.shape}.")
+            self.alive.extend(new.values())
+            self.rows.update(zip(new, embeddings, strict=True))
+        rows = np.stack([self.rows[key] for key in keys])
+        broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(broken):
+            raise ValueError(
+                f"the embedding of {role} {broken[0]} of task '{task.name}' is not finite; "
+                "look for overflow in half precision or for a training that diverged."
+            )
+        return rows
+
+
+def _key(item: Item) -> tuple:
+    item = as_item(item)
+    return item["text"], item["instruction"], tuple(id(image) for image in item["images"])
+
+
+def _shown_queries(scores: np.ndarray, ranks: np.ndarray, task: RetrievalTask, count: int) -> dict[str, list[dict]]:
+    def record(query: int) -> dict[str, Any]:
+        pool = np.arange(len(task.candidates)) if task.pools is None else np.asarray(task.pools[query])
+        right = set(task.positives[query])
+        top = pool[np.argsort(-scores[query, pool], kind="stable")[:5]]
+        answer = max(task.positives[query], key=lambda candidate: scores[query, candidate])
+        return {
+            "query": int(query),
+            "top": [int(candidate) for candidate in top],
+            "scores": [round(float(scores[query, candidate]), 4) for candidate in top],
+            "right": [int(candidate) in right for candidate in top],
+            "answer": int(answer),
+            "answer_score": round(float(scores[query, answer]), 4),
+            "rank": int(ranks[query]),
+        }
+
+    mistakes = [record(query) for query in np.flatnonzero(ranks > 0)]
+    mistakes.sort(key=lambda mistake: mistake["scores"][0] - mistake["answer_score"], reverse=True)
+    examples = [record(query) for query in _evenly_spaced(len(ranks), count)]
+    return {"examples": examples, "mistakes": mistakes[:count]}
+
+
+def _shown_probes(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, list[dict]]:
+    def record(row: int) -> dict[str, Any]:
+        return {"row": int(row), "true": round(float(true[row]), 4), "false": round(float(false[row]), 4)}
+
+    mistakes = [row for row in np.argsort(true - false, kind="stable") if true[row] <= false[row]]
+    return {
+        "examples": [record(row) for row in _evenly_spaced(len(true), count)],
+        "mistakes": [record(row) for row in mistakes[:count]],
+    }
+
+
+def _evenly_spaced(length: int, count: int) -> list[int]:
+    """Indices that nobody chose, so that a gallery shows the ordinary case."""
+    return [index * length // min(count, length) for index in range(min(count, length))]
