@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel
 
-from .checkpoint import push_checkpoint, save_checkpoint
+from .checkpoint import load_model, push_checkpoint, save_checkpoint
 from .configuration_unime import UniMEConfig
 from .modeling_unime import UniMEModel, UniMEOutput
 from .processing_unime import micro_batches, processor_from_backbone
@@ -20,6 +20,7 @@ __all__ = [
     "UniMEConfig",
     "UniMEModel",
     "UniMEOutput",
+    "load_model",
     "micro_batches",
     "processor_from_backbone",
     "push_checkpoint",

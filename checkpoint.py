@@ -2,15 +2,15 @@
 
 import json
 import tempfile
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from huggingface_hub import HfApi
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from .processing_unime import as_item, messages
+from .configuration_unime import UniMEConfig
+from .modeling_unime import UniMEModel
+from .processing_unime import processor_from_backbone
 
 
 # Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
@@ -25,6 +25,24 @@ PROMPTS = {
     "question": "Represent the given image with the following question:",
     "crop": "Represent the given cropped image of the object",
 }
+
+
+def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
+    """Load a UniME checkpoint, or wrap a native image-text backbone.
+
+    Args:
+        path (`str`): Folder or Hub id of a UniME checkpoint or of a backbone.
+        kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
+
+    Returns:
+        `tuple[UniMEModel, ProcessorMixin]`: The model and its processor with UniME's chat template.
+
+    Raises:
+        ValueError: The backbone is not an image-text model.
+    """
+    if AutoConfig.from_pretrained(path).model_type == UniMEConfig.model_type:
+        return UniMEModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
+    return UniMEModel.from_backbone(path, **kwargs), processor_from_backbone(path)
 
 
 def save_checkpoint(

@@ -15,6 +15,9 @@ from .configuration_unime import UniMEConfig
 from .processing_unime import Item, micro_batches
 
 
+WINDOW = 4096  # items that `encode` renders and sorts at a time: enough to sort well, few enough to keep in memory
+
+
 @dataclass
 class UniMEOutput(ModelOutput):
     """Output of [`UniMEModel`].
@@ -52,7 +55,8 @@ class UniMEModel(PreTrainedModel):
 
         Args:
             backbone (`str` or `PreTrainedConfig`): Folder or Hub id of the weights, or a configuration (random weights).
-            kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+            kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...) or to
+                `AutoModel.from_config` (`dtype`, `attn_implementation`).
 
         Raises:
             ValueError: The backbone is not an image-text model of transformers.
@@ -63,9 +67,7 @@ class UniMEModel(PreTrainedModel):
                 f"{'the configuration' if backbone is config else backbone} is of type '{config.model_type}', which "
                 "transformers does not list as an image-text model: take an image-text backbone such as LLaVA or Qwen2-VL"
             )
-        if backbone is config:
-            return cls(UniMEConfig(backbone_config=config))
-        loaded = AutoModel.from_pretrained(backbone, **kwargs)
+        loaded = (AutoModel.from_config if backbone is config else AutoModel.from_pretrained)(backbone, **kwargs)
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it to none
         return cls(UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded)
 
@@ -89,7 +91,12 @@ class UniMEModel(PreTrainedModel):
             attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*, defaults to all ones): 0 marks padding.
             embedding_dim (`int`, *optional*): Keep this many leading dimensions and normalise again (Matryoshka).
             kwargs: The backbone's other inputs (`pixel_values`, `image_grid_thw`, ...).
+
+        Raises:
+            ValueError: The model does not have `embedding_dim` dimensions.
         """
+        if embedding_dim is not None and not 1 <= embedding_dim <= self.config.hidden_size:
+            raise ValueError(f"embedding_dim must be between 1 and {self.config.hidden_size}, got {embedding_dim}")
         kwargs = {
             name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in kwargs.items()
@@ -128,17 +135,19 @@ class UniMEModel(PreTrainedModel):
         items = [items] if single else items
         processor = processor or self._saved_processor()
         embeddings = np.zeros((len(items), embedding_dim or self.config.hidden_size), dtype=np.float32)
-        training = self.training
+        in_training = [module for module in self.modules() if module.training]  # some parts may not be, as frozen ones
         self.eval()
-        with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
-            window = 4096  # rendered and sorted at a time: long enough to sort well, short enough to keep in memory
-            for start in range(0, len(items), window):
-                chunk = items[start : start + window]
-                for indices, batch in micro_batches(processor, chunk, max_tokens, max_length):
-                    output = self(**batch.to(self.device), embedding_dim=embedding_dim)
-                    embeddings[[start + i for i in indices]] = output.embeddings.cpu().numpy()
-                    progress.update(len(indices))
-        self.train(training)
+        try:
+            with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
+                for start in range(0, len(items), WINDOW):
+                    chunk = items[start : start + WINDOW]
+                    for indices, batch in micro_batches(processor, chunk, max_tokens, max_length, first=start):
+                        output = self(**batch.to(self.device), embedding_dim=embedding_dim)
+                        embeddings[[start + i for i in indices]] = output.embeddings.cpu().numpy()
+                        progress.update(len(indices))
+        finally:
+            for module in in_training:
+                module.training = True
         return embeddings[0] if single else embeddings
 
     def _saved_processor(self) -> ProcessorMixin:

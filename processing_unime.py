@@ -137,7 +137,11 @@ def messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def micro_batches(
-    processor: ProcessorMixin, items: Sequence[Item], max_tokens: int = 8192, max_length: int | None = None
+    processor: ProcessorMixin,
+    items: Sequence[Item],
+    max_tokens: int = 8192,
+    max_length: int | None = None,
+    first: int = 0,
 ) -> list[tuple[list[int], BatchFeature]]:
     """Render items, sort them by (has image, tokens) and cut them into micro-batches of at most `max_tokens`.
 
@@ -147,6 +151,7 @@ def micro_batches(
         max_tokens (`int`): Budget of a micro-batch: rows times the tokens of its longest row. One row alone may exceed it.
         max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`):
             Most tokens of one item. Longer user texts are shortened; prompts and image tokens never are.
+        first (`int`): Number that errors give to the first item, where `items` are a window of a longer list.
 
     Returns:
         `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
@@ -159,7 +164,7 @@ def micro_batches(
         try:
             spelt.append(as_item(item))
         except ValueError as error:
-            raise ValueError(f"item {position}: {error}") from None
+            raise ValueError(f"item {first + position}: {error}") from None
     if not spelt:
         return []
     texts = _render(processor, spelt)
@@ -167,7 +172,7 @@ def micro_batches(
     limit = processor.tokenizer.model_max_length if max_length is None else max_length
     for position, length in enumerate(lengths):
         if length > limit:
-            spelt[position], texts[position] = _shorten(processor, spelt[position], length, limit, position)
+            spelt[position], texts[position] = _shorten(processor, spelt[position], length, limit, first + position)
             lengths[position] = limit
 
     order = sorted(range(len(spelt)), key=lambda i: (bool(spelt[i]["images"]), lengths[i]))
@@ -195,15 +200,18 @@ def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
 def _lengths(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str]) -> list[int]:
     """Count the tokens of each rendered item, its picture's included."""
     lengths = [len(ids) for ids in processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]]
-    image_tokens = {size: _image_tokens(processor, size) for size in {i.size for item in items for i in item["images"]}}
-    for position, item in enumerate(items):
-        lengths[position] += sum(image_tokens[image.size] - 1 for image in item["images"])
-    return lengths
+    sizes = [tuple(image.size for image in item["images"]) for item in items]
+    image_tokens = {several: _image_tokens(processor, several) for several in set(sizes) if several}
+    return [
+        length + image_tokens[several] - len(several) if several else length
+        for length, several in zip(lengths, sizes, strict=True)
+    ]
 
 
-def _image_tokens(processor: ProcessorMixin, size: tuple[int, int]) -> int:
-    """Ask the processor itself how many tokens a picture of this (width, height) takes."""
-    output = processor(text=[processor.image_token], images=[[Image.new("RGB", size)]], add_special_tokens=False)
+def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
+    """Ask the processor itself how many tokens one item's pictures of these (width, height) take together."""
+    images = [Image.new("RGB", size) for size in sizes]  # LLaVA-OneVision tiles a picture only where it is alone
+    output = processor(text=[processor.image_token * len(sizes)], images=[images], add_special_tokens=False)
     return len(output["input_ids"][0])
 
 

@@ -3,7 +3,9 @@
 import random
 from dataclasses import dataclass
 
-from .scenes import CELLS, GRID, POSITIONS, RELATIONS, Placed, Scene, relation_of
+import numpy as np
+
+from .scenes import CELLS, POSITIONS, Placed, Scene, relation_of
 from .splits import companions, partners
 from .vocabulary import COLOUR_NAMES, objects
 
@@ -55,31 +57,86 @@ class Caption:
     @property
     def text(self) -> str:
         """The caption in English."""
-        phrases = []
-        for mention in self.mentions:
-            phrase = objects()[mention.object].with_article
-            if mention.colour is not None:
-                phrase += f" on {_tile(mention.colour)}"
-            if mention.cell is not None:
-                phrase += f" {POSITIONS[mention.cell]}"
-            if mention.relation is not None:
-                relation, other = mention.relation
-                phrase += f" {_WORDS[relation][self.wording % 2]} {self._reference(other)}"
-            phrases.append(phrase)
-        # The first two mentions of a relational caption are one phrase: "a pizza to the left of a cat".
-        if self._is_relational:
-            phrases = phrases[1:]
-        listed = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-        return _FRAMES[self.wording].format(listed)
+        # "a pizza to the left of a cat" is one phrase of two mentions.
+        own_phrase = [0, *range(2, len(self.mentions))] if self.mentions[0].relation else range(len(self.mentions))
+        phrases = [self._phrase(position) for position in own_phrase]
+        return _FRAMES[self.wording].format(" and ".join([", ".join(phrases[:-1]), phrases[-1]][len(phrases) == 1 :]))
 
-    @property
-    def _is_relational(self) -> bool:
-        return len(self.mentions) > 1 and self.mentions[1].relation is not None
-
-    def _reference(self, position: int) -> str:
+    def _phrase(self, position: int) -> str:
         mention = self.mentions[position]
-        introduced = not (self._is_relational and position == 0) or len(self.mentions) == 0
-        if introduced:
-            return f"the {objects()[mention.object].name}"
         phrase = objects()[mention.object].with_article
-        return phrase if mention.colour is None else f"{phrase} on {_tile(mention.colour)}"
+        if mention.colour is not None:
+            phrase += f" on {tile(mention.colour)}"
+        if mention.cell is not None:
+            phrase += f" {POSITIONS[mention.cell]}"
+        if mention.relation is not None:
+            relation, other = mention.relation
+            reference = self._phrase(other) if position == 0 else f"the {objects()[self.mentions[other].object].name}"
+            phrase += f" {_WORDS[relation][self.wording % 2]} {reference}"
+        return phrase
+
+
+def tile(colour: int) -> str:
+    """A tile of a colour, with its article."""
+    name = COLOUR_NAMES[colour]
+    return f"{'an' if name[0] == 'o' else 'a'} {name} tile"
+
+
+def sample_scene(split: str, size: int, rng: random.Random) -> Scene:
+    """A scene of `size` objects whose first two are a pair of the split and share a row or a column."""
+    first = rng.randrange(len(objects()))
+    present = [first, _choose(partners(first, split), rng)]
+    while len(present) < size:
+        present.append(_choose(companions(present, split), rng))
+    start = rng.randrange(CELLS)
+    second = rng.choice([cell for cell in range(CELLS) if relation_of(start, cell)])
+    others = rng.sample([cell for cell in range(CELLS) if cell not in (start, second)], size - 2)
+    return Scene(
+        tuple(
+            Placed(object, cell, rng.randrange(len(COLOUR_NAMES)))
+            for object, cell in zip(present, [start, second, *others], strict=True)
+        )
+    )
+
+
+def sample_caption(scene: Scene, rng: random.Random) -> Caption:
+    """A true caption of two or more of the scene's objects, the first two among them."""
+    mentioned = list(scene.placed[: rng.randint(2, len(scene.placed))])
+    colours = rng.choice(("all", "all", "none", "some"))
+    relational = rng.random() < 0.5
+    if relational:
+        pair = mentioned[:2]
+        rng.shuffle(pair)
+        mentioned[:2] = pair
+    else:
+        rng.shuffle(mentioned)
+    # With colours for all, a caption may leave out where things are.
+    placed_in_cells = colours != "all" or rng.random() < 0.7
+    mentions = []
+    for position, placed in enumerate(mentioned):
+        colour = placed.colour if colours == "all" or (colours == "some" and rng.random() < 0.5) else None
+        if relational and position < 2:
+            relation = (relation_of(placed.cell, mentioned[1].cell), 1) if position == 0 else None
+            mentions.append(Mention(placed.object, colour, relation=relation))
+            continue
+        earlier = [(relation_of(placed.cell, mentioned[other].cell), other) for other in range(position)]
+        earlier = [(relation, other) for relation, other in earlier if relation]
+        if relational and earlier and rng.random() < 0.5:
+            mentions.append(Mention(placed.object, colour, relation=rng.choice(earlier)))
+        else:
+            mentions.append(Mention(placed.object, colour, cell=placed.cell if placed_in_cells else None))
+    return Caption(tuple(mentions), rng.randrange(WORDINGS))
+
+
+def _choose(ids: np.ndarray, rng: random.Random) -> int:
+    return int(ids[rng.randrange(len(ids))])
+
+
+def full_caption(scene: Scene, colours: bool = True, cells: bool = True) -> Caption:
+    """The caption of all objects in reading order, with their tiles' colours, their places, or both."""
+    ordered = sorted(scene.placed, key=lambda placed: placed.cell)
+    mentions = [
+        Mention(placed.object, placed.colour if colours else None, placed.cell if cells else None)
+        for placed in ordered
+    ]
+    return Caption(tuple(mentions), wording=0)

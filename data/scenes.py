@@ -117,5 +117,3 @@ def relation_of(cell: int, reference: int) -> str | None:
     if column == other_column and row != other_row:
         return "above" if row < other_row else "below"
     return None
-
-

@@ -1,6 +1,7 @@
 """What train, validation and test keep apart: object pairs, skin tone x role, and emoji without a taught category.
 
-Every decision is a hash of what it is about, so that it depends on no order, seed or sample size.
+Every decision is a hash of what it is about, so that it depends on no order, seed or sample size. Emoji that are
+drawn exactly alike ("student", "man student") share one decision: else the one would teach what the other tests.
 """
 
 import functools
@@ -9,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from .emoji import Emoji, catalogue
+from .emoji import Emoji, catalogue, same_picture
 from .vocabulary import objects
 
 
@@ -33,9 +34,9 @@ def _split_of(share: float, test: float, validation: float) -> str:
 
 @functools.cache
 def pair_splits() -> np.ndarray:
-    """The split of each pair of scene objects, (300, 300) int8 with the positions in `SPLITS`: 10 % test, 3 % validation.
+    """The split of each pair of scene objects as its position in `SPLITS`, (300, 300) int8.
 
-    The diagonal, an object with itself, belongs to no split (-1).
+    10 % are test, 3 % validation. The diagonal, an object with itself, belongs to no split (-1).
     """
     codes = [catalogue()[entry.picture].code for entry in objects()]
     table = np.full((len(codes), len(codes)), -1, dtype=np.int8)
@@ -59,22 +60,28 @@ def partners(object: int, split: str) -> np.ndarray:
     return np.flatnonzero(pair_splits()[object] == SPLITS.index(split))
 
 
+def _drawing(entry: Emoji) -> Emoji:
+    return catalogue()[same_picture()[entry.index]]
+
+
 def tone_split(entry: Emoji) -> str:
     """The split of a skin tone x role combination (15 % test, 3 % validation); all else is "train"."""
     if entry.tone is None:
         return "train"
-    return _split_of(_share("tone", entry.code), test=0.15, validation=0.03)
+    return _split_of(_share("tone", _drawing(entry).code), test=0.15, validation=0.03)
 
 
 @functools.cache
 def _category_splits() -> tuple[str, ...]:
-    """The split of each base emoji for the category tasks; the first of each subcategory is always taught."""
+    """The split of each emoji's base for the category tasks; the first of each subcategory is always taught."""
     splits, taught = {}, set()
     for entry in catalogue():
-        if entry.tone is None:
+        if entry.tone is None and _drawing(entry) == entry:
             split = _split_of(_share("category", entry.code), test=0.15, validation=0.03)
             splits[entry.index] = split if entry.subcategory in taught else "train"
             taught.add(entry.subcategory)
+        elif entry.tone is None:
+            splits[entry.index] = splits[_drawing(entry).base]
     return tuple(splits[entry.base] for entry in catalogue())
 
 

@@ -19,7 +19,7 @@ BACKGROUNDS = (
     (226, 228, 252),
     (250, 224, 236),
 )
-_SMALLEST = round(0.6 * PICTURE_SIZE)
+_SMALLEST = round(0.85 * PICTURE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class View:
 
     @classmethod
     def sample(cls, picture: int, rng: random.Random) -> "View":
-        """A view with random size (0.6 to 1 of the frame), place and background."""
+        """A view with random size (0.85 to 1 of the frame), place and background."""
         size = rng.randint(_SMALLEST, PICTURE_SIZE)
         free = PICTURE_SIZE - size
         return cls(picture, size, rng.randint(0, free), rng.randint(0, free), rng.randrange(len(BACKGROUNDS)))

@@ -30,7 +30,18 @@ _NEAR_TWINS = {"time", "sky & weather", "sound", "mail", "money", "lock", "place
 _COLOUR_WORDS = {*COLOURS, "brown", "gold", "pink", "silver"}
 _NOT_COUNTABLE = {"bacon", "bread", "broccoli", "butter", "construction", "dna", "garlic", "ice", "luggage", "popcorn"}
 _NOT_COUNTABLE |= {"sake", "salt", "soap", "spaghetti", "sushi", "wood"}
-_NO_THINGS = {"badminton", "bowling", "camping", "cooking", "foggy", "lacrosse", "performing", "skis", "tennis", "wedding"}
+_NO_THINGS = {
+    "badminton",
+    "bowling",
+    "camping",
+    "cooking",
+    "foggy",
+    "lacrosse",
+    "performing",
+    "skis",
+    "tennis",
+    "wedding",
+}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Line charts as plain geometry, so that a report draws them as inline SVG without any library."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
 WIDTH, HEIGHT = 480, 240  # user units of the drawing area
-SMOOTHING = 0.9  # weight of the past in the exponential mean
+SMOOTHING = 0.8  # weight of the past in the exponential mean
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def line_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) 
         return round(across * WIDTH, 1), round((1 - up) * HEIGHT, 1)
 
     def line(name: str, points: Sequence[tuple[float, float]]) -> Line:
-        smooth = _running_mean(points)
+        raw, smooth = _points(place(*point) for point in points), _running_mean(points)
         placed = [place(*point) for point in smooth]
-        return Line(name, _points(place(*point) for point in points), _points(placed), placed[-1], f"{smooth[-1][1]:.3g}")
+        return Line(name, raw, _points(placed), placed[-1], f"{smooth[-1][1]:.3g}")
 
     return Chart(
         title,
@@ -72,7 +72,7 @@ def line_chart(title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) 
     )
 
 
-def _points(placed: Sequence[tuple[float, float]]) -> str:
+def _points(placed: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{x:g},{y:g}" for x, y in placed)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..processing_unime import Item, as_item
-from .metrics import compositional_accuracy, mean_by_group, pessimistic_ranks, recall_at_k
+from .metrics import TIE, compositional_accuracy, mean_by_group, pessimistic_ranks, recall_at_k
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
@@ -37,6 +37,11 @@ class RetrievalTask:
     candidates: Sequence[Item]
     positives: list[list[int]]
     pools: list[list[int]] | None = None
+
+    @property
+    def candidates_per_query(self) -> int:
+        """How many candidates a query is compared with; the rounded mean where pools differ in size."""
+        return len(self.candidates) if self.pools is None else round(np.mean([len(pool) for pool in self.pools]))
 
     def __post_init__(self):
         if self.meta_task not in META_TASKS:
@@ -131,7 +136,7 @@ def evaluate(
                 "hit@1": recall_at_k(ranks, 1),
                 **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
                 "queries": len(task.queries),
-                "candidates": len(task.candidates),
+                "candidates": task.candidates_per_query,
             }
             rankings["retrieval"][task.name] = _shown_queries(scores, ranks, task, shown)
         else:
@@ -191,14 +196,15 @@ def _key(item: Item) -> tuple:
 def _shown_queries(scores: np.ndarray, ranks: np.ndarray, task: RetrievalTask, count: int) -> dict[str, list[dict]]:
     def record(query: int) -> dict[str, Any]:
         pool = np.arange(len(task.candidates)) if task.pools is None else np.asarray(task.pools[query])
-        right = set(task.positives[query])
-        top = pool[np.argsort(-scores[query, pool], kind="stable")[:5]]
+        right = np.isin(pool, task.positives[query])
+        best_first = np.argsort(TIE * right - scores[query, pool], kind="stable")  # a tie is shown as it is counted
+        top = pool[best_first[:5]]
         answer = max(task.positives[query], key=lambda candidate: scores[query, candidate])
         return {
             "query": int(query),
             "top": [int(candidate) for candidate in top],
             "scores": [round(float(scores[query, candidate]), 4) for candidate in top],
-            "right": [int(candidate) in right for candidate in top],
+            "right": [bool(is_right) for is_right in right[best_first[:5]]],
             "answer": int(answer),
             "answer_score": round(float(scores[query, answer]), 4),
             "rank": int(ranks[query]),

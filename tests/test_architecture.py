@@ -11,19 +11,126 @@ import unime
 
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ["data", "trainers", "eval"]
 MAX_LINES = 320
 
-ROOT_FILES = ["configuration_unime", "processing_unime", "modeling_unime", "checkpoint", "__init__"]
-MAY_IMPORT = {room: set(ROOT_FILES[:position]) for position, room in enumerate(ROOT_FILES)}
-MAY_IMPORT["data"] = {*ROOT_FILES, "data"}
-MAY_IMPORT["trainers"] = {*ROOT_FILES, "data", "trainers"}
-MAY_IMPORT["eval"] = {*ROOT_FILES, "data", "eval"}
-"""What each room of the package may import: root files by name, the folders as a whole."""
+# A room is a root file (by name) or a folder of the package; each may import the rooms in its set.
+FILES = ["configuration_unime", "processing_unime", "modeling_unime", "checkpoint", "__init__"]
+MAY_IMPORT = {room: set(FILES[:position]) for position, room in enumerate(FILES)} | {
+    "data": {*FILES, "data"},
+    "trainers": {*FILES, "data", "trainers"},
+    "eval": {*FILES, "data", "eval"},
+}
 
-PACKAGE = sorted(path for pattern in ("*.py", "[dt]*/**/*.py", "eval/**/*.py") for path in ROOT.glob(pattern))
-PACKAGE = [path for path in PACKAGE if path.relative_to(ROOT).parts[0] != "tests"]
-SCRIPTS = sorted(path for folder in ("recipes", "tests") for path in (ROOT / folder).rglob("*.py"))
+PACKAGE = sorted(ROOT.glob("*.py")) + [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+SCRIPTS = [path for folder in ("recipes", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def test_nothing_yet() -> None:
-    pass
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(source: str, package: list[str]) -> list[tuple[int, str]]:
+    """Return (relative level, full dotted name) of every import in `source`, those inside functions included."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = [*above, *([node.module] if node.module else [])]
+            found += [(node.level, ".".join([*module, alias.name])) for alias in node.names]
+    return found
+
+
+def wrong_imports(name: str, source: str) -> list[str]:
+    """Return a sentence for every import by which the package's file `name` breaks the drawing."""
+    parts = name.removesuffix(".py").split("/")
+    room, package = parts[0], ["unime", *parts[:-1]]
+    if room not in MAY_IMPORT:
+        return [f"{name} is in no room: add {room!r} to MAY_IMPORT, where the direction of imports is declared"]
+    wrong = []
+    for level, target in imported(source, package):
+        if level == 0 and target.split(".")[0] == "unime":
+            wrong.append(f"{name} imports {target} by its absolute name: inside the package imports are relative")
+        elif level:
+            rest = target.split(".")[1:]
+            other = rest[0] if rest and rest[0] in (*MAY_IMPORT, "recipes", "tests") else "__init__"
+            if other not in MAY_IMPORT[room]:
+                wrong.append(f"{name} imports {target}: {room} may import only {sorted(MAY_IMPORT[room])}")
+    if len(parts) == 1:
+        dotted = re.findall(r"^\s*from\s+(?:\.\w+\.[\w.]+|\.)\s+import.*", source, re.MULTILINE)
+        wrong += [f"{name} says {line.strip()!r}: root files import siblings only, without dots" for line in dotted]
+    return wrong
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    wrong = wrong_imports(name_of(path), path.read_text())
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_recipes_and_tests_use_the_installed_package(path: Path) -> None:
+    for level, target in imported(path.read_text(), ["unime"]):
+        assert not level, f"{name_of(path)} imports {target} relatively: recipes and tests import `from unime...`"
+        assert target.split(".")[:2] not in (["unime", "recipes"], ["unime", "tests"]), (
+            f"{name_of(path)} imports {target}, which an installed package does not have"
+        )
+
+
+@pytest.mark.parametrize("path", PACKAGE + SCRIPTS, ids=name_of)
+def test_files_are_short(path: Path) -> None:
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines: split it by concept, the limit is {MAX_LINES}"
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_files_say_what_they_are(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{name_of(path)} has no docstring at its head"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "reason"),
+    [
+        ("configuration_unime.py", "from .modeling_unime import UniMEModel", "may import only"),
+        ("modeling_unime.py", "def f():\n    from .trainers.losses import contrastive_loss", "may import only"),
+        ("modeling_unime.py", "from . import processing_unime", "siblings only"),
+        ("modeling_unime.py", '"""\nfrom .trainers.losses import contrastive_loss\n"""', "siblings only"),
+        ("checkpoint.py", "from . import UniMEModel", "may import only"),
+        ("data/world.py", "from ..eval.tasks import RetrievalTask", "may import only"),
+        ("trainers/losses.py", "from ..eval import metrics", "may import only"),
+        ("eval/tasks.py", "from ..trainers import ContrastiveTrainer", "may import only"),
+        ("data/world.py", "from ..recipes import tiny", "may import only"),
+        ("data/world.py", "import unime.configuration_unime", "absolute"),
+        ("helpers.py", "", "is in no room"),
+    ],
+)
+def test_a_wrong_import_is_found_and_the_file_named(name: str, source: str, reason: str) -> None:
+    sentences = wrong_imports(name, source)
+    assert sentences and all(sentence.startswith(name) for sentence in sentences)
+    assert any(reason in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("modeling_unime.py", "from .configuration_unime import UniMEConfig\nimport torch"),
+        ("data/world.py", "from .emoji import catalogue\nfrom ..processing_unime import micro_batches"),
+        ("trainers/losses.py", "from .. import UniMEModel\nfrom ..data.collator import ContrastiveCollator"),
+    ],
+)
+def test_a_right_import_passes(name: str, source: str) -> None:
+    assert wrong_imports(name, source) == []
+
+
+def test_nothing_makes_pytest_import_the_root_under_the_folder_name() -> None:
+    traps = [ROOT / "conftest.py", *(ROOT / "tests").rglob("__init__.py")]
+    present = [name_of(path) for path in traps if path.exists()]
+    assert not present, f"remove {present}: pytest would import the package a second time under the folder's name"
+
+
+def test_the_package_is_imported_once() -> None:
+    file = str(Path(unime.__file__).parent / "modeling_unime.py")
+    names = [name for name, module in sys.modules.items() if vars(module).get("__file__") == file]
+    assert names == ["unime.modeling_unime"], f"{file} is imported as {names}"

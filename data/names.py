@@ -1,0 +1,63 @@
+"""Single pictures by what they may teach in a split: their names, their categories and their skin tones."""
+
+import functools
+
+from .emoji import LANGUAGES, Emoji, catalogue, same_picture
+from .splits import category_split, tone_split
+
+
+@functools.cache
+def named(split: str) -> tuple[Emoji, ...]:
+    """Emoji whose names belong to a split: all but held-out skin tones in "train", the held-out ones elsewhere."""
+    return tuple(entry for entry in catalogue() if tone_split(entry) == split)
+
+
+@functools.cache
+def categorised(split: str) -> tuple[Emoji, ...]:
+    """Emoji whose category and subcategory belong to a split."""
+    return tuple(entry for entry in catalogue() if category_split(entry) == split)
+
+
+@functools.cache
+def roles() -> dict[int, tuple[Emoji, ...]]:
+    """The skin tones of each role: index of the base emoji -> the base and its five single tones.
+
+    Of roles that are drawn exactly alike ("student", "man student") only the first is there.
+    """
+    groups = {}
+    for entry in catalogue():
+        single = entry.tone is None or ", " not in entry.tone
+        if single and same_picture()[entry.index] == entry.index:
+            groups.setdefault(entry.base, []).append(entry)
+    return {base: tuple(group) for base, group in groups.items() if len(group) > 1}
+
+
+@functools.cache
+def toned(split: str) -> tuple[Emoji, ...]:
+    """The members of `roles` that belong to a split."""
+    return tuple(entry for group in roles().values() for entry in group if tone_split(entry) == split)
+
+
+def other_tones(entry: Emoji, split: str) -> list[Emoji]:
+    """The same role in other skin tones; in "train" only those of the training split."""
+    return [
+        other
+        for other in roles().get(entry.base, ())
+        if other != entry and (split != "train" or tone_split(other) == "train")
+    ]
+
+
+def texts_of(entry: Emoji) -> list[tuple[str, str]]:
+    """All (language code, name) of an emoji: its name, its English aliases, its names in other languages."""
+    english = dict.fromkeys([entry.name, *entry.aliases])
+    others = [
+        (language, entry.names[language]) for language in LANGUAGES if language != "en" and language in entry.names
+    ]
+    return [*[("en", text) for text in english], *others]
+
+
+def tone_request(tone: str | None, wording: int) -> str:
+    """Words that ask for a skin tone, or for none."""
+    if tone is None:
+        return ("without a skin tone", "with the default skin", "remove the skin tone")[wording % 3]
+    return ("with {} skin tone", "with {} skin", "change the skin tone to {}")[wording % 3].format(tone)

@@ -1,0 +1,167 @@
+"""The OpenMoji world: real named pictures and scenes of them as training rows, texts and conversations, from a seed.
+
+    rows("train", 100_000)           queries, positives and hard negatives of eleven tasks (stage 2)
+    texts("train", 50_000)           distinct texts (stage 1)
+    conversations("train", 50_000)   pictures with prompts and answers (the backbone)
+
+Equal arguments give equal rows in every process. They are made once and kept in the cache folder; pictures are kept
+as short specs and drawn when a row is read. The splits hold out object pairs, skin tone x role, and the categories of
+some emoji: see `splits`.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from datasets import Dataset, Features, List, Value
+from PIL import Image
+
+from .captions import sample_caption, sample_scene
+from .emoji import cache_folder, sources_version
+from .long_captions import LongCaption, sample_wording
+from .names import categorised, named, texts_of
+from .probes import any_false_caption
+from .questions import sample_expression, sample_question
+from .scenes import Scene, render_crop
+from .splits import check_split
+from .views import View
+from .world_conversations import KINDS
+from .world_tasks import TASKS
+
+
+WORLD_VERSION = 1
+
+_ITEM = {"text": Value("string"), "image": Value("string"), "instruction": Value("string")}
+_ROW = Features(
+    {"query": _ITEM, "positive": _ITEM, "negatives": List(_ITEM), "task": Value("string"), "label": Value("string")}
+)
+_CONVERSATION = Features({"image": Value("string"), "prompt": Value("string"), "answer": Value("string")})
+
+
+def draw(spec: str) -> Image.Image:
+    """The picture that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32); RGB."""
+    if spec.startswith("scene "):
+        return Scene.from_spec(spec).render()
+    if spec.startswith("view "):
+        return View.from_spec(spec).render()
+    if spec.startswith("crop "):
+        return render_crop(spec)
+    raise ValueError(f"{spec!r} is no picture of the OpenMoji world: it must begin with scene, view or crop")
+
+
+def drawn_item(stored: dict) -> dict:
+    """A stored item as models take it: without its empty keys, its image drawn."""
+    item = {key: value for key, value in stored.items() if value is not None}
+    if "image" in item:
+        item["image"] = draw(item["image"])
+    return item
+
+
+def rows(split: str, size: int, seed: int = 0, tasks: Sequence[str] | None = None, negatives: int = 1) -> Dataset:
+    """Training rows of the given tasks (all of `TASKS` if None), mixed by their weights.
+
+    Columns: `query`, `positive` (items), `negatives` (at most `negatives` hard ones, items), `task`, `label`.
+    """
+    check_split(split)
+    chosen = list(tasks or TASKS)
+    for task in chosen:
+        if task not in TASKS:
+            raise ValueError(f"the OpenMoji world has no task {task!r}: choose from {', '.join(TASKS)}")
+    key = {"kind": "rows", "split": split, "size": size, "seed": seed, "tasks": chosen, "negatives": negatives}
+    return _stored(key, _make_rows, _ROW).with_transform(_draw_rows)
+
+
+def texts(split: str, size: int, seed: int = 0) -> Dataset:
+    """Distinct texts of all kinds in one column `text`: names, captions true and false, questions, categories."""
+    check_split(split)
+    key = {"kind": "texts", "split": split, "size": size, "seed": seed}
+    return _stored(key, _make_texts, Features({"text": Value("string")}))
+
+
+def conversations(split: str, size: int, seed: int = 0) -> Dataset:
+    """Generative rows: `image` (a picture or None), `prompt`, `answer`."""
+    check_split(split)
+    key = {"kind": "conversations", "split": split, "size": size, "seed": seed}
+    return _stored(key, _make_conversations, _CONVERSATION).with_transform(_draw_conversations)
+
+
+def _stored(key: dict, make: Callable[[dict], Iterator[dict]], features: Features) -> Dataset:
+    """What `make(key)` yields, read from the cache if it was made before by the same versions."""
+    identity = json.dumps([key, WORLD_VERSION, sources_version()], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Dataset.from_generator(
+        make,
+        features=features,
+        gen_kwargs={"key": key},
+        cache_dir=str(cache_folder()),
+        fingerprint=fingerprint,
+    )
+
+
+def _source(key: dict, index: int) -> random.Random:
+    """A random source of one row's own: a row does not depend on the rows before it."""
+    return random.Random(f"{WORLD_VERSION}/{key['kind']}/{key['split']}/{key['seed']}/{index}")
+
+
+def _make_rows(key: dict) -> Iterator[dict]:
+    weights = [TASKS[task][1] for task in key["tasks"]]
+    for index in range(key["size"]):
+        rng = _source(key, index)
+        task = rng.choices(key["tasks"], weights)[0]
+        yield TASKS[task][0](key["split"], key["negatives"], rng) | {"task": task}
+
+
+def _make_conversations(key: dict) -> Iterator[dict]:
+    kinds, weights = list(KINDS), [weight for _, weight in KINDS.values()]
+    for index in range(key["size"]):
+        rng = _source(key, index)
+        yield KINDS[rng.choices(kinds, weights)[0]][0](key["split"], rng)
+
+
+def _make_texts(key: dict) -> Iterator[dict]:
+    seen = set()
+    index = 0
+    while len(seen) < key["size"]:
+        for text in _some_texts(key["split"], _source(key, index)):
+            if text not in seen and len(seen) < key["size"]:
+                seen.add(text)
+                yield {"text": text}
+        index += 1
+
+
+def _some_texts(split: str, rng: random.Random) -> list[str]:
+    kind = rng.choices(("name", "category", "caption", "long", "question", "expression"), (8, 1, 8, 3, 5, 3))[0]
+    if kind == "name":
+        return [rng.choice(texts_of(rng.choice(named(split))))[1]]
+    if kind == "category":
+        entry = rng.choice(categorised(split))
+        return [entry.subcategory, entry.category]
+    if kind == "caption":
+        scene = sample_scene(split, rng.randint(2, 4), rng)
+        caption = sample_caption(scene, rng)
+        # A false caption beside the true one: near-duplicates that a student must keep apart as its teacher does.
+        return [caption.text, any_false_caption(caption, scene, split, rng).text]
+    if kind == "long":
+        return [LongCaption(sample_scene(split, 9, rng), sample_wording(rng)).text]
+    if kind == "question":
+        question = sample_question(split, rng)
+        return [question.text, question.answer]
+    return [sample_expression(split, rng).text]
+
+
+def _draw_rows(batch: dict[str, list]) -> dict[str, list]:
+    """Draws whichever columns were read."""
+    drawn = dict(batch)
+    for column in ("query", "positive"):
+        if column in batch:
+            drawn[column] = [drawn_item(stored) for stored in batch[column]]
+    if "negatives" in batch:
+        drawn["negatives"] = [[drawn_item(stored) for stored in row] for row in batch["negatives"]]
+    return drawn
+
+
+def _draw_conversations(batch: dict[str, list]) -> dict[str, list]:
+    if "image" not in batch:
+        return batch
+    return batch | {"image": [None if spec is None else draw(spec) for spec in batch["image"]]}

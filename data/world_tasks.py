@@ -1,0 +1,208 @@
+"""The world's training tasks: one function each, from a split and a random source to a row of queries and candidates.
+
+Rows hold pictures as specs (see `world.draw`); `world.rows` draws them when they are read. Instructions are
+those of MMEB (Jiang et al., 2024) for the task of the same shape.
+"""
+
+import random
+
+from .captions import sample_caption, sample_scene
+from .emoji import LANGUAGES, Emoji, catalogue, same_picture
+from .long_captions import LongCaption, family, sample_wording
+from .names import categorised, named, other_tones, texts_of, tone_request, toned
+from .probes import any_false_caption, sibling
+from .questions import sample_expression, sample_question
+from .scenes import crop_spec
+from .splits import tone_split
+from .views import View
+
+
+CLASSIFY = "Represent the given image for classification"
+CATEGORISE = "Identify the category of the object shown in the image"
+IDENTIFY = "Identify the object shown in the image"
+IMAGE_OF_TEXT = "Find me an everyday image that matches the given caption:"
+TEXT_OF_IMAGE = "Find an image caption describing the given everyday image."
+CHANGED_IMAGE = "Given an image, find a similar everyday image with the described changes:"
+QUESTION = "Represent the given image with the following question:"
+CROP = "Select the portion of the image that follows the language expressions."
+IMAGE_TARGET = "Represent the given image."
+CROP_TARGET = "Represent the given cropped image of the object"
+
+
+def item(text: str | None = None, image: str | None = None, instruction: str | None = None) -> dict:
+    """An item with all three keys, as rows store it; `image` is a spec."""
+    return {"text": text, "image": image, "instruction": instruction}
+
+
+def identify_in(language: str) -> str:
+    """The instruction that asks for a name in a language of `LANGUAGES`."""
+    return IDENTIFY if language == "en" else f"{IDENTIFY} in {LANGUAGES[language]}"
+
+
+def answer_of(entry: Emoji) -> str:
+    """The label of a picture: emoji that are drawn exactly alike are one answer."""
+    return catalogue()[same_picture()[entry.index]].code
+
+
+def _view(entry: Emoji, rng: random.Random) -> str:
+    return View.sample(entry.index, rng).spec
+
+
+def _image_target(spec: str) -> dict:
+    return item(image=spec, instruction=IMAGE_TARGET)
+
+
+def _some(options: list, count: int, rng: random.Random) -> list:
+    return rng.sample(options, min(count, len(options)))
+
+
+def subcategory(split: str, negatives: int, rng: random.Random) -> dict:
+    """Picture -> subcategory."""
+    entry = rng.choice(categorised(split))
+    return {
+        "query": item(image=_view(entry, rng), instruction=CLASSIFY),
+        "positive": item(entry.subcategory),
+        "negatives": [],
+        "label": entry.subcategory,
+    }
+
+
+def category(split: str, negatives: int, rng: random.Random) -> dict:
+    """Picture -> one of nine categories."""
+    entry = rng.choice(categorised(split))
+    return {
+        "query": item(image=_view(entry, rng), instruction=CATEGORISE),
+        "positive": item(entry.category),
+        "negatives": [],
+        "label": entry.category,
+    }
+
+
+def name_t2i(split: str, negatives: int, rng: random.Random) -> dict:
+    """A name in any language -> picture; the same role in another skin tone is the hard negative."""
+    entry = rng.choice(named(split))
+    return {
+        "query": item(rng.choice(texts_of(entry))[1], instruction=IMAGE_OF_TEXT),
+        "positive": _image_target(_view(entry, rng)),
+        "negatives": [_image_target(_view(other, rng)) for other in _some(other_tones(entry, split), negatives, rng)],
+        "label": answer_of(entry),
+    }
+
+
+def name_i2t(split: str, negatives: int, rng: random.Random) -> dict:
+    """Picture -> name in the language that the instruction asks for."""
+    entry = rng.choice(named(split))
+    language, text = rng.choice(texts_of(entry))
+    others = _some(other_tones(entry, split), negatives, rng)
+    return {
+        "query": item(image=_view(entry, rng), instruction=identify_in(language)),
+        "positive": item(text),
+        "negatives": [item(other.names[language]) for other in others if language in other.names],
+        "label": answer_of(entry),
+    }
+
+
+def composed(split: str, negatives: int, rng: random.Random) -> dict:
+    """Picture and "with dark skin tone" -> picture; the same role in other tones are the hard negatives."""
+    while True:
+        target = rng.choice(toned(split))
+        sources = [other for other in other_tones(target, split) if tone_split(other) == "train"]
+        if sources:
+            break
+    request = tone_request(target.tone, rng.randrange(3))
+    return {
+        "query": item(request, _view(rng.choice(sources), rng), CHANGED_IMAGE),
+        "positive": _image_target(_view(target, rng)),
+        "negatives": [_image_target(_view(other, rng)) for other in _some(other_tones(target, split), negatives, rng)],
+        "label": answer_of(target),
+    }
+
+
+def scene_t2i(split: str, negatives: int, rng: random.Random) -> dict:
+    """Caption -> scene; siblings of which the caption is false are the hard negatives."""
+    scene = sample_scene(split, rng.randint(2, 4), rng)
+    caption = sample_caption(scene, rng)
+    siblings = [sibling(scene, caption, split, rng) for _ in range(negatives)]
+    return {
+        "query": item(caption.text, instruction=IMAGE_OF_TEXT),
+        "positive": _image_target(scene.spec),
+        "negatives": [_image_target(other.spec) for other in siblings],
+        "label": None,
+    }
+
+
+def scene_i2t(split: str, negatives: int, rng: random.Random) -> dict:
+    """Scene -> caption; minimally edited false captions are the hard negatives."""
+    scene = sample_scene(split, rng.randint(2, 4), rng)
+    caption = sample_caption(scene, rng)
+    edited = [any_false_caption(caption, scene, split, rng) for _ in range(negatives)]
+    return {
+        "query": item(image=scene.spec, instruction=TEXT_OF_IMAGE),
+        "positive": item(caption.text),
+        "negatives": [item(other.text) for other in edited],
+        "label": None,
+    }
+
+
+def long_t2i(split: str, negatives: int, rng: random.Random) -> dict:
+    """Long caption -> scene of nine objects; scenes that differ only at the caption's end are the hard negatives."""
+    scene, *others = family(sample_scene(split, 9, rng), 1 + negatives, split, rng)
+    return {
+        "query": item(LongCaption(scene, sample_wording(rng)).text, instruction=IMAGE_OF_TEXT),
+        "positive": _image_target(scene.spec),
+        "negatives": [_image_target(other.spec) for other in others],
+        "label": None,
+    }
+
+
+def long_i2t(split: str, negatives: int, rng: random.Random) -> dict:
+    """Scene of nine objects -> long caption; captions that differ only at the end are the hard negatives."""
+    scene, *others = family(sample_scene(split, 9, rng), 1 + negatives, split, rng)
+    wording = sample_wording(rng)
+    return {
+        "query": item(image=scene.spec, instruction=TEXT_OF_IMAGE),
+        "positive": item(LongCaption(scene, wording).text),
+        "negatives": [item(LongCaption(other, wording).text) for other in others],
+        "label": None,
+    }
+
+
+def question(split: str, negatives: int, rng: random.Random) -> dict:
+    """Scene and question -> answer; what would be right for other objects of the scene is the hard negative."""
+    asked = sample_question(split, rng)
+    return {
+        "query": item(asked.text, asked.scene.spec, QUESTION),
+        "positive": item(asked.answer),
+        "negatives": [item(answer) for answer in _some(list(asked.other_answers), negatives, rng)],
+        "label": asked.answer,
+    }
+
+
+def crop(split: str, negatives: int, rng: random.Random) -> dict:
+    """Scene and expression -> crop of the object it means; the scene's other objects are the hard negatives."""
+    pointed = sample_expression(split, rng)
+    others = [placed for placed in pointed.scene.placed if placed != pointed.target]
+    return {
+        "query": item(f'"{pointed.text}"', pointed.scene.spec, CROP),
+        "positive": item(image=crop_spec(pointed.target), instruction=CROP_TARGET),
+        "negatives": [
+            item(image=crop_spec(placed), instruction=CROP_TARGET) for placed in _some(others, negatives, rng)
+        ],
+        "label": crop_spec(pointed.target),
+    }
+
+
+# task -> (its rows, its weight in the mixture)
+TASKS = {
+    "subcategory": (subcategory, 8),
+    "category": (category, 3),
+    "name_t2i": (name_t2i, 12),
+    "name_i2t": (name_i2t, 12),
+    "composed": (composed, 8),
+    "scene_t2i": (scene_t2i, 12),
+    "scene_i2t": (scene_i2t, 12),
+    "long_t2i": (long_t2i, 6),
+    "long_i2t": (long_i2t, 6),
+    "question": (question, 12),
+    "crop": (crop, 9),
+}

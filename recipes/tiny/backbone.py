@@ -1,0 +1,189 @@
+"""Pre-train the tiny backbone: a LLaVA of under 5 M parameters that learns to describe the OpenMoji world.
+
+    torchrun --nproc_per_node 2 recipes/tiny/backbone.py --config recipes/tiny/backbone.yaml
+
+UniME starts from a generative image-text model. This is the embedded stand-in for LLaVA: captions and questions of the
+world's training split, language-model loss on the answers, its own BPE tokenizer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from trl import TrlParser
+
+from unime.data.world import conversations
+
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|' ~ message['role'] ~ '|>' -}}
+{%- for part in message['content'] -%}
+{{- '<image>' if part['type'] == 'image' else part['text'] -}}
+{%- endfor -%}
+{{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+PIXELS, PATCH = 96, 16
+IGNORED = -100  # label of the tokens without a loss
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on, and how large the tokenizer is."""
+
+    rows: int = field(default=300_000, metadata={"help": "Conversations of the training split."})
+    vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, so that any text can be read."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=special[2:],
+        model_max_length=1024,
+        padding_side="right",
+    )
+
+
+def build(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Build the model, with random weights, and its processor."""
+    pictures = SiglipImageProcessor(
+        size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
+    )
+    processor = LlavaProcessor(
+        pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="full", chat_template=TEMPLATE
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=PIXELS,
+        patch_size=PATCH,
+        vision_use_head=False,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=3,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(PIXELS // PATCH) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+        attn_implementation="eager",  # on a CPU and at this length, twice as fast backward as PyTorch's fused attention
+    )
+    return LlavaForConditionalGeneration(config), processor
+
+
+class AnswerTrainer(Trainer):
+    """A `Trainer` that computes logits where there is a loss only: on a small model the vocabulary is the largest layer."""
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_) -> Tensor:
+        labels = inputs.pop("labels")[:, 1:]
+        kept = labels != IGNORED
+        logits = model(**inputs, positions=kept)
+        return cross_entropy(logits.float(), labels[kept])
+
+
+class AnswerLogits(torch.nn.Module):
+    """A LLaVA whose forward gives the logits of the chosen positions, `(positions, vocabulary)`."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration):
+        super().__init__()
+        self.llava = llava
+
+    def forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        hidden = self.llava.model(**inputs, use_cache=False).last_hidden_state
+        return self.llava.lm_head(hidden[:, :-1][positions])
+
+
+@dataclass
+class ConversationCollator:
+    """Render prompt and answer with the chat template; only the answer's tokens carry a loss."""
+
+    processor: ProcessorMixin
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        prompts = []
+        for row in rows:
+            image = [] if row["image"] is None else [{"type": "image"}]
+            prompts.append([{"role": "user", "content": image + [{"type": "text", "text": row["prompt"]}]}])
+        rendered = self.processor.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
+        full = [text + row["answer"] + "<|end|>" for text, row in zip(rendered, rows, strict=True)]
+        images = [[] if row["image"] is None else [row["image"]] for row in rows]
+        batch = self.processor(text=full, images=images if any(images) else None, padding=True, return_tensors="pt")
+        answers = [len(ids) + 1 for ids in self.processor.tokenizer([row["answer"] for row in rows])["input_ids"]]
+        end = batch["attention_mask"].sum(dim=1)
+        positions = torch.arange(batch["input_ids"].shape[1])
+        asked = positions < (end - torch.tensor(answers))[:, None]
+        batch["labels"] = batch["input_ids"].masked_fill(asked | (batch["attention_mask"] == 0), IGNORED)
+        return dict(batch)
+
+
+def main(script: ScriptArguments, args: TrainingArguments) -> None:
+    set_seed(args.seed)
+    with args.main_process_first():
+        dataset = conversations("train", script.rows, seed=args.seed)
+    stored = dataset.with_format(None)
+    sample = stored.select(range(min(len(dataset), 50_000)))
+    tokenizer = train_tokenizer([*sample["prompt"], *sample["answer"]], script.vocabulary)
+    model, processor = build(tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(stored["prompt"], stored["answer"], strict=True)]
+    trainer = AnswerTrainer(
+        AnswerLogits(model),
+        args,
+        train_dataset=dataset.add_column("length", lengths),
+        data_collator=ConversationCollator(processor),
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        model.half().save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, TrainingArguments)).parse_args_and_config())

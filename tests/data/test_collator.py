@@ -1,0 +1,124 @@
+"""A batch holds every distinct item once, and its indices say who is whose positive."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unime import micro_batches, processor_from_backbone
+from unime.data.collator import ContrastiveCollator, DistillationCollator
+from unime.data.rows import content_hash, label_hash
+
+
+def backwards(items: Sequence[Any]) -> list[tuple[list[int], Mapping[str, Tensor]]]:
+    """Prepare items as two micro-batches in reverse order; the tensors hold the items' content."""
+    order = list(range(len(items)))[::-1]
+    halves = [order[: len(order) // 2], order[len(order) // 2 :]]
+    return [(half, {"content": torch.tensor([content_hash(items[i]) for i in half])}) for half in halves if half]
+
+
+def embedded(batch: Mapping[str, Any]) -> list[int]:
+    """Return the content of the items by number, put in order as a trainer does."""
+    outputs = torch.cat([tensors["content"] for tensors in batch["micro_batches"]])
+    items = torch.empty_like(outputs)
+    items[batch["order"]] = outputs
+    return items.tolist()
+
+
+def row(query: Any, positive: Any, *negatives: Any, task: str = "names", label: str | None = None) -> dict[str, Any]:
+    return {"query": query, "positive": positive, "negatives": list(negatives), "task": task, "label": label}
+
+
+def hashes(*items: Any) -> list[int]:
+    return [content_hash(item) for item in items]
+
+
+ROWS = [
+    row("a cat", "Katze", "Hund", "Maus"),
+    row("a dog", "Hund", "Katze"),
+    row("the cat", "Katze", "a dog"),
+    row("a bird", "Vogel", "Maus", "Katze"),
+]
+
+
+def test_every_distinct_item_is_embedded_once() -> None:
+    batch = ContrastiveCollator(backwards)(ROWS)
+    assert embedded(batch) == hashes("a cat", "a dog", "the cat", "a bird", "Katze", "Hund", "Vogel", "Maus")
+    assert batch["order"].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def test_indices_lead_from_rows_to_candidates_to_items() -> None:
+    batch = ContrastiveCollator(backwards)(ROWS)
+    # The candidates are the positives Katze, Hund, Vogel, then the negatives Maus and "a dog", also a query.
+    assert batch["query"].tolist() == [0, 1, 2, 3]
+    assert batch["candidate"].tolist() == [4, 5, 6, 7, 1]
+    assert batch["positive"].tolist() == [0, 1, 0, 2]
+    assert batch["content"].tolist() == hashes("Katze", "Hund", "Vogel", "Maus", "a dog")
+    assert batch["label"].tolist() == [-1] * 5
+    assert all(batch[name].dtype == torch.int64 for name in ("order", "query", "candidate", "positive", "content"))
+
+
+def test_a_negative_that_is_a_positive_of_the_batch_is_not_added_again() -> None:
+    batch = ContrastiveCollator(backwards)([row("a cat", "Katze", "Hund"), row("a dog", "Hund", label="dog")])
+    assert batch["content"].tolist() == hashes("Katze", "Hund")
+    assert batch["label"].tolist() == [-1, label_hash("names", "dog")]
+
+
+def test_one_text_with_two_labels_is_two_candidates_and_one_item() -> None:
+    rows = [
+        row("is it red?", "yes", task="question", label="red"),
+        row("is it blue?", "yes", task="question", label="blue"),
+        row("is it very red?", "yes", task="question", label="red"),
+    ]
+    batch = ContrastiveCollator(backwards)(rows)
+    assert len(embedded(batch)) == 4
+    assert batch["candidate"].tolist() == [3, 3]
+    assert batch["positive"].tolist() == [0, 1, 0]
+    assert batch["content"].tolist() == hashes("yes", "yes")
+    assert batch["label"].tolist() == [label_hash("question", "red"), label_hash("question", "blue")]
+
+
+def test_one_label_in_two_tasks_is_two_labels() -> None:
+    rows = [row("cat?", "cat", task="names", label="cat"), row("cat!", "cat", task="crop", label="cat")]
+    labels = ContrastiveCollator(backwards)(rows)["label"]
+    assert len(labels) == 2 and labels[0] != labels[1]
+
+
+def test_pictures_with_the_same_pixels_are_one_item() -> None:
+    red, same, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "#ff0000", "blue"))
+    rows = [row({"image": red}, "red"), row({"image": same}, "rouge"), row({"image": blue}, {"image": red})]
+    batch = ContrastiveCollator(backwards)(rows)
+    assert batch["query"].tolist() == [0, 0, 1]
+    assert batch["candidate"].tolist() == [2, 3, 0]
+
+
+def test_texts_come_with_the_embeddings_of_their_teacher() -> None:
+    rows = [{"text": "a cat", "teacher": [0.0, 1.0, 0.5]}, {"text": "a dog", "teacher": [1.0, 0.0, 0.25]}]
+    batch = DistillationCollator(backwards)(rows)
+    assert embedded(batch) == hashes("a cat", "a dog")
+    assert batch["teacher"].dtype == torch.float32
+    assert batch["teacher"].tolist() == [[0.0, 1.0, 0.5], [1.0, 0.0, 0.25]]
+    assert "texts" not in batch
+
+
+def test_texts_come_as_they_are_for_a_teacher_that_runs_along() -> None:
+    batch = DistillationCollator(backwards)([{"text": "a cat"}, {"text": "a cat"}])
+    assert batch["texts"] == ["a cat", "a cat"] and "teacher" not in batch
+    assert embedded(batch) == hashes("a cat", "a cat")
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
+def test_micro_batches_of_the_model_are_covered_by_the_order(name: str, twin: Any) -> None:
+    folder: Path = twin(name)
+    prepare = partial(micro_batches, processor_from_backbone(folder), max_tokens=64)
+    picture = {"image": Image.new("RGB", (30, 30), "red"), "text": "what is it?"}
+    batch = ContrastiveCollator(prepare)([*ROWS, row(picture, "a tile of one colour and nothing else on it")])
+    assert sorted(batch["order"].tolist()) == list(range(10))
+    rows = [len(tensors["input_ids"]) for tensors in batch["micro_batches"]]
+    assert sum(rows) == 10 and len(rows) > 2
+    assert ["pixel_values" in tensors for tensors in batch["micro_batches"]] == [False] * (len(rows) - 1) + [True]

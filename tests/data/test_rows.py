@@ -1,0 +1,182 @@
+"""The row contract: what a file of rows must hold, what is said when it does not, and which items are the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from unime.data.rows import ROW, content_hash, label_hash, load_rows, require_columns
+
+
+def noise(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_dataset_without_the_needed_columns_is_refused_in_one_sentence() -> None:
+    dataset = Dataset.from_dict({"question": ["?"], "task": ["names"]})
+    require_columns(dataset, ("question", "task"), "stage 2")
+    with pytest.raises(ValueError) as error:
+        require_columns(dataset, ("query", "positive", "task"), "stage 2")
+    assert str(error.value) == (
+        "stage 2 needs the columns query, positive, task; missing: query, positive; found: question, task. "
+        "Rename or map the columns first"
+    )
+
+
+def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    pictures = [noise(seed) for seed in range(3)]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / "pictures" / f"{number}.png")
+    written = [
+        {
+            "query": {"text": "a cat", "instruction": "Find it:"},
+            "positive": {"image": "pictures/0.png"},
+            "negatives": [{"image": "pictures/1.png"}, {"image": "pictures/2.png"}],
+            "task": "retrieval",
+            "label": "cat",
+        },
+        {
+            "query": {"text": "a dog"},
+            "positive": {"image": "pictures/1.png", "text": "a dog"},
+            "negatives": [],
+            "task": "names",
+            "label": None,
+        },
+    ]
+    dataset = load_rows(write(tmp_path / "rows.jsonl", written))
+    assert len(dataset) == 2
+    first, second = dataset[0], dataset[1]
+    assert tuple(first) == ROW
+    assert first["query"] == {"text": "a cat", "instruction": "Find it:"}
+    assert [content_hash(item) for item in [first["positive"], *first["negatives"]]] == [
+        content_hash(picture) for picture in pictures
+    ]
+    assert (first["task"], first["label"]) == ("retrieval", "cat")
+    assert second["query"] == {"text": "a dog"}
+    assert content_hash(second["positive"]) == content_hash({"image": pictures[1], "text": "a dog"})
+    assert (second["negatives"], second["task"], second["label"]) == ([], "names", None)
+
+
+def test_columns_that_a_file_leaves_out_are_filled_in(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", [{"query": {"text": "a cat"}, "positive": {"text": "eine Katze"}}])
+    assert load_rows(path)[0] == {
+        "query": {"text": "a cat"},
+        "positive": {"text": "eine Katze"},
+        "negatives": [],
+        "task": "pairs.jsonl",
+        "label": None,
+    }
+
+
+def test_pictures_are_looked_for_under_the_image_root(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    noise(0).save(tmp_path / "elsewhere" / "0.png")
+    path = write(tmp_path / "rows.jsonl", [{"query": {"text": "a cat"}, "positive": {"image": "0.png"}}])
+    row = load_rows(path, image_root=tmp_path / "elsewhere")[0]
+    assert content_hash(row["positive"]) == content_hash(noise(0))
+
+
+def test_an_item_may_hold_several_pictures(tmp_path: Path) -> None:
+    for number in range(2):
+        noise(number).save(tmp_path / f"{number}.png")
+    several = {"query": {"image": ["0.png", "1.png"], "text": "both"}, "positive": {"text": "two"}}
+    row = load_rows(write(tmp_path / "rows.jsonl", [several]))[0]
+    assert content_hash(row["query"]) == content_hash({"image": [noise(0), noise(1)], "text": "both"})
+
+
+def test_texts_for_the_first_stage_are_read_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0, 1]}])
+    assert list(load_rows(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]
+
+
+def picture_rows(folder: Path) -> Path:
+    """Write three rows; the pictures of the second and the third cannot be read."""
+    noise(0).save(folder / "good.png")
+    (folder / "text.png").write_text("no picture")
+    whole = (folder / "good.png").read_bytes()
+    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    rows = [
+        {"query": {"text": "0"}, "positive": {"image": "good.png"}, "negatives": [{"image": "good.png"}]},
+        {"query": {"text": "1"}, "positive": {"image": "gone.png"}, "negatives": [{"image": "good.png"}]},
+        {"query": {"text": "2"}, "positive": {"image": "text.png"}, "negatives": [{"image": "good.png"}]},
+        {"query": {"text": "3"}, "positive": {"image": "good.png"}, "negatives": [{"image": "half.png"}]},
+    ]
+    return write(folder / "rows.jsonl", rows)
+
+
+def test_a_missing_picture_is_named_with_its_file_and_row(tmp_path: Path) -> None:
+    dataset = load_rows(picture_rows(tmp_path))
+    assert dataset[0]["positive"]["image"][0].size == (8, 6)
+    with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist; mend"):
+        dataset[1]
+
+
+@pytest.mark.parametrize(("row", "where"), [(2, "row 2, positive: .*text.png"), (3, "row 3, negative 0: .*half.png")])
+def test_an_unreadable_picture_is_named_with_its_file_and_row(tmp_path: Path, row: int, where: str) -> None:
+    dataset = load_rows(picture_rows(tmp_path))
+    with pytest.raises(ValueError, match=rf"^rows.jsonl, {where}: it is not a readable picture"):
+        dataset[row]
+
+
+def test_rows_keep_their_number_when_they_are_shuffled(tmp_path: Path) -> None:
+    dataset = load_rows(picture_rows(tmp_path)).select([3, 1])
+    with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive"):
+        dataset[1]
+
+
+def test_equal_items_have_equal_hashes() -> None:
+    palette = noise(0).convert("P")
+    for one, other in [
+        ("a cat", {"text": "a cat"}),
+        (noise(0), {"image": [noise(0)]}),
+        ({"text": "a cat", "instruction": None}, {"text": "a cat"}),
+        ({"text": "a", "image": noise(1)}, {"image": noise(1), "text": "a"}),
+        (palette, palette.convert("RGB")),
+    ]:
+        assert content_hash(one) == content_hash(other)
+        assert 0 <= content_hash(one) < 2**63
+
+
+def test_items_that_differ_have_different_hashes() -> None:
+    recoloured = noise(0).convert("P")
+    colours = recoloured.copy()
+    colours.putpalette([255 - value for value in recoloured.getpalette()])
+    items = [
+        "a cat",
+        "a cat ",
+        "",
+        {"text": "a", "instruction": "cat"},
+        {"text": "cat", "instruction": "a"},
+        {"text": "acat", "instruction": ""},
+        noise(0),
+        noise(1),
+        noise(0, (6, 8)),  # the same bytes in another shape
+        {"image": noise(0), "text": ""},
+        {"image": [noise(0), noise(1)]},
+        {"image": [noise(1), noise(0)]},
+        recoloured,
+        colours,
+    ]
+    assert len({content_hash(item) for item in items}) == len(items)
+
+
+def test_a_hash_is_the_same_in_every_process() -> None:
+    assert content_hash("a cat") == 2788801093492353401
+    assert label_hash("names", "cat") == 178840333938491016
+
+
+def test_labels_are_told_apart_by_their_task() -> None:
+    assert label_hash("names", None) == -1
+    assert label_hash("names", "cat") == label_hash("names", "cat") >= 0
+    assert len({label_hash(task, label) for task, label in [("names", "cat"), ("names", "dog"), ("crop", "cat")]}) == 3
+    assert label_hash("a", "b") != label_hash("ab", "")

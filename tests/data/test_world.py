@@ -1,0 +1,121 @@
+"""Rows, texts and conversations of the OpenMoji world."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unime.data.emoji import catalogue
+from unime.data.scenes import Scene
+from unime.data.splits import SPLITS, category_split, pair_splits, tone_split
+from unime.data.world import conversations, draw, rows, texts
+from unime.data.world_tasks import TASKS
+
+
+def stored(dataset):
+    return dataset.with_format(None)
+
+
+def images_of(row):
+    items = [row["query"], row["positive"], *row["negatives"]]
+    return [item["image"] for item in items if item["image"]]
+
+
+def test_rows_follow_the_contract_and_hold_drawn_pictures():
+    dataset = rows("train", 300)
+    assert dataset.column_names == ["query", "positive", "negatives", "task", "label"]
+    assert {row["task"] for row in stored(dataset)} == set(TASKS)
+    for row in dataset:
+        for item in (row["query"], row["positive"], *row["negatives"]):
+            assert set(item) <= {"text", "image", "instruction"} and ("text" in item or "image" in item)
+            assert None not in item.values()
+            if "image" in item:
+                assert isinstance(item["image"], Image.Image) and item["image"].size in ((96, 96), (32, 32))
+
+
+def test_a_negative_is_never_the_positive():
+    for row in stored(rows("train", 2000, negatives=2)):
+        assert row["positive"] not in row["negatives"]
+
+
+def test_rows_of_chosen_tasks_with_more_negatives():
+    dataset = stored(rows("train", 60, tasks=["scene_t2i", "long_i2t"], negatives=3))
+    assert {row["task"] for row in dataset} == {"scene_t2i", "long_i2t"}
+    assert all(len(row["negatives"]) == 3 for row in dataset)
+
+
+def test_equal_arguments_give_equal_rows_in_another_process():
+    code = "from unime.data.world import rows; print([row for row in rows('test', 40, seed=7).with_format(None)])"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert elsewhere.strip() == str(list(stored(rows("test", 40, seed=7))))
+    assert list(stored(rows("test", 40, seed=8))) != list(stored(rows("test", 40, seed=7)))
+
+
+def test_a_larger_world_begins_with_the_smaller_one():
+    assert list(stored(rows("train", 100)))[:50] == list(stored(rows("train", 50)))
+
+
+def test_rows_draw_the_same_pictures_in_data_workers():
+    here, there = rows("train", 50), pickle.loads(pickle.dumps(rows("train", 50)))
+    index = next(index for index, row in enumerate(stored(here)) if row["query"]["image"])
+    assert np.array_equal(np.asarray(here[index]["query"]["image"]), np.asarray(there[index]["query"]["image"]))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_pictures_belong_to_their_split(split):
+    train, own = SPLITS.index("train"), SPLITS.index(split)
+    for row in stored(rows(split, 1500)):
+        answers = [row["query"], row["positive"]] if row["task"] != "composed" else [row["positive"]]
+        for spec in [item["image"] for item in answers if item["image"]]:
+            if spec.startswith("scene"):
+                placed = [one.object for one in Scene.from_spec(spec).placed]
+                pairs = {pair_splits()[one, two] for one in placed for two in placed if one != two}
+                assert own in pairs and (split != "train" or pairs == {train})
+            elif spec.startswith("view"):
+                entry = catalogue()[int(spec.split()[1].split(".")[0])]
+                held_out = category_split if row["task"] in ("subcategory", "category") else tone_split
+                assert held_out(entry) == split
+
+
+def test_texts_are_distinct_and_of_the_asked_number():
+    found = texts("train", 2000)["text"]
+    assert len(set(found)) == len(found) == 2000
+
+
+def test_training_texts_hold_no_name_of_a_held_out_tone():
+    tested = {name for entry in catalogue() if tone_split(entry) == "test" for name in entry.names.values()}
+    trained = {name for entry in catalogue() if tone_split(entry) == "train" for name in entry.names.values()}
+    assert not (tested - trained) & set(texts("train", 5000)["text"])
+
+
+def test_conversations_have_pictures_prompts_and_short_answers():
+    dataset = conversations("train", 400)
+    assert dataset.column_names == ["image", "prompt", "answer"]
+    told = [row for row in dataset if row["image"] is None]
+    assert 10 < len(told) < 150
+    for row in dataset:
+        assert row["prompt"] and row["answer"]
+        assert row["image"] is None or isinstance(row["image"], Image.Image)
+
+
+def test_one_column_can_be_read_alone():
+    assert set(conversations("train", 400)["answer"][:3]) and len(rows("train", 50)["task"]) == 50
+
+
+def test_wrong_names_are_explained():
+    with pytest.raises(ValueError, match="no split 'dev': choose one of train, validation, test"):
+        rows("dev", 10)
+    with pytest.raises(ValueError, match="no task 'poetry': choose from subcategory"):
+        rows("train", 10, tasks=["poetry"])
+    with pytest.raises(ValueError, match="'photo 1' is no picture of the OpenMoji world"):
+        draw("photo 1")

@@ -1,0 +1,65 @@
+"""Metrics on scores small enough to rank by eye."""
+
+import numpy as np
+import pytest
+
+from unime.eval.metrics import compositional_accuracy, hit_at_1, mean_by_group, pessimistic_ranks, recall_at_k
+
+
+SCORES = np.array(
+    [
+        [0.9, 0.1, 0.2, 0.3],  # right is 0, the best: rank 0
+        [0.8, 0.7, 0.1, 0.2],  # right is 1, behind 0: rank 1
+        [0.4, 0.3, 0.1, 0.2],  # right is 2, the worst: rank 3
+        [0.5, 0.9, 0.1, 0.7],  # right are 0 and 3; 3 is behind 1 only: rank 1
+    ]
+)
+POSITIVES = [[0], [1], [2], [0, 3]]
+
+
+def test_ranks_count_the_wrong_candidates_before_the_best_right_one():
+    assert pessimistic_ranks(SCORES, POSITIVES).tolist() == [0, 1, 3, 1]
+
+
+def test_recall_and_hit_worked_by_hand():
+    ranks = pessimistic_ranks(SCORES, POSITIVES)
+    assert [recall_at_k(ranks, k) for k in (1, 2, 3, 4)] == [0.25, 0.75, 0.75, 1.0]
+    assert hit_at_1(SCORES, POSITIVES) == 0.25
+
+
+def test_other_right_candidates_do_not_stand_in_the_way():
+    assert hit_at_1(np.array([[0.9, 0.8, 0.7]]), [[0, 1]]) == 1.0
+    assert pessimistic_ranks(np.array([[0.9, 0.8, 0.7]]), [[1, 2]]).tolist() == [1]
+
+
+def test_a_pool_leaves_out_the_candidates_of_other_queries():
+    pools = [[0, 1], [1, 2], [2, 1], [0, 1, 2, 3]]
+    assert pessimistic_ranks(SCORES, POSITIVES, pools).tolist() == [0, 0, 1, 1]
+
+
+def test_a_tie_is_wrong():
+    assert pessimistic_ranks(np.array([[0.5, 0.5, 0.1]]), [[0]]).tolist() == [1]
+    assert compositional_accuracy(np.array([0.5, 0.6]), np.array([0.5, 0.5])) == 0.5
+
+
+@pytest.mark.parametrize("noise", [0.0, 2e-7])
+def test_a_collapsed_embedding_scores_zero_even_with_rounding_noise(noise):
+    scores = 1 + noise * np.random.default_rng(0).choice([-1, 0, 1], size=(50, 20)).astype(np.float32)
+    positives = [[query % 20] for query in range(50)]
+    assert hit_at_1(scores, positives) == 0
+    assert pessimistic_ranks(scores, positives).tolist() == [19] * 50
+    assert compositional_accuracy(scores[:, 0], scores[:, 1]) == 0
+
+
+def test_a_score_that_is_not_a_number_is_wrong():
+    assert hit_at_1(np.array([[np.nan, 0.1], [0.9, np.nan]]), [[0], [0]]) == 0
+    assert compositional_accuracy(np.array([np.nan]), np.array([0.0])) == 0
+
+
+def test_a_query_without_wrong_candidates_is_a_hit():
+    assert hit_at_1(np.array([[0.1, 0.2]]), [[0, 1]]) == 1
+
+
+def test_means_are_plain_means_per_group():
+    scores = [("vqa", 0.2), ("retrieval", 1.0), ("vqa", 0.4)]
+    assert mean_by_group(scores) == {"vqa": pytest.approx(0.3), "retrieval": 1.0}

@@ -1,0 +1,181 @@
+"""The report: the table, one offline page, and nothing unescaped in it."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unime.eval.gallery import Answer, Candidate, Gallery, Probe, galleries
+from unime.eval.report import table, write_report
+from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
+
+
+PICTURES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+SCRIPT = "<script>alert('caption')</script>"
+RETRIEVAL = [
+    RetrievalTask(
+        "scene_t2i",
+        "retrieval",
+        [{"text": SCRIPT, "instruction": "Find me & mine:"}, {"text": "green"}, {"text": "blue"}],
+        [{"image": picture} for picture in PICTURES],
+        [[0], [1], [2]],
+    ),
+    RetrievalTask(
+        "question", "vqa", [{"image": PICTURES[0], "text": "Which?"}], [{"text": "a"}, {"text": "b"}], [[1]]
+    ),
+]
+PROBES = [
+    CompositionalTask(
+        "swap_obj",
+        [{"image": PICTURES[0]}],
+        [{"text": "a cat beside a mat"}],
+        [{"text": "a mat beside a cat"}],
+    )
+]
+
+
+def encode(seed):
+    generator = np.random.default_rng(seed)
+
+    def embed(items):
+        rows = generator.normal(size=(len(items), 8)).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return embed
+
+
+@pytest.fixture(scope="module")
+def columns():
+    return {
+        title: evaluate(encode(seed), RETRIEVAL, PROBES, model=f"{title} model", progress=False)
+        for seed, title in enumerate(["Before", "Stage <2>", "CLIP"])
+    }
+
+
+@pytest.fixture(scope="module")
+def page(columns, tmp_path_factory):
+    results = {title: numbers for title, (numbers, _) in columns.items()}
+    shown = galleries(columns["Stage <2>"][1], RETRIEVAL, PROBES)
+    curves = {"Loss <of> stage 2": {"Stage <2>": [(1, 2.0), (2, 1.0)], "CLIP": [(1, 2.0), (2, 1.5)]}, "Nothing": {}}
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    credits = "Pictures: me & you"
+    assert write_report(results, shown, curves, path, subject="Stage <2>", credits=credits) == path
+    return path.read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    """Checks that tags close in order; keeps what they are and where they point."""
+
+    void = {"meta", "img", "line", "polyline", "circle", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.addresses = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_points_nowhere_outside(page):
+    tags = Tags(page)
+    assert tags.open == []
+    assert tags.addresses and all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert "url(" not in page and "@import" not in page and "http" not in page
+
+
+def test_a_script_in_a_caption_or_title_is_shown_and_not_run(page):
+    assert "script" not in Tags(page).seen
+    assert SCRIPT not in page
+    assert "&lt;script&gt;alert(&#39;caption&#39;)&lt;/script&gt;" in page
+    for text in ("Stage &lt;2&gt;", "Loss &lt;of&gt; stage 2", "me &amp; you", "Find me &amp; mine:"):
+        assert text in page
+    assert "Stage <2>" not in page
+
+
+def test_the_page_shows_every_query_and_frames_its_right_candidate(page):
+    rows = page.split('<div class="answer">')[1:]
+    assert len(rows) == 3 + 1
+    for row in rows:
+        assert row.split("</ol>")[0].count("candidate right") == 1
+
+
+def test_the_words_that_tell_two_captions_apart_are_marked(page):
+    assert "a <mark>cat</mark> beside a <mark>mat</mark>" in page
+    assert "a <mark>mat</mark> beside a <mark>cat</mark>" in page
+
+
+def test_the_page_leaves_out_what_was_not_measured(columns, tmp_path):
+    results = {"Before": {**columns["Before"][0], "compositional": {}, "compositional_groups": {}}}
+    path = write_report(results, [], {}, tmp_path / "report.html", subject="Before", credits="")
+    text = path.read_text(encoding="utf-8")
+    assert Tags(text).open == []
+    for title in ("One word apart", "How it learned", "What it finds", "Where it fails"):
+        assert title not in text
+
+
+def test_galleries_look_up_what_rankings_name(columns):
+    scene, question, swap = galleries(columns["CLIP"][1], RETRIEVAL, PROBES)
+    assert [gallery.name for gallery in (scene, question, swap)] == ["scene_t2i", "question", "swap_obj"]
+    assert all(isinstance(answer, Answer) and len(answer.top) == 3 for answer in scene.examples)
+    assert [answer.query["text"] for answer in scene.examples] == [SCRIPT, "green", "blue"]
+    for answer, picture in zip(scene.examples, PICTURES, strict=True):
+        assert answer.right.item["image"] is picture
+        assert [candidate.right for candidate in answer.top].index(True) == answer.rank
+    (probe,) = swap.examples
+    assert isinstance(probe, Probe) and probe.negative["text"] == "a mat beside a cat"
+
+
+def test_the_widest_misses_come_first(columns, tmp_path):
+    def miss(text, margin):
+        right = Candidate({"text": "right"}, 0.5, True)
+        return Answer({"text": text}, [Candidate({"text": "wrong"}, 0.5 + margin, False), right], right, 1)
+
+    shown = [Gallery("question", [], [miss("narrow", 0.1)]), Gallery("scene_t2i", [], [miss("wide", 0.3)])]
+    results = {"CLIP": columns["CLIP"][0]}
+    text = write_report(results, shown, {}, tmp_path / "report.html", subject="CLIP", credits="").read_text()
+    assert text.index(">wide<") < text.index(">narrow<")
+
+
+def numbers(share):
+    return {
+        "tasks": {"name_t2i": {"meta_task": "retrieval", "hit@1": share}},
+        "meta_tasks": {"retrieval": share},
+        "overall": share,
+        "compositional": {"swap_obj": 1.0},
+        "compositional_groups": {"swap": 1.0},
+    }
+
+
+def test_the_table_is_aligned_markdown_in_percent():
+    assert table({"Before": numbers(0.0125), "CLIP": numbers(0.5)}).splitlines() == [
+        "| hit@1, %                | Before |  CLIP |",
+        "| ----------------------- | -----: | ----: |",
+        "| **Retrieval**           |    1.2 |  50.0 |",
+        "| name_t2i                |    1.2 |  50.0 |",
+        "| **Mean of tasks**       |    1.2 |  50.0 |",
+        "| **Compositional: swap** |  100.0 | 100.0 |",
+        "| swap_obj                |  100.0 | 100.0 |",
+    ]
+
+
+def test_columns_on_different_tasks_are_refused():
+    other = {**numbers(0.5), "tasks": {"scene_t2i": {"meta_task": "retrieval", "hit@1": 0.5}}}
+    with pytest.raises(ValueError, match="'Before' and 'CLIP' do not share name_t2i, scene_t2i"):
+        table({"Before": numbers(0.5), "CLIP": other})
+
+
+def test_a_subject_that_is_no_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="subject 'Stage 3' is none of its columns: Before"):
+        write_report({"Before": numbers(0.5)}, [], {}, tmp_path / "x.html", subject="Stage 3", credits="")

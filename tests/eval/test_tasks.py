@@ -1,0 +1,157 @@
+"""Evaluation of embedders that can be computed by hand: words as axes of the space."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
+
+
+WORDS = ["cat", "dog", "pig", "cow"]
+DOG = Image.new("RGB", (4, 4), "brown")
+
+
+def encode(items):
+    """Embed an item as the words of its text; the picture is a dog."""
+    texts = ["dog" if "image" in item else item["text"] for item in items]
+    rows = np.array([[float(word in text.split()) for word in WORDS] for text in texts], dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def collapsed(items):
+    return np.tile(np.float32([0.6, 0.8]), (len(items), 1))
+
+
+def items(*texts):
+    return [{"text": text} for text in texts]
+
+
+NAMES = RetrievalTask(
+    name="name",
+    meta_task="retrieval",
+    queries=[*items("a cat", "a pig"), {"image": DOG}],
+    candidates=items("cat", "dog", "pig cow", "pig dog"),
+    positives=[[0], [2], [1]],  # "a pig" ties between candidates 2 and 3: wrong
+)
+KINDS = RetrievalTask("kind", "classification", items("cat"), items("cow", "cat"), [[1]])
+SWAPS = CompositionalTask("swap_obj", items("cat", "dog"), items("cat", "cat"), items("dog", "dog"))
+REPLACES = CompositionalTask("replace_obj", items("cat"), items("cat dog"), items("dog"))
+OTHER_REPLACES = CompositionalTask("replace_att", items("cat"), items("pig"), items("cow"))
+
+
+def test_results_worked_by_hand():
+    results, _ = evaluate(
+        encode, [NAMES, KINDS], [SWAPS, REPLACES, OTHER_REPLACES], model="words", benchmark="toy", progress=False
+    )
+    assert results.pop("seconds") >= 0
+    third = pytest.approx(2 / 3)
+    recalls = {"hit@1": third, "R@1": third, "R@5": 1.0, "R@10": 1.0}
+    assert results == {
+        "model": "words",
+        "benchmark": "toy",
+        "tasks": {
+            "name": {"meta_task": "retrieval", **recalls, "queries": 3, "candidates": 4},
+            "kind": {
+                "meta_task": "classification",
+                **dict.fromkeys(recalls, 1.0),
+                "queries": 1,
+                "candidates": 2,
+            },
+        },
+        "meta_tasks": {"retrieval": third, "classification": 1.0},
+        "overall": pytest.approx(5 / 6),
+        "compositional": {"swap_obj": 0.5, "replace_obj": 1.0, "replace_att": 0.0},
+        "compositional_groups": {"swap": 0.5, "replace": 0.5},
+    }
+
+
+def test_a_collapsed_embedding_scores_zero_everywhere():
+    results, rankings = evaluate(collapsed, [NAMES, KINDS], [SWAPS], model="constant", progress=False)
+    assert results["overall"] == 0
+    assert results["compositional"] == {"swap_obj": 0}
+    assert not any(example["right"][0] for example in rankings["retrieval"]["name"]["examples"])
+
+
+def test_rankings_survive_json_and_hold_the_best_first():
+    _, rankings = evaluate(encode, [NAMES], [SWAPS], model="words", shown=2, progress=False)
+    assert json.loads(json.dumps(rankings)) == rankings
+    first, second = rankings["retrieval"]["name"]["examples"]
+    assert first == {
+        "query": 0,
+        "top": [0, 1, 2, 3],
+        "scores": [1.0, 0.0, 0.0, 0.0],
+        "right": [True, False, False, False],
+        "answer": 0,
+        "answer_score": 1.0,
+        "rank": 0,
+    }
+    assert second["query"] == 1
+    (mistake,) = rankings["retrieval"]["name"]["mistakes"]
+    assert (mistake["query"], mistake["answer"], mistake["top"][0], mistake["rank"]) == (1, 2, 3, 1)
+    assert rankings["compositional"]["swap_obj"]["mistakes"] == [{"row": 1, "true": 0.0, "false": 1.0}]
+
+
+def test_mistakes_come_with_the_widest_miss_first():
+    task = RetrievalTask("name", "retrieval", items("cat dog", "cat"), items("cat", "dog pig"), [[1], [1]])
+    _, rankings = evaluate(encode, [task], model="words", progress=False)
+    assert [mistake["query"] for mistake in rankings["retrieval"]["name"]["mistakes"]] == [1, 0]
+
+
+def test_a_pool_is_ranked_alone():
+    task = RetrievalTask("name", "vqa", items("cat"), items("cat", "cat dog", "pig"), [[1]], pools=[[1, 2]])
+    results, rankings = evaluate(encode, [task], model="words", progress=False)
+    assert results["overall"] == 1
+    assert results["tasks"]["name"]["candidates"] == 2
+    assert rankings["retrieval"]["name"]["examples"][0]["top"] == [1, 2]
+
+
+def test_every_distinct_item_is_embedded_once_across_tasks():
+    seen = []
+
+    def counting(items):
+        seen.extend(items)
+        return encode(items)
+
+    again = RetrievalTask("again", "vqa", [{"image": DOG}], items("dog", "cat"), [[0]])
+    instructed = RetrievalTask("instructed", "vqa", [{"text": "cat", "instruction": "Find"}], items("cat"), [[0]])
+    evaluate(counting, [NAMES, again, instructed], model="words", progress=False)
+    assert len(seen) == 3 + 4 + 0 + 1
+    assert sum("image" in item for item in seen) == 1
+
+
+def test_an_embedding_that_is_not_finite_names_the_item():
+    def broken(items):
+        rows = encode(items)
+        rows[1] = np.nan
+        return rows
+
+    with pytest.raises(ValueError, match="embedding of query 1 of task 'name' is not finite"):
+        evaluate(broken, [NAMES], model="words", progress=False)
+
+
+def test_embeddings_of_the_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match=r"expected embeddings of shape \(3, D\) from encode, got \(2, 4\)"):
+        evaluate(lambda items: encode(items)[:2], [NAMES], model="words", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"meta_task": "video"}, "has meta_task 'video'; use one of classification"),
+        ({"positives": [[0]]}, "has 3 queries and 1 lists of positives"),
+        ({"positives": [[0], [], [1]]}, r"query 1 of task 'name' has the positives \[\]"),
+        ({"positives": [[0], [4], [1]]}, r"query 1 of task 'name' has the positives \[4\].*its 4 candidates"),
+        ({"pools": [[0]]}, "has 3 queries and 1 pools"),
+        ({"pools": [[0], [2], [0, 2]]}, r"query 2 of task 'name' has the positives \[1\].*its 2 candidates"),
+    ],
+)
+def test_a_retrieval_task_that_does_not_add_up_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalTask(**{**vars(NAMES), **change})
+
+
+def test_a_compositional_task_needs_equally_long_columns():
+    with pytest.raises(ValueError, match="has 1 images, 2 captions and 1 negatives"):
+        CompositionalTask("swap_obj", items("cat"), items("cat", "dog"), items("dog"))

@@ -1,0 +1,281 @@
+"""The model: one unit vector per item, the same however it is batched, padded, loaded, saved or adapted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from twins import LAYER, TWINS
+
+from unime import UniMEModel, micro_batches, modeling_unime, processor_from_backbone
+from unime.processing_unime import as_item, messages
+
+
+WIDTH = LAYER["hidden_size"]
+
+
+def picture(seed: int, width: int = 40, height: int = 56) -> Image.Image:
+    """Return a picture of coarse coloured noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height))
+
+
+ITEMS = [
+    "a pizza on a red tile",
+    picture(0),
+    {"image": picture(1, 64, 24), "text": "what is to the left of the cat?"},
+    {"text": "a cat", "instruction": "Find me an everyday image that matches the given caption:"},
+    {"image": picture(2, 24, 64), "instruction": "Represent the given image."},
+    {"image": [picture(3), picture(4, 30, 30)], "text": "the first, but blue"},
+    {"image": picture(5), "text": "Is it red?", "instruction": "Represent the given image with the question:"},
+    "日本",
+]
+MIXED = [ITEMS[i] for i in (1, 2, 5, 6)]  # pictures of several shapes, for tests that need one batch
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, twin: Callable[[str], Path]) -> Path:
+    return twin(name)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> UniMEModel:
+    """Give the model in evaluation mode, to be left as it is."""
+    return UniMEModel.from_backbone(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(folder: Path) -> ProcessorMixin:
+    return processor_from_backbone(folder)
+
+
+def one_batch(processor: ProcessorMixin, items: list) -> dict[str, Tensor]:
+    """Return the tensors of items of one kind: all with pictures or none."""
+    ((_, tensors),) = micro_batches(processor, items, max_tokens=10**6)
+    return dict(tensors)
+
+
+def test_a_backbone_is_loaded_as_it_is_without_its_head(model: UniMEModel, folder: Path) -> None:
+    native = AutoModelForImageTextToText.from_pretrained(folder)
+    ours, theirs = model.backbone.state_dict(), native.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert native.get_output_embeddings() is not None and model.get_output_embeddings() is None
+    assert model.get_input_embeddings() is model.backbone.get_input_embeddings()
+
+
+def test_forward_gives_unit_vectors_in_float32_and_no_logits(model: UniMEModel, processor: ProcessorMixin) -> None:
+    tensors = one_batch(processor, MIXED)
+    output = model(**tensors)
+    assert list(output) == ["embeddings", "last_hidden_state"]
+    assert output.embeddings.shape == (4, WIDTH) and output.embeddings.dtype == torch.float32
+    assert output.last_hidden_state.shape == (*tensors["input_ids"].shape, WIDTH)
+    torch.testing.assert_close(output.embeddings.norm(dim=-1), torch.ones(4))
+
+
+def test_different_items_get_different_embeddings(model: UniMEModel, processor: ProcessorMixin) -> None:
+    embeddings = model.encode(ITEMS, processor)
+    assert (embeddings @ embeddings.T - np.eye(len(ITEMS))).max() < 0.999
+
+
+@pytest.mark.parametrize("max_tokens", [1, 200, 10**6])
+def test_a_batch_of_n_is_n_batches_of_one(model: UniMEModel, processor: ProcessorMixin, max_tokens: int) -> None:
+    alone = np.stack([model.encode(item, processor) for item in ITEMS])
+    together = model.encode(ITEMS, processor, max_tokens=max_tokens)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_rows_of_text_among_rows_with_pictures_are_embedded_as_alone(
+    model: UniMEModel, processor: ProcessorMixin
+) -> None:
+    image = picture(0)
+    items = ["a cat", {"image": image, "text": "a cat"}]
+    prompts = processor.apply_chat_template([messages(as_item(item)) for item in items], tokenize=False)
+    mixed = processor(text=prompts, images=[[], [image]], padding=True, return_tensors="pt")
+    embeddings = model(**mixed).embeddings.detach().numpy()
+    np.testing.assert_allclose(embeddings, model.encode(items, processor), atol=1e-5)
+
+
+def test_left_and_right_padding_give_the_same_vectors(model: UniMEModel, folder: Path) -> None:
+    for items in (ITEMS[0::7] + [ITEMS[3]], MIXED):
+        embeddings = []
+        for side in ("left", "right"):
+            processor = processor_from_backbone(folder)
+            processor.tokenizer.padding_side = side
+            tensors = one_batch(processor, items)
+            assert (tensors["attention_mask"] == 0).any()
+            embeddings.append(model(**tensors).embeddings)
+        torch.testing.assert_close(*embeddings, atol=1e-5, rtol=0)
+
+
+def test_an_embedding_is_the_last_hidden_state_of_the_native_model(model: UniMEModel, folder: Path) -> None:
+    native = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = processor_from_backbone(folder)
+    processor.tokenizer.padding_side = "left"
+    tensors = one_batch(processor, MIXED)
+    states = native(**tensors, output_hidden_states=True).hidden_states[-1][:, -1]
+    expected = torch.nn.functional.normalize(states, dim=-1)
+    torch.testing.assert_close(model(**tensors).embeddings, expected, atol=1e-5, rtol=0)
+
+
+def test_leading_dimensions_are_kept_and_normalised_again(model: UniMEModel, processor: ProcessorMixin) -> None:
+    whole = model.encode(MIXED, processor)[:, :8]
+    expected = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.encode(MIXED, processor, embedding_dim=8), expected, atol=1e-6)
+    tensors = one_batch(processor, MIXED)
+    forward = model(**tensors, embedding_dim=8).embeddings
+    torch.testing.assert_close(forward.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(forward, torch.nn.functional.normalize(model(**tensors).embeddings[:, :8], dim=-1))
+
+
+@pytest.mark.parametrize("dimensions", [0, WIDTH + 1])
+def test_dimensions_that_the_model_does_not_have_are_refused(
+    model: UniMEModel, processor: ProcessorMixin, dimensions: int
+) -> None:
+    with pytest.raises(ValueError, match=f"embedding_dim must be between 1 and {WIDTH}, got {dimensions}"):
+        model.encode("a cat", processor, embedding_dim=dimensions)
+
+
+def gradients(model: UniMEModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of a fixed function of the embeddings."""
+    model.zero_grad()
+    weights = torch.linspace(-1, 1, WIDTH)
+    (model(**tensors).embeddings @ weights).square().sum().backward()
+    return {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+
+
+def test_gradient_checkpointing_leaves_the_gradients_as_they_are(folder: Path, processor: ProcessorMixin) -> None:
+    model = UniMEModel.from_backbone(folder).train()
+    tensors = one_batch(processor, MIXED)
+    plain = gradients(model, tensors)
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
+    checkpointed = gradients(model, tensors)
+    assert any(key.startswith("backbone.vision") or ".visual" in key for key in plain)
+    torch.testing.assert_close(checkpointed, plain)
+
+
+def test_the_attention_implementation_arrives_at_every_part(
+    model: UniMEModel, folder: Path, processor: ProcessorMixin, tmp_path: Path
+) -> None:
+    eager = UniMEModel.from_backbone(folder, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path)
+    again = UniMEModel.from_pretrained(tmp_path, attn_implementation="eager")
+    for wanted, loaded in (("sdpa", model), ("eager", eager), ("eager", again)):
+        parts = [part for part in loaded.modules() if isinstance(part, PreTrainedModel)]
+        assert len(parts) >= 4  # the whole, the backbone, its vision tower and its language model
+        assert {part.config._attn_implementation for part in parts} == {wanted}
+    np.testing.assert_allclose(eager.encode(ITEMS, processor), model.encode(ITEMS, processor), atol=1e-5)
+
+
+def test_half_precision_is_kept_in_the_weights_and_not_in_the_embeddings(
+    model: UniMEModel, folder: Path, processor: ProcessorMixin, tmp_path: Path
+) -> None:
+    half = UniMEModel.from_backbone(folder, dtype=torch.bfloat16).eval()
+    half.save_pretrained(tmp_path)
+    for loaded in (half, UniMEModel.from_pretrained(tmp_path)):
+        assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+        output = loaded(**one_batch(processor, MIXED))
+        assert output.embeddings.dtype == torch.float32
+        torch.testing.assert_close(output.embeddings.norm(dim=-1), torch.ones(4))
+
+
+def test_a_device_map_is_passed_through(model: UniMEModel, folder: Path, processor: ProcessorMixin) -> None:
+    mapped = UniMEModel.from_backbone(folder, device_map="cpu").eval()
+    assert mapped.device.type == "cpu"
+    assert np.array_equal(mapped.encode(ITEMS, processor), model.encode(ITEMS, processor))
+
+
+def test_low_rank_adapters_train_and_merge(folder: Path, processor: ProcessorMixin) -> None:
+    adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(UniMEModel.from_backbone(folder), adapters)
+    tensors = one_batch(processor, MIXED)
+    trained = gradients(adapted, tensors)
+    assert trained and all("lora_" in key for key in trained)
+    assert all(gradient.abs().sum() > 0 for key, gradient in trained.items() if "vision" not in key)
+    before = adapted.eval()(**tensors).embeddings
+    merged = adapted.merge_and_unload()
+    assert type(merged) is UniMEModel
+    torch.testing.assert_close(merged(**tensors).embeddings, before, atol=1e-5, rtol=0)
+
+
+def test_a_saved_model_is_read_back_to_the_bit(
+    model: UniMEModel, folder: Path, processor: ProcessorMixin, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    again = UniMEModel.from_pretrained(tmp_path)
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert np.array_equal(again.encode(ITEMS, processor), model.encode(ITEMS, processor))
+
+
+def test_a_configuration_gives_random_weights_in_the_wanted_dtype(folder: Path, processor: ProcessorMixin) -> None:
+    config = AutoConfig.from_pretrained(folder)
+    random = UniMEModel.from_backbone(config, dtype=torch.bfloat16, attn_implementation="eager")
+    assert {parameter.dtype for parameter in random.parameters()} == {torch.bfloat16}
+    assert random.backbone.get_decoder().config._attn_implementation == "eager"
+    assert random.encode(ITEMS, processor).shape == (len(ITEMS), WIDTH)
+
+
+def test_encode_keeps_the_order_of_the_items(model: UniMEModel, processor: ProcessorMixin) -> None:
+    forwards = model.encode(ITEMS, processor, max_tokens=100)
+    backwards = model.encode(ITEMS[::-1], processor, max_tokens=100)
+    assert forwards.shape == (len(ITEMS), WIDTH) and forwards.dtype == np.float32
+    np.testing.assert_allclose(backwards[::-1], forwards, atol=1e-5)
+
+
+def test_encode_of_one_item_gives_one_vector(model: UniMEModel, processor: ProcessorMixin) -> None:
+    for item in ITEMS[:3]:
+        assert model.encode(item, processor).shape == (WIDTH,)
+        np.testing.assert_allclose(model.encode([item], processor)[0], model.encode(item, processor), atol=1e-6)
+
+
+def test_encode_of_nothing_gives_no_rows(model: UniMEModel, processor: ProcessorMixin) -> None:
+    assert model.encode([], processor).shape == (0, WIDTH)
+
+
+def test_encode_does_not_take_a_generator(model: UniMEModel, processor: ProcessorMixin) -> None:
+    with pytest.raises(ValueError, match="item 0: expected a str, a PIL image or a dict.* got generator"):
+        model.encode((item for item in ITEMS), processor)
+
+
+def test_encode_leaves_each_part_in_its_mode(folder: Path, processor: ProcessorMixin) -> None:
+    model = UniMEModel.from_backbone(folder).train()
+    model.get_input_embeddings().eval()
+    before = [part.training for part in model.modules()]
+    model.encode(ITEMS, processor)
+    with pytest.raises(ValueError, match="item 1"):
+        model.encode(["a cat", None], processor)
+    assert [part.training for part in model.modules()] == before and any(before) and not all(before)
+
+
+def test_encode_works_through_long_lists_window_by_window(
+    model: UniMEModel, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.encode(ITEMS, processor)
+    monkeypatch.setattr(modeling_unime, "WINDOW", 3)
+    np.testing.assert_allclose(model.encode(ITEMS, processor), whole, atol=1e-5)
+    with pytest.raises(ValueError, match="item 7: 'text' must be a str"):
+        model.encode([*ITEMS[:7], {"text": 3}], processor)
+
+
+def test_encode_uses_the_processor_saved_with_the_checkpoint(
+    model: UniMEModel, processor: ProcessorMixin, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = UniMEModel.from_pretrained(tmp_path)
+    np.testing.assert_allclose(again.encode(ITEMS), model.encode(ITEMS, processor), atol=1e-6)
+    with pytest.raises(ValueError, match=r"pass encode\(items, processor\)"):
+        UniMEModel(model.config).encode(ITEMS)

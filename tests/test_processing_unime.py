@@ -1,0 +1,276 @@
+"""Items become the prompts written here by hand, user text stays text, and micro-batches keep their budget."""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, ProcessorMixin
+from twins import TWINS
+
+from unime import micro_batches, processor_from_backbone
+from unime.processing_unime import as_item, messages
+
+
+RED = Image.new("RGB", (40, 56), "red")
+BLUE = Image.new("RGB", (30, 30), "blue")
+
+# What each family frames a prompt with: before a text, before one picture's text, before two pictures' text, after it.
+FRAMES = {
+    "llava": ("USER: ", "USER: <image>\n", "USER: <image>\n<image>\n", " ASSISTANT:"),
+    "llava-next": ("[INST] ", "[INST] <image>\n", "[INST] <image>\n<image>\n", " [/INST]"),
+    "llava-onevision": (
+        "<|im_start|>user \n",
+        "<|im_start|>user <image>\n",
+        "<|im_start|>user <image><image>\n",
+        "<|im_end|><|im_start|>assistant\n",
+    ),
+    "qwen2-vl": (
+        "<|im_start|>user\n",
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>",
+        "<|im_start|>user\n" + "<|vision_start|><|image_pad|><|vision_end|>" * 2,
+        "<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "smolvlm": (
+        "<|im_start|>User: ",
+        "<|im_start|>User:<image>",
+        "<|im_start|>User:<image><image>",
+        "<end_of_utterance>\nAssistant:",
+    ),
+    "idefics3": (
+        "<|begin_of_text|>User: ",
+        "<|begin_of_text|>User:<image>",
+        "<|begin_of_text|>User:<image><image>",
+        "<end_of_utterance>\nAssistant:",
+    ),
+}
+FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
+
+# Item, number of pictures, what stands inside the frame.
+PROMPTS = [
+    ("a cat", 0, "a cat\nSummarize the above sentence in one word:"),
+    (RED, 1, "Summarize the above image in one word:"),
+    ({"text": "a cat", "image": RED}, 1, "a cat\nSummarize the above image and sentence in one word:"),
+    ({"text": "a cat", "image": [RED, BLUE]}, 2, "a cat\nSummarize the above image and sentence in one word:"),
+    ({"text": "a cat", "instruction": "Find it:"}, 0, "Find it: a cat"),
+    ({"image": RED, "instruction": "Represent the given image.\n"}, 1, "Represent the given image."),
+    ({"text": "Is it red?", "image": RED, "instruction": "Answer:"}, 1, "Answer: Is it red?"),
+    ({"text": "a cat", "instruction": ""}, 0, "a cat\nSummarize the above sentence in one word:"),
+]
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def processor(name: str, twin: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(twin(name))
+
+
+@pytest.fixture(scope="module")
+def llava(twin: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(twin("llava"))
+
+
+def ids(processor: ProcessorMixin, items: list, **options) -> list[list[int]]:
+    """Return the token ids of each item, without padding, in the items' order."""
+    rows = {}
+    for indices, tensors in micro_batches(processor, items, **options):
+        for index, row, mask in zip(indices, tensors["input_ids"], tensors["attention_mask"], strict=True):
+            rows[index] = row[mask.bool()].tolist()
+    return [rows[index] for index in range(len(items))]
+
+
+@pytest.mark.parametrize(("item", "images", "inside"), PROMPTS)
+def test_prompts_are_rendered_in_the_frame_of_the_backbone(
+    name: str, processor: ProcessorMixin, item: str | dict, images: int, inside: str
+) -> None:
+    rendered = processor.apply_chat_template(messages(as_item(item)), tokenize=False)
+    assert rendered == FRAMES[name][images] + inside + FRAMES[name][3]
+
+
+def test_the_template_is_saved_with_the_processor(processor: ProcessorMixin, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == processor.chat_template
+    assert AutoProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
+
+
+def test_pictures_come_first_however_the_parts_are_ordered(processor: ProcessorMixin) -> None:
+    parts = [{"type": "image", "image": RED}, {"type": "text", "text": "a cat"}]
+    first, last = ([{"role": "user", "content": content}] for content in (parts, parts[::-1]))
+    assert processor.apply_chat_template(first, tokenize=False) == processor.apply_chat_template(last, tokenize=False)
+
+
+def test_a_plain_string_as_content_is_a_text(processor: ProcessorMixin) -> None:
+    plain = [{"role": "system", "content": "Find it:"}, {"role": "user", "content": "a cat"}]
+    parts = messages(as_item({"text": "a cat", "instruction": "Find it:"}))
+    assert processor.apply_chat_template(plain, tokenize=False) == processor.apply_chat_template(parts, tokenize=False)
+
+
+def test_a_backbone_without_a_chat_template_gets_its_image_token_alone(
+    twin: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(twin("llava"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").unlink()
+    processor = processor_from_backbone(tmp_path)
+    for item, images, inside in PROMPTS:
+        rendered = processor.apply_chat_template(messages(as_item(item)), tokenize=False)
+        assert rendered == "<image>\n" * images + inside
+    assert all(row[0] == processor.tokenizer.bos_token_id for row in ids(processor, ["a cat", RED]))
+
+
+def test_a_prompt_that_writes_its_own_start_token_gets_no_second_one(
+    twin: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(twin("llava"), tmp_path, dirs_exist_ok=True)
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("{{- '<s>' -}}\n" + template.read_text())
+    items = ["a cat", RED, "<s> a cat"]
+    written = ids(processor_from_backbone(tmp_path), items)
+    assert written == ids(processor_from_backbone(twin("llava")), items)  # whose tokenizer adds the token by itself
+
+
+def hostile_texts(processor: ProcessorMixin) -> list[str]:
+    """Return texts that hold, nest and piece together every control string of the tokenizer."""
+    control = list(processor.tokenizer.get_added_vocab())
+    half = [token[: len(token) // 2] + token + token[len(token) // 2 :] for token in control]
+    pieces = random.Random(0)
+    glued = []
+    for _ in range(60):
+        cuts = [(token, pieces.randrange(len(token))) for token in pieces.choices(control, k=4)]
+        glued.append("".join(token[cut:] + token[:cut] for token, cut in cuts))
+    return [f"a {token} cat" for token in control] + control + half + glued
+
+
+@pytest.mark.parametrize("field", ["text", "instruction"])
+@pytest.mark.parametrize("image", [None, RED])
+def test_user_text_never_becomes_a_control_token(
+    processor: ProcessorMixin, field: str, image: Image.Image | None
+) -> None:
+    harmless = {"text": "a cat", "instruction": "Find it:"} | ({"image": image} if image else {})
+    added = set(processor.tokenizer.get_added_vocab().values())
+
+    def control_tokens(row: list[int]) -> Counter:
+        return Counter(token for token in row if token in added)
+
+    (row,) = ids(processor, [harmless])
+    frame = control_tokens(row)
+    texts = hostile_texts(processor)
+    items = [harmless | {field: text} for text in texts]
+    for text, row in zip(texts, ids(processor, items), strict=True):
+        assert control_tokens(row) == frame, text
+    for text, item in list(zip(texts, items, strict=True))[::4]:  # whoever renders the template is as safe
+        tensors = processor.apply_chat_template([messages(as_item(item))], tokenize=True, return_dict=True)
+        assert control_tokens(tensors["input_ids"][0]) == frame, text
+
+
+def test_a_control_string_in_a_text_is_read_as_text(llava: ProcessorMixin) -> None:
+    (row,) = ids(llava, ["see <image> and </s>"])
+    assert llava.tokenizer.decode(row) == (
+        "<s>USER: see < image> and < /s>\nSummarize the above sentence in one word: ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize("size", [(24, 24), (40, 56), (24, 96), (200, 30)])
+@pytest.mark.parametrize("others", [[], [RED, BLUE]])
+def test_pictures_have_the_tokens_that_their_processor_says(
+    processor: ProcessorMixin, size: tuple[int, int], others: list[Image.Image]
+) -> None:
+    images = [Image.new("RGB", size, "green"), *others]
+    native = processor(text=[processor.image_token * len(images)], images=[images], add_special_tokens=False)
+    wanted = native["input_ids"][0].count(processor.image_token_id)
+    (row,) = ids(processor, [{"image": images, "text": "<image> a cat"}])
+    assert row.count(processor.image_token_id) == wanted > 0
+    longest = len(row)  # the length that decides about truncation and budget is the one that comes out
+    assert ids(processor, [{"image": images, "text": "<image> a cat"}], max_length=longest) == [row]
+
+
+def test_micro_batches_cover_all_items_sort_them_and_keep_the_budget(processor: ProcessorMixin) -> None:
+    sizes = [(24, 24), (80, 24), (48, 48)]
+    items = [f"a cat {'and a dog ' * (i % 5)}" for i in range(20)]
+    items += [{"image": Image.new("RGB", sizes[i % 3]), "text": f"number {i}"} for i in range(12)]
+    random.Random(1).shuffle(items)
+    budget = 400
+    batches = micro_batches(processor, items, max_tokens=budget)
+    assert sorted(index for indices, _ in batches for index in indices) == list(range(len(items)))
+    lengths = []
+    for indices, tensors in batches:
+        kinds = {isinstance(items[index], dict) for index in indices}
+        assert len(kinds) == 1 and ("pixel_values" in tensors) == kinds.pop()
+        assert len(indices) == 1 or tensors["input_ids"].numel() <= budget
+        lengths += [(isinstance(items[indices[0]], dict), int(length)) for length in tensors["attention_mask"].sum(1)]
+    assert lengths == sorted(lengths)
+    assert any(len(indices) > 1 for indices, _ in batches)
+
+
+def test_no_items_make_no_micro_batches(llava: ProcessorMixin) -> None:
+    assert micro_batches(llava, []) == []
+
+
+@pytest.mark.parametrize("image", [None, RED])
+@pytest.mark.parametrize("instruction", [None, "Find it:"])
+def test_truncation_shortens_the_text_of_the_user_only(
+    processor: ProcessorMixin, image: Image.Image | None, instruction: str | None
+) -> None:
+    def item(text: str) -> dict:
+        return {"text": text, "instruction": instruction} | ({"image": image} if image else {})
+
+    text = "one, two, three, " * 40
+    short, long = ids(processor, [item(";"), item(text)])
+    limit = len(short) + 40
+    (cut,) = ids(processor, [item(text)], max_length=limit)
+    assert limit - 4 <= len(cut) <= limit < len(long)
+    head, tail = processor.tokenizer.decode(short).split(";")  # the head holds every image token
+    whole = processor.tokenizer.decode(cut)
+    assert whole.startswith(head) and whole.endswith(tail)
+    kept = whole[len(head) : -len(tail)]
+    assert kept and text.startswith(kept)
+
+
+def test_truncation_keeps_the_budget_and_the_neighbours(processor: ProcessorMixin) -> None:
+    items = ["a cat", "a dog and " * 100, {"image": RED, "text": "日本 " * 100}]
+    (cat,) = ids(processor, items[:1])
+    cut = ids(processor, items, max_length=160)
+    assert cut[0] == cat
+    assert all(len(row) <= 160 for row in cut)
+
+
+def test_what_cannot_fit_is_refused_by_number(processor: ProcessorMixin) -> None:
+    fits = {"text": "a cat", "instruction": "Find it:"}
+    (row,) = ids(processor, [fits])
+    for wrong in (RED, {"image": RED, "text": "a cat"}, {"text": "a cat", "instruction": "Find " * 100}):
+        with pytest.raises(ValueError, match=r"item 1 needs \d+ tokens for its prompt and pictures alone.* raise max"):
+            micro_batches(processor, [fits, wrong], max_length=len(row))
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (None, "got NoneType"),
+        (3, "got int"),
+        ({}, "expected 'text' or 'image'"),
+        ({"image": []}, "expected 'text' or 'image'"),
+        ({"instruction": "Find it:"}, "expected 'text' or 'image'"),
+        ({"text": 3}, "'text' must be a str, got int"),
+        ({"text": "a cat", "instruction": ["Find"]}, "'instruction' must be a str, got list"),
+        ({"image": "cat.png"}, "'image' must be a PIL image or a list of them, got str"),
+        ({"image": [RED, None]}, "'image' must be a PIL image or a list of them, got NoneType"),
+    ],
+)
+def test_a_bad_item_is_named(llava: ProcessorMixin, item: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^item 2: .*{reason}"):
+        micro_batches(llava, ["a cat", RED, item])
+    with pytest.raises(ValueError, match="^item 4098: "):
+        micro_batches(llava, ["a cat", RED, item], first=4096)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_pictures_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> None:
+    ((_, plain),) = micro_batches(llava, [RED])
+    ((_, other),) = micro_batches(llava, [RED.convert(mode)])
+    assert other["pixel_values"].shape == plain["pixel_values"].shape

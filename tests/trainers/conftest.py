@@ -1,0 +1,67 @@
+"""A tiny LLaVA with dropout, its processor, and items of every kind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, ProcessorMixin
+
+from unime import UniMEModel, processor_from_backbone
+
+
+# Models this small only lose time to a second thread.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def processor(twin: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(str(twin("llava")))
+
+
+@pytest.fixture
+def make_model(twin: Callable[[str], Path]) -> Callable[..., UniMEModel]:
+    """Give a function that makes the same model every time, with dropout in its attention if asked."""
+
+    def make(dropout: float = 0.0) -> UniMEModel:
+        config = AutoConfig.from_pretrained(twin("llava"))
+        config.text_config.attention_dropout = dropout
+        config.vision_config.attention_dropout = dropout
+        torch.manual_seed(0)
+        return UniMEModel.from_backbone(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int], Image.Image]:
+    """Give a function that draws the picture of a number."""
+
+    def draw(number: int) -> Image.Image:
+        noise = torch.randint(0, 256, (24, 24, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        return Image.fromarray(noise.numpy())
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def rows(picture: Callable[[int], Image.Image]) -> list[dict[str, Any]]:
+    """Training rows of all kinds: pictures and texts on either side, explicit negatives, shared labels, duplicates."""
+    rows = []
+    for i in range(24):
+        caption = {"text": f"a picture of number {i}" + " and more" * (i % 4)}
+        image = {"image": picture(i), "instruction": "Represent the given image."}
+        both = {"image": picture(100 + i), "text": f"which number beside {i}?"}
+        query, positive = [(caption, image), (image, caption), (both, {"text": f"answer {i % 3}"})][i % 3]
+        rows.append(
+            {
+                "query": query,
+                "positive": positive,
+                "negatives": [{"text": f"not the number {i // 2}"}] if i % 2 else [],
+                "task": f"task {i % 3}",
+                "label": f"answer {i % 3}" if i % 3 == 2 else None,
+            }
+        )
+    return rows

@@ -1,0 +1,107 @@
+"""Train both stages for two steps, in one process or in two, and write down what came out (`test_distributed.py`).
+
+torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import distributed
+from torch.profiler import ProfilerActivity, profile
+
+from unime import UniMEModel, processor_from_backbone
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
+from unime.trainers.distributed import gather, sum_gradients
+
+
+def contrastive_rows() -> list[dict[str, Any]]:
+    """Return 24 rows: every other six hold no picture, so that two processes see batches of different kinds."""
+    rows = []
+    for i in range(24):
+        picture = Image.new("RGB", (24, 24), (10 * i, 255 - 10 * i, 80))
+        # "shared" is in the batches of both processes, as positive and as explicit negative; labels are shared too.
+        texts = i // 6 % 2 == 0
+        rows.append(
+            {
+                "query": {"text": f"question {i}" + " long" * (i % 5)} if texts else {"image": picture},
+                "positive": {"text": "shared" if i % 6 == 0 else f"answer {i}"},
+                "negatives": [{"text": "shared"}, {"image": picture}] if i % 6 == 5 and not texts else [],
+                "task": "task",
+                "label": "even" if i % 6 in (2, 4) else None,
+            }
+        )
+    return rows
+
+
+def distillation_rows() -> list[dict[str, Any]]:
+    """Return 24 texts whose lengths differ, with teacher embeddings."""
+    teacher = torch.randn(24, 5, generator=torch.Generator().manual_seed(0)).tolist()
+    return [{"text": f"text {i}" + " and so on" * (i // 6 % 2 * 4), "teacher": teacher[i]} for i in range(24)]
+
+
+def check_primitives() -> None:
+    """Gather parts of different lengths and sum gradients that one process lacks; two processes only."""
+    rank = distributed.get_rank()
+    own = torch.full((rank + 1, 2), float(rank), requires_grad=True)
+    whole, offset = gather(own)
+    assert whole.tolist() == [[0, 0], [1, 1], [1, 1]] and offset == rank
+    (whole * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
+    assert own.grad.tolist() == ([[1, 1]] if rank == 0 else [[2, 2], [3, 3]])
+
+    everywhere, one, nowhere = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    everywhere.grad = torch.full((2,), 1.0 + rank)
+    if rank == 1:
+        one.grad = torch.full((2,), 5.0)
+    sum_gradients([everywhere, one, nowhere])
+    assert everywhere.grad.tolist() == [3, 3] and one.grad.tolist() == [5, 5] and nowhere.grad is None
+
+
+def main(model_folder: str, backbone: str, output: Path, batch_size: int) -> None:
+    processor = processor_from_backbone(backbone)
+    common = {
+        "per_device_train_batch_size": batch_size,
+        "max_steps": 2,
+        "learning_rate": 0.1,
+        "optim": "sgd",
+        "train_sampling_strategy": "sequential",
+        "micro_batch_tokens": 100,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "per_device_eval_batch_size": batch_size,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    stages = {
+        "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"symmetric": True, "k": 3}, contrastive_rows()),
+        "distillation": (DistillationTrainer, DistillationConfig, {}, distillation_rows()),
+    }
+    results = {}
+    for name, (trainer_class, config_class, options, rows) in stages.items():
+        model = UniMEModel.from_pretrained(model_folder)
+        args = config_class(str(output.parent), **common, **options)
+        trainer = trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            trainer.train()
+        own_rows = rows[trainer.args.process_index * batch_size :][:batch_size]
+        results[name] = {
+            "log": [e for e in trainer.state.log_history if "loss" in e],
+            "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
+            "weights": model.state_dict(),
+            "all_reduces": sum(event.count for event in profiler.key_averages() if event.key == "gloo:all_reduce"),
+            "has_pictures": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
+        }
+    if distributed.is_initialized():
+        check_primitives()
+        results["world"] = distributed.get_world_size()
+    torch.save(results, f"{output}.{trainer.args.process_index}")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

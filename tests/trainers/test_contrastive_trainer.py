@@ -1,0 +1,141 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import ProcessorMixin
+
+from unime.data.collator import ContrastiveCollator
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer
+
+
+@pytest.fixture
+def make_trainer(make_model: Callable, processor: ProcessorMixin, tmp_path: Path) -> Callable[..., ContrastiveTrainer]:
+    def make(rows: list[dict[str, Any]], **options: Any) -> ContrastiveTrainer:
+        defaults = {
+            "per_device_train_batch_size": 12,
+            "max_steps": 2,
+            "micro_batch_tokens": 100,
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        args = ContrastiveConfig(str(tmp_path), **defaults | options)
+        return ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
+
+    return make
+
+
+def test_every_parameter_moves(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, max_steps=1, warmup_steps=0)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    still = [name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])]
+    # LLaVA reads the pictures from CLIP's last layer but one: what comes after it has no part in the embedding.
+    assert still == [name for name in before if "vision_tower.encoder.layers.1." in name or "post_layernorm" in name]
+
+
+def test_the_loss_falls_and_every_statistic_is_logged(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, max_steps=10, per_device_train_batch_size=24, temperature=0.1, learning_rate=3e-3)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = {"filtered", "hardness", "positive_similarity", "negative_similarity", "accuracy"}
+    assert all(names <= entry.keys() for entry in log)
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+
+
+def test_logged_statistics_are_means_since_the_last_time(make_trainer: Callable, rows: list[dict[str, Any]]):
+    def hardness(logging_steps: int) -> list[float]:
+        trainer = make_trainer(rows, max_steps=4, logging_steps=logging_steps)
+        trainer.train()
+        return [entry["hardness"] for entry in trainer.state.log_history if "hardness" in entry]
+
+    each, both = hardness(1), hardness(2)
+    assert both == pytest.approx([(each[0] + each[1]) / 2, (each[2] + each[3]) / 2], abs=1e-5)
+
+
+def batch_of(content: list[int], label: list[int], positive: list[int], query: list[int]) -> dict[str, torch.Tensor]:
+    columns = {"candidate": list(range(len(content))), "content": content, "label": label, "positive": positive}
+    return {name: torch.tensor(values) for name, values in (columns | {"query": query}).items()}
+
+
+def plain(temperature: float = 1.0, **options: Any) -> dict[str, Any]:
+    return {"temperature": temperature, "beta": None, "k": None} | options
+
+
+def test_the_same_answer_is_never_a_negative(make_trainer: Callable, rows: list[dict[str, Any]]):
+    # Four candidates and four queries, all embeddings equal: each loss is the logarithm of one plus the negatives.
+    trainer = make_trainer(rows, **plain())
+    batch = batch_of(content=[10, 11, 12, 13], label=[5, 5, -1, -1], positive=[0, 1, 2, 3], query=[4, 5, 6, 7])
+    loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
+    # Rows 0 and 1 share a label and keep two negatives; rows 2 and 3 have no label, not a shared one, and keep three.
+    assert loss.item() == pytest.approx((2 * math.log(3) + 2 * math.log(4)) / 4, abs=1e-6)
+
+
+def test_one_content_under_two_labels_counts_once_and_under_both(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, **plain())
+    # Candidates 1 and 2 are the same content, once labelled like row 0's positive and once as an explicit negative.
+    batch = batch_of(content=[10, 11, 11, 12], label=[5, 5, -1, -1], positive=[0, 3], query=[4, 5])
+    loss, _ = trainer.batch_loss(torch.ones(6, 2) / math.sqrt(2), batch)
+    # Row 0 keeps candidate 3 alone; row 1 keeps 0 and the content of 1 and 2, once.
+    assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2, abs=1e-6)
+
+
+def test_explicit_negatives_join_the_pool_of_every_row(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, **plain())
+    batch = batch_of(content=[10, 11, 12], label=[-1, -1, -1], positive=[0, 1], query=[3, 4])
+    loss, _ = trainer.batch_loss(torch.ones(5, 2) / math.sqrt(2), batch)
+    assert loss.item() == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_symmetric_is_the_mean_of_both_directions(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, **plain(0.5, symmetric=True))
+    items = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    batch = batch_of(content=[10, 11, 12], label=[-1, -1, -1], positive=[0, 1, 2], query=[3, 4, 5])
+    loss, _ = trainer.batch_loss(items, batch)
+    logits = items[3:] @ items[:3].T / 0.5
+    own = torch.arange(3)
+    torch.testing.assert_close(loss, (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2)
+
+
+def test_info_nce_of_vlm2vec_is_one_setting(
+    make_trainer: Callable, rows: list[dict[str, Any]], make_model: Callable, processor: ProcessorMixin
+):
+    distinct = [row for row in rows if row["label"] is None and not row["negatives"]]
+    trainer = make_trainer(distinct, **plain(0.02), per_device_train_batch_size=len(distinct))
+    batch = trainer.data_collator(distinct)
+    assert isinstance(trainer.data_collator, ContrastiveCollator)
+    loss = trainer.compute_loss(trainer.model.eval(), batch)
+    queries = trainer.model.encode([row["query"] for row in distinct], processor)
+    positives = trainer.model.encode([row["positive"] for row in distinct], processor)
+    logits = torch.tensor(queries @ positives.T) / 0.02
+    torch.testing.assert_close(loss.detach(), cross_entropy(logits, torch.arange(len(distinct))), atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_of_one_is_an_error(make_trainer: Callable, rows: list[dict[str, Any]]):
+    with pytest.raises(ValueError, match="no query has a negative"):
+        make_trainer(rows[:1], per_device_train_batch_size=1).train()
+
+
+def test_k_larger_than_the_pool_trains(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, k=1000, max_steps=1)
+    assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"k": 0}, "k must be at least 1"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"fewer": "drop"}, "fewer must be 'mask' or 'repeat'"),
+        ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=sentence):
+        ContrastiveConfig(str(tmp_path), use_cpu=True, **options)

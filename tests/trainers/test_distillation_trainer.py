@@ -1,0 +1,130 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import ProcessorMixin
+
+from unime.trainers import DistillationConfig, DistillationTrainer, distillation_kl
+
+
+TEXTS = [f"text {i}" + " and so on" * (i % 5) for i in range(16)]
+TEACHER = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def make_trainer(
+    make_model: Callable, processor: ProcessorMixin, tmp_path: Path
+) -> Callable[..., DistillationTrainer]:
+    def make(columns: dict[str, list[Any]], trainer_options: dict[str, Any], **options: Any) -> DistillationTrainer:
+        defaults = {
+            "per_device_train_batch_size": 16,
+            "max_steps": 3,
+            "micro_batch_tokens": 100,
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "weight_decay": 0.1,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        args = DistillationConfig(str(tmp_path), **defaults | options)
+        rows = Dataset.from_dict(columns)
+        return DistillationTrainer(make_model(), args, rows, processing_class=processor, **trainer_options)
+
+    return make
+
+
+PRECOMPUTED = {"text": TEXTS, "teacher": TEACHER.tolist()}
+
+
+def encode(texts: list[str]) -> Any:
+    return TEACHER[[TEXTS.index(text) for text in texts]].numpy()
+
+
+def test_only_the_language_model_changes_and_all_of_it(make_trainer: Callable):
+    trainer = make_trainer(PRECOMPUTED, {})
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    language_model = "backbone.language_model."
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]) == (not name.startswith(language_model)), name
+
+
+def test_adapters_go_into_the_language_model_only(make_trainer: Callable):
+    # The vision tower has a `q_proj` too.
+    for target in (["q_proj", "fc1"], "all-linear", r".*\.(q_proj|v_proj)"):
+        trainer = make_trainer(PRECOMPUTED, {"peft_config": LoraConfig(r=2, target_modules=target)}, max_steps=2)
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        trainer.train()
+        changed = {n for n, value in trainer.model.state_dict().items() if not torch.equal(value, before[n])}
+        assert changed and all("lora_" in name and ".language_model." in name for name in changed)
+        assert not any("lora_" in n and ".language_model." not in n for n, _ in trainer.model.named_parameters())
+
+
+def test_adapters_keep_the_exclusions_that_the_user_asked_for(make_trainer: Callable):
+    for exclude in (["k_proj"], r".*\.k_proj"):
+        peft_config = LoraConfig(r=2, target_modules=["q_proj", "k_proj"], exclude_modules=exclude)
+        model = make_trainer(PRECOMPUTED, {"peft_config": peft_config}).model
+        adapted = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert adapted and all(".language_model." in name and "q_proj" in name for name in adapted)
+
+
+def test_the_loss_is_the_kl_of_the_whole_batch(make_trainer: Callable, processor: ProcessorMixin):
+    trainer = make_trainer(PRECOMPUTED, {}, student_temperature=0.2, teacher_temperature=0.3)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    assert len(batch["micro_batches"]) > 2
+    loss = trainer.compute_loss(trainer.model.eval(), batch)
+    student = torch.from_numpy(trainer.model.encode([{"text": text} for text in TEXTS], processor))
+    expected = distillation_kl(student, TEACHER, student_temperature=0.2, teacher_temperature=0.3)
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_falls(make_trainer: Callable):
+    trainer = make_trainer(PRECOMPUTED, {}, max_steps=15, learning_rate=3e-3)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_online_teacher_gives_the_same_training_as_a_precomputed_one(make_trainer: Callable):
+    logs = []
+    for columns, options in ((PRECOMPUTED, {}), ({"text": TEXTS}, {"teacher": encode})):
+        trainer = make_trainer(columns, options)
+        trainer.train()
+        logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert logs[0] == pytest.approx(logs[1])
+
+
+def test_without_any_teacher_the_missing_column_is_named(make_trainer: Callable):
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) teacher.*needs text, teacher, and found text"):
+        make_trainer({"text": TEXTS}, {})
+
+
+def test_an_adapter_that_was_attached_outside_is_refused(
+    make_model: Callable, processor: ProcessorMixin, tmp_path: Path
+):
+    model = make_model()
+    with pytest.raises(ValueError, match="vision_tower.*lies outside"):
+        peft_config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["patch_embedding"])
+        DistillationTrainer(
+            model,
+            DistillationConfig(str(tmp_path), use_cpu=True),
+            Dataset.from_dict(PRECOMPUTED),
+            processing_class=processor,
+            peft_config=peft_config,
+        )
+
+
+def test_a_batch_of_one_is_an_error(make_trainer: Callable):
+    with pytest.raises(ValueError, match="batch of one"):
+        make_trainer(PRECOMPUTED, {}, per_device_train_batch_size=1).train()
+
+
+@pytest.mark.parametrize("options", [{"teacher_temperature": 0.0}, {"direction": "both"}])
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], tmp_path: Path):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        DistillationConfig(str(tmp_path), use_cpu=True, **options)

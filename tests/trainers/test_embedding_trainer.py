@@ -1,0 +1,206 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import ProcessorMixin
+from trl import TrlParser
+
+from unime import UniMEModel
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, load_adapter, merge_adapter
+
+
+@pytest.fixture
+def options() -> dict[str, Any]:
+    return {
+        "per_device_train_batch_size": 12,
+        "per_device_eval_batch_size": 12,
+        "max_steps": 4,
+        "micro_batch_tokens": 100,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)])
+def test_resumed_training_equals_uninterrupted_training(
+    peft_config: LoraConfig | None,
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    args = ContrastiveConfig(str(tmp_path), **options | {"save_strategy": "steps", "save_steps": 2})
+
+    def trainer(model: UniMEModel) -> ContrastiveTrainer:
+        torch.manual_seed(0)  # for the adapter's start
+        return ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=peft_config)
+
+    whole = trainer(make_model(dropout=0.2))
+    whole.train()
+    resumed = trainer(make_model(dropout=0.2))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
+    assert [e.get("loss") for e in resumed.state.log_history] == [e.get("loss") for e in whole.state.log_history]
+
+
+def test_the_best_model_is_loaded_at_the_end(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    # The highest loss is called the best, so that the best model is not the last.
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    args = ContrastiveConfig(str(tmp_path), **options | steps | best)
+    trainer = ContrastiveTrainer(make_model(), args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+    trainer.train()
+    highest = max(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.state.best_global_step < args.max_steps
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(highest)
+
+
+def test_the_saved_model_loads_as_a_checkpoint_and_embeds_alike(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    args = ContrastiveConfig(str(tmp_path / "run"), **options)
+    trainer = ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    items = [row["query"] for row in rows]
+    again = UniMEModel.from_pretrained(tmp_path / "final")
+    np.testing.assert_allclose(again.encode(items), trainer.model.encode(items, processor), atol=1e-6)
+    assert (tmp_path / "final" / "modules.json").exists()
+
+
+def test_a_trained_adapter_is_saved_loaded_and_merged_without_change(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    peft_config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+    args = ContrastiveConfig(str(tmp_path), **options | {"learning_rate": 1e-2})
+    trainer = ContrastiveTrainer(
+        make_model(), args, train_dataset=rows, processing_class=processor, peft_config=peft_config
+    )
+    trainer.train()
+    trainer.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
+
+    items = [row["query"] for row in rows]
+    trained = trainer.model.get_base_model().encode(items, processor)
+    loaded = load_adapter(make_model(), tmp_path)
+    np.testing.assert_allclose(loaded.get_base_model().encode(items, processor), trained, atol=1e-6)
+    np.testing.assert_allclose(merge_adapter(loaded).encode(items, processor), trained, atol=1e-5)
+    assert np.abs(make_model().encode(items, processor) - trained).max() > 1e-3
+
+
+def test_evaluation_gives_a_loss_and_the_statistics(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    args = ContrastiveConfig(str(tmp_path), **options | {"eval_strategy": "steps", "eval_steps": 2})
+    trainer = ContrastiveTrainer(
+        make_model(), args, train_dataset=rows, eval_dataset={"all": rows}, processing_class=processor
+    )
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_all_loss" in entry]
+    assert len(evaluations) == 2 and all(0 <= entry["eval_accuracy"] <= 1 for entry in evaluations)
+    trained = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all("accuracy" in entry and "eval_accuracy" not in entry for entry in trained)
+
+
+def test_activation_checkpointing_and_bf16_train(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    losses = []
+    for extra in ({}, {"bf16": True, "gradient_checkpointing": True}):
+        args = ContrastiveConfig(str(tmp_path), **options | extra)
+        trainer = ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_a_dataset_without_the_needed_columns_is_refused(
+    make_model: Callable, processor: ProcessorMixin, options: dict[str, Any], tmp_path: Path
+):
+    rows = Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})
+    with pytest.raises(
+        ValueError,
+        match=r"train_dataset lacks the column\(s\) query, negatives, task, label: .* found anchor, positive",
+    ):
+        args = ContrastiveConfig(str(tmp_path), **options)
+        ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
+
+
+def test_the_columns_are_those_that_a_transform_makes(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    def render(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        return {name: [rows[number][name] for number in batch["number"]] for name in rows[0]}
+
+    lazy = Dataset.from_dict({"number": list(range(24))}).with_transform(render)
+    args = ContrastiveConfig(str(tmp_path), **options | {"max_steps": 1})
+    ContrastiveTrainer(make_model(), args, train_dataset=lazy, processing_class=processor).train()
+
+
+def test_fewer_rows_than_a_batch_are_refused(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    args = ContrastiveConfig(str(tmp_path), **options)
+    with pytest.raises(ValueError, match="train_dataset has 5 rows, fewer than one batch of 12"):
+        ContrastiveTrainer(make_model(), args, train_dataset=rows[:5], processing_class=processor)
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        ContrastiveTrainer(make_model(), args, train_dataset=[], processing_class=processor)
+
+
+def test_a_trainer_without_a_processor_is_refused(
+    make_model: Callable, rows: list[dict[str, Any]], options: dict[str, Any], tmp_path: Path
+):
+    with pytest.raises(ValueError, match="needs processing_class"):
+        ContrastiveTrainer(make_model(), ContrastiveConfig(str(tmp_path), **options), train_dataset=rows)
+
+
+def test_settings_come_from_yaml_and_the_command_line_and_unknown_ones_are_errors(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("output_dir: out\nuse_cpu: true\nbeta: null\nk: null\ntemperature: 0.05\n")
+    (args,) = TrlParser([ContrastiveConfig]).parse_args_and_config(
+        ["--config", str(recipe), "--temperature", "0.1", "--fewer", "repeat"]
+    )
+    assert (args.beta, args.k, args.temperature, args.fewer) == (None, None, 0.1, "repeat")
+    (args,) = TrlParser([DistillationConfig]).parse_args_and_config(["--output_dir", "out", "--use_cpu", "true"])
+    assert args.student_temperature == args.teacher_temperature == 0.1
+    recipe.write_text("output_dir: out\nhard_negatives: 8\n")
+    with pytest.raises((ValueError, SystemExit)):
+        TrlParser([ContrastiveConfig]).parse_args_and_config(["--config", str(recipe)])

@@ -1,0 +1,172 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from unime import UniMEModel, micro_batches
+from unime.trainers import cached_loss, contrastive_loss
+
+
+KINDS = ["text", "image", "mixed"]
+
+
+def make_items(kind: str, picture: Callable) -> list[Any]:
+    texts = [f"text {i}" + " longer" * i for i in range(8)]
+    images = [picture(i) for i in range(8)]
+    both = [{"text": text, "image": image} for text, image in zip(texts, images, strict=True)]
+    return {"text": texts, "image": images, "mixed": texts[:3] + images[:3] + both[:2]}[kind]
+
+
+def loss_of(embeddings: Tensor) -> Tensor:
+    """Contrast the first half of the items with the second."""
+    half = len(embeddings) // 2
+    excluded = torch.zeros(half, half, dtype=torch.bool)
+    queries, candidates = embeddings.split(half)
+    return contrastive_loss(queries, candidates, torch.arange(half), excluded, temperature=0.5, k=2)[0]
+
+
+def gradients(model: UniMEModel, batches: list[dict[str, Tensor]], cached: bool, scale: float = 1.0) -> dict[str, Any]:
+    def embed(tensors: dict[str, Tensor]) -> Tensor:
+        return model(**tensors).embeddings
+
+    torch.manual_seed(7)
+    model.zero_grad()
+    loss = cached_loss(embed, batches, loss_of) if cached else loss_of(torch.cat([embed(b) for b in batches]))
+    (scale * loss).backward()
+    return {"loss": loss.detach(), "random": torch.rand(3)} | {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("max_tokens", [1, 60, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
+    kind: str, max_tokens: int, make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
+    model = make_model(dropout=0.3).train()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, picture), max_tokens)]
+    assert len(batches) > 1
+    cached, plain = gradients(model, batches, cached=True), gradients(model, batches, cached=False)
+    assert len(cached) > 10
+    torch.testing.assert_close(cached, plain, atol=1e-6, rtol=0)
+
+
+def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, picture: Callable):
+    model = make_model(dropout=0.3).train()
+    ((_, tensors),) = micro_batches(processor, make_items("text", picture), 10**6)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    cached, plain = gradients(model, [tensors], cached=True), gradients(model, [tensors], cached=False)
+    torch.testing.assert_close(cached, plain, atol=0, rtol=0)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_the_same_for_every_split(
+    kind: str, make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
+    model = make_model().train()
+    items = make_items(kind, picture)
+
+    def gradients_of(max_tokens: int) -> dict[str, Any]:
+        batches = micro_batches(processor, items, max_tokens)
+        order = torch.tensor([index for indices, _ in batches for index in indices])
+        model.zero_grad()
+        loss = cached_loss(
+            lambda tensors: model(**tensors).embeddings,
+            [tensors for _, tensors in batches],
+            lambda embeddings: loss_of(embeddings[torch.argsort(order)]),
+        )
+        loss.backward()
+        return {"loss": loss.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    whole = gradients_of(10**6)
+    for max_tokens in (1, 60, 200):
+        torch.testing.assert_close(gradients_of(max_tokens), whole, atol=1e-6, rtol=0)
+
+
+def test_dropout_matters_in_these_tests(make_model: Callable, processor: ProcessorMixin, picture: Callable):
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    with_dropout = gradients(make_model(dropout=0.3).train(), batches, cached=True)
+    without = gradients(make_model().train(), batches, cached=True)
+    assert (with_dropout["loss"] - without["loss"]).abs() > 1e-4
+
+
+def test_a_scaled_loss_scales_the_gradients(make_model: Callable, processor: ProcessorMixin, picture: Callable):
+    model = make_model(dropout=0.3).train()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    scaled, plain = gradients(model, batches, cached=True, scale=8.0), gradients(model, batches, cached=True)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(scaled[name], 8 * plain[name])
+
+
+def test_activation_checkpointing_changes_nothing(make_model: Callable, processor: ProcessorMixin, picture: Callable):
+    model = make_model(dropout=0.3).train()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    plain = gradients(model, batches, cached=False)
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(gradients(model, batches, cached=True), plain, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("backward_inside", [True, False])
+def test_autocast_holds_for_the_second_pass_too(
+    backward_inside: bool, make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
+    model = make_model(dropout=0.3).train()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = gradients(model, batches, cached=False)
+
+    torch.manual_seed(7)
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of)
+        if backward_inside:
+            loss.backward()
+    if not backward_inside:
+        loss.backward()
+    assert torch.equal(loss, plain["loss"])
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            # Plain autograd adds up the gradients of a weight in bfloat16, the cache in float32.
+            torch.testing.assert_close(parameter.grad, plain[name], atol=2e-2, rtol=2e-2)
+    assert all(parameter.grad is not None for parameter in model.backbone.get_decoder().parameters())
+
+
+def test_without_grad_mode_only_the_loss_is_computed(
+    make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
+    model = make_model().eval()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    with torch.no_grad():
+        loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, gradients(model, batches, cached=True)["loss"])
+
+
+def test_a_batch_of_many_micro_batches_holds_one_graph_at_a_time():
+    weight = torch.ones(3, requires_grad=True)
+    alive: list[int] = []
+
+    class Count(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: Tensor) -> Tensor:
+            if tensor.requires_grad:
+                alive.append(1)
+            return tensor.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            alive.append(-1)
+            return gradient
+
+    batches = [{"x": torch.full((2, 3), float(i))} for i in range(4)]
+    loss = cached_loss(lambda tensors: Count.apply(tensors["x"] * weight), batches, lambda e: e.square().sum())
+    assert alive == [1]
+    loss.backward()
+    assert alive == [1, -1] * 4
+    torch.testing.assert_close(weight.grad, torch.full((3,), 2.0 * 2 * (0 + 1 + 4 + 9)))

@@ -1,0 +1,193 @@
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from unime.trainers import contrastive_loss, distillation_kl
+
+
+# With the unit vectors of the axes as candidates, a query's coordinates are its cosines.
+COSINES = torch.tensor(
+    [
+        [0.6, 0.5, 0.65, 0.72],  # alpha = 0.7: the last is a false negative, the hardest left is 0.65, then 0.5
+        [0.1, 0.3, 0.2, 0.35],  # alpha = 0.4: nothing is dropped; hardest 0.35, then 0.2
+        [0.9, 0.8, 0.5, 0.4],  # alpha = 0.6: two are dropped, only 0.4 is left
+        [0.7, 0.8, 0.9, 0.5],  # alpha = 0.6: all are dropped
+    ]
+)
+AXES = torch.eye(4)
+OWN = torch.arange(4)
+NONE = torch.zeros(4, 4, dtype=torch.bool)
+
+
+def minus_log_share(positive: float, *negatives: float) -> float:
+    return math.log(sum(math.exp(value - positive) for value in (positive, *negatives)))
+
+
+def test_contrastive_loss_of_identical_embeddings_is_log_batch_size():
+    same = normalize(torch.ones(6, 3), dim=1)
+    loss, _ = contrastive_loss(same, same, torch.arange(6), torch.zeros(6, 6, dtype=torch.bool), beta=None, k=None)
+    assert loss.item() == pytest.approx(math.log(6), abs=1e-6)
+
+
+def test_the_filter_and_the_hardest_two_are_those_worked_by_hand():
+    loss, statistics = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=2)
+    rows = [
+        minus_log_share(0.6, 0.65, 0.5),
+        minus_log_share(0.3, 0.35, 0.2),
+        minus_log_share(0.5, 0.4),
+        0.0,  # no negative is left
+    ]
+    assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+    expected = {
+        "filtered": 3 / 4,
+        "hardness": (0.65 + 0.5 + 0.35 + 0.2 + 0.4) / 5,
+        "positive_similarity": (0.6 + 0.3 + 0.5 + 0.5) / 4,
+        "negative_similarity": (0.5 + 0.65 + 0.72 + 0.1 + 0.2 + 0.35 + 0.9 + 0.8 + 0.4 + 0.7 + 0.8 + 0.9) / 12,
+        "accuracy": 0.0,
+    }
+    assert {name: value.item() for name, value in statistics.items()} == pytest.approx(expected, abs=1e-6)
+
+
+def test_missing_negatives_are_repeated_hardest_first_when_asked():
+    loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=3, fewer="repeat")
+    rows = [
+        minus_log_share(0.6, 0.65, 0.5, 0.65),
+        minus_log_share(0.3, 0.35, 0.2, 0.1),
+        minus_log_share(0.5, 0.4, 0.4, 0.4),
+        0.0,
+    ]
+    assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+
+
+def test_repeating_fills_more_places_than_there_are_candidates():
+    loss, _ = contrastive_loss(COSINES[2:3], AXES, OWN[2:3], NONE[2:3], temperature=1.0, k=6, fewer="repeat")
+    assert loss.item() == pytest.approx(minus_log_share(0.5, *[0.4] * 6), abs=1e-6)
+
+
+def test_k_larger_than_the_pool_takes_all_that_are_left():
+    many, _ = contrastive_loss(COSINES, AXES, OWN, NONE, k=64)
+    all_of_them, _ = contrastive_loss(COSINES, AXES, OWN, NONE, k=None)
+    assert torch.equal(many, all_of_them)
+
+
+def test_without_filter_and_k_it_is_in_batch_info_nce():
+    loss, statistics = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=0.5, beta=None, k=None)
+    torch.testing.assert_close(loss, cross_entropy(COSINES / 0.5, OWN))
+    assert statistics["filtered"] == 0
+
+
+def test_excluded_candidates_do_not_come_back():
+    excluded = torch.tensor([[False, False, True, False]]).expand(4, 4)
+    loss, _ = contrastive_loss(COSINES, AXES, OWN, excluded, temperature=1.0, beta=0.1, k=2)
+    rows = [
+        minus_log_share(0.6, 0.5),
+        minus_log_share(0.3, 0.35, 0.1),
+        minus_log_share(0.5, 0.4),
+        0.0,
+    ]
+    assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+
+
+def test_a_tie_with_the_positive_counts_as_wrong():
+    cosines = torch.tensor([[0.5, 0.5], [0.2, 0.5]])
+    _, statistics = contrastive_loss(cosines, torch.eye(2), torch.arange(2), torch.zeros(2, 2, dtype=torch.bool))
+    assert statistics["accuracy"] == 0.5
+
+
+def naive_negatives(
+    cosines: list[float], positive: int, excluded: list[bool], beta: float | None, k: int | None
+) -> list[int]:
+    alpha = math.inf if beta is None else cosines[positive] + beta
+    left = [j for j in range(len(cosines)) if j != positive and not excluded[j] and cosines[j] <= alpha]
+    return sorted(left, key=lambda j: -cosines[j])[:k]
+
+
+@pytest.mark.parametrize("fewer", ["mask", "repeat"])
+def test_only_the_chosen_negatives_ever_receive_a_gradient(fewer: str):
+    chance = random.Random(0)
+    for trial in range(200):
+        generator = torch.Generator().manual_seed(trial)
+        batch, pool = chance.randint(2, 6), chance.randint(6, 12)
+        beta, k = chance.choice([None, -0.2, 0.0, 0.1]), chance.choice([None, 1, 3, 20])
+        cosines = (torch.rand(batch, pool, generator=generator, dtype=torch.float64) * 2 - 1).requires_grad_()
+        positive = torch.randint(pool, (batch,), generator=generator)
+        excluded = torch.rand(batch, pool, generator=generator) < 0.4
+        if excluded.scatter(1, positive[:, None], True).all():
+            continue
+        loss, _ = contrastive_loss(
+            cosines, torch.eye(pool), positive, excluded, temperature=1.0, beta=beta, k=k, fewer=fewer
+        )
+        loss.backward()
+        expected_loss = 0.0
+        for row, own, taboo, gradient in zip(
+            cosines.tolist(), positive.tolist(), excluded.tolist(), cosines.grad, strict=True
+        ):
+            negatives = naive_negatives(row, own, taboo, beta, k)
+            touched = set(gradient.nonzero().flatten().tolist())
+            assert touched == ({own, *negatives} if negatives else set())
+            if fewer == "repeat" and k is not None and negatives:
+                negatives = [negatives[place % len(negatives)] for place in range(k)]
+            expected_loss += minus_log_share(row[own], *(row[j] for j in negatives)) / batch
+        assert loss.item() == pytest.approx(expected_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_pool_without_any_negative_is_an_error(rows: int):
+    same = torch.ones(rows, rows, dtype=torch.bool)
+    with pytest.raises(ValueError, match="no query has a negative.*raise per_device_train_batch_size"):
+        contrastive_loss(torch.eye(rows), torch.eye(rows), torch.arange(rows), same)
+
+
+def test_contrastive_loss_is_computed_in_float32_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, contrastive_loss(COSINES, AXES, OWN, NONE)[0])
+
+
+def distillation(student: Tensor, teacher: Tensor, **options: object) -> float:
+    options = {"student_temperature": 1.0, "teacher_temperature": 1.0} | options
+    return distillation_kl(student, teacher, **options).item()
+
+
+def test_distillation_of_identical_similarities_is_zero():
+    student = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))
+    wider = torch.cat([2 * student @ rotation, torch.zeros(5, 2)], dim=1)  # other dimension, same cosines
+    assert distillation(student, wider) == pytest.approx(0, abs=1e-6)
+
+
+# Student: two orthogonal texts, rows softmax(1, 0) = (e, 1) / (e + 1). Teacher: two equal texts, rows (1/2, 1/2).
+ORTHOGONAL, EQUAL = torch.eye(2), torch.ones(2, 1)
+SELF, OTHER = math.e / (math.e + 1), 1 / (math.e + 1)
+
+
+def test_distillation_of_two_texts_is_the_kl_worked_by_hand():
+    forward = 0.5 * math.log(0.5 / SELF) + 0.5 * math.log(0.5 / OTHER)
+    backward = SELF * math.log(SELF / 0.5) + OTHER * math.log(OTHER / 0.5)
+    assert distillation(ORTHOGONAL, EQUAL) == pytest.approx(forward, abs=1e-6)
+    assert distillation(ORTHOGONAL, EQUAL, direction="student_teacher") == pytest.approx(backward, abs=1e-6)
+    assert forward != pytest.approx(backward, abs=1e-3)
+
+
+def test_each_side_has_its_own_temperature():
+    share = math.exp(2) / (math.exp(2) + 1)
+    expected = 0.5 * math.log(0.5 / share) + 0.5 * math.log(0.5 / (1 - share))
+    assert distillation(ORTHOGONAL, EQUAL, student_temperature=0.5) == pytest.approx(expected, abs=1e-6)
+    assert distillation(ORTHOGONAL, EQUAL, teacher_temperature=0.1) == pytest.approx(
+        distillation(ORTHOGONAL, EQUAL), abs=1e-6
+    )
+
+
+def test_distillation_of_one_text_is_an_error():
+    with pytest.raises(ValueError, match="batch of one.*raise per_device_train_batch_size"):
+        distillation(torch.ones(1, 2), torch.ones(1, 2))
+
+
+def test_distillation_needs_one_teacher_embedding_per_text():
+    with pytest.raises(ValueError, match="got 3 for 2 texts"):
+        distillation(torch.eye(2), torch.eye(3))

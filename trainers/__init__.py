@@ -1,0 +1,26 @@
+"""Trainers of both stages, their settings, and the losses as pure functions."""
+
+from .adapter import load_adapter, merge_adapter
+from .contrastive_config import ContrastiveConfig
+from .contrastive_trainer import ContrastiveTrainer
+from .distillation_config import DistillationConfig
+from .distillation_trainer import DistillationTrainer
+from .embedding_config import EmbeddingConfig
+from .embedding_trainer import EmbeddingTrainer
+from .gradient_cache import cached_loss
+from .losses import contrastive_loss, distillation_kl
+
+
+__all__ = [
+    "ContrastiveConfig",
+    "ContrastiveTrainer",
+    "DistillationConfig",
+    "DistillationTrainer",
+    "EmbeddingConfig",
+    "EmbeddingTrainer",
+    "cached_loss",
+    "contrastive_loss",
+    "distillation_kl",
+    "load_adapter",
+    "merge_adapter",
+]

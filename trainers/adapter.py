@@ -1,0 +1,59 @@
+"""LoRA adapters: attached to one part of a model, loaded strictly, merged for release."""
+
+import re
+from copy import copy
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from torch.nn import Module
+from transformers import PreTrainedModel
+
+
+def confine(peft_config: PeftConfig, prefix: str) -> PeftConfig:
+    """Return a copy of an adapter's configuration that leaves out every module outside `prefix`.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]): The configuration, for instance with `target_modules="all-linear"`.
+        prefix (`str`): Name of the module inside which adapters may be attached, `"backbone.language_model"` say.
+    """
+    already = peft_config.exclude_modules or []
+    # PEFT reads a string as a regular expression of full names, a list as names or their endings.
+    patterns = [already] if isinstance(already, str) else [rf"(?:.*\.)?{re.escape(name)}" for name in already]
+    confined = copy(peft_config)
+    confined.exclude_modules = "|".join([rf"(?!{re.escape(prefix)}\.).*", *patterns])
+    return confined
+
+
+def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
+    """Attach a saved adapter to a model, refusing any key that does not match.
+
+    Args:
+        model (`PreTrainedModel`): The model that the adapter was trained on.
+        path (`str` or `Path`): Folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns:
+        `PeftModel`: The model with the adapter, in evaluation mode.
+
+    Raises:
+        ValueError: Keys or shapes of the file and of the model differ; PEFT itself would only warn, and leave the
+            adapter without effect.
+    """
+    adapted = get_peft_model(model, PeftConfig.from_pretrained(path))
+    found = load_peft_weights(str(path), device="cpu")
+    expected = get_peft_model_state_dict(adapted)
+    faults = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [key for key in expected if key in found and expected[key].shape != found[key].shape],
+    }
+    if any(faults.values()):
+        counts = "; ".join(f"{len(keys)} {kind}, such as {keys[0]}" for kind, keys in faults.items() if keys)
+        raise ValueError(f"the adapter in {path} does not fit this model ({counts}): load the model it was trained on")
+    set_peft_model_state_dict(adapted, found)
+    return adapted.eval()
+
+
+def merge_adapter(model: PeftModel) -> Module:
+    """Return the model with its adapter added into the weights: an ordinary model, to be saved as a checkpoint."""
+    return model.merge_and_unload()

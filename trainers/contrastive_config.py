@@ -1,0 +1,38 @@
+"""The settings of stage 2."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .embedding_config import EmbeddingConfig
+
+
+@dataclass
+class ContrastiveConfig(EmbeddingConfig):
+    """Settings of [`ContrastiveTrainer`]; the defaults are those of UniME (arXiv 2504.17432, §4.1).
+
+    `beta: null` and `k: null` in YAML give plain in-batch InfoNCE, the loss of VLM2Vec.
+
+    Args:
+        temperature (`float`, *optional*, defaults to `0.02`): Divides the cosines (from UniME's released code).
+        beta (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter; `None` switches it off.
+        k (`int`, *optional*, defaults to `8`): Hard negatives per query; `None` takes all.
+        fewer (`str`, *optional*, defaults to `"mask"`): With fewer than `k` negatives: `"mask"` or `"repeat"`.
+        symmetric (`bool`, *optional*, defaults to `False`): Add the loss from candidates to queries, half and half.
+    """
+
+    temperature: float = field(default=0.02, metadata={"help": "Divides the cosines."})
+    beta: float | None = field(default=0.1, metadata={"help": "Margin of the false-negative filter; null for none."})
+    k: int | None = field(default=8, metadata={"help": "Hard negatives per query; null for all."})
+    fewer: Literal["mask", "repeat"] = field(
+        default="mask", metadata={"help": "With fewer than k negatives: leave places empty, or repeat (the paper)."}
+    )
+    symmetric: bool = field(default=False, metadata={"help": "Add the loss from candidates to queries."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k must be at least 1, or null for all negatives, got {self.k}")
+        if self.fewer not in ("mask", "repeat"):
+            raise ValueError(f"fewer must be 'mask' or 'repeat', got '{self.fewer}'")

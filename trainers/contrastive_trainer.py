@@ -1,0 +1,67 @@
+"""Stage 2: hard-negative enhanced instruction tuning (UniME, arXiv 2504.17432, §3.3)."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..data.collator import ContrastiveCollator
+from .contrastive_config import ContrastiveConfig
+from .distributed import gather
+from .embedding_trainer import Batch, EmbeddingTrainer
+from .losses import contrastive_loss
+
+
+class ContrastiveTrainer(EmbeddingTrainer):
+    """Trains queries towards their positives and away from the hardest negatives of the whole batch.
+
+    Rows have `query` and `positive` (items), `negatives` (a list of items), `task` and `label`: candidates with the
+    same content, or of the same task with the same label, as a row's positive are never its negatives. Logged
+    beside the loss: `filtered`, `hardness`, `positive_similarity`, `negative_similarity` and `accuracy`, as
+    [`contrastive_loss`] defines them.
+
+    Example:
+
+        trainer = ContrastiveTrainer(model, ContrastiveConfig("out"), train_dataset=rows, processing_class=processor)
+        trainer.train()
+    """
+
+    args: ContrastiveConfig
+    columns = ("query", "positive", "negatives", "task", "label")
+    collator_class = ContrastiveCollator
+
+    def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contrast the queries of all processes with the candidates of all processes."""
+        items, first_item = gather(embeddings)
+        pool, first_candidate = gather(
+            torch.stack([batch["candidate"] + first_item, batch["content"], batch["label"]], dim=1)
+        )
+        rows, _ = gather(torch.stack([batch["query"] + first_item, batch["positive"] + first_candidate], dim=1))
+        query, positive = rows.unbind(1)
+
+        # A content is one candidate, however many processes or labels it comes from; it is the same answer as a row's
+        # positive if any of its labels says so.
+        label, own_label = pool[:, 2], pool[positive, 2][:, None]
+        same_label = (label == own_label) & (own_label != -1)  # (batch, gathered candidates)
+        content, number = torch.unique(pool[:, 1], return_inverse=True)
+        counts = items.new_zeros(len(query), len(content)).index_add(1, number, same_label.to(items.dtype))
+        excluded = counts > 0  # (batch, distinct candidates)
+        places = torch.arange(len(pool), device=pool.device)
+        earliest = torch.full_like(content, len(pool)).scatter_reduce(0, number, places, "amin")
+        candidate, positive = pool[earliest, 0], number[positive]
+
+        loss_of = partial(
+            contrastive_loss,
+            temperature=self.args.temperature,
+            beta=self.args.beta,
+            k=self.args.k,
+            fewer=self.args.fewer,
+        )
+        queries, candidates = items[query], items[candidate]
+        loss, statistics = loss_of(queries, candidates, positive, excluded)
+        if self.args.symmetric:
+            # From each positive back to its query: the queries whose positive is the same answer are no negatives.
+            own = torch.arange(len(query), device=query.device)
+            backward, _ = loss_of(candidates[positive], queries, own, excluded[:, positive])
+            loss = (loss + backward) / 2
+        return loss, statistics

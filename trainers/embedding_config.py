@@ -1,0 +1,37 @@
+"""The settings that both stages share."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class EmbeddingConfig(TrainingArguments):
+    """Settings of [`EmbeddingTrainer`], on top of [`~transformers.TrainingArguments`].
+
+    `per_device_train_batch_size` is the batch that the loss sees (times the number of processes). Memory does not
+    depend on it but on `micro_batch_tokens`, so there is no gradient accumulation.
+
+    Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (rows hold pictures and dicts),
+    `dataloader_drop_last=True` (a short batch has fewer negatives), `logging_steps=10`.
+
+    Args:
+        micro_batch_tokens (`int`, *optional*, defaults to `8192`): Token budget of one forward pass.
+        max_length (`int`, *optional*): Most tokens of one item; longer texts are shortened.
+    """
+
+    micro_batch_tokens: int = field(default=8192, metadata={"help": "Token budget of one forward pass."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of one item."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out a last batch that is not full."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} would split the batch that the loss "
+                "compares: raise per_device_train_batch_size instead (micro_batch_tokens alone bounds the memory)"
+            )
+        if self.micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")

@@ -1,0 +1,173 @@
+"""What the trainers of both stages share: gradient caching, one loss over all processes, logging, saving."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn import Module
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+
+from ..checkpoint import save_checkpoint
+from ..processing_unime import micro_batches
+from .distributed import sum_gradients
+from .embedding_config import EmbeddingConfig
+from .gradient_cache import cached_loss
+
+
+Batch = Mapping[str, Any]
+
+
+class EmbeddingTrainer(Trainer):
+    """A [`~transformers.Trainer`] whose loss compares the embeddings of a whole batch, over all processes.
+
+    A subclass says which columns it needs, how its batches are made, and what the loss of their embeddings is.
+
+    Args:
+        model (`PreTrainedModel` or `Module`): Called with the tensors of a micro-batch; its output has `.embeddings`.
+        args ([`EmbeddingConfig`]): The settings.
+        train_dataset (`Dataset`, *optional*): Training rows.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): Rows for `eval_loss`.
+        processing_class (`ProcessorMixin`, *optional*): UniME's processor; renders the items and is saved.
+        data_collator (`Callable`, *optional*): Makes batches; by default made from `processing_class`.
+        peft_config ([`~peft.PeftConfig`], *optional*): Train adapters instead of the model.
+        callbacks (`list[TrainerCallback]`, *optional*): Callbacks.
+        optimizers (`tuple`, *optional*): Optimizer and scheduler.
+    """
+
+    columns: tuple[str, ...]
+    collator_class: Callable[[Callable], Callable]
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Module,
+        args: EmbeddingConfig,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: ProcessorMixin | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+            if dataset is not None:
+                batch_size = args.train_batch_size if dataset is train_dataset else args.eval_batch_size
+                self._check_rows(name, dataset, batch_size)
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
+            prepare = partial(
+                micro_batches, processing_class, max_tokens=args.micro_batch_tokens, max_length=args.max_length
+            )
+            data_collator = type(self).collator_class(prepare)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "FSDP and DeepSpeed reduce gradients per micro-batch, which gradient caching must not: launch with "
+                "plain data parallelism (distributed_type: MULTI_GPU), and with LoRA or QLoRA where memory is short"
+            )
+        self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and the scalars to log.
+
+        Args:
+            embeddings (`Tensor` of shape `(items, dimensions)`): This process's embeddings, in the order of the items.
+            batch (`Mapping`): What the collator made.
+        """
+        raise NotImplementedError
+
+    def compute_loss(
+        self, model: Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of a batch; its backward goes through the micro-batches one by one."""
+        statistics = self._statistics["train" if self.model.training else "eval"]
+        to_item_order = torch.argsort(inputs["order"])
+
+        def loss_fn(embeddings: Tensor) -> Tensor:
+            loss, scalars = self.batch_loss(embeddings[to_item_order], inputs)
+            for name, value in scalars.items():
+                statistics[name].append(value)
+            return loss
+
+        # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per step
+        # below, and processes may have any number and kind of micro-batches.
+        return cached_loss(lambda tensors: self.model(**tensors).embeddings, inputs["micro_batches"], loss_fn)
+
+    def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """Add the gradients of a batch, summed over all processes."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        sum_gradients(self.model.parameters())
+        return loss
+
+    def prediction_step(
+        self, model: Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """Return the loss of an evaluation batch; there are no logits and no labels."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the means of the scalars that were collected since the last time."""
+        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
+        means = {prefix + name: torch.stack(values).mean().item() for name, values in self._statistics[mode].items()}
+        self._statistics[mode].clear()
+        super().log({**logs, **means}, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write a checkpoint that loads everywhere, or the adapter where one is trained.
+
+        The folders that the trainer writes on its way (`_internal_call`) are those of any `Trainer`: made to resume.
+        """
+        if _internal_call or isinstance(self.model, PeftModel):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            save_checkpoint(self.model, self.processing_class, output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
+        if not isinstance(self.model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        # `save_pretrained` may write a backbone's weights under their historical names. `Trainer` would look for the
+        # present names, find none, warn, and train on from random weights; `from_pretrained` knows both.
+        saved, report = type(self.model).from_pretrained(resume_from_checkpoint, output_loading_info=True)
+        if report["missing_keys"]:
+            raise ValueError(f"{resume_from_checkpoint} lacks weights, such as {min(report['missing_keys'])}")
+        self.model.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _check_rows(self, name: str, dataset: Dataset | IterableDataset, batch_size: int) -> None:
+        # The first row, not `column_names`: a transform may make the rows from other columns.
+        row = next(iter(dataset), None)
+        if row is None:
+            raise ValueError(f"{name} is empty")
+        missing = [column for column in self.columns if column not in row]
+        if missing:
+            raise ValueError(
+                f"{name} lacks the column(s) {', '.join(missing)}: {type(self).__name__} needs "
+                f"{', '.join(self.columns)}, and found {', '.join(row)}"
+            )
+        if isinstance(dataset, Sized) and len(dataset) < batch_size:
+            raise ValueError(
+                f"{name} has {len(dataset)} rows, fewer than one batch of {batch_size}: lower the batch size"
+            )

@@ -1,0 +1,130 @@
+"""The losses of both stages as pure functions of embeddings (UniME, arXiv 2504.17432), always computed in float32."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, normalize
+
+
+def contrastive_loss(
+    queries: Tensor,
+    candidates: Tensor,
+    positive: Tensor,
+    excluded: Tensor,
+    *,
+    temperature: float = 0.02,
+    beta: float | None = 0.1,
+    k: int | None = 8,
+    fewer: Literal["mask", "repeat"] = "mask",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """InfoNCE over the positive and the k hardest negatives that pass the false-negative filter (§3.3, Eq. 3 and 4).
+
+    A negative whose cosine with the query exceeds `cos(query, positive) + beta` is taken for a false negative and
+    dropped; of those left over the whole pool the `k` most similar to the query are kept. With `beta=None, k=None`
+    this is plain in-batch InfoNCE, the loss of VLM2Vec.
+
+    Args:
+        queries (`Tensor` of shape `(batch, dimensions)`): Unit vectors.
+        candidates (`Tensor` of shape `(pool, dimensions)`): Unit vectors.
+        positive (`Tensor` of shape `(batch,)`, long): Index of each query's positive in `candidates`.
+        excluded (`Tensor` of shape `(batch, pool)`, bool): True where a candidate must not be a negative of a query.
+        temperature (`float`, *optional*, defaults to `0.02`): Divides the cosines.
+        beta (`float`, *optional*, defaults to `0.1`): Margin of the filter, as a cosine; `None` switches it off.
+        k (`int`, *optional*, defaults to `8`): Negatives per query; `None`, or more than there are, takes all.
+        fewer (`str`, *optional*, defaults to `"mask"`):
+            What fills the places of a query with fewer than `k` negatives: `"mask"` leaves them empty, `"repeat"`
+            takes its negatives again, hardest first, as the paper does (§3.3.2).
+
+    Returns:
+        `tuple[Tensor, dict[str, Tensor]]`: The mean loss, and detached scalars: `filtered` (share of queries that
+        lost a negative to the filter), `hardness` (mean cosine of the chosen negatives), `positive_similarity` and
+        `negative_similarity` (mean cosines), `accuracy` (share of queries whose positive beats every allowed
+        candidate; a tie is a loss).
+
+    Raises:
+        ValueError: No query has any negative, as in a batch of one.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        cosines = queries.float() @ candidates.float().T  # (batch, pool)
+    rows = torch.arange(len(queries), device=queries.device)
+    allowed = ~excluded
+    allowed[rows, positive] = False
+    if not allowed.any():
+        raise ValueError(
+            f"no query has a negative among the {len(candidates)} candidate(s) of this batch of {len(queries)}: raise "
+            "per_device_train_batch_size, give the rows negatives, or check that not all rows share one answer"
+        )
+
+    detached = cosines.detach()
+    of_positive = detached[rows, positive]  # (batch,)
+    dropped = torch.zeros_like(allowed) if beta is None else allowed & (detached > of_positive[:, None] + beta)
+    left = allowed & ~dropped
+    ranked = detached.masked_fill(~left, -torch.inf)
+    slots = len(candidates) if k is None else min(k, len(candidates))
+    chosen = ranked.topk(slots, dim=1).indices  # (batch, slots), hardest first
+    count = left.sum(1, keepdim=True)  # (batch, 1)
+    if fewer == "repeat" and k is not None:
+        again = torch.arange(k, device=queries.device) % count.clamp(min=1, max=slots)
+        chosen, filled = chosen.gather(1, again), (count > 0).expand(-1, k)
+    else:
+        filled = torch.arange(slots, device=queries.device) < count
+
+    # A place without a negative adds exp(-inf) = 0 to the denominator: nothing that was dropped comes back.
+    of_chosen = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
+    logits = torch.cat([cosines[rows, positive][:, None], of_chosen], dim=1) / temperature
+    loss = -log_softmax(logits, dim=1)[:, 0].mean()
+
+    statistics = {
+        "filtered": dropped.any(1).float().mean(),
+        "hardness": of_chosen.detach()[filled].mean() if filled.any() else torch.zeros_like(loss.detach()),
+        "positive_similarity": of_positive.mean(),
+        "negative_similarity": detached[allowed].mean(),
+        "accuracy": (detached.masked_fill(~allowed, -torch.inf).amax(1) < of_positive).float().mean(),
+    }
+    return loss, statistics
+
+
+def distillation_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    direction: Literal["teacher_student", "student_teacher"] = "teacher_student",
+) -> Tensor:
+    """KL divergence between the teacher's and the student's similarities within a batch of texts (§3.2.1, Eq. 2).
+
+    Each row of the N x N cosine matrix, the similarity of a text with itself included as the paper prints it, is a
+    distribution over the batch. Only these matrices meet, so the two dimensions need not agree. The paper writes the
+    sum over the rows; this is their mean, so that the learning rate does not depend on the batch size.
+
+    Args:
+        student (`Tensor` of shape `(batch, student_dimensions)`): Embeddings; normalised here.
+        teacher (`Tensor` of shape `(batch, teacher_dimensions)`): Embeddings of the same texts; normalised here.
+        student_temperature (`float`): Divides the student's cosines.
+        teacher_temperature (`float`): Divides the teacher's cosines.
+        direction (`str`, *optional*, defaults to `"teacher_student"`):
+            `"teacher_student"` is KL(teacher || student), `"student_teacher"` is KL(student || teacher): the printed
+            equation leaves open which is meant.
+
+    Raises:
+        ValueError: There are fewer than two texts, or not one teacher embedding per text.
+    """
+    if len(student) != len(teacher):
+        raise ValueError(f"expected one teacher embedding per text, got {len(teacher)} for {len(student)} texts")
+    if len(student) < 2:
+        raise ValueError(
+            "distillation compares the texts of a batch with each other, and a batch of one has none to compare: "
+            "raise per_device_train_batch_size"
+        )
+    of_student = _log_similarities(student, student_temperature)
+    of_teacher = _log_similarities(teacher, teacher_temperature)
+    first, second = (of_teacher, of_student) if direction == "teacher_student" else (of_student, of_teacher)
+    return kl_div(second, first, log_target=True, reduction="batchmean")  # KL(first || second)
+
+
+def _log_similarities(embeddings: Tensor, temperature: float) -> Tensor:
+    with torch.autocast(embeddings.device.type, enabled=False):
+        unit = normalize(embeddings.float(), dim=-1)
+        return log_softmax(unit @ unit.T / temperature, dim=1)
