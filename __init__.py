@@ -8,7 +8,7 @@ from .modeling_unime import UniMEModel, UniMEOutput
 from .processing_unime import micro_batches, processor_from_backbone
 
 
-# A checkpoint saved by this package carries the code (`auto_map`); where the package is installed, its classes are used.
+# A checkpoint carries the code that loads it (`auto_map`); where this package is installed, its classes are used.
 UniMEConfig.register_for_auto_class()
 UniMEModel.register_for_auto_class("AutoModel")
 AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)

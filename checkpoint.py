@@ -63,7 +63,9 @@ def save_checkpoint(
         ValueError: The model carries unmerged adapters, or the processor has no chat template.
     """
     if any("lora_" in name for name, _ in model.named_parameters()):
-        raise ValueError("this model carries LoRA adapters: merge them (`model.merge_and_unload()`) before saving a checkpoint")
+        raise ValueError(
+            "this model carries LoRA adapters: merge them (`model.merge_and_unload()`) before saving a checkpoint"
+        )
     if processor.chat_template is None:
         raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
     directory = Path(directory)
@@ -120,7 +122,10 @@ def _write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None
         "similarity_fn_name": "cosine",
         "requirements": {
             "sentence-transformers": {"specifier": ">=6.2", "reason": "items are rendered through the chat template"},
-            "transformers": {"specifier": ">=5.17", "reason": "the backbone is loaded without its language-model head"},
+            "transformers": {
+                "specifier": ">=5.17",
+                "reason": "the backbone is loaded without its language-model head",
+            },
         },
     }
     contents = {

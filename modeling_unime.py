@@ -24,7 +24,7 @@ class UniMEOutput(ModelOutput):
 
     Args:
         embeddings (`Tensor` of shape `(batch, dimensions)`, float32): Unit vectors.
-        last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, after its norm.
+        last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, normed.
     """
 
     embeddings: Tensor | None = None
@@ -32,7 +32,7 @@ class UniMEOutput(ModelOutput):
 
 
 class UniMEModel(PreTrainedModel):
-    """Universal multimodal embedder (arXiv 2504.17432): the L2-normalised last hidden state of the last attended token."""
+    """Universal multimodal embedder (arXiv 2504.17432): the normalised last hidden state of the last token read."""
 
     config_class = UniMEConfig
     main_input_name = "input_ids"
@@ -54,7 +54,7 @@ class UniMEModel(PreTrainedModel):
         """Wrap a native image-text model, without its language-model head.
 
         Args:
-            backbone (`str` or `PreTrainedConfig`): Folder or Hub id of the weights, or a configuration (random weights).
+            backbone (`str` or `PreTrainedConfig`): Folder or Hub id of weights, or a configuration (random weights).
             kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...) or to
                 `AutoModel.from_config` (`dtype`, `attn_implementation`).
 
@@ -65,11 +65,13 @@ class UniMEModel(PreTrainedModel):
         if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             raise ValueError(
                 f"{'the configuration' if backbone is config else backbone} is of type '{config.model_type}', which "
-                "transformers does not list as an image-text model: take an image-text backbone such as LLaVA or Qwen2-VL"
+                "transformers does not list as an image-text model: take a backbone such as LLaVA or Qwen2-VL"
             )
         loaded = (AutoModel.from_config if backbone is config else AutoModel.from_pretrained)(backbone, **kwargs)
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it to none
-        return cls(UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded)
+        return cls(
+            UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -122,7 +124,7 @@ class UniMEModel(PreTrainedModel):
 
         Args:
             items (`list`): The items; a single one gives a single vector.
-            processor (`ProcessorMixin`, *optional*, defaults to the one saved with this checkpoint): UniME's processor.
+            processor (`ProcessorMixin`, *optional*, defaults to the one saved with the checkpoint): UniME's processor.
             max_tokens (`int`): Token budget of a micro-batch: memory and speed, not results, depend on it.
             max_length (`int`, *optional*): Most tokens of one item; longer user texts are shortened.
             embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).

@@ -14,16 +14,18 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 Item = str | Image.Image | Mapping[str, Any]
 
-# The one source of every prompt. Pictures come first, the instruction is the system message (where sentence-transformers
-# puts its prompts), and control tokens inside texts are broken by a space so that no renderer can be fooled.
+# The one source of every prompt. Pictures come first, the instruction is the system message (where
+# sentence-transformers puts its prompts), and control tokens inside texts are broken by a space, whoever renders this.
 TEMPLATE = """\
 {%- set frame = FRAME -%}
 {%- set ns = namespace(instruction='', text='', images=0) -%}
 {%- for message in messages -%}
-{%- set content = [{'type': 'text', 'text': message['content']}] if message['content'] is string else message['content'] -%}
+{%- set content = message['content'] -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
 {%- for part in content -%}
 {%- if part['type'] == 'image' -%}{%- set ns.images = ns.images + 1 -%}
-{%- elif part['type'] == 'text' and message['role'] == 'system' -%}{%- set ns.instruction = ns.instruction ~ part['text'] -%}
+{%- elif part['type'] == 'text' and message['role'] == 'system' -%}
+{%- set ns.instruction = ns.instruction ~ part['text'] -%}
 {%- elif part['type'] == 'text' -%}{%- set ns.text = ns.text ~ ('\\n' if ns.text else '') ~ part['text'] -%}
 {%- endif -%}
 {%- endfor -%}
@@ -74,7 +76,9 @@ def chat_template(processor: ProcessorMixin) -> str:
     width = len(two) - len(one)
     # The picture's placeholder is the stretch of the one-picture prompt that the two-picture prompt holds twice.
     first = next(
-        i for i in range(len(one) - width + 1) if one[: i + width] + one[i:] == two and processor.image_token in one[i:]
+        i
+        for i in range(len(one) - width + 1)
+        if one[: i + width] + one[i:] == two and processor.image_token in one[i:]
     )
     control = sorted({t for t in processor.tokenizer.get_added_vocab() if len(t.strip()) > 1}, key=len, reverse=True)
     frame = {
@@ -111,7 +115,9 @@ def as_item(item: Item) -> dict[str, Any]:
     elif isinstance(item, Image.Image):
         item = {"image": item}
     elif not isinstance(item, Mapping):
-        raise ValueError(f"expected a str, a PIL image or a dict with 'text' and/or 'image', got {type(item).__name__}")
+        raise ValueError(
+            f"expected a str, a PIL image or a dict with 'text' and/or 'image', got {type(item).__name__}"
+        )
     text, images, instruction = item.get("text"), item.get("image"), item.get("instruction")
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     for name, value in (("text", text), ("instruction", instruction)):
@@ -148,7 +154,7 @@ def micro_batches(
     Args:
         processor (`ProcessorMixin`): Processor whose chat template is UniME's (see [`chat_template`]).
         items (`list`): The items.
-        max_tokens (`int`): Budget of a micro-batch: rows times the tokens of its longest row. One row alone may exceed it.
+        max_tokens (`int`): Budget of a micro-batch: rows times tokens of its longest row. One row alone may exceed it.
         max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`):
             Most tokens of one item. Longer user texts are shortened; prompts and image tokens never are.
         first (`int`): Number that errors give to the first item, where `items` are a window of a longer list.

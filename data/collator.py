@@ -30,7 +30,7 @@ class ContrastiveCollator:
         prepare (`Callable`): Items to `[(indices, tensors), ...]`, as [`unime.micro_batches`] does.
 
     Returns of a call:
-        `dict`: `micro_batches` (list of tensors), `order` (items,): item of each row of the concatenated micro-batches,
+        `dict`: `micro_batches` (list of tensors), `order` (items,): item of each row of the joined micro-batches,
         `query` (batch,) and `candidate` (candidates,): indices of items, `positive` (batch,): indices of candidates,
         `content` and `label` (candidates,): hashes, label -1 where there is none.
     """
@@ -83,5 +83,7 @@ class DistillationCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch = _micro_batches(self.prepare, [{"text": row["text"]} for row in rows])
         if "teacher" in rows[0]:
-            return batch | {"teacher": torch.from_numpy(np.asarray([row["teacher"] for row in rows], dtype=np.float32))}
+            return batch | {
+                "teacher": torch.from_numpy(np.asarray([row["teacher"] for row in rows], dtype=np.float32))
+            }
         return batch | {"texts": [row["text"] for row in rows]}

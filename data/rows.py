@@ -1,8 +1,8 @@
 """The row contract of training data, and JSONL files in it.
 
 A row has `query` (item), `positive` (item), `negatives` (list of items, may be empty), `task` (str) and `label` (str or
-none: rows of one task with equal labels have the same answer). In a file a picture is a path, relative to the file's
-folder or to `image_root`.
+none; equal labels within a task mean the same answer). In a file a picture is a path, relative to the file's folder or
+to `image_root`.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
         image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative picture paths start.
 
     Raises:
-        ValueError: When a row is read whose picture is missing or unreadable; the sentence names file, row and picture.
+        ValueError: When a row is read whose picture is missing or unreadable; it names file, row and picture.
     """
     path = Path(path)
     dataset = load_dataset("json", data_files=str(path), split="train")
@@ -80,7 +80,9 @@ def _read_picture(path: Path, where: str) -> Image.Image:
             return picture.convert("RGB")
     except OSError as error:
         reason = "it does not exist" if not path.exists() else f"it is not a readable picture ({error})"
-        raise ValueError(f"{where}: cannot read the picture {path}: {reason}; mend the path or remove the row") from None
+        raise ValueError(
+            f"{where}: cannot read the picture {path}: {reason}; mend the path or remove the row"
+        ) from None
 
 
 def content_hash(item: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ Any setting of the YAML file can be given on the command line; an unknown one is
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -59,7 +60,9 @@ def main(script: ScriptArguments, args: DistillationConfig, model_args: ModelCon
         processing_class=processor,
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
+    started = Path(args.output_dir).is_dir()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if started else None)
+    trainer.save_state()
     if model_args.use_peft:
         trainer.save_model(f"{args.output_dir}/adapter")
         if trainer.is_world_process_zero():

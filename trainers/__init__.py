@@ -1,6 +1,6 @@
 """Trainers of both stages, their settings, and the losses as pure functions."""
 
-from .adapter import load_adapter, merge_adapter
+from .adapter import load_adapter, merge_adapter, merge_checkpoint
 from .contrastive_config import ContrastiveConfig
 from .contrastive_trainer import ContrastiveTrainer
 from .distillation_config import DistillationConfig
@@ -23,4 +23,5 @@ __all__ = [
     "distillation_kl",
     "load_adapter",
     "merge_adapter",
+    "merge_checkpoint",
 ]

@@ -3,11 +3,14 @@
 import re
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 from torch.nn import Module
 from transformers import PreTrainedModel
+
+from ..checkpoint import load_model, save_checkpoint
 
 
 def confine(peft_config: PeftConfig, prefix: str) -> PeftConfig:
@@ -57,3 +60,21 @@ def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
 def merge_adapter(model: PeftModel) -> Module:
     """Return the model with its adapter added into the weights: an ordinary model, to be saved as a checkpoint."""
     return model.merge_and_unload()
+
+
+def merge_checkpoint(base: str, adapter: str | Path, directory: str | Path, **kwargs: Any) -> Path:
+    """Fold a trained adapter into the model it was trained on, and write the checkpoint.
+
+    The base is read anew without quantization: an adapter trained over 4-bit weights is merged into the full ones.
+
+    Args:
+        base (`str`): Folder or Hub id that the adapter was trained on: a backbone or a UniME checkpoint.
+        adapter (`str` or `Path`): Folder of the adapter.
+        directory (`str` or `Path`): Where to write the checkpoint.
+        kwargs: Passed to [`load_model`] (`dtype`, ...).
+
+    Raises:
+        ValueError: The adapter does not fit the base (see [`load_adapter`]).
+    """
+    model, processor = load_model(base, **kwargs)
+    return save_checkpoint(merge_adapter(load_adapter(model, adapter)), processor, directory)

@@ -17,10 +17,13 @@ class EmbeddingConfig(TrainingArguments):
 
     Args:
         micro_batch_tokens (`int`, *optional*, defaults to `8192`): Token budget of one forward pass.
+        kept_graphs (`int`, *optional*, defaults to `1`):
+            Micro-batches of a step whose graphs are kept in memory, so that they are embedded once instead of twice.
         max_length (`int`, *optional*): Most tokens of one item; longer texts are shortened.
     """
 
     micro_batch_tokens: int = field(default=8192, metadata={"help": "Token budget of one forward pass."})
+    kept_graphs: int = field(default=1, metadata={"help": "Micro-batches that keep their graph: memory for time."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens of one item."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out a last batch that is not full."})
@@ -35,3 +38,5 @@ class EmbeddingConfig(TrainingArguments):
             )
         if self.micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")
+        if self.kept_graphs < 0:
+            raise ValueError(f"kept_graphs must not be negative, got {self.kept_graphs}")

@@ -109,7 +109,9 @@ class EmbeddingTrainer(Trainer):
 
         # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per step
         # below, and processes may have any number and kind of micro-batches.
-        return cached_loss(lambda tensors: self.model(**tensors).embeddings, inputs["micro_batches"], loss_fn)
+        return cached_loss(
+            lambda tensors: self.model(**tensors).embeddings, inputs["micro_batches"], loss_fn, self.args.kept_graphs
+        )
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""

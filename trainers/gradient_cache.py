@@ -3,15 +3,15 @@
 A loss that compares all items of a batch needs all their embeddings at once, but the gradient of an embedding with
 respect to the weights needs only its own micro-batch. So:
 
-1. Embed every micro-batch but the last without building a graph, noting the state of the random number generators
-   before each; the last one, whose turn in step 3 comes first, may keep its graph.
+1. Embed every micro-batch but the last few without building a graph, noting the state of the random number generators
+   before each; the last ones, whose turn in step 3 comes first, keep their graphs.
 2. Compute the loss of all embeddings together, and its gradient with respect to the embeddings: the cache.
-3. When the loss is sent backward, send the last micro-batch's slice of the cache through its graph; then embed each
-   other micro-batch again, now with a graph and the same random numbers (so that dropout falls as before), and send
-   its slice through.
+3. When the loss is sent backward, send the slices of the cache that belong to the kept graphs through them; then embed
+   each other micro-batch again, now with a graph and the same random numbers (so that dropout falls as before), and
+   send its slice through.
 
-The gradients are those of the whole batch held in memory at once. One graph exists at a time, and the price is a
-second forward pass of all micro-batches but one.
+The gradients are those of the whole batch held in memory at once. As many graphs exist at a time as are kept, one by
+default, and the price is a second forward pass of all other micro-batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +48,7 @@ def cached_loss(
     embed: Callable[[MicroBatch], Tensor],
     micro_batches: Sequence[MicroBatch],
     loss_fn: Callable[[Tensor], Tensor],
+    kept_graphs: int = 1,
 ) -> Tensor:
     """Compute a loss of all items whose `backward()` runs micro-batch by micro-batch.
 
@@ -56,6 +57,7 @@ def cached_loss(
         micro_batches (`Sequence`): The micro-batches. With one only, nothing is embedded twice.
         loss_fn (`Callable`): Maps all embeddings `(all items, dimensions)`, in the order of the micro-batches, to a
             scalar. It runs once, so it may gather across processes.
+        kept_graphs (`int`, *optional*, defaults to 1): Micro-batches that are embedded once only, for their memory.
 
     Returns:
         `Tensor`: The scalar loss. Its backward adds to the `.grad` of the weights; whatever scales it (a gradient
@@ -64,7 +66,8 @@ def cached_loss(
     if not torch.is_grad_enabled():
         return loss_fn(torch.cat([embed(tensors) for tensors in micro_batches]))
 
-    *earlier, last = micro_batches
+    first_kept = max(0, len(micro_batches) - kept_graphs)
+    earlier, last = micro_batches[:first_kept], micro_batches[first_kept:]
     states, parts = [], []
     with torch.no_grad():
         for tensors in earlier:
@@ -72,17 +75,19 @@ def cached_loss(
             parts.append(embed(tensors))
     # Under an outer autocast, some versions of torch reuse weights cast without a graph, which know no gradient.
     torch.clear_autocast_cache()
-    with_graph = embed(last)
-    autocast = _autocast_options(with_graph.device.type)
+    kept = [embed(tensors) for tensors in last]
 
-    embeddings = torch.cat([*parts, with_graph.detach()]).requires_grad_()
+    embeddings = torch.cat([*parts, *(part.detach() for part in kept)]).requires_grad_()
+    autocast = _autocast_options(embeddings.device.type)
     loss = loss_fn(embeddings)
     (cache,) = torch.autograd.grad(loss, embeddings)
-    *slices, last_slice = cache.split([len(part) for part in [*parts, with_graph]])
+    slices = cache.split([len(part) for part in [*parts, *kept]])
 
     def send_back(gradient: Tensor) -> None:
-        _backward(with_graph, last_slice * gradient)
-        for tensors, state, piece in zip(earlier, states, slices, strict=True):
+        while kept:  # from the end; each graph is freed before the next is walked
+            part = kept.pop()
+            _backward(part, slices[first_kept + len(kept)] * gradient)
+        for tensors, state, piece in zip(earlier, states, slices, strict=False):
             with state.fork(), torch.enable_grad(), torch.autocast(**autocast):
                 state.restore()
                 again = embed(tensors)

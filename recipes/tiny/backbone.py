@@ -113,15 +113,17 @@ def build(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGenera
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
-        attn_implementation="eager",  # on a CPU and at this length, twice as fast backward as PyTorch's fused attention
+        attn_implementation="eager",  # its backward is twice as fast here as that of fused attention
     )
     return LlavaForConditionalGeneration(config), processor
 
 
 class AnswerTrainer(Trainer):
-    """A `Trainer` that computes logits where there is a loss only: on a small model the vocabulary is the largest layer."""
+    """A `Trainer` that computes logits where there is a loss only: here the vocabulary is the largest layer."""
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_) -> Tensor:
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_
+    ) -> Tensor:
         labels = inputs.pop("labels")[:, 1:]
         kept = labels != IGNORED
         logits = model(**inputs, positions=kept)

@@ -28,13 +28,18 @@ def loss_of(embeddings: Tensor) -> Tensor:
     return contrastive_loss(queries, candidates, torch.arange(half), excluded, temperature=0.5, k=2)[0]
 
 
-def gradients(model: UniMEModel, batches: list[dict[str, Tensor]], cached: bool, scale: float = 1.0) -> dict[str, Any]:
+def gradients(
+    model: UniMEModel, batches: list[dict[str, Tensor]], cached: bool, scale: float = 1.0, kept_graphs: int = 1
+) -> dict[str, Any]:
     def embed(tensors: dict[str, Tensor]) -> Tensor:
         return model(**tensors).embeddings
 
     torch.manual_seed(7)
     model.zero_grad()
-    loss = cached_loss(embed, batches, loss_of) if cached else loss_of(torch.cat([embed(b) for b in batches]))
+    if cached:
+        loss = cached_loss(embed, batches, loss_of, kept_graphs)
+    else:
+        loss = loss_of(torch.cat([embed(tensors) for tensors in batches]))
     (scale * loss).backward()
     return {"loss": loss.detach(), "random": torch.rand(3)} | {
         name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
@@ -52,6 +57,20 @@ def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
     cached, plain = gradients(model, batches, cached=True), gradients(model, batches, cached=False)
     assert len(cached) > 10
     torch.testing.assert_close(cached, plain, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kept_graphs", [0, 1, 2, 100])
+def test_any_number_of_kept_graphs_gives_the_same_gradients(
+    kept_graphs: int, make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
+    model = make_model(dropout=0.3).train()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    assert len(batches) > 3
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    cached = gradients(model, batches, cached=True, kept_graphs=kept_graphs)
+    assert len(calls) == 2 * len(batches) - min(kept_graphs, len(batches))
+    torch.testing.assert_close(cached, gradients(model, batches, cached=False), atol=1e-6, rtol=0)
 
 
 def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, picture: Callable):

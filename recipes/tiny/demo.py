@@ -1,0 +1,59 @@
+"""The demo: turn the committed tiny backbone into an embedder, train a CLIP for as long, and compare them.
+
+    python recipes/tiny/demo.py
+
+Runs the very commands of the README, one after the other, and writes `runs/demo/`.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: str) -> None:
+    """Run a script of this project with this Python, from the root, and stop the demo if it fails."""
+    print("\n$ " + " ".join(command), flush=True)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+    subprocess.run([*launcher, *command], cwd=ROOT, check=True)
+
+
+def seconds_of(folder: Path) -> float:
+    """Wall time of a finished training."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return next(entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "demo", help="made anew")
+    parser.add_argument("--size", type=int, default=300, help="candidates of the scene tasks")
+    parser.add_argument("--stage1_steps", default="120")
+    parser.add_argument("--stage2_steps", default="200")
+    options = parser.parse_args()
+    output = options.output_dir.resolve()
+    shutil.rmtree(output, ignore_errors=True)
+    start = time.monotonic()
+    stage1, stage2, clip = output / "stage1", output / "stage2", output / "clip"
+    run("recipes/stage1.py", "--config", "recipes/tiny/stage1.yaml", "--output_dir", str(stage1),
+        "--max_steps", options.stage1_steps)  # fmt: skip
+    run("recipes/stage2.py", "--config", "recipes/tiny/stage2.yaml", "--output_dir", str(stage2),
+        "--model_name_or_path", str(stage1), "--max_steps", options.stage2_steps)  # fmt: skip
+    seconds = seconds_of(stage1) + seconds_of(stage2)
+    run("recipes/tiny/clip.py", "--config", "recipes/tiny/clip.yaml", "--output_dir", str(clip),
+        "--seconds", f"{seconds:.0f}")  # fmt: skip
+    print(f"\nTrained in {(time.monotonic() - start) / 60:.1f} minutes.", flush=True)
+    run("recipes/evaluate.py", "--output_dir", str(output), "--size", str(options.size), "--models",
+        "Before=checkpoints/tiny-backbone", f"Stage 1={stage1}", f"Stage 2={stage2}", f"CLIP={clip}")  # fmt: skip
+    print(f"The checkpoint is in {stage2}.")
+
+
+if __name__ == "__main__":
+    main()
