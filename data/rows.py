@@ -1,8 +1,8 @@
 """The row contract of training data, and JSONL files in it.
 
-A row has `query` (item), `positive` (item), `negatives` (list of items, may be empty), `task` (str) and `label` (str or
-none; equal labels within a task mean the same answer). In a file a picture is a path, relative to the file's folder or
-to `image_root`.
+A row has `query` (item), `positive` (item), `negatives` (list of items, may be empty), `task` (str) and `label` (str
+or none; equal labels within a task mean the same answer). In a file a picture is a path, relative to the file's folder
+or to `image_root`.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from .long_captions import LongCaption
 from .names import categorised, named, toned
 from .probes import any_false_caption
 from .questions import sample_question
-from .scenes import CELLS, crop_spec
+from .scenes import CELLS, POSITIONS, Placed, Scene, crop_spec
 from .views import View
 from .vocabulary import COLOUR_NAMES, objects
 
@@ -56,6 +56,20 @@ def tone(split: str, rng: random.Random) -> dict:
     """Picture of a role -> its skin tone."""
     entry = rng.choice(toned(split))
     return _row(_view(entry, rng), "Which skin tone is this?", entry.tone or "none")
+
+
+def glimpse(split: str, rng: random.Random) -> dict:
+    """Scene of one object -> the object, the colour of its tile or its place: how scenes begin to be read."""
+    placed = Placed(rng.randrange(len(objects())), rng.randrange(CELLS), rng.randrange(len(COLOUR_NAMES)))
+    prompt, answer = rng.choice(
+        (
+            ("What is there?", objects()[placed.object].name),
+            ("What is there?", objects()[placed.object].name),
+            ("What colour is the tile?", COLOUR_NAMES[placed.colour]),
+            ("Where is the object?", POSITIONS[placed.cell]),
+        )
+    )
+    return _row(Scene((placed,)).spec, prompt, answer)
 
 
 def caption(split: str, rng: random.Random) -> dict:
@@ -107,13 +121,14 @@ def judgement(split: str, rng: random.Random) -> dict:
 
 # kind -> (its rows, its weight in the mixture)
 KINDS = {
-    "name": (name, 24),
-    "category": (category, 8),
+    "name": (name, 22),
+    "category": (category, 7),
     "translation": (translation, 1),
     "tone": (tone, 4),
-    "caption": (caption, 22),
+    "glimpse": (glimpse, 10),
+    "caption": (caption, 18),
     "long_caption": (long_caption, 3),
-    "question": (question, 25),
-    "crop": (crop, 5),
-    "judgement": (judgement, 8),
+    "question": (question, 24),
+    "crop": (crop, 6),
+    "judgement": (judgement, 5),
 }

@@ -42,7 +42,7 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-PIXELS, PATCH = 96, 16
+PIXELS, PATCH = 96, 32
 IGNORED = -100  # label of the tokens without a loss
 
 
@@ -126,8 +126,9 @@ class AnswerTrainer(Trainer):
     ) -> Tensor:
         labels = inputs.pop("labels")[:, 1:]
         kept = labels != IGNORED
-        logits = model(**inputs, positions=kept)
-        return cross_entropy(logits.float(), labels[kept])
+        losses = cross_entropy(model(**inputs, positions=kept).float(), labels[kept], reduction="none")
+        weights = (kept / kept.sum(dim=1, keepdim=True))[kept]  # a long answer counts no more than a short one
+        return (losses * weights).sum() / len(labels)
 
 
 class AnswerLogits(torch.nn.Module):

@@ -1,0 +1,88 @@
+"""The recipes as a user starts them, and small files to train on."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from trl import TrlParser
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., str]:
+    """Give a function that runs a script of the project from its root, and returns what it printed."""
+
+    def run(*command: object) -> str:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [*launcher, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[Path], ModuleType]:
+    """Give a function that imports a script, without running it."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def parsed() -> Callable[..., tuple[Any, ...]]:
+    """Give a function that reads the settings of a script as it does itself: YAML, then the command line."""
+
+    def parse(module: ModuleType, *command: object) -> tuple[Any, ...]:
+        classes = tuple(parameter.annotation for parameter in signature(module.main).parameters.values())
+        return TrlParser(classes).parse_args_and_config([str(word) for word in command])
+
+    return parse
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Write twelve texts with the embeddings of their teacher."""
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": f"text number {i}", "teacher": np.eye(12)[i].tolist()} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Write twelve rows of captions and pictures `0.png` to `11.png`, in both directions, some with a negative."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        Image.fromarray(random.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        caption = {"text": f"the picture of number {i}"}
+        picture = {"image": f"{i}.png", "instruction": "Represent the given image."}
+        query, positive = (caption, picture) if i % 2 else (picture, caption)
+        rows.append({"query": query, "positive": positive, "negatives": [{"text": f"no number {i}"}] * (i % 3 == 0)})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,132 @@
+"""Both stages through the real command line, on tiny random twins of the recipes' backbones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from unime import UniMEModel, load_model
+from unime.trainers import load_adapter
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+BACKBONES = {"llava-1.6-7b": "llava-next", "llava-onevision-7b": "llava-onevision"}
+# What a laptop and two steps need; all else is the recipe's, 4-bit weights included.
+LAPTOP = [*"--max_steps 2 --warmup_steps 0 --learning_rate 0.01 --per_device_train_batch_size 4".split()]
+LAPTOP += [*"--dtype float32 --use_cpu true --fp16 false --bf16 false --report_to none".split()]
+PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+ITEMS = ["text number 3", PICTURE, {"image": PICTURE, "text": "Is it a number?"}]
+
+
+def embed(folder: Path, adapter: Path | None = None) -> np.ndarray:
+    """Embed the items with a checkpoint, and an adapter on it if one is given."""
+    model, processor = load_model(str(folder), dtype="float32")
+    model = model if adapter is None else load_adapter(model, adapter).get_base_model()
+    return model.encode(ITEMS, processor)
+
+
+def parts(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a checkpoint inside its language model, and those outside."""
+    model, _ = load_model(str(folder), dtype="float32")
+    inside = {name for name, module in model.named_modules() if module is model.backbone.get_decoder()}
+    prefix = inside.pop() + "."
+    weights = model.state_dict()
+    language = {name: weight for name, weight in weights.items() if name.startswith(prefix)}
+    return language, {name: weight for name, weight in weights.items() if name not in language}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Say whether two sets of weights are equal to the bit."""
+    assert one and one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("recipe", BACKBONES)
+def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
+    recipe: str, twin: Callable[[str], Path], launch: Callable[..., str], texts: Path, pairs: Path, tmp_path: Path
+):
+    base, one, two = twin(BACKBONES[recipe]), tmp_path / "one", tmp_path / "two"
+    settings = ["--config", RECIPES / recipe / "stage1.yaml", "--model_name_or_path", base, "--dataset", texts]
+    launch(RECIPES / "stage1.py", *settings, "--output_dir", one, *LAPTOP)
+    settings = ["--config", RECIPES / recipe / "stage2.yaml", "--model_name_or_path", one, "--dataset", pairs]
+    launch(RECIPES / "stage2.py", *settings, "--image_root", pairs.parent, "--output_dir", two, *LAPTOP)
+
+    for start, end in ((base, one), (one, two)):
+        merged = embed(end)
+        np.testing.assert_allclose(merged, embed(start, end / "adapter"), atol=1e-5)
+        assert np.abs(merged - embed(start)).max() > 1e-3
+        sentences = SentenceTransformer(str(end), trust_remote_code=True)
+        np.testing.assert_allclose(sentences.encode(ITEMS), merged, atol=1e-5)
+    (language, vision), (language_one, vision_one), (language_two, vision_two) = map(parts, (base, one, two))
+    assert same(vision_one, vision) and not same(language_one, language)
+    assert not same(vision_two, vision_one) and not same(language_two, language_one)
+
+
+def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
+    launch: Callable[..., str], tmp_path: Path
+):
+    backbone, one, two, clip = (tmp_path / name for name in ("backbone", "one", "two", "clip"))
+    tiny = RECIPES / "tiny"
+    small = ["--rows", 64, "--per_device_train_batch_size", 8]
+    steps = ["--max_steps", 2, "--warmup_steps", 0]
+    launch(
+        tiny / "backbone.py", "--config", tiny / "backbone.yaml", "--output_dir", backbone,
+        *small, *steps, "--rows", 200,
+    )  # fmt: skip
+    launch(
+        RECIPES / "stage1.py", "--config", tiny / "stage1.yaml", "--output_dir", one,
+        "--model_name_or_path", backbone, *small, *steps,
+    )  # fmt: skip
+    launch(
+        RECIPES / "stage2.py", "--config", tiny / "stage2.yaml", "--output_dir", two,
+        "--model_name_or_path", one, *small, *steps,
+    )  # fmt: skip
+    launch(
+        tiny / "clip.py", "--config", tiny / "clip.yaml", "--output_dir", clip,
+        "--tokenizer", backbone, "--seconds", 2, *small,
+    )  # fmt: skip
+    printed = launch(
+        RECIPES / "evaluate.py", "--output_dir", tmp_path, "--size", 20, "--models",
+        f"Before={backbone}", f"Stage 1={one}", f"Stage 2={two}", f"CLIP={clip}",
+    )  # fmt: skip
+
+    (language, vision), (language_one, vision_one), (language_two, vision_two) = map(parts, (backbone, one, two))
+    assert same(vision_one, vision) and not same(language_one, language)
+    assert not same(vision_two, vision_one) and not same(language_two, language_one)
+    sentences = SentenceTransformer(str(two), trust_remote_code=True)
+    np.testing.assert_allclose(sentences.encode(ITEMS), UniMEModel.from_pretrained(two).encode(ITEMS), atol=1e-5)
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["Before", "Stage 1", "Stage 2", "CLIP"]
+    table = (tmp_path / "table.md").read_text()
+    assert table.strip() in printed
+    page = (tmp_path / "report.html").read_text()
+    for title in results:
+        assert title in table and title in page
+
+
+@pytest.mark.parametrize("rows", [8, 12], ids=["at the end of an epoch", "within an epoch"])
+def test_a_finished_training_that_is_started_again_stays_as_it_is(
+    rows: int,
+    script: Callable[[Path], ModuleType],
+    parsed: Callable[..., tuple],
+    twin: Callable[[str], Path],
+    texts: Path,
+    tmp_path: Path,
+):
+    texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:rows]))
+    stage1 = script(RECIPES / "stage1.py")
+    settings = ["--config", RECIPES / "tiny" / "stage1.yaml", "--model_name_or_path", twin("llava")]
+    settings += ["--dataset", texts, "--output_dir", tmp_path / "run", *LAPTOP]
+    stage1.main(*parsed(stage1, *settings))
+    first = UniMEModel.from_pretrained(tmp_path / "run").state_dict()
+    stage1.main(*parsed(stage1, *settings))
+    assert same(UniMEModel.from_pretrained(tmp_path / "run").state_dict(), first)
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2

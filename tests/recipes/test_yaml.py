@@ -1,0 +1,57 @@
+"""Every recipe can be read by its script, and is listed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+YAMLS = sorted(RECIPES.glob("**/*.yaml"))
+
+
+def script_of(recipe: Path) -> Path:
+    """Return the script that a recipe is for: it has the recipe's name, and lies beside it or above."""
+    beside = recipe.with_suffix(".py")
+    return beside if beside.exists() else RECIPES / beside.name
+
+
+def name_of(recipe: Path) -> str:
+    return str(recipe.relative_to(RECIPES))
+
+
+@pytest.mark.parametrize("recipe", YAMLS, ids=name_of)
+def test_every_key_of_a_recipe_is_a_setting_of_its_script(
+    recipe: Path, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], tmp_path: Path
+):
+    laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--output_dir", tmp_path]
+    _, args, *_ = parsed(script(script_of(recipe)), "--config", recipe, *laptop)
+    assert args.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", YAMLS, ids=name_of)
+def test_every_recipe_is_listed_with_its_command(recipe: Path):
+    root = RECIPES.parent
+    command = f"{script_of(recipe).relative_to(root)} --config {recipe.relative_to(root)}"
+    assert command in (RECIPES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("backbone", ["llava-1.6-7b", "llava-onevision-7b"])
+def test_the_second_stage_starts_where_the_first_ends(
+    backbone: str, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]
+):
+    laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]
+    _, one, _ = parsed(script(RECIPES / "stage1.py"), "--config", RECIPES / backbone / "stage1.yaml", *laptop)
+    _, _, model = parsed(script(RECIPES / "stage2.py"), "--config", RECIPES / backbone / "stage2.yaml", *laptop)
+    assert model.model_name_or_path == one.output_dir
+
+
+def test_the_baseline_of_vlm2vec_is_two_nulls(
+    script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]
+):
+    _, args = parsed(
+        script(RECIPES / "tiny" / "clip.py"), "--config", RECIPES / "tiny" / "clip.yaml", "--bf16", "false"
+    )
+    assert (args.beta, args.k) == (None, None)
