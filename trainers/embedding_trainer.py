@@ -155,6 +155,11 @@ class EmbeddingTrainer(Trainer):
             raise ValueError(f"{resume_from_checkpoint} lacks weights, such as {min(report['missing_keys'])}")
         self.model.load_state_dict(saved.state_dict())
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # `Trainer` looks whether all steps are done after a step only: started again at its end, it would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 

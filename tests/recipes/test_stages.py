@@ -112,7 +112,9 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
         assert title in table and title in page
 
 
-@pytest.mark.parametrize("rows", [8, 12], ids=["at the end of an epoch", "within an epoch"])
+@pytest.mark.parametrize(
+    "rows", [pytest.param(8, id="at the end of an epoch"), pytest.param(12, id="within an epoch")]
+)
 def test_a_finished_training_that_is_started_again_stays_as_it_is(
     rows: int,
     script: Callable[[Path], ModuleType],
