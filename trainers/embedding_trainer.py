@@ -156,7 +156,7 @@ class EmbeddingTrainer(Trainer):
         self.model.load_state_dict(saved.state_dict())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # `Trainer` looks whether all steps are done after a step only: started again at its end, it would take one more.
+        # `Trainer` asks whether all steps are done only after a step: started again at its end, it takes one more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 

@@ -3,7 +3,7 @@ set -euo pipefail
 export OMP_NUM_THREADS=1
 out=runs/unime-tiny
 
-python recipes/stage1.py --config recipes/tiny/stage1.yaml --output_dir $out/stage1 --rows 20000 --max_steps 300
+python recipes/stage1.py --config recipes/tiny/stage1.yaml --output_dir $out/stage1 --rows 20000 --max_steps 150
 python recipes/stage2.py --config recipes/tiny/stage2.yaml --output_dir $out/stage2 \
     --model_name_or_path $out/stage1 --rows 400000 --max_steps 1500 &
 python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --output_dir $out/clip --rows 400000 --seconds 1800 &
