@@ -30,7 +30,8 @@ TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- endfor -%}
-{%- for token in frame.control -%}
+{%- set said = ns.text ~ ns.instruction -%}
+{%- for token in frame.control if token in said -%}
 {%- set broken = token[0] ~ ' ' ~ token[1:] -%}
 {%- set ns.text = ns.text.replace(token, broken) -%}
 {%- set ns.instruction = ns.instruction.replace(token, broken) -%}

@@ -26,7 +26,7 @@ class ScriptArguments:
     tokenizer: str = field(default="checkpoints/tiny-backbone", metadata={"help": "Where the tokenizer is."})
     rows: int = field(default=100_000, metadata={"help": "Rows to take from the OpenMoji world."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
-    items_per_micro_batch: int = field(default=512, metadata={"help": "Items of one kind in a forward pass."})
+    items_per_micro_batch: int = field(default=64, metadata={"help": "Items of one kind in a forward pass."})
 
 
 class Clock(TrainerCallback):

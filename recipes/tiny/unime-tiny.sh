@@ -5,8 +5,8 @@ out=runs/unime-tiny
 
 python recipes/stage1.py --config recipes/tiny/stage1.yaml --output_dir $out/stage1 --rows 20000 --max_steps 150
 python recipes/stage2.py --config recipes/tiny/stage2.yaml --output_dir $out/stage2 \
-    --model_name_or_path $out/stage1 --rows 400000 --max_steps 1500 &
-python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --output_dir $out/clip --rows 400000 --seconds 1800 &
+    --model_name_or_path $out/stage1 --rows 200000 --max_steps 520 --warmup_steps 50 &
+python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --output_dir $out/clip --rows 200000 --seconds 1400 &
 wait
 
 python recipes/evaluate.py --output_dir $out/evaluation --models \
