@@ -43,9 +43,12 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
         image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative picture paths start.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: When a row is read whose picture is missing or unreadable; it names file, row and picture.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji' in a recipe")
     dataset = load_dataset("json", data_files=str(path), split="train")
     if "query" not in dataset.column_names:
         return dataset

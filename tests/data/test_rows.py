@@ -180,3 +180,8 @@ def test_labels_are_told_apart_by_their_task() -> None:
     assert label_hash("names", "cat") == label_hash("names", "cat") >= 0
     assert len({label_hash(task, label) for task, label in [("names", "cat"), ("names", "dog"), ("crop", "cat")]}) == 3
     assert label_hash("a", "b") != label_hash("ab", "")
+
+
+def test_a_missing_dataset_file_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="there is no dataset file .*nli.jsonl: give a JSONL file of rows"):
+        load_rows(tmp_path / "nli.jsonl")
