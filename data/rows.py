@@ -48,7 +48,7 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji' in a recipe")
+        raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
     dataset = load_dataset("json", data_files=str(path), split="train")
     if "query" not in dataset.column_names:
         return dataset
