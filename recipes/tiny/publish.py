@@ -30,7 +30,7 @@ CARD = """\
 
 On the test split of the OpenMoji world (object pairs, skin tone x role combinations and categories are held out):
 hit@1 in per cent, ties counted as wrong. *Before* is the generative backbone, *CLIP* a `CLIPModel` of the same size,
-trained on the same rows for the same wall time as both stages. One run, one seed.
+trained on the same rows for at least the wall time of both stages. One run, one seed.
 
 {table}
 

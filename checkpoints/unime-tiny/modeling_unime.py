@@ -1,0 +1,161 @@
+"""UniME: a native image-text model of transformers whose last token is the embedding of what it has read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import ModelOutput
+
+from .configuration_unime import UniMEConfig
+from .processing_unime import Item, micro_batches
+
+
+WINDOW = 4096  # items that `encode` renders and sorts at a time: enough to sort well, few enough to keep in memory
+
+
+@dataclass
+class UniMEOutput(ModelOutput):
+    """Output of [`UniMEModel`].
+
+    Args:
+        embeddings (`Tensor` of shape `(batch, dimensions)`, float32): Unit vectors.
+        last_hidden_state (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, normed.
+    """
+
+    embeddings: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class UniMEModel(PreTrainedModel):
+    """Universal multimodal embedder (arXiv 2504.17432): the normalised last hidden state of the last token read."""
+
+    config_class = UniMEConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: UniMEConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
+        self._no_split_modules = self.backbone._no_split_modules
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, backbone: str | PreTrainedConfig, **kwargs) -> "UniMEModel":
+        """Wrap a native image-text model, without its language-model head.
+
+        Args:
+            backbone (`str` or `PreTrainedConfig`): Folder or Hub id of weights, or a configuration (random weights).
+            kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...) or to
+                `AutoModel.from_config` (`dtype`, `attn_implementation`).
+
+        Raises:
+            ValueError: The backbone is not an image-text model of transformers.
+        """
+        config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone)
+        if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise ValueError(
+                f"{'the configuration' if backbone is config else backbone} is of type '{config.model_type}', which "
+                "transformers does not list as an image-text model: take a backbone such as LLaVA or Qwen2-VL"
+            )
+        loaded = (AutoModel.from_config if backbone is config else AutoModel.from_pretrained)(backbone, **kwargs)
+        attention = loaded.config._attn_implementation  # a new outer configuration would reset it to none
+        return cls(
+            UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        embedding_dim: int | None = None,
+        **kwargs,
+    ) -> UniMEOutput:
+        """Embed a batch.
+
+        Args:
+            input_ids (`Tensor` of shape `(batch, tokens)`): Rendered prompts, padded on either side.
+            attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*, defaults to all ones): 0 marks padding.
+            embedding_dim (`int`, *optional*): Keep this many leading dimensions and normalise again (Matryoshka).
+            kwargs: The backbone's other inputs (`pixel_values`, `image_grid_thw`, ...).
+
+        Raises:
+            ValueError: The model does not have `embedding_dim` dimensions.
+        """
+        if embedding_dim is not None and not 1 <= embedding_dim <= self.config.hidden_size:
+            raise ValueError(f"embedding_dim must be between 1 and {self.config.hidden_size}, got {embedding_dim}")
+        kwargs = {
+            name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in kwargs.items()
+        } | {"return_dict": True, "use_cache": False}
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        last = (mask.long() * positions).argmax(dim=1)  # (batch,), whichever side is padded
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)].float()
+        return UniMEOutput(nn.functional.normalize(pooled[:, :embedding_dim], dim=-1), hidden)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        items: Sequence[Item] | Item,
+        processor: ProcessorMixin | None = None,
+        max_tokens: int = 8192,
+        max_length: int | None = None,
+        embedding_dim: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> np.ndarray:
+        """Embed items: texts, pictures, or dicts with `text`, `image` and `instruction`.
+
+        Args:
+            items (`list`): The items; a single one gives a single vector.
+            processor (`ProcessorMixin`, *optional*, defaults to the one saved with the checkpoint): UniME's processor.
+            max_tokens (`int`): Token budget of a micro-batch: memory and speed, not results, depend on it.
+            max_length (`int`, *optional*): Most tokens of one item; longer user texts are shortened.
+            embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
+            show_progress_bar (`bool`): Show progress.
+
+        Returns:
+            `np.ndarray` of shape `(len(items), dimensions)`, float32: Unit vectors in the order of `items`.
+        """
+        single = isinstance(items, (str, dict)) or not isinstance(items, Sequence)
+        items = [items] if single else items
+        processor = processor or self._saved_processor()
+        embeddings = np.zeros((len(items), embedding_dim or self.config.hidden_size), dtype=np.float32)
+        in_training = [module for module in self.modules() if module.training]  # some parts may not be, as frozen ones
+        self.eval()
+        try:
+            with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
+                for start in range(0, len(items), WINDOW):
+                    chunk = items[start : start + WINDOW]
+                    for indices, batch in micro_batches(processor, chunk, max_tokens, max_length, first=start):
+                        output = self(**batch.to(self.device), embedding_dim=embedding_dim)
+                        embeddings[[start + i for i in indices]] = output.embeddings.cpu().numpy()
+                        progress.update(len(indices))
+        finally:
+            for module in in_training:
+                module.training = True
+        return embeddings[0] if single else embeddings
+
+    def _saved_processor(self) -> ProcessorMixin:
+        if not self.name_or_path:
+            raise ValueError("this model was not loaded from a checkpoint: pass encode(items, processor)")
+        return AutoProcessor.from_pretrained(self.name_or_path)
+
+
+__all__ = ["UniMEModel", "UniMEOutput"]

@@ -1,0 +1,254 @@
+"""From items to tensors: the chat template that holds every prompt, and micro-batches under a token budget.
+
+An *item* is a `str`, a `PIL.Image`, or a dict with any of `"text"`, `"image"` (one image or a list) and
+`"instruction"`. The backbone's own processor does the tokenising and the pixels; nothing here knows an architecture.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+
+
+Item = str | Image.Image | Mapping[str, Any]
+
+# The one source of every prompt. Pictures come first, the instruction is the system message (where
+# sentence-transformers puts its prompts), and control tokens inside texts are broken by a space, whoever renders this.
+TEMPLATE = """\
+{%- set frame = FRAME -%}
+{%- set ns = namespace(instruction='', text='', images=0) -%}
+{%- for message in messages -%}
+{%- set content = message['content'] -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
+{%- for part in content -%}
+{%- if part['type'] == 'image' -%}{%- set ns.images = ns.images + 1 -%}
+{%- elif part['type'] == 'text' and message['role'] == 'system' -%}
+{%- set ns.instruction = ns.instruction ~ part['text'] -%}
+{%- elif part['type'] == 'text' -%}{%- set ns.text = ns.text ~ ('\\n' if ns.text else '') ~ part['text'] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- set said = ns.text ~ ns.instruction -%}
+{%- for token in frame.control if token in said -%}
+{%- set broken = token[0] ~ ' ' ~ token[1:] -%}
+{%- set ns.text = ns.text.replace(token, broken) -%}
+{%- set ns.instruction = ns.instruction.replace(token, broken) -%}
+{%- endfor -%}
+{{- frame.image_start ~ frame.image * ns.images ~ frame.image_end if ns.images else frame.start -}}
+{%- if ns.instruction -%}
+{{- ns.instruction.rstrip() ~ (' ' ~ ns.text if ns.text else '') -}}
+{%- elif ns.images and ns.text -%}
+{{- ns.text ~ '\\nSummarize the above image and sentence in one word:' -}}
+{%- elif ns.images -%}
+{{- 'Summarize the above image in one word:' -}}
+{%- else -%}
+{{- ns.text ~ '\\nSummarize the above sentence in one word:' -}}
+{%- endif -%}
+{{- frame.end -}}
+"""
+
+
+def chat_template(processor: ProcessorMixin) -> str:
+    """Write UniME's chat template for a backbone, keeping the frame that the backbone was trained with.
+
+    The frame (role markers, picture placeholder, start of the answer) is read off the backbone's own chat template; a
+    backbone without one gets its image token on a line of its own and nothing else.
+
+    Args:
+        processor (`ProcessorMixin`): The backbone's native processor.
+
+    Returns:
+        `str`: Jinja source for `processor.chat_template`, saved with the checkpoint.
+    """
+    text = "\x00"
+
+    def around_text(images: int) -> tuple[str, str]:
+        if processor.chat_template is None:
+            return (processor.image_token + "\n") * images, ""
+        parts = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        turn = [{"role": "user", "content": parts}]
+        before, after = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False).split(text)
+        return before, after
+
+    start, end = around_text(0)
+    (one, _), (two, _) = around_text(1), around_text(2)
+    width = len(two) - len(one)
+    # The picture's placeholder is the stretch of the one-picture prompt that the two-picture prompt holds twice.
+    first = next(
+        i
+        for i in range(len(one) - width + 1)
+        if one[: i + width] + one[i:] == two and processor.image_token in one[i:]
+    )
+    control = sorted({t for t in processor.tokenizer.get_added_vocab() if len(t.strip()) > 1}, key=len, reverse=True)
+    frame = {
+        "start": start,
+        "image_start": one[:first],
+        "image": one[first : first + width],
+        "image_end": one[first + width :],
+        "end": end,
+        "control": control,
+    }
+    return TEMPLATE.replace("FRAME", json.dumps(frame, ensure_ascii=False))
+
+
+def processor_from_backbone(backbone: str, **kwargs) -> ProcessorMixin:
+    """Load a backbone's native processor and give it UniME's chat template.
+
+    Args:
+        backbone (`str`): Folder or Hub id of the backbone.
+        kwargs: Passed to `AutoProcessor.from_pretrained` (picture size, ...).
+    """
+    processor = AutoProcessor.from_pretrained(backbone, **kwargs)
+    processor.chat_template = chat_template(processor)
+    return processor
+
+
+def as_item(item: Item) -> dict[str, Any]:
+    """Spell an item out as a dict with `text`, `images` (a list) and `instruction`.
+
+    Raises:
+        ValueError: The item holds neither text nor image, or a value of the wrong type.
+    """
+    if isinstance(item, str):
+        item = {"text": item}
+    elif isinstance(item, Image.Image):
+        item = {"image": item}
+    elif not isinstance(item, Mapping):
+        raise ValueError(
+            f"expected a str, a PIL image or a dict with 'text' and/or 'image', got {type(item).__name__}"
+        )
+    text, images, instruction = item.get("text"), item.get("image"), item.get("instruction")
+    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    for name, value in (("text", text), ("instruction", instruction)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"'{name}' must be a str, got {type(value).__name__}")
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"'image' must be a PIL image or a list of them, got {type(image).__name__}")
+    if text is None and not images:
+        raise ValueError(f"expected 'text' or 'image' (or both), got the keys {sorted(item)}")
+    return {"text": text, "images": images, "instruction": instruction}
+
+
+def messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turn a spelt-out item into the conversation that chat templates and sentence-transformers know."""
+    content = [{"type": "image", "image": image} for image in item["images"]]
+    if item["text"] is not None:
+        content.append({"type": "text", "text": item["text"]})
+    turns = [{"role": "user", "content": content}]
+    if item["instruction"]:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": item["instruction"]}]})
+    return turns
+
+
+def micro_batches(
+    processor: ProcessorMixin,
+    items: Sequence[Item],
+    max_tokens: int = 8192,
+    max_length: int | None = None,
+    first: int = 0,
+) -> list[tuple[list[int], BatchFeature]]:
+    """Render items, sort them by (has image, tokens) and cut them into micro-batches of at most `max_tokens`.
+
+    Args:
+        processor (`ProcessorMixin`): Processor whose chat template is UniME's (see [`chat_template`]).
+        items (`list`): The items.
+        max_tokens (`int`): Budget of a micro-batch: rows times tokens of its longest row. One row alone may exceed it.
+        max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`):
+            Most tokens of one item. Longer user texts are shortened; prompts and image tokens never are.
+        first (`int`): Number that errors give to the first item, where `items` are a window of a longer list.
+
+    Returns:
+        `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
+
+    Raises:
+        ValueError: An item is malformed, or cannot fit because its prompt and pictures alone exceed `max_length`.
+    """
+    spelt = []
+    for position, item in enumerate(items):
+        try:
+            spelt.append(as_item(item))
+        except ValueError as error:
+            raise ValueError(f"item {first + position}: {error}") from None
+    if not spelt:
+        return []
+    texts = _render(processor, spelt)
+    lengths = _lengths(processor, spelt, texts)
+    limit = processor.tokenizer.model_max_length if max_length is None else max_length
+    for position, length in enumerate(lengths):
+        if length > limit:
+            spelt[position], texts[position] = _shorten(processor, spelt[position], length, limit, first + position)
+            lengths[position] = limit
+
+    order = sorted(range(len(spelt)), key=lambda i: (bool(spelt[i]["images"]), lengths[i]))
+    groups: list[list[int]] = []
+    for position in order:
+        group = groups[-1] if groups else None
+        same_kind = group is not None and bool(spelt[group[0]]["images"]) == bool(spelt[position]["images"])
+        if same_kind and (len(group) + 1) * lengths[position] <= max_tokens:
+            group.append(position)
+        else:
+            groups.append([position])
+    return [(group, _tensors(processor, [spelt[i] for i in group], [texts[i] for i in group])) for group in groups]
+
+
+def _render(processor: ProcessorMixin, items: list[dict[str, Any]]) -> list[str]:
+    return processor.apply_chat_template([messages(item) for item in items], tokenize=False)
+
+
+def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
+    # As `apply_chat_template` does: a prompt that writes its own beginning-of-sequence token gets no second one.
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+
+
+def _lengths(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str]) -> list[int]:
+    """Count the tokens of each rendered item, its picture's included."""
+    lengths = [len(ids) for ids in processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]]
+    sizes = [tuple(image.size for image in item["images"]) for item in items]
+    image_tokens = {several: _image_tokens(processor, several) for several in set(sizes) if several}
+    return [
+        length + image_tokens[several] - len(several) if several else length
+        for length, several in zip(lengths, sizes, strict=True)
+    ]
+
+
+def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
+    """Ask the processor itself how many tokens one item's pictures of these (width, height) take together."""
+    images = [Image.new("RGB", size) for size in sizes]  # LLaVA-OneVision tiles a picture only where it is alone
+    output = processor(text=[processor.image_token * len(sizes)], images=[images], add_special_tokens=False)
+    return len(output["input_ids"][0])
+
+
+def _shorten(
+    processor: ProcessorMixin, item: dict[str, Any], length: int, limit: int, position: int
+) -> tuple[dict[str, Any], str]:
+    """Cut the end of the user's text, token by token of its own, until the rendered item fits."""
+    kept = processor.tokenizer(item["text"] or "", add_special_tokens=False)["input_ids"]
+    while length > limit:
+        kept = kept[: max(0, len(kept) - (length - limit))]
+        shorter = item | {"text": processor.tokenizer.decode(kept) if kept else item["text"] and ""}
+        (text,) = _render(processor, [shorter])
+        (length,) = _lengths(processor, [shorter], [text])
+        if not kept and length > limit:
+            raise ValueError(
+                f"item {position} needs {length} tokens for its prompt and pictures alone, but max_length is {limit}: "
+                "raise max_length or make its pictures smaller"
+            )
+    return shorter, text
+
+
+def _tensors(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str]) -> BatchFeature:
+    images = [[image.convert("RGB") for image in item["images"]] for item in items]
+    return processor(
+        text=texts,
+        images=images if any(images) else None,
+        padding=True,
+        return_tensors="pt",
+        **_text_options(processor, texts[0]),
+    )
+
+
+__all__ = ["Item", "as_item", "chat_template", "messages", "micro_batches", "processor_from_backbone"]
