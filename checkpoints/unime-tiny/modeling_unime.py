@@ -155,7 +155,9 @@ class UniMEModel(PreTrainedModel):
     def _saved_processor(self) -> ProcessorMixin:
         if not self.name_or_path:
             raise ValueError("this model was not loaded from a checkpoint: pass encode(items, processor)")
-        return AutoProcessor.from_pretrained(self.name_or_path)
+        # Where this class is the checkpoint's own code, whoever loaded it has trusted the checkpoint already.
+        trusted = type(self).__module__.startswith("transformers_modules.")
+        return AutoProcessor.from_pretrained(self.name_or_path, trust_remote_code=trusted)
 
 
 __all__ = ["UniMEModel", "UniMEOutput"]
