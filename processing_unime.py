@@ -81,7 +81,8 @@ def chat_template(processor: ProcessorMixin) -> str:
         for i in range(len(one) - width + 1)
         if one[: i + width] + one[i:] == two and processor.image_token in one[i:]
     )
-    control = sorted({t for t in processor.tokenizer.get_added_vocab() if len(t.strip()) > 1}, key=len, reverse=True)
+    added = processor.tokenizer.get_added_vocab()
+    control = sorted((token for token in added if len(token.strip()) > 1), key=lambda token: (-len(token), token))
     frame = {
         "start": start,
         "image_start": one[:first],

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 import unime.checkpoint
-from unime import UniMEModel, load_model, push_checkpoint, save_checkpoint
+from unime import UniMEModel, load_model, processor_from_backbone, push_checkpoint, save_checkpoint
 from unime.checkpoint import PROMPTS
 
 
@@ -249,3 +249,5 @@ def test_the_committed_checkpoint_carries_the_present_code() -> None:
     for name in ("configuration_unime.py", "modeling_unime.py", "processing_unime.py"):
         copied = root / "checkpoints" / "unime-tiny" / name
         assert copied.read_text() == (root / name).read_text(), f"copy {name} anew"
+    template = processor_from_backbone(str(root / "checkpoints" / "tiny-backbone")).chat_template
+    assert (root / "checkpoints" / "unime-tiny" / "chat_template.jinja").read_text() == template, "write it anew"

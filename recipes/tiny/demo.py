@@ -7,6 +7,8 @@ Runs the very commands of the README, one after the other, and writes `runs/demo
 
 import argparse
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(*command: str) -> None:
     """Run a script of this project with this Python, from the root, and stop the demo if it fails."""
-    print("\n$ " + " ".join(command), flush=True)
+    print("\n$ accelerate launch " + shlex.join(command), flush=True)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
+    launcher += ["--num_cpu_threads_per_process", str(os.cpu_count())]
     subprocess.run([*launcher, *command], cwd=ROOT, check=True)
 
 
