@@ -73,18 +73,24 @@ def glimpse(split: str, rng: random.Random) -> dict:
 
 
 def caption(split: str, rng: random.Random) -> dict:
-    """Scene -> a short caption, or the list of its objects with tiles, places or both."""
+    """Scene -> a short caption."""
     scene = sample_scene(split, rng.randint(2, 4), rng)
-    prompt, answer = rng.choice(
+    return _row(scene.spec, "Write a short caption.", sample_caption(scene, rng).text)
+
+
+def inventory(split: str, rng: random.Random) -> dict:
+    """Scene, often a full one -> its objects in reading order, with tiles, places or both: all of it to be seen."""
+    scene = sample_scene(split, rng.choice((2, 3, 4, 5, CELLS, CELLS)), rng)
+    prompt, tiles, places = rng.choice(
         (
-            ("Write a short caption.", sample_caption(scene, rng)),
-            ("List the objects with their tiles and places.", full_caption(scene)),
-            ("List the objects with their tiles.", full_caption(scene, cells=False)),
-            ("List the objects with their places.", full_caption(scene, colours=False)),
-            ("List the objects.", full_caption(scene, colours=False, cells=False)),
+            ("List the objects with their tiles and places.", True, True),
+            ("List the objects with their tiles.", True, False),
+            ("List the objects with their places.", False, True),
+            ("List the objects.", False, False),
+            ("List the objects.", False, False),
         )
     )
-    return _row(scene.spec, prompt, answer.text)
+    return _row(scene.spec, prompt, full_caption(scene, colours=tiles, cells=places).text)
 
 
 def long_caption(split: str, rng: random.Random) -> dict:
@@ -121,14 +127,15 @@ def judgement(split: str, rng: random.Random) -> dict:
 
 # kind -> (its rows, its weight in the mixture)
 KINDS = {
-    "name": (name, 22),
-    "category": (category, 7),
+    "name": (name, 16),
+    "category": (category, 6),
     "translation": (translation, 1),
-    "tone": (tone, 4),
-    "glimpse": (glimpse, 10),
-    "caption": (caption, 18),
+    "tone": (tone, 3),
+    "glimpse": (glimpse, 5),
+    "caption": (caption, 5),
+    "inventory": (inventory, 16),
     "long_caption": (long_caption, 3),
-    "question": (question, 24),
+    "question": (question, 34),
     "crop": (crop, 6),
     "judgement": (judgement, 5),
 }

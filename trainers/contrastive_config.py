@@ -18,6 +18,8 @@ class ContrastiveConfig(EmbeddingConfig):
         k (`int`, *optional*, defaults to `8`): Hard negatives per query; `None` takes all.
         fewer (`str`, *optional*, defaults to `"mask"`): With fewer than `k` negatives: `"mask"` or `"repeat"`.
         symmetric (`bool`, *optional*, defaults to `False`): Add the loss from candidates to queries, half and half.
+        task_block (`int`, *optional*, defaults to `1`):
+            Rows of one task that come together, see [`~unime.data.sampler.TaskSampler`]; 1 mixes all tasks freely.
     """
 
     temperature: float = field(default=0.02, metadata={"help": "Divides the cosines."})
@@ -27,6 +29,7 @@ class ContrastiveConfig(EmbeddingConfig):
         default="mask", metadata={"help": "With fewer than k negatives: leave places empty, or repeat (the paper)."}
     )
     symmetric: bool = field(default=False, metadata={"help": "Add the loss from candidates to queries."})
+    task_block: int = field(default=1, metadata={"help": "Rows of one task that come together; 1 mixes freely."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,5 +37,7 @@ class ContrastiveConfig(EmbeddingConfig):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.k is not None and self.k < 1:
             raise ValueError(f"k must be at least 1, or null for all negatives, got {self.k}")
+        if self.task_block < 1:
+            raise ValueError(f"task_block must be at least 1, got {self.task_block}")
         if self.fewer not in ("mask", "repeat"):
             raise ValueError(f"fewer must be 'mask' or 'repeat', got '{self.fewer}'")

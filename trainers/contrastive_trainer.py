@@ -3,9 +3,12 @@
 from functools import partial
 
 import torch
+from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from ..data.collator import ContrastiveCollator
+from ..data.sampler import TaskSampler
 from .contrastive_config import ContrastiveConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
@@ -65,3 +68,15 @@ class ContrastiveTrainer(EmbeddingTrainer):
             backward, _ = loss_of(candidates[positive], queries, own, excluded[:, positive])
             loss = (loss + backward) / 2
         return loss, statistics
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.task_block == 1:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, Dataset) or "task" not in dataset.column_names:
+            raise ValueError(
+                f"task_block={self.args.task_block} needs to know the task of every row beforehand: give a Dataset "
+                "with a stored column task, or set task_block to 1"
+            )
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return TaskSampler(dataset.with_format(None)["task"], self.args.task_block, seed)

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 recipes/tiny/backbone.py --config recipes/tiny/backbone.yaml
 
 UniME starts from a generative image-text model. This is the embedded stand-in for LLaVA: captions and questions of the
-world's training split, language-model loss on the answers, its own BPE tokenizer.
+world's training split, language-model loss on the answers, the vision tower of `vision.py` frozen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
     SiglipImageProcessor,
-    SiglipVisionConfig,
+    SiglipVisionModel,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -42,56 +43,31 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-PIXELS, PATCH = 96, 32
 IGNORED = -100  # label of the tokens without a loss
 
 
 @dataclass
 class ScriptArguments:
-    """What to train on, and how large the tokenizer is."""
+    """What to train on, and where from."""
 
     rows: int = field(default=300_000, metadata={"help": "Conversations of the training split."})
-    vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
-
-
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, so that any text can be read."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        additional_special_tokens=special[2:],
-        model_max_length=1024,
-        padding_side="right",
+    vision: str = field(
+        default="runs/tiny-vision",
+        metadata={"help": "Tower, tokenizer and word embeddings of recipes/tiny/vision.py."},
     )
 
 
-def build(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Build the model, with random weights, and its processor."""
-    pictures = SiglipImageProcessor(
-        size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
-    )
+def build(
+    tokenizer: PreTrainedTokenizerBase, pictures: SiglipImageProcessor, tower: SiglipVisionModel, words: Tensor
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Join a trained vision tower, frozen from here on, and a language model: trained words, random layers."""
+    vision = tower.config
     processor = LlavaProcessor(
-        pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="full", chat_template=TEMPLATE
-    )
-    vision = SiglipVisionConfig(
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        image_size=PIXELS,
-        patch_size=PATCH,
-        vision_use_head=False,
+        pictures,
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -109,13 +85,17 @@ def build(tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGenera
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(PIXELS // PATCH) ** 2,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
         attn_implementation="eager",  # its backward is twice as fast here as that of fused attention
     )
-    return LlavaForConditionalGeneration(config), processor
+    llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower.load_state_dict(tower.state_dict())
+    llava.model.vision_tower.requires_grad_(False)
+    llava.model.get_input_embeddings().load_state_dict({"weight": words})
+    return llava, processor
 
 
 class AnswerTrainer(Trainer):
@@ -126,9 +106,7 @@ class AnswerTrainer(Trainer):
     ) -> Tensor:
         labels = inputs.pop("labels")[:, 1:]
         kept = labels != IGNORED
-        losses = cross_entropy(model(**inputs, positions=kept).float(), labels[kept], reduction="none")
-        weights = (kept / kept.sum(dim=1, keepdim=True))[kept]  # a long answer counts no more than a short one
-        return (losses * weights).sum() / len(labels)
+        return cross_entropy(model(**inputs, positions=kept).float(), labels[kept])
 
 
 class AnswerLogits(torch.nn.Module):
@@ -171,9 +149,12 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     with args.main_process_first():
         dataset = conversations("train", script.rows, seed=args.seed)
     stored = dataset.with_format(None)
-    sample = stored.select(range(min(len(dataset), 50_000)))
-    tokenizer = train_tokenizer([*sample["prompt"], *sample["answer"]], script.vocabulary)
-    model, processor = build(tokenizer)
+    model, processor = build(
+        AutoTokenizer.from_pretrained(script.vision),
+        SiglipImageProcessor.from_pretrained(script.vision),
+        SiglipVisionModel.from_pretrained(script.vision, dtype="float32"),
+        load_file(f"{script.vision}/words.safetensors")["weight"],
+    )
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(stored["prompt"], stored["answer"], strict=True)]
     trainer = AnswerTrainer(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import ProcessorMixin
 
@@ -139,3 +140,30 @@ def test_k_larger_than_the_pool_trains(make_trainer: Callable, rows: list[dict[s
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str, tmp_path: Path):
     with pytest.raises(ValueError, match=sentence):
         ContrastiveConfig(str(tmp_path), use_cpu=True, **options)
+
+
+def test_a_task_block_fills_batches_with_one_task(make_trainer: Callable, rows: list[dict[str, Any]]):
+    columns = {"number": list(range(24)), "task": [["names", "crops"][number % 2] for number in range(24)]}
+    dataset = Dataset.from_dict(columns).with_transform(
+        lambda batch: {"rows": [rows[number] | {"number": number} for number in batch["number"]]} | batch
+    )
+    trainer = make_trainer(rows, per_device_train_batch_size=6, task_block=6)
+    trainer.data_collator = lambda batch: {"number": [row["number"] for row in batch]}
+    trainer.train_dataset = dataset
+    loader = trainer.get_train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs.append([batch["number"] for batch in loader])
+    assert [sorted(number for batch in epoch for number in batch) for epoch in epochs] == [list(range(24))] * 2
+    assert all(len({number % 2 for number in batch}) == 1 for epoch in epochs for batch in epoch)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_task_block_needs_stored_tasks(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, task_block=6)
+    trainer.train_dataset = Dataset.from_dict({"number": list(range(24))}).with_transform(
+        lambda batch: {"task": ["names"] * len(batch["number"])}
+    )
+    with pytest.raises(ValueError, match="task_block=6 needs to know the task of every row"):
+        trainer.get_train_dataloader()

@@ -1,0 +1,202 @@
+"""Pre-train the vision tower of the tiny backbone with words, as LLaVA's tower learned from words before LLaVA did.
+
+    python recipes/tiny/vision.py --config recipes/tiny/vision.yaml
+
+Every patch of a scene tells the object and the tile of its cell, every patch of a crop or of a single emoji those of
+the picture. Classes are known by their names in six languages: a class is the mean of its name's token embeddings, so
+that pictures and the words of the language model meet in one space before the language model is there. Only pictures,
+object pairs and categories of the training split are seen.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    BatchEncoding,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from trl import TrlParser
+
+from unime.data.captions import sample_scene
+from unime.data.emoji import LANGUAGES, Emoji, catalogue, same_picture
+from unime.data.names import categorised, named
+from unime.data.scenes import CELLS, GRID, Scene, crop_spec
+from unime.data.views import View
+from unime.data.vocabulary import COLOUR_NAMES, objects
+from unime.data.world import conversations, draw
+
+
+PIXELS = 96
+UNKNOWN = -100  # label of what the training split does not teach
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, so that any text can be read; a word is the same token at the start and further on."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=special[2:],
+        model_max_length=1024,
+        padding_side="right",
+    )
+
+
+@dataclass
+class ScriptArguments:
+    """How many pictures to see."""
+
+    rows: int = field(default=400_000, metadata={"help": "Pictures of the training split."})
+    vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
+
+
+class Classes:
+    """The classes of a patch: what it shows (an emoji, without its skin tone), how, and of which subcategory."""
+
+    def __init__(self):
+        tones = sorted({entry.tone for entry in catalogue() if entry.tone})
+        self.empty = len(catalogue())
+        self.looks = {look: number for number, look in enumerate([*COLOUR_NAMES, *tones, "none"])}
+        names = sorted({entry.subcategory for entry in catalogue()})
+        self.subcategories = {name: number for number, name in enumerate(names)}
+        self.taught = {entry.index for entry in categorised("train")}
+
+    def names(self, language: str) -> list[list[str]]:
+        """The classes' names of each kind, in one language where they have a name in it."""
+        what = [entry.names.get(language, entry.name) for entry in catalogue()]
+        return [[*what, "empty"], list(self.looks), list(self.subcategories)]
+
+    def of_scene(self, scene: Scene) -> list[list[int]]:
+        """The classes of each cell: object, colour of the tile, no subcategory."""
+        what, look = [self.empty] * CELLS, [self.looks["none"]] * CELLS
+        for placed in scene.placed:
+            what[placed.cell] = objects()[placed.object].picture
+            look[placed.cell] = placed.colour
+        return [what, look, [UNKNOWN] * CELLS]
+
+    def of_emoji(self, entry: Emoji) -> list[list[int]]:
+        """The classes of a single emoji, the same for every patch: role, skin tone, subcategory if it is taught."""
+        drawing = catalogue()[same_picture()[entry.index]]
+        subcategory = self.subcategories[entry.subcategory] if entry.index in self.taught else UNKNOWN
+        return [[of_kind] * CELLS for of_kind in (drawing.base, self.looks[drawing.tone or "none"], subcategory)]
+
+
+class LabelledPictures(torch.utils.data.Dataset):
+    """Single emoji, scenes and crops of the training split with the classes of each patch; a row is ever the same."""
+
+    def __init__(self, classes: Classes, size: int, seed: int):
+        self.classes, self.size, self.seed = classes, size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = random.Random(f"{self.seed}/{index}")
+        kind = rng.choices(("emoji", "scene", "crop"), (6, 3, 1))[0]
+        if kind == "emoji":
+            entry = rng.choice(named("train"))
+            return {"image": draw(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
+        scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
+        labels = self.classes.of_scene(scene)
+        if kind == "scene":
+            return {"image": scene.render(), "labels": labels}
+        cell = scene.placed[0].cell
+        return {"image": draw(crop_spec(scene.placed[0])), "labels": [[of_kind[cell]] * CELLS for of_kind in labels]}
+
+
+class PatchClassifier(nn.Module):
+    """A vision tower whose patches are compared with the names of classes, one linear layer per kind of class."""
+
+    def __init__(self, tower: SiglipVisionModel, words: nn.EmbeddingBag, names: Sequence[Sequence[BatchEncoding]]):
+        super().__init__()
+        self.tower, self.words = tower, words
+        self.names = names  # of each language, of each kind of class
+        size = tower.config.hidden_size
+        self.heads = nn.ModuleList(nn.Linear(size, size) for _ in names[0])
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Pixels `(batch, 3, height, width)` and labels `(batch, kinds, patches)` to a loss, in a random language."""
+        patches = self.tower(pixel_values).last_hidden_state  # (batch, patches, dimensions)
+        language = self.names[random.choice([0, 0, *range(len(self.names))])]  # the first, English, most often
+        loss = 0
+        for kind, (head, names) in enumerate(zip(self.heads, language, strict=True)):
+            offsets = torch.tensor([0, *map(len, names["input_ids"][:-1])]).cumsum(0)
+            classes = self.words(torch.tensor(list(itertools.chain(*names["input_ids"]))), offsets)
+            scores = (head(patches) @ classes.T).float()  # (batch, patches, classes)
+            loss = loss + cross_entropy(scores.transpose(1, 2), labels[:, kind], ignore_index=UNKNOWN)
+        return {"loss": loss}
+
+
+@dataclass
+class PictureCollator:
+    """Stack pictures and labels."""
+
+    processor: SiglipImageProcessor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        pixels = self.processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+def main(script: ScriptArguments, args: TrainingArguments) -> None:
+    set_seed(args.seed)
+    config = SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=PIXELS,
+        patch_size=PIXELS // GRID,  # a patch is a cell
+        vision_use_head=False,
+        attn_implementation="eager",  # its backward is twice as fast here as that of fused attention
+    )
+    processor = SiglipImageProcessor(
+        size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
+    )
+    stored = conversations("train", 50_000, seed=args.seed).with_format(None)
+    tokenizer = train_tokenizer([*stored["prompt"], *stored["answer"]], script.vocabulary)
+    classes = Classes()
+    names = [[tokenizer(of_kind) for of_kind in classes.names(language)] for language in LANGUAGES]
+    words = nn.EmbeddingBag(len(tokenizer), config.hidden_size)
+    nn.init.normal_(words.weight, std=config.hidden_size**-0.5)
+    tower = SiglipVisionModel(config)
+    trainer = Trainer(
+        PatchClassifier(tower, words, names),
+        args,
+        train_dataset=LabelledPictures(classes, script.rows, args.seed),
+        data_collator=PictureCollator(processor),
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        tower.save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
+        tokenizer.save_pretrained(args.output_dir)
+        save_file(words.state_dict(), f"{args.output_dir}/words.safetensors")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, TrainingArguments)).parse_args_and_config())
