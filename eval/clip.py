@@ -145,7 +145,7 @@ def clip_micro_batches(
 def tiny_clip(
     tokenizer: PreTrainedTokenizerBase,
     image_size: int = 96,
-    patch_size: int = 16,
+    patch_size: int = 32,
     width: int = 192,
     layers: int = 4,
     heads: int = 4,
@@ -154,18 +154,18 @@ def tiny_clip(
 ) -> tuple[CLIPEmbedder, CLIPProcessor]:
     """Make a small random CLIP, both towers of the same shape, and its processor.
 
-    The defaults have about 4.6 M parameters with a vocabulary of 4,096 tokens, the size of the tiny backbone.
+    The defaults have 4.7 M parameters with a vocabulary of 4,096 tokens, as many as the tiny backbone.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): With an end-of-sequence token; a copy is kept, cut at `max_tokens`.
         image_size, patch_size (`int`): In pixels, of square pictures.
-        width, layers, heads (`int`): Of each tower; the hidden layers of its MLPs are four times as wide.
+        width, layers, heads (`int`): Of each tower; the hidden layers of its MLPs are 3.5 times as wide.
         dimensions (`int`): Of the embedding.
         max_tokens (`int`): CLIP's limit of 77.
     """
     tower = {
         "hidden_size": width,
-        "intermediate_size": 4 * width,
+        "intermediate_size": 7 * width // 2,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "projection_dim": dimensions,

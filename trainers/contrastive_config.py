@@ -18,6 +18,9 @@ class ContrastiveConfig(EmbeddingConfig):
         k (`int`, *optional*, defaults to `8`): Hard negatives per query; `None` takes all.
         fewer (`str`, *optional*, defaults to `"mask"`): With fewer than `k` negatives: `"mask"` or `"repeat"`.
         symmetric (`bool`, *optional*, defaults to `False`): Add the loss from candidates to queries, half and half.
+        hard_after_steps (`int`, *optional*, defaults to `0`):
+            Until this step take all negatives, unfiltered: the hardest alone can press a model that does not yet tell
+            anything apart into one point.
         task_block (`int`, *optional*, defaults to `1`):
             Rows of one task that come together, see [`~unime.data.sampler.TaskSampler`]; 1 mixes all tasks freely.
     """
@@ -29,6 +32,7 @@ class ContrastiveConfig(EmbeddingConfig):
         default="mask", metadata={"help": "With fewer than k negatives: leave places empty, or repeat (the paper)."}
     )
     symmetric: bool = field(default=False, metadata={"help": "Add the loss from candidates to queries."})
+    hard_after_steps: int = field(default=0, metadata={"help": "Steps with all negatives before k and beta apply."})
     task_block: int = field(default=1, metadata={"help": "Rows of one task that come together; 1 mixes freely."})
 
     def __post_init__(self) -> None:
@@ -37,6 +41,8 @@ class ContrastiveConfig(EmbeddingConfig):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.k is not None and self.k < 1:
             raise ValueError(f"k must be at least 1, or null for all negatives, got {self.k}")
+        if self.hard_after_steps < 0:
+            raise ValueError(f"hard_after_steps must not be negative, got {self.hard_after_steps}")
         if self.task_block < 1:
             raise ValueError(f"task_block must be at least 1, got {self.task_block}")
         if self.fewer not in ("mask", "repeat"):

@@ -53,11 +53,12 @@ class ContrastiveTrainer(EmbeddingTrainer):
         earliest = torch.full_like(content, len(pool)).scatter_reduce(0, number, places, "amin")
         candidate, positive = pool[earliest, 0], number[positive]
 
+        hard = self.state.global_step >= self.args.hard_after_steps
         loss_of = partial(
             contrastive_loss,
             temperature=self.args.temperature,
-            beta=self.args.beta,
-            k=self.args.k,
+            beta=self.args.beta if hard else None,
+            k=self.args.k if hard else None,
             fewer=self.args.fewer,
         )
         queries, candidates = items[query], items[candidate]

@@ -76,6 +76,7 @@ def build(
         num_hidden_layers=5,
         num_attention_heads=3,
         max_position_embeddings=1024,
+        initializer_range=0.06,  # the usual 0.02 is for wider layers
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,

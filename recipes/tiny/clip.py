@@ -49,7 +49,7 @@ class Clock(TrainerCallback):
 
 def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
     set_seed(args.seed)
-    model, processor = tiny_clip(AutoTokenizer.from_pretrained(script.tokenizer), patch_size=32)
+    model, processor = tiny_clip(AutoTokenizer.from_pretrained(script.tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     clock = Clock(script.seconds)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)

@@ -71,6 +71,7 @@ class ScriptArguments:
     """How many pictures to see."""
 
     rows: int = field(default=400_000, metadata={"help": "Pictures of the training split."})
+    texts: int = field(default=50_000, metadata={"help": "Conversations that the tokenizer learns from."})
     vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
 
 
@@ -177,7 +178,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     processor = SiglipImageProcessor(
         size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
     )
-    stored = conversations("train", 50_000, seed=args.seed).with_format(None)
+    stored = conversations("train", script.texts, seed=args.seed).with_format(None)
     tokenizer = train_tokenizer([*stored["prompt"], *stored["answer"]], script.vocabulary)
     classes = Classes()
     names = [[tokenizer(of_kind) for of_kind in classes.names(language)] for language in LANGUAGES]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration, SiglipVisionModel
 
 from unime import UniMEModel, load_model
 from unime.trainers import load_adapter
@@ -72,13 +73,16 @@ def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
 def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
     launch: Callable[..., str], tmp_path: Path
 ):
-    backbone, one, two, clip = (tmp_path / name for name in ("backbone", "one", "two", "clip"))
+    tower, backbone, one, two, clip = (tmp_path / name for name in ("tower", "backbone", "one", "two", "clip"))
     tiny = RECIPES / "tiny"
     small = ["--rows", 64, "--per_device_train_batch_size", 8]
     steps = ["--max_steps", 2, "--warmup_steps", 0]
     launch(
-        tiny / "backbone.py", "--config", tiny / "backbone.yaml", "--output_dir", backbone,
-        *small, *steps, "--rows", 200,
+        tiny / "vision.py", "--config", tiny / "vision.yaml", "--output_dir", tower, "--texts", 200, *small, *steps,
+    )  # fmt: skip
+    launch(
+        tiny / "backbone.py", "--config", tiny / "backbone.yaml", "--output_dir", backbone, "--vision", tower,
+        *small, *steps,
     )  # fmt: skip
     launch(
         RECIPES / "stage1.py", "--config", tiny / "stage1.yaml", "--output_dir", one,
@@ -97,6 +101,9 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
         f"Before={backbone}", f"Stage 1={one}", f"Stage 2={two}", f"CLIP={clip}",
     )  # fmt: skip
 
+    trained = SiglipVisionModel.from_pretrained(tower).half().state_dict()
+    taken = LlavaForConditionalGeneration.from_pretrained(backbone).model.vision_tower.state_dict()
+    assert same(trained, taken)
     (language, vision), (language_one, vision_one), (language_two, vision_two) = map(parts, (backbone, one, two))
     assert same(vision_one, vision) and not same(language_one, language)
     assert not same(vision_two, vision_one) and not same(language_two, language_one)

@@ -78,6 +78,18 @@ def test_the_same_answer_is_never_a_negative(make_trainer: Callable, rows: list[
     assert loss.item() == pytest.approx((2 * math.log(3) + 2 * math.log(4)) / 4, abs=1e-6)
 
 
+def test_all_negatives_count_until_the_hardest_do(make_trainer: Callable, rows: list[dict[str, Any]]):
+    # The query's cosines: 0 with its positive, 1 with a negative that the filter drops, 0 and -1 with two others.
+    trainer = make_trainer(rows, temperature=1.0, beta=0.5, k=1, hard_after_steps=3)
+    batch = batch_of(content=[10, 11, 12, 13], label=[-1] * 4, positive=[0], query=[4])
+    embeddings = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, -1.0], [-1.0, 0.0], [1.0, 0.0]])
+    every = math.log(1 + math.e + 1 + 1 / math.e)
+    for step, expected in ((0, every), (2, every), (3, math.log(2)), (9, math.log(2))):
+        trainer.state.global_step = step
+        loss, _ = trainer.batch_loss(embeddings, batch)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_one_content_under_two_labels_counts_once_and_under_both(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, **plain())
     # Candidates 1 and 2 are the same content, once labelled like row 0's positive and once as an explicit negative.
