@@ -40,6 +40,7 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
 
     Args:
         path (`str` or `Path`): JSONL file; each line has at least `query` and `positive`, or `text` for stage 1.
+            Rows without `task` are of one task, named after the file.
         image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative picture paths start.
 
     Raises:
@@ -52,6 +53,8 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
     dataset = load_dataset("json", data_files=str(path), split="train")
     if "query" not in dataset.column_names:
         return dataset
+    if "task" not in dataset.column_names:
+        dataset = dataset.add_column("task", [path.name] * len(dataset))
     dataset = dataset.add_column("row", list(range(len(dataset))))
     return dataset.with_transform(partial(_read_pictures, source=path.name, root=Path(image_root or path.parent)))
 
@@ -64,7 +67,6 @@ def _read_pictures(batch: dict[str, list], source: str, root: Path) -> dict[str,
             row[side] = _read_item(row[side], f"{where}, {side}", root)
         negatives = row.get("negatives") or []
         row["negatives"] = [_read_item(item, f"{where}, negative {i}", root) for i, item in enumerate(negatives)]
-        row.setdefault("task", source)
         row.setdefault("label", None)
     return {name: [row[name] for row in rows] for name in ROW}
 

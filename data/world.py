@@ -30,7 +30,7 @@ from .world_conversations import KINDS
 from .world_tasks import TASKS
 
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 
 _ITEM = {"text": Value("string"), "image": Value("string"), "instruction": Value("string")}
 _ROW = Features(

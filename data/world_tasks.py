@@ -194,15 +194,15 @@ def crop(split: str, negatives: int, rng: random.Random) -> dict:
 
 # task -> (its rows, its weight in the mixture)
 TASKS = {
-    "subcategory": (subcategory, 8),
-    "category": (category, 3),
-    "name_t2i": (name_t2i, 12),
-    "name_i2t": (name_i2t, 12),
-    "composed": (composed, 8),
-    "scene_t2i": (scene_t2i, 12),
-    "scene_i2t": (scene_i2t, 12),
-    "long_t2i": (long_t2i, 6),
-    "long_i2t": (long_i2t, 6),
-    "question": (question, 12),
-    "crop": (crop, 9),
+    "subcategory": (subcategory, 5),
+    "category": (category, 2),
+    "name_t2i": (name_t2i, 18),
+    "name_i2t": (name_i2t, 14),
+    "composed": (composed, 10),
+    "scene_t2i": (scene_t2i, 14),
+    "scene_i2t": (scene_i2t, 14),
+    "long_t2i": (long_t2i, 5),
+    "long_i2t": (long_i2t, 4),
+    "question": (question, 7),
+    "crop": (crop, 6),
 }

@@ -10,13 +10,15 @@ from .embedding_config import EmbeddingConfig
 class ContrastiveConfig(EmbeddingConfig):
     """Settings of [`ContrastiveTrainer`]; the defaults are those of UniME (arXiv 2504.17432, §4.1).
 
-    `beta: null` and `k: null` in YAML give plain in-batch InfoNCE, the loss of VLM2Vec.
+    `beta: null` and `k: null` in YAML give plain in-batch InfoNCE, the loss of VLM2Vec; see [`contrastive_loss`] for
+    the settings that give the losses of Qwen3-VL-Embedding and LLaVE.
 
     Args:
         temperature (`float`, *optional*, defaults to `0.02`): Divides the cosines (from UniME's released code).
         beta (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter; `None` switches it off.
         k (`int`, *optional*, defaults to `8`): Hard negatives per query; `None` takes all.
         fewer (`str`, *optional*, defaults to `"mask"`): With fewer than `k` negatives: `"mask"` or `"repeat"`.
+        hardness_weight (`float`, *optional*, defaults to `0.0`): Weighs negatives by their cosine; LLaVE takes 9.
         symmetric (`bool`, *optional*, defaults to `False`): Add the loss from candidates to queries, half and half.
         hard_after_steps (`int`, *optional*, defaults to `0`):
             Until this step take all negatives, unfiltered: the hardest alone can press a model that does not yet tell
@@ -31,6 +33,7 @@ class ContrastiveConfig(EmbeddingConfig):
     fewer: Literal["mask", "repeat"] = field(
         default="mask", metadata={"help": "With fewer than k negatives: leave places empty, or repeat (the paper)."}
     )
+    hardness_weight: float = field(default=0.0, metadata={"help": "Weigh negatives by their cosine; LLaVE takes 9."})
     symmetric: bool = field(default=False, metadata={"help": "Add the loss from candidates to queries."})
     hard_after_steps: int = field(default=0, metadata={"help": "Steps with all negatives before k and beta apply."})
     task_block: int = field(default=1, metadata={"help": "Rows of one task that come together; 1 mixes freely."})

@@ -60,6 +60,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             beta=self.args.beta if hard else None,
             k=self.args.k if hard else None,
             fewer=self.args.fewer,
+            hardness_weight=self.args.hardness_weight,
         )
         queries, candidates = items[query], items[candidate]
         loss, statistics = loss_of(queries, candidates, positive, excluded)

@@ -20,11 +20,15 @@ class EmbeddingConfig(TrainingArguments):
         kept_graphs (`int`, *optional*, defaults to `1`):
             Micro-batches of a step whose graphs are kept in memory, so that they are embedded once instead of twice.
         max_length (`int`, *optional*): Most tokens of one item; longer texts are shortened.
+        matryoshka_dims (`list[int]`, *optional*):
+            Train these leading dimensions too, so that embeddings can be cut to them (Kusupati et al.,
+            arXiv 2205.13147): the loss is the mean of that of the whole embeddings and of each cut.
     """
 
     micro_batch_tokens: int = field(default=8192, metadata={"help": "Token budget of one forward pass."})
     kept_graphs: int = field(default=1, metadata={"help": "Micro-batches that keep their graph: memory for time."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens of one item."})
+    matryoshka_dims: list[int] | None = field(default=None, metadata={"help": "Leading dimensions to train too."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out a last batch that is not full."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
@@ -38,5 +42,7 @@ class EmbeddingConfig(TrainingArguments):
             )
         if self.micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")
+        if any(dimensions < 1 for dimensions in self.matryoshka_dims or ()):
+            raise ValueError(f"matryoshka_dims must be positive, got {self.matryoshka_dims}")
         if self.kept_graphs < 0:
             raise ValueError(f"kept_graphs must not be negative, got {self.kept_graphs}")

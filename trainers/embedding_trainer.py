@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
 
 from ..checkpoint import save_checkpoint
@@ -102,16 +103,25 @@ class EmbeddingTrainer(Trainer):
         to_item_order = torch.argsort(inputs["order"])
 
         def loss_fn(embeddings: Tensor) -> Tensor:
-            loss, scalars = self.batch_loss(embeddings[to_item_order], inputs)
+            embeddings = embeddings[to_item_order]
+            loss, scalars = self.batch_loss(embeddings, inputs)
             for name, value in scalars.items():
                 statistics[name].append(value)
-            return loss
+            cuts = [self.batch_loss(cut, inputs)[0] for cut in self._cut(embeddings)]
+            return torch.stack([loss, *cuts]).mean()
 
         # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per step
         # below, and processes may have any number and kind of micro-batches.
         return cached_loss(
             lambda tensors: self.model(**tensors).embeddings, inputs["micro_batches"], loss_fn, self.args.kept_graphs
         )
+
+    def _cut(self, embeddings: Tensor) -> list[Tensor]:
+        """The embeddings at each of the Matryoshka dimensions, normalised again."""
+        chosen, whole = self.args.matryoshka_dims or [], embeddings.shape[1]
+        if any(dimensions >= whole for dimensions in chosen):
+            raise ValueError(f"matryoshka_dims {chosen} must be smaller than the model's {whole} dimensions")
+        return [normalize(embeddings[:, :dimensions], dim=-1) for dimensions in chosen]
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""

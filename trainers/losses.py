@@ -17,12 +17,16 @@ def contrastive_loss(
     beta: float | None = 0.1,
     k: int | None = 8,
     fewer: Literal["mask", "repeat"] = "mask",
+    hardness_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE over the positive and the k hardest negatives that pass the false-negative filter (§3.3, Eq. 3 and 4).
 
     A negative whose cosine with the query exceeds `cos(query, positive) + beta` is taken for a false negative and
-    dropped; of those left over the whole pool the `k` most similar to the query are kept. With `beta=None, k=None`
-    this is plain in-batch InfoNCE, the loss of VLM2Vec.
+    dropped; of those left over the whole pool the `k` most similar to the query are kept.
+
+    Special cases: `beta=None, k=None` is plain in-batch InfoNCE, the loss of VLM2Vec; `beta=0.1, k=None` with the
+    positive's own document excluded is the mask of Qwen3-VL-Embedding; `beta=None, k=None, hardness_weight=9` is the
+    loss of LLaVE.
 
     Args:
         queries (`Tensor` of shape `(batch, dimensions)`): Unit vectors.
@@ -35,6 +39,9 @@ def contrastive_loss(
         fewer (`str`, *optional*, defaults to `"mask"`):
             What fills the places of a query with fewer than `k` negatives: `"mask"` leaves them empty, `"repeat"`
             takes its negatives again, hardest first, as the paper does (§3.3.2).
+        hardness_weight (`float`, *optional*, defaults to `0.0`):
+            Weighs each negative by `exp(hardness_weight * cosine)`, a constant to the gradient (LLaVE,
+            arXiv 2503.04812): the harder a negative, the more it pushes.
 
     Returns:
         `tuple[Tensor, dict[str, Tensor]]`: The mean loss, and detached scalars: `filtered` (share of queries that
@@ -72,7 +79,8 @@ def contrastive_loss(
 
     # A place without a negative adds exp(-inf) = 0 to the denominator: nothing that was dropped comes back.
     of_chosen = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
-    logits = torch.cat([cosines[rows, positive][:, None], of_chosen], dim=1) / temperature
+    weighted = of_chosen / temperature + hardness_weight * detached.gather(1, chosen)
+    logits = torch.cat([cosines[rows, positive][:, None] / temperature, weighted], dim=1)
     loss = -log_softmax(logits, dim=1)[:, 0].mean()
 
     statistics = {

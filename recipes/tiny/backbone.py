@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SiglipImageProcessor,
+    SiglipVisionConfig,
     SiglipVisionModel,
     Trainer,
     TrainingArguments,
@@ -50,6 +51,9 @@ IGNORED = -100  # label of the tokens without a loss
 class ScriptArguments:
     """What to train on, and where from."""
 
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Backbone whose language model goes on, with a tower further trained."}
+    )
     rows: int = field(default=300_000, metadata={"help": "Conversations of the training split."})
     vision: str = field(
         default="runs/tiny-vision",
@@ -58,10 +62,9 @@ class ScriptArguments:
 
 
 def build(
-    tokenizer: PreTrainedTokenizerBase, pictures: SiglipImageProcessor, tower: SiglipVisionModel, words: Tensor
+    tokenizer: PreTrainedTokenizerBase, pictures: SiglipImageProcessor, vision: SiglipVisionConfig, words: Tensor
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Join a trained vision tower, frozen from here on, and a language model: trained words, random layers."""
-    vision = tower.config
+    """A LLaVA for a tower of this shape: trained words, random layers."""
     processor = LlavaProcessor(
         pictures,
         tokenizer,
@@ -93,8 +96,6 @@ def build(
         attn_implementation="eager",  # its backward is twice as fast here as that of fused attention
     )
     llava = LlavaForConditionalGeneration(config)
-    llava.model.vision_tower.load_state_dict(tower.state_dict())
-    llava.model.vision_tower.requires_grad_(False)
     llava.model.get_input_embeddings().load_state_dict({"weight": words})
     return llava, processor
 
@@ -150,12 +151,21 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     with args.main_process_first():
         dataset = conversations("train", script.rows, seed=args.seed)
     stored = dataset.with_format(None)
-    model, processor = build(
-        AutoTokenizer.from_pretrained(script.vision),
-        SiglipImageProcessor.from_pretrained(script.vision),
-        SiglipVisionModel.from_pretrained(script.vision, dtype="float32"),
-        load_file(f"{script.vision}/words.safetensors")["weight"],
-    )
+    tower = SiglipVisionModel.from_pretrained(script.vision, dtype="float32")
+    if script.model_name_or_path is None:
+        model, processor = build(
+            AutoTokenizer.from_pretrained(script.vision),
+            SiglipImageProcessor.from_pretrained(script.vision),
+            tower.config,
+            load_file(f"{script.vision}/words.safetensors")["weight"],
+        )
+    else:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            script.model_name_or_path, dtype="float32", attn_implementation="eager"
+        )
+        processor = LlavaProcessor.from_pretrained(script.model_name_or_path)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.model.vision_tower.requires_grad_(False)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(stored["prompt"], stored["answer"], strict=True)]
     trainer = AnswerTrainer(

@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     BatchEncoding,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
     SiglipVisionConfig,
@@ -42,6 +45,7 @@ from unime.data.world import conversations, draw
 
 PIXELS = 96
 UNKNOWN = -100  # label of what the training split does not teach
+Parts = tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -68,9 +72,14 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 @dataclass
 class ScriptArguments:
-    """How many pictures to see."""
+    """How many pictures to see, and where to begin."""
 
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Backbone whose tower goes on: its words and tokenizer stay as they are. Default: anew."},
+    )
     rows: int = field(default=400_000, metadata={"help": "Pictures of the training split."})
+    emoji: float = field(default=0.6, metadata={"help": "Share of single emoji; 3/4 of the rest are scenes."})
     texts: int = field(default=50_000, metadata={"help": "Conversations that the tokenizer learns from."})
     vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
 
@@ -109,15 +118,16 @@ class Classes:
 class LabelledPictures(torch.utils.data.Dataset):
     """Single emoji, scenes and crops of the training split with the classes of each patch; a row is ever the same."""
 
-    def __init__(self, classes: Classes, size: int, seed: int):
+    def __init__(self, classes: Classes, size: int, emoji: float, seed: int):
         self.classes, self.size, self.seed = classes, size, seed
+        self.weights = (emoji, 0.75 * (1 - emoji), 0.25 * (1 - emoji))
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"{self.seed}/{index}")
-        kind = rng.choices(("emoji", "scene", "crop"), (6, 3, 1))[0]
+        kind = rng.choices(("emoji", "scene", "crop"), self.weights)[0]
         if kind == "emoji":
             entry = rng.choice(named("train"))
             return {"image": draw(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
@@ -163,8 +173,10 @@ class PictureCollator:
         return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def main(script: ScriptArguments, args: TrainingArguments) -> None:
-    set_seed(args.seed)
+def anew(
+    texts: Sequence[str], vocabulary: int
+) -> tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]:
+    """A random tower and random words, with a tokenizer trained on the texts."""
     config = SiglipVisionConfig(
         hidden_size=192,
         intermediate_size=512,
@@ -178,17 +190,36 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     processor = SiglipImageProcessor(
         size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
     )
-    stored = conversations("train", script.texts, seed=args.seed).with_format(None)
-    tokenizer = train_tokenizer([*stored["prompt"], *stored["answer"]], script.vocabulary)
-    classes = Classes()
-    names = [[tokenizer(of_kind) for of_kind in classes.names(language)] for language in LANGUAGES]
+    tokenizer = train_tokenizer(texts, vocabulary)
     words = nn.EmbeddingBag(len(tokenizer), config.hidden_size)
     nn.init.normal_(words.weight, std=config.hidden_size**-0.5)
-    tower = SiglipVisionModel(config)
+    return SiglipVisionModel(config), processor, tokenizer, words
+
+
+def of_backbone(
+    folder: str,
+) -> tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]:
+    """The tower of a backbone and its words, frozen, since its language model knows them as they are."""
+    backbone = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32", attn_implementation="eager")
+    processor = LlavaProcessor.from_pretrained(folder)
+    words = nn.EmbeddingBag.from_pretrained(backbone.get_input_embeddings().weight.detach(), freeze=True)
+    return backbone.model.vision_tower, processor.image_processor, processor.tokenizer, words
+
+
+def main(script: ScriptArguments, args: TrainingArguments) -> None:
+    set_seed(args.seed)
+    if script.model_name_or_path is None:
+        with args.main_process_first():
+            stored = conversations("train", script.texts, seed=args.seed).with_format(None)
+        tower, processor, tokenizer, words = anew([*stored["prompt"], *stored["answer"]], script.vocabulary)
+    else:
+        tower, processor, tokenizer, words = of_backbone(script.model_name_or_path)
+    classes = Classes()
+    names = [[tokenizer(of_kind) for of_kind in classes.names(language)] for language in LANGUAGES]
     trainer = Trainer(
         PatchClassifier(tower, words, names),
         args,
-        train_dataset=LabelledPictures(classes, script.rows, args.seed),
+        train_dataset=LabelledPictures(classes, script.rows, script.emoji, args.seed),
         data_collator=PictureCollator(processor),
     )
     trainer.train()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, SiglipVisionModel
@@ -117,6 +118,35 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
     page = (tmp_path / "report.html").read_text()
     for title in results:
         assert title in table and title in page
+
+
+def test_the_tower_and_the_language_model_of_the_tiny_backbone_go_on_in_turn(
+    script: Callable[[Path], ModuleType], parsed: Callable[..., tuple], tmp_path: Path
+):
+    def run(name: str, start: Path, output: str, *settings: object) -> Path:
+        module, recipe = script(RECIPES / "tiny" / f"{name}.py"), RECIPES / "tiny" / f"{name}.yaml"
+        small = ["--rows", 64, "--per_device_train_batch_size", 8, "--max_steps", 2, "--warmup_steps", 0]
+        small += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
+        module.main(*parsed(module, "--config", recipe, *small, *settings))
+        return tmp_path / output
+
+    start = RECIPES.parent / "checkpoints" / "tiny-backbone"
+    tower = run("vision", start, "tower", "--emoji", 0.9)
+    backbone = run("backbone", start, "backbone", "--vision", tower)
+
+    before, after = (
+        LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32") for folder in (start, backbone)
+    )
+    known = before.get_input_embeddings().weight
+    assert torch.equal(load_file(tower / "words.safetensors")["weight"], known)
+    trained = SiglipVisionModel.from_pretrained(tower, dtype="float32").half().state_dict()
+    vision, read = (model.model.vision_tower.half().state_dict() for model in (before, after))
+    assert same(read, trained) and not same(trained, vision)
+    # Two steps from where it was, not from random weights: a layer's weights have hardly turned.
+    one, other = (
+        model.model.language_model.layers[0].mlp.up_proj.weight.float().flatten() for model in (before, after)
+    )
+    assert 0.99 < torch.cosine_similarity(one, other, dim=0) < 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,15 @@ from transformers import ProcessorMixin
 from trl import TrlParser
 
 from unime import UniMEModel
-from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, load_adapter, merge_adapter
+from unime.trainers import (
+    ContrastiveConfig,
+    ContrastiveTrainer,
+    DistillationConfig,
+    DistillationTrainer,
+    load_adapter,
+    merge_adapter,
+)
+from unime.trainers.embedding_trainer import EmbeddingTrainer
 
 
 @pytest.fixture
@@ -50,6 +58,58 @@ def test_resumed_training_equals_uninterrupted_training(
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
     assert [e.get("loss") for e in resumed.state.log_history] == [e.get("loss") for e in whole.state.log_history]
+
+
+@pytest.mark.parametrize("stage", [ContrastiveTrainer, DistillationTrainer])
+def test_matryoshka_is_the_mean_over_the_whole_and_its_cuts(
+    stage: type,
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    config, kwargs = ContrastiveConfig, {}
+    if stage is DistillationTrainer:
+        rows = [{"text": f"{i} and more" * (1 + i % 3)} for i in range(24)]
+        config, kwargs = (
+            DistillationConfig,
+            {"teacher": lambda texts: [[len(text), text.count("1"), 1] for text in texts]},
+        )
+
+    def trainer(**settings: object) -> EmbeddingTrainer:
+        args = config(str(tmp_path), **options, **settings)
+        return stage(make_model(), args, train_dataset=rows, processing_class=processor, **kwargs)
+
+    several, plain = trainer(matryoshka_dims=[8, 2]), trainer()
+    batch = plain.data_collator(rows[:6])
+    loss = several.compute_loss(several.model, batch)
+    loss.backward()
+
+    tensors = [plain.model(**tensors).embeddings for tensors in batch["micro_batches"]]
+    items = torch.cat(tensors)[torch.argsort(batch["order"])]
+    expected = sum(
+        plain.batch_loss(torch.nn.functional.normalize(items[:, :dimensions], dim=1), batch)[0]
+        for dimensions in (items.shape[1], 8, 2)
+    )
+    (expected / 3).backward()
+    torch.testing.assert_close(loss, expected / 3)
+    gradients = [[parameter.grad for parameter in one.model.parameters()] for one in (several, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+def test_matryoshka_dimensions_that_make_no_sense_are_refused(
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    with pytest.raises(ValueError, match="matryoshka_dims must be positive"):
+        ContrastiveConfig(str(tmp_path), matryoshka_dims=[0])
+    args = ContrastiveConfig(str(tmp_path), **options, matryoshka_dims=[8, 1024])
+    with pytest.raises(ValueError, match="must be smaller than the model's"):
+        ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor).train()
 
 
 def test_the_best_model_is_loaded_at_the_end(

@@ -68,6 +68,27 @@ def test_repeating_fills_more_places_than_there_are_candidates():
     assert loss.item() == pytest.approx(minus_log_share(0.5, *[0.4] * 6), abs=1e-6)
 
 
+def test_hardness_weighs_each_negative_by_its_cosine_and_sends_no_gradient():
+    cosines = COSINES[1:2].clone().requires_grad_()  # positive 0.3, negatives 0.1, 0.2 and 0.35
+    settings = {"temperature": 0.5, "beta": None, "k": None, "hardness_weight": 9.0}
+    loss, _ = contrastive_loss(cosines, AXES, OWN[1:2], NONE[1:2], **settings)
+    terms = [math.exp(9 * value) * math.exp(value / 0.5) for value in (0.1, 0.2, 0.35)]
+    total = math.exp(0.3 / 0.5) + sum(terms)
+    assert loss.item() == pytest.approx(-math.log(math.exp(0.3 / 0.5) / total), abs=1e-6)
+    loss.backward()
+    shares = [terms[0] / total, -sum(terms) / total, terms[1] / total, terms[2] / total]
+    # Only the cosine over the temperature carries a gradient: the share of a negative, not that times 9.
+    torch.testing.assert_close(cosines.grad, torch.tensor([shares]) / 0.5)
+
+
+def test_the_filter_without_k_is_the_mask_of_qwen3_vl_embedding():
+    excluded = NONE.clone()
+    excluded[0, 1] = True  # the same document as row 0's positive
+    loss, _ = contrastive_loss(COSINES, AXES, OWN, excluded, temperature=1.0, beta=0.1, k=None)
+    rows = [minus_log_share(0.6, 0.65), minus_log_share(0.3, 0.1, 0.2, 0.35), minus_log_share(0.5, 0.4), 0.0]
+    assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+
+
 def test_k_larger_than_the_pool_takes_all_that_are_left():
     many, _ = contrastive_loss(COSINES, AXES, OWN, NONE, k=64)
     all_of_them, _ = contrastive_loss(COSINES, AXES, OWN, NONE, k=None)
