@@ -14,10 +14,12 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
 
 from ..checkpoint import save_checkpoint
+from ..modeling_unime import UniMEModel
 from ..processing_unime import micro_batches
 from .distributed import sum_gradients
 from .embedding_config import EmbeddingConfig
 from .gradient_cache import cached_loss
+from .sharding import common_plan, is_sharded, sum_when_reducing
 
 
 Batch = Mapping[str, Any]
@@ -79,10 +81,11 @@ class EmbeddingTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        fsdp1 = self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2
+        if fsdp1 or self.is_deepspeed_enabled:
             raise ValueError(
-                "FSDP and DeepSpeed reduce gradients per micro-batch, which gradient caching must not: launch with "
-                "plain data parallelism (distributed_type: MULTI_GPU), and with LoRA or QLoRA where memory is short"
+                "gradient caching runs a model several times per step, which neither FSDP1 nor DeepSpeed allows: "
+                "launch with FSDP2 (fsdp_version: 2), or with plain data parallelism (distributed_type: MULTI_GPU)"
             )
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
@@ -100,7 +103,10 @@ class EmbeddingTrainer(Trainer):
     ) -> Tensor:
         """Return the loss of a batch; its backward goes through the micro-batches one by one."""
         statistics = self._statistics["train" if self.model.training else "eval"]
-        to_item_order = torch.argsort(inputs["order"])
+        micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
+        if is_sharded(self.model):
+            micro_batches, rows = common_plan(micro_batches)
+            to_item_order = rows[to_item_order]
 
         def loss_fn(embeddings: Tensor) -> Tensor:
             embeddings = embeddings[to_item_order]
@@ -113,7 +119,7 @@ class EmbeddingTrainer(Trainer):
         # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per step
         # below, and processes may have any number and kind of micro-batches.
         return cached_loss(
-            lambda tensors: self.model(**tensors).embeddings, inputs["micro_batches"], loss_fn, self.args.kept_graphs
+            lambda tensors: self.model(**tensors).embeddings, micro_batches, loss_fn, self.args.kept_graphs
         )
 
     def _cut(self, embeddings: Tensor) -> list[Tensor]:
@@ -125,6 +131,9 @@ class EmbeddingTrainer(Trainer):
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""
+        if is_sharded(self.model):  # sums the gradients itself, after each micro-batch: it never holds them whole
+            sum_when_reducing(self.model)
+            return super().training_step(model, inputs, num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
         sum_gradients(self.model.parameters())
         return loss
@@ -151,11 +160,22 @@ class EmbeddingTrainer(Trainer):
         """
         if _internal_call or isinstance(self.model, PeftModel):
             super().save_model(output_dir, _internal_call)
-        elif self.args.should_save:
-            save_checkpoint(self.model, self.processing_class, output_dir or self.args.output_dir)
+            return
+        model = self._gathered() if is_sharded(self.model) else self.model
+        if self.args.should_save:
+            save_checkpoint(model, self.processing_class, output_dir or self.args.output_dir)
+
+    def _gathered(self) -> PreTrainedModel:
+        """An ordinary model with the weights of all processes on the first one: FSDP2 changed the class of its own."""
+        weights = self.accelerator.get_state_dict(self.model)
+        with torch.device("meta"):
+            model = UniMEModel(self.model.config)
+        if self.args.should_save:
+            model.load_state_dict(weights, assign=True)
+        return model
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
-        if not isinstance(self.model, PreTrainedModel):
+        if not isinstance(self.model, PreTrainedModel) or is_sharded(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         # `save_pretrained` may write a backbone's weights under their historical names. `Trainer` would look for the

@@ -6,10 +6,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-YAMLS = sorted(RECIPES.glob("**/*.yaml"))
+WAYS = sorted(RECIPES.glob("accelerate/*.yaml"))
+YAMLS = sorted(set(RECIPES.glob("**/*.yaml")) - set(WAYS))
 
 
 def script_of(recipe: Path) -> Path:
@@ -55,3 +57,10 @@ def test_the_baseline_of_vlm2vec_is_two_nulls(
         script(RECIPES / "tiny" / "clip.py"), "--config", RECIPES / "tiny" / "clip.yaml", "--bf16", "false"
     )
     assert (args.beta, args.k) == (None, None)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=name_of)
+def test_every_way_of_running_is_read_by_accelerate_and_listed(way: Path):
+    config = load_config_from_file(str(way))
+    assert config.num_processes == 8 and config.distributed_type in ("MULTI_GPU", "FSDP")
+    assert f"`{way.relative_to(RECIPES.parent)}`" in (RECIPES / "README.md").read_text()

@@ -1,13 +1,17 @@
 """Train both stages for two steps, in one process or in two, and write down what came out (`test_distributed.py`).
 
-torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE
+torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE [sharded]
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from torch import distributed
 from torch.profiler import ProfilerActivity, profile
@@ -15,6 +19,11 @@ from torch.profiler import ProfilerActivity, profile
 from unime import UniMEModel, processor_from_backbone
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
 from unime.trainers.distributed import gather, sum_gradients
+from unime.trainers.embedding_trainer import EmbeddingTrainer
+from unime.trainers.sharding import is_sharded
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def contrastive_rows() -> list[dict[str, Any]]:
@@ -59,7 +68,17 @@ def check_primitives() -> None:
     assert everywhere.grad.tolist() == [3, 3] and one.grad.tolist() == [5, 5] and nowhere.grad is None
 
 
-def main(model_folder: str, backbone: str, output: Path, batch_size: int) -> None:
+def shard_on_the_cpu() -> None:
+    """Have accelerate shard by FSDP2 as the recipe says: on a CPU it would pass the settings over and use DDP."""
+    settings = load_config_from_file(str(RECIPES / "accelerate" / "fsdp2.yaml")).fsdp_config
+    os.environ |= {name.upper(): str(value) for name, value in settings.items()}  # as the launcher does
+    Accelerator(cpu=True)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state |= {"distributed_type": DistributedType.FSDP}
+    AcceleratorState._shared_state |= {"fsdp_plugin": FullyShardedDataParallelPlugin()}
+
+
+def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharded: bool) -> None:
     processor = processor_from_backbone(backbone)
     common = {
         "per_device_train_batch_size": batch_size,
@@ -69,7 +88,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int) -> Non
         "train_sampling_strategy": "sequential",
         "micro_batch_tokens": 100,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_steps": 1,
         "eval_strategy": "steps",
         "eval_steps": 2,
         "per_device_eval_batch_size": batch_size,
@@ -78,23 +97,41 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int) -> Non
     }
     stages = {
         "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"symmetric": True, "k": 3}, contrastive_rows()),
-        "distillation": (DistillationTrainer, DistillationConfig, {}, distillation_rows()),
+        "distillation": (DistillationTrainer, DistillationConfig, {"kept_graphs": 2}, distillation_rows()),
     }
     results = {}
     for name, (trainer_class, config_class, options, rows) in stages.items():
-        model = UniMEModel.from_pretrained(model_folder)
-        args = config_class(str(output.parent), **common, **options)
-        trainer = trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+        saved = output.parent / f"{output.name}-{name}"
+
+        def make_trainer(
+            trainer_class=trainer_class, config_class=config_class, options=options, rows=rows, saved=saved
+        ) -> EmbeddingTrainer:
+            args = config_class(str(saved), **common, **options)
+            if sharded:
+                shard_on_the_cpu()
+            model = UniMEModel.from_pretrained(model_folder)
+            return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
+
+        trainer = make_trainer()
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             trainer.train()
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()
         own_rows = rows[trainer.args.process_index * batch_size :][:batch_size]
         results[name] = {
             "log": [e for e in trainer.state.log_history if "loss" in e],
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
-            "weights": model.state_dict(),
+            "weights": UniMEModel.from_pretrained(saved).state_dict(),
             "all_reduces": sum(event.count for event in profiler.key_averages() if event.key == "gloo:all_reduce"),
             "has_pictures": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
+            "files": sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()),
+            "sharded": [name for name, module in trainer.model.named_modules() if is_sharded(module)],
         }
+        resumed = make_trainer()
+        resumed.train(resume_from_checkpoint=str(saved / "checkpoint-1"))
+        resumed.save_model()
+        resumed.accelerator.wait_for_everyone()
+        results[name]["resumed"] = UniMEModel.from_pretrained(saved).state_dict()
     if distributed.is_initialized():
         check_primitives()
         results["world"] = distributed.get_world_size()
@@ -104,4 +141,4 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int) -> Non
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sharded=sys.argv[5:] == ["sharded"])

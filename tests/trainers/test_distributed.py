@@ -17,36 +17,71 @@ SCRIPT = str(Path(__file__).parent / "joined_batch.py")
 
 @pytest.fixture(scope="module")
 def runs(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Run both stages in one process with batches of twelve, and in two with batches of six."""
+    """Run both stages in one process with batches of twelve, in two with batches of six, and in two with shards."""
     folder = tmp_path_factory.mktemp("joined")
     torch.manual_seed(0)
     UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava"))).save_pretrained(folder / "model")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     started = [
         subprocess.Popen(
-            [*command, SCRIPT, str(folder / "model"), str(twin("llava")), str(folder / output), batch_size],
+            [*command, SCRIPT, str(folder / "model"), str(twin("llava")), str(folder / output), *settings],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for command, output, batch_size in (([sys.executable], "one", "12"), (launch, "two", "6"))
+        for command, output, settings in (
+            ([sys.executable], "one", ["12"]),
+            (launch, "two", ["6"]),
+            (launch, "shards", ["6", "sharded"]),
+        )
     ]
     for process in started:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors[-4000:]
-    return {name: torch.load(folder / name) for name in ("one.0", "two.0", "two.1")}
+    return {name: torch.load(folder / name) for name in ("one.0", "two.0", "two.1", "shards.0", "shards.1")}
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
-def test_two_processes_train_as_one_does_with_the_joined_batch(runs: dict[str, dict[str, Any]], stage: str):
+@pytest.mark.parametrize("several", ["two", "shards"])
+def test_two_processes_train_as_one_does_with_the_joined_batch(
+    runs: dict[str, dict[str, Any]], several: str, stage: str
+):
     one = runs["one.0"][stage]
-    for name in ("two.0", "two.1"):
+    for name in (f"{several}.0", f"{several}.1"):
         two = runs[name][stage]
         torch.testing.assert_close(two["weights"], one["weights"], atol=1e-6, rtol=0)
         for entry_of_two, entry_of_one in zip(two["log"], one["log"], strict=True):
             assert entry_of_two == pytest.approx(entry_of_one, rel=1e-5, abs=1e-5)
         assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "distillation"])
+def test_fsdp2_sharded_every_layer(runs: dict[str, dict[str, Any]], stage: str):
+    assert runs["two.0"][stage]["sharded"] == []
+    for name in ("shards.0", "shards.1"):
+        sharded = runs[name][stage]["sharded"]
+        assert {"", "backbone.language_model.layers.0", "backbone.vision_tower.encoder.layers.0"} <= set(sharded)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "distillation"])
+def test_a_sharded_training_leaves_shards_to_resume_from_and_an_ordinary_checkpoint(
+    runs: dict[str, dict[str, Any]], stage: str
+):
+    def final(files: list[str]) -> list[str]:
+        return [file for file in files if not file.startswith("checkpoint-")]
+
+    files = runs["shards.0"][stage]["files"]
+    assert "modeling_unime.py" in files and final(files) == final(runs["one.0"][stage]["files"])
+    shards = [file for file in files if file.startswith("checkpoint-1/pytorch_model_fsdp_0/")]
+    assert len([file for file in shards if file.endswith(".distcp")]) == 2
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "distillation"])
+@pytest.mark.parametrize("name", ["one.0", "two.0", "two.1", "shards.0", "shards.1"])
+def test_resumed_training_ends_with_the_same_weights(runs: dict[str, dict[str, Any]], name: str, stage: str):
+    one_run = runs[name][stage]
+    torch.testing.assert_close(one_run["resumed"], one_run["weights"], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
