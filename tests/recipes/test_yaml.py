@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from transformers import TrainingArguments
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -29,7 +30,8 @@ def test_every_key_of_a_recipe_is_a_setting_of_its_script(
     recipe: Path, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], tmp_path: Path
 ):
     laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--output_dir", tmp_path]
-    _, args, *_ = parsed(script(script_of(recipe)), "--config", recipe, *laptop)
+    settings = parsed(script(script_of(recipe)), "--config", recipe, *laptop)
+    (args,) = [one for one in settings if isinstance(one, TrainingArguments)]
     assert args.output_dir == str(tmp_path)
 
 
@@ -45,7 +47,7 @@ def test_the_second_stage_starts_where_the_first_ends(
     backbone: str, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]
 ):
     laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]
-    _, one, _ = parsed(script(RECIPES / "stage1.py"), "--config", RECIPES / backbone / "stage1.yaml", *laptop)
+    _, _, one, _ = parsed(script(RECIPES / "stage1.py"), "--config", RECIPES / backbone / "stage1.yaml", *laptop)
     _, _, model = parsed(script(RECIPES / "stage2.py"), "--config", RECIPES / backbone / "stage2.yaml", *laptop)
     assert model.model_name_or_path == one.output_dir
 

@@ -1,0 +1,115 @@
+"""MMEB-train (TIGER-Lab, arXiv 2410.05160), the training data of the paper: 20 sets in the row contract.
+
+The published strings hold everything at once: `<|image_1|>` for the picture, the instruction, the text. Here they
+become items, whose instruction the chat template places.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets, load_dataset
+
+from .rows import located, with_pictures
+
+
+_IMAGE = "<|image_1|>"  # in a few sets it stands before a text that has no picture
+_ANSWER = "Represent the given image with the following question:"
+_PICTURE = "Represent the given image."
+_WIKIPEDIA = "Represent the given Wikipedia image with related text information:"
+
+# set -> (the instruction of its queries, that of its candidates or None), as published
+INSTRUCTIONS = {
+    "ImageNet_1K": ("Represent the given image for classification", None),
+    "N24News": ("Represent the given news image with the following caption for domain classification:", None),
+    "HatefulMemes": (
+        "Represent the given image for binary classification to determine "
+        "whether it constitutes hateful speech or not",
+        None,
+    ),
+    "VOC2007": ("Identify the object shown in the image", None),
+    "SUN397": ("Identify the scene shown in the image", None),
+    "OK-VQA": (_ANSWER, None),
+    "A-OKVQA": (_ANSWER, None),
+    "DocVQA": (_ANSWER, None),
+    "InfographicsVQA": (_ANSWER, None),
+    "ChartQA": (_ANSWER, None),
+    "Visual7W": (_ANSWER, None),
+    "VisDial": (
+        "Represent the given dialogue about an image, which is used for image retrieval:",
+        "Represent the given image",
+    ),
+    "CIRR": ("Given an image, find a similar everyday image with the described changes:", _PICTURE),
+    "VisualNews_t2i": ("Retrieve an image of this news caption.", _PICTURE),
+    "VisualNews_i2t": ("Find a caption for the news in the given photo.", None),
+    "MSCOCO_t2i": ("Find me an everyday image that matches the given caption:", _PICTURE),
+    "MSCOCO_i2t": ("Find an image caption describing the given everyday image.", None),
+    "NIGHTS": ("Find a day-to-day image that looks similar to the provided image.", _PICTURE),
+    "WebQA": ("Find a Wikipedia image that answers this question:", _WIKIPEDIA),
+    "MSCOCO": (
+        "Select the portion of the image that isolates the object labeled as",
+        "Represent the given cropped image of the object",
+    ),
+}
+
+
+def mmeb_train(
+    source: str = "TIGER-Lab/MMEB-train",
+    image_root: str | Path = ".",
+    subsets: Sequence[str] | None = None,
+    cap: int | None = 50_000,
+    seed: int = 0,
+) -> Dataset:
+    """Open MMEB-train; pictures are read when a row is, not before.
+
+    The paper's 662k pairs are all 20 sets with at most 50,000 rows of each (VLM2Vec's cap). It describes in-batch
+    negatives only, so the `neg_*` columns are left alone.
+
+    Args:
+        source (`str`, *optional*, defaults to the Hub's): Hub id, or a folder with the same layout.
+        image_root (`str` or `Path`, *optional*, defaults to the working folder):
+            Where the zip files of `images_zip/` were unpacked: the paths begin with `images/`.
+        subsets (`Sequence[str]`, *optional*, defaults to all of `INSTRUCTIONS`): The sets.
+        cap (`int`, *optional*, defaults to 50,000): Most rows of one set, drawn at random; `None` takes all.
+        seed (`int`, *optional*, defaults to 0): Which rows a cap takes.
+
+    Raises:
+        ValueError: There is no such set, or it lacks a column. When a row is read, its picture is missing.
+    """
+    parts = []
+    for subset in subsets or INSTRUCTIONS:
+        if subset not in INSTRUCTIONS:
+            raise ValueError(f"MMEB-train has no set {subset!r}: choose from {', '.join(INSTRUCTIONS)}")
+        published = load_dataset(source, subset, split="original")
+        missing = {"qry", "qry_image_path", "pos_text", "pos_image_path"} - set(published.column_names)
+        if missing:
+            raise ValueError(
+                f"{source}, set {subset} lacks the column(s) {', '.join(sorted(missing))}; found: "
+                f"{', '.join(published.column_names)}. Give MMEB-train as it is published"
+            )
+        published = located(published, f"MMEB-train {subset}")
+        if cap is not None and len(published) > cap:
+            published = published.shuffle(seed=seed).select(range(cap))
+        instructions = dict(zip(("query", "positive"), INSTRUCTIONS[subset], strict=True))
+        parts.append(
+            published.map(
+                _row, fn_kwargs={"subset": subset, "instructions": instructions}, remove_columns=published.column_names
+            )
+        )
+    return with_pictures(concatenate_datasets(parts), image_root)
+
+
+def _row(published: dict, subset: str, instructions: dict[str, str | None]) -> dict:
+    return {
+        "query": _item(published["qry"], published["qry_image_path"], instructions["query"]),
+        "positive": _item(published["pos_text"], published["pos_image_path"], instructions["positive"]),
+        "task": subset,
+        "where": published["where"],
+    }
+
+
+def _item(text: str, image: str, instruction: str | None) -> dict[str, str | None]:
+    text = text.replace(_IMAGE, "").strip()
+    if instruction is None or not text.startswith(instruction):
+        return {"text": text or None, "image": image or None, "instruction": None}
+    rest = text.removeprefix(instruction).strip()
+    return {"text": rest or None, "image": image or None, "instruction": instruction}

@@ -1,0 +1,148 @@
+"""Where training data comes from: the OpenMoji world, MMEB-train, JSONL, image folders, any dataset of the Hub."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, load_dataset
+
+from .mmeb import mmeb_train
+from .rows import ROW, TEXT_ROW, load_rows, located, read_row, require_columns
+
+
+SIDES = ("query", "positive", "negative")
+KEYS = ("text", "image", "instruction")
+TARGETS = (*(f"{side}.{key}" for side in SIDES for key in KEYS), "label", "task", "text", "teacher")
+
+
+@dataclass
+class DataArguments:
+    """What to train on; the recipes' data settings.
+
+    `dataset` is `openmoji`, `mmeb-train`, a JSONL file in the row contract, or whatever `datasets.load_dataset` takes,
+    with `columns`: a Hub id, a folder of parquet files, an image folder with its `metadata.jsonl`.
+    """
+
+    dataset: str = field(
+        default="openmoji",
+        metadata={"help": "'openmoji', 'mmeb-train', a JSONL file of rows, or a Hub id or folder with `columns`."},
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder that picture paths start from."})
+    columns: dict[str, str] | None = field(
+        default=None, metadata={"help": "Column of each part of a row, such as {query.text: caption}."}
+    )
+    instructions: dict[str, str] | None = field(
+        default=None,
+        metadata={"help": "With `columns`: the instruction of a side, such as {query: Find it:}."},
+    )
+    split: str = field(default="train", metadata={"help": "With `columns`: split of the dataset."})
+    mmeb_source: str = field(
+        default="TIGER-Lab/MMEB-train", metadata={"help": "MMEB-train's Hub id, or a folder with its layout."}
+    )
+    subsets: list[str] | None = field(default=None, metadata={"help": "Sets of MMEB-train; all 20 if not given."})
+    cap: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
+    rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
+    world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
+
+
+def _check_map(data: DataArguments) -> None:
+    unknown = [part for part in data.columns or () if part not in TARGETS]
+    if unknown:
+        raise ValueError(f"columns names {', '.join(unknown)}: the parts of a row are {', '.join(TARGETS)}")
+
+
+def open_rows(data: DataArguments) -> Dataset:
+    """Open rows for stage 2.
+
+    Raises:
+        ValueError: Columns are missing. When a row is read, a picture is missing or unreadable.
+        FileNotFoundError: There is no such file.
+    """
+    _check_map(data)
+    if data.dataset == "openmoji":
+        from .world import rows  # its pictures come with the package's extra `openmoji`
+
+        return rows("train", data.rows, seed=data.world_seed)
+    if data.dataset == "mmeb-train":
+        return mmeb_train(data.mmeb_source, data.image_root or ".", data.subsets, data.cap, data.world_seed)
+    if data.columns:
+        return _mapped_rows(data)
+    dataset = load_rows(data.dataset, data.image_root)
+    require_columns(dataset, ROW[:2], "stage 2")
+    return dataset
+
+
+def open_texts(data: DataArguments) -> Dataset:
+    """Open texts for stage 1: the column `text`, perhaps `teacher`.
+
+    Raises:
+        ValueError: The column is missing.
+        FileNotFoundError: There is no such file.
+    """
+    _check_map(data)
+    if data.dataset == "openmoji":
+        from .world import texts
+
+        return texts("train", data.rows, seed=data.world_seed)
+    if data.columns:
+        dataset = _found_columns(data)
+        dataset = dataset.select_columns(sorted(data.columns.values()))
+        dataset = dataset.rename_columns({column: part for part, column in data.columns.items() if part != column})
+    else:
+        dataset = load_rows(data.dataset)
+    require_columns(dataset, TEXT_ROW, "stage 1")
+    return dataset
+
+
+def _found_columns(data: DataArguments) -> Dataset:
+    dataset = load_dataset(data.dataset, split=data.split)
+    require_columns(dataset, tuple(data.columns.values()), f"the column map of {data.dataset}")
+    return dataset
+
+
+def _mapped_rows(data: DataArguments) -> Dataset:
+    for side in ("query", "positive"):
+        if not any(part.startswith(f"{side}.") for part in data.columns):
+            raise ValueError(f"columns says nothing of the {side}: give {side}.text, {side}.image or both")
+    for side in data.instructions or ():
+        if side not in SIDES:
+            raise ValueError(f"instructions names '{side}': the sides of a row are {', '.join(SIDES)}")
+    dataset = _found_columns(data).select_columns(sorted(set(data.columns.values())))
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):  # read here, so that a bad picture is named
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    if data.columns.get("task", "task") != "task":
+        dataset = dataset.rename_column(data.columns["task"], "task")
+    dataset = located(dataset, Path(data.dataset).name)
+    root = Path(data.image_root or ".")
+    return dataset.with_transform(
+        partial(_read_mapped, columns=data.columns, instructions=data.instructions or {}, root=root)
+    )
+
+
+def _read_mapped(
+    batch: dict[str, list], columns: Mapping[str, str], instructions: Mapping[str, str], root: Path
+) -> dict[str, list]:
+    rows = []
+    for values in zip(*batch.values(), strict=True):
+        found = dict(zip(batch, values, strict=True))
+
+        def item(side: str, found: dict[str, Any] = found) -> dict[str, Any]:
+            own = {key: found[columns[f"{side}.{key}"]] for key in KEYS if f"{side}.{key}" in columns}
+            return {"instruction": instructions.get(side)} | own
+
+        row = {"query": item("query"), "positive": item("positive"), "negatives": _one_by_one(item("negative"))}
+        row |= {"where": found["where"], "task": found["task"]}
+        rows.append(read_row(row | {"label": found.get(columns.get("label", "label"))}, root))
+    return {name: [row[name] for row in rows] for name in ROW}
+
+
+def _one_by_one(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The negatives of a row: one item, or lists of texts and pictures side by side."""
+    content = {key: value for key, value in item.items() if key != "instruction" and value is not None}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in content.items()}
+    together = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    return [{"instruction": item["instruction"]} | one for one in together]
