@@ -6,15 +6,13 @@ Any setting of the YAML file can be given on the command line; an unknown one is
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
 from unime.data.sources import DataArguments, open_texts
 from unime.data.teacher import load_teacher, precompute_teacher
-from unime.trainers import DistillationConfig, DistillationTrainer, merge_checkpoint
+from unime.trainers import DistillationConfig, DistillationTrainer, last_complete_checkpoint, merge_checkpoint
 
 
 @dataclass
@@ -51,8 +49,7 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
         processing_class=processor,
         peft_config=get_peft_config(model_args),
     )
-    started = Path(args.output_dir).is_dir()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if started else None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_state()
     if model_args.use_peft:
         trainer.save_model(f"{args.output_dir}/adapter")

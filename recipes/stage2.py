@@ -5,14 +5,11 @@
 Any setting of the YAML file can be given on the command line; an unknown one is an error.
 """
 
-from pathlib import Path
-
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
 from unime.data.sources import DataArguments, open_rows
-from unime.trainers import ContrastiveConfig, ContrastiveTrainer, merge_checkpoint
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, last_complete_checkpoint, merge_checkpoint
 
 
 def main(data: DataArguments, args: ContrastiveConfig, model_args: ModelConfig) -> None:
@@ -26,8 +23,7 @@ def main(data: DataArguments, args: ContrastiveConfig, model_args: ModelConfig) 
     trainer = ContrastiveTrainer(
         model, args, train_dataset=open_rows(data), processing_class=processor, peft_config=get_peft_config(model_args)
     )
-    started = Path(args.output_dir).is_dir()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if started else None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_state()
     if model_args.use_peft:
         trainer.save_model(f"{args.output_dir}/adapter")

@@ -9,6 +9,7 @@ from .embedding_config import EmbeddingConfig
 from .embedding_trainer import EmbeddingTrainer
 from .gradient_cache import cached_loss
 from .losses import contrastive_loss, distillation_kl
+from .resume import last_complete_checkpoint
 
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "cached_loss",
     "contrastive_loss",
     "distillation_kl",
+    "last_complete_checkpoint",
     "load_adapter",
     "merge_adapter",
     "merge_checkpoint",

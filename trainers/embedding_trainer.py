@@ -174,6 +174,11 @@ class EmbeddingTrainer(Trainer):
             model.load_state_dict(weights, assign=True)
         return model
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What comes after this, `trainer_state.json`, says that the checkpoint is complete: of all processes.
+        self.accelerator.wait_for_everyone()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
         if not isinstance(self.model, PreTrainedModel) or is_sharded(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)

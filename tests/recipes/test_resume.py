@@ -1,0 +1,82 @@
+"""A training that was killed goes on with the same command, and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch import equal
+
+from unime.trainers import last_complete_checkpoint
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+STEPS = 6
+
+
+def start(stage: str, processes: int, backbone: Path, dataset: Path, output: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [RECIPES / f"{stage}.py", "--config", RECIPES / "tiny" / f"{stage}.yaml", "--dataset", dataset]
+    command += ["--model_name_or_path", backbone, "--output_dir", output, "--bf16", "false"]
+    command += ["--per_device_train_batch_size", 4 // processes, "--max_steps", STEPS, "--save_steps", 1]
+    command += ["--warmup_steps", 1, "--logging_steps", 1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [str(word) for word in command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(training: subprocess.Popen) -> None:
+    _, errors = training.communicate(timeout=240)
+    assert training.returncode == 0, errors[-4000:]
+
+
+def kill_while_saving(training: subprocess.Popen, folder: Path) -> None:
+    """Kill all processes of a training as soon as a folder is there, which others then fill."""
+    deadline = time.monotonic() + 240
+    while not folder.exists():
+        assert training.poll() is None and time.monotonic() < deadline, training.communicate()[1][-4000:]
+        time.sleep(0.001)
+    launcher = psutil.Process(training.pid)
+    for process in [*launcher.children(recursive=True), launcher]:
+        process.kill()
+    training.communicate()
+    assert training.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("stage", "processes"), [("stage1", 1), ("stage2", 2)])
+def test_a_training_killed_during_a_save_ends_with_the_same_weights(
+    stage: str, processes: int, twin, texts: Path, pairs: Path, tmp_path: Path
+):
+    dataset = texts if stage == "stage1" else pairs
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(stage, processes, twin("llava"), dataset, whole))
+    kill_while_saving(start(stage, processes, twin("llava"), dataset, killed), killed / "checkpoint-3")
+    assert last_complete_checkpoint(killed) in [str(killed / f"checkpoint-{step}") for step in (2, 3)]
+    finish(start(stage, processes, twin("llava"), dataset, killed))
+
+    one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
+    assert one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
+    histories = [json.loads((run / "trainer_state.json").read_text())["log_history"] for run in (whole, killed)]
+    losses = [[entry["loss"] for entry in history if "loss" in entry] for history in histories]
+    assert len(losses[0]) == STEPS and losses[0] == losses[1]
+
+
+def test_a_checkpoint_whose_saving_was_cut_off_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert last_complete_checkpoint(tmp_path / "absent") is None
+    for step, state in ((9, "{}"), (10, "{}"), (11, '{"epoch": '), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-12 is passed over: its saving was cut off" in caplog.text
