@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, load_dataset
 
+from .mining import with_mined
 from .mmeb import mmeb_train
 from .rows import ROW, TEXT_ROW, load_rows, located, read_row, require_columns
 
@@ -44,6 +45,7 @@ class DataArguments:
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Sets of MMEB-train; all 20 if not given."})
     cap: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
+    mined: str | None = field(default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."})
     rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
 
@@ -55,12 +57,17 @@ def _check_map(data: DataArguments) -> None:
 
 
 def open_rows(data: DataArguments) -> Dataset:
-    """Open rows for stage 2.
+    """Open rows for stage 2, with their mined negatives where there are any.
 
     Raises:
         ValueError: Columns are missing. When a row is read, a picture is missing or unreadable.
         FileNotFoundError: There is no such file.
     """
+    dataset = _open_rows(data)
+    return dataset if data.mined is None else with_mined(dataset, data.mined)
+
+
+def _open_rows(data: DataArguments) -> Dataset:
     _check_map(data)
     if data.dataset == "openmoji":
         from .world import rows  # its pictures come with the package's extra `openmoji`

@@ -2,24 +2,22 @@
 
     python recipes/evaluate.py --models "UniME=checkpoints/unime-tiny" --output_dir runs/evaluation
 
-Each model is TITLE=FOLDER: a UniME checkpoint, a native backbone, or a CLIP. The report shows the pictures of the
-subject, the last UniME in the list unless another title is given.
+Each model is TITLE=FOLDER: a UniME checkpoint, a native backbone, a CLIP or a SentenceTransformer. The report shows
+the pictures of the subject, the last UniME in the list unless another title is given.
 """
 
 import json
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from transformers import AutoConfig, CLIPProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
-from unime import load_model
 from unime.eval.chart import curve
-from unime.eval.clip import CLIPEmbedder
+from unime.eval.embedders import load_encode
 from unime.eval.gallery import galleries
 from unime.eval.openmoji import tasks
 from unime.eval.report import table, write_report
-from unime.eval.tasks import Encode, evaluate
+from unime.eval.tasks import evaluate
 
 
 CREDITS = "Pictures: OpenMoji (openmoji.org), CC BY-SA 4.0."
@@ -35,14 +33,6 @@ class ScriptArguments:
     split: str = field(default="test", metadata={"help": "validation or test."})
     seed: int = field(default=0, metadata={"help": "Seed of the benchmark's questions."})
     subject: str | None = field(default=None, metadata={"help": "Title of the model whose pictures are shown."})
-
-
-def load_encode(folder: str) -> Encode:
-    """Load a model in float32 and return its `encode`."""
-    if AutoConfig.from_pretrained(folder).model_type == "clip":
-        return partial(CLIPEmbedder.from_pretrained(folder).encode, processor=CLIPProcessor.from_pretrained(folder))
-    model, processor = load_model(folder, dtype="float32")
-    return partial(model.encode, processor=processor)
 
 
 def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:

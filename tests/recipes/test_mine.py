@@ -1,0 +1,73 @@
+"""Mining with a checkpoint, cut off and taken up again, and stage 2 with what was found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from unime.data.sources import DataArguments, open_rows
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+TINY = RECIPES.parent / "checkpoints" / "unime-tiny"
+
+
+@pytest.fixture
+def mine(script: Callable[[Path], ModuleType], tmp_path: Path) -> Callable[..., None]:
+    """Give a function that mines 80 rows of the OpenMoji world in chunks of 32."""
+
+    def run(*settings: object) -> None:
+        module = script(RECIPES / "mine.py")
+        module.CHUNK = 32
+        command = ["--config", RECIPES / "tiny" / "stage2.yaml", "--rows", 80, "--output_dir", tmp_path, "--k", 2]
+        parser = module.TrlParser((module.DataArguments, module.ScriptArguments))
+        command = [str(word) for word in [*command, "--model", TINY, *settings]]
+        module.main(*parser.parse_args_and_config(command, return_remaining_strings=True))
+
+    return run
+
+
+def test_parts_and_a_run_that_was_cut_off_give_the_same_as_one_run(mine: Callable[..., None], tmp_path: Path):
+    mine("--part", 1, "--parts", 2)
+    assert not (tmp_path / "negatives.jsonl").exists()  # the other part is missing
+    mine("--part", 0, "--parts", 2)
+    parts = (tmp_path / "negatives.jsonl").read_text()
+    for file in (tmp_path / "embeddings").glob("*.npz"):
+        file.unlink()
+    mine()
+    assert (tmp_path / "negatives.jsonl").read_text() == parts
+
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")}
+    mine("--k", 1)  # other filters: nothing is embedded again
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")} == written
+    assert all(len(json.loads(line)) <= 1 for line in (tmp_path / "negatives.jsonl").read_text().splitlines())
+
+
+def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on(
+    mine: Callable[..., None], launch: Callable[..., str], twin: Callable[[str], Path], tmp_path: Path
+):
+    mine("--relative_margin", 0)
+    dataset = open_rows(DataArguments(rows=80))
+    mined = [json.loads(line) for line in (tmp_path / "negatives.jsonl").read_text().splitlines()]
+    tasks, labels = (dataset.with_format(None)[name][:] for name in ("task", "label"))
+    pairs = [(row, other) for row, found in enumerate(mined) for other in found]
+    assert len(pairs) > 40
+    for row, other in pairs:
+        assert tasks[row] == tasks[other] and (labels[row] is None or labels[row] != labels[other])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sum(counts["taken"] for counts in report.values()) == len(pairs)
+
+    launch(
+        RECIPES / "stage2.py", "--config", RECIPES / "tiny" / "stage2.yaml", "--rows", 80, "--max_steps", 1,
+        "--mined", tmp_path / "negatives.jsonl", "--model_name_or_path", twin("llava"), "--warmup_steps", 0,
+        "--per_device_train_batch_size", 8, "--task_block", 8, "--output_dir", tmp_path / "run",
+    )  # fmt: skip
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_embeddings_of_another_model_are_not_taken(mine: Callable[..., None], tmp_path: Path):
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds embeddings of another model or dataset: choose another output_dir"):
+        mine()
