@@ -51,6 +51,14 @@ INSTRUCTIONS = {
     ),
 }
 
+# What B3 (arXiv 2505.11293) puts before candidates that have no instruction of their own.
+_CLASS, _REPLY, _CAPTION = "Represent the class label:", "Represent the answer:", "Represent the image caption:"
+TARGET_PROMPTS = {
+    **dict.fromkeys(("ImageNet_1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"), _CLASS),
+    **dict.fromkeys(("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"), _REPLY),
+    **dict.fromkeys(("VisualNews_i2t", "MSCOCO_i2t"), _CAPTION),
+}
+
 
 def mmeb_train(
     source: str = "TIGER-Lab/MMEB-train",
@@ -58,6 +66,7 @@ def mmeb_train(
     subsets: Sequence[str] | None = None,
     cap: int | None = 50_000,
     seed: int = 0,
+    target_prompts: bool = False,
 ) -> Dataset:
     """Open MMEB-train; pictures are read when a row is, not before.
 
@@ -71,6 +80,8 @@ def mmeb_train(
         subsets (`Sequence[str]`, *optional*, defaults to all of `INSTRUCTIONS`): The sets.
         cap (`int`, *optional*, defaults to 50,000): Most rows of one set, drawn at random; `None` takes all.
         seed (`int`, *optional*, defaults to 0): Which rows a cap takes.
+        target_prompts (`bool`, *optional*, defaults to `False`):
+            Give candidates without an instruction that of `TARGET_PROMPTS`; evaluate with the same.
 
     Raises:
         ValueError: There is no such set, or it lacks a column. When a row is read, its picture is missing.
@@ -89,19 +100,17 @@ def mmeb_train(
         published = located(published, f"MMEB-train {subset}")
         if cap is not None and len(published) > cap:
             published = published.shuffle(seed=seed).select(range(cap))
-        instructions = dict(zip(("query", "positive"), INSTRUCTIONS[subset], strict=True))
-        parts.append(
-            published.map(
-                _row, fn_kwargs={"subset": subset, "instructions": instructions}, remove_columns=published.column_names
-            )
-        )
+        settings = {"subset": subset, "prompt": TARGET_PROMPTS.get(subset) if target_prompts else None}
+        parts.append(published.map(_row, fn_kwargs=settings, remove_columns=published.column_names))
     return with_pictures(concatenate_datasets(parts), image_root)
 
 
-def _row(published: dict, subset: str, instructions: dict[str, str | None]) -> dict:
+def _row(published: dict, subset: str, prompt: str | None) -> dict:
+    of_query, of_candidate = INSTRUCTIONS[subset]
+    candidate = _item(published["pos_text"], published["pos_image_path"], of_candidate)
     return {
-        "query": _item(published["qry"], published["qry_image_path"], instructions["query"]),
-        "positive": _item(published["pos_text"], published["pos_image_path"], instructions["positive"]),
+        "query": _item(published["qry"], published["qry_image_path"], of_query),
+        "positive": candidate | {"instruction": candidate["instruction"] or prompt},
         "task": subset,
         "where": published["where"],
     }

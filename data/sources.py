@@ -45,6 +45,9 @@ class DataArguments:
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Sets of MMEB-train; all 20 if not given."})
     cap: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
+    target_prompts: bool = field(
+        default=False, metadata={"help": "Instructions for MMEB-train's candidates that have none, as in B3."}
+    )
     mined: str | None = field(default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."})
     rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
@@ -74,7 +77,8 @@ def _open_rows(data: DataArguments) -> Dataset:
 
         return rows("train", data.rows, seed=data.world_seed)
     if data.dataset == "mmeb-train":
-        return mmeb_train(data.mmeb_source, data.image_root or ".", data.subsets, data.cap, data.world_seed)
+        root, seed = data.image_root or ".", data.world_seed
+        return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts)
     if data.columns:
         return _mapped_rows(data)
     dataset = load_rows(data.dataset, data.image_root)

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from unime.data.mmeb import INSTRUCTIONS, mmeb_train
+from unime.data.mmeb import INSTRUCTIONS, TARGET_PROMPTS, mmeb_train
 from unime.data.rows import ROW
 
 
@@ -88,6 +88,16 @@ def test_published_strings_become_items(publish: Publish):
         "instruction": "Find a Wikipedia image that answers this question:",
     }
     assert asked["positive"]["text"] == "A tower" and "image" in asked["positive"]
+
+
+def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
+    assert all((own is None) == (name in TARGET_PROMPTS) for name, (_, own) in INSTRUCTIONS.items())
+    folder = publish()
+    classified, changed = (
+        mmeb_train(str(folder), folder, [subset], target_prompts=True)[0] for subset in ("ImageNet_1K", "CIRR")
+    )
+    assert classified["positive"] == {"text": "tench", "instruction": "Represent the class label:"}
+    assert changed["positive"]["instruction"] == "Represent the given image."
 
 
 def test_a_cap_takes_as_many_rows_of_each_set_and_ever_the_same(publish: Publish):
