@@ -21,12 +21,17 @@ OMP_NUM_THREADS=2 python recipes/stage1.py --config recipes/tiny/stage1.yaml --o
 # Stage 2 first takes all negatives; from there on the hard ones and, as a control, all of them again.
 stage2="python recipes/stage2.py --config recipes/tiny/stage2.yaml --rows 600000"
 all="--hard_after_steps 100000"
-longer="--model_name_or_path $out/warm --world_seed 1 --max_steps 450 --warmup_steps 30 --learning_rate 3e-4"
+longer="--model_name_or_path $out/warm/checkpoint-3000 --world_seed 1 --max_steps 300 --warmup_steps 30"
+longer="$longer --learning_rate 3e-4"
 $stage2 --model_name_or_path $out/stage1 --output_dir $out/warm --max_steps 3500 --warmup_steps 150 \
     --learning_rate 1e-3 $all
 $stage2 $longer --output_dir $out/stage2 --hard_after_steps 0
 $stage2 $longer --output_dir $out/control $all
-python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --output_dir $out/clip --rows 600000 --seconds 4600
+# CLIP goes on once more too, on the same rows, and has the wall time of stages 1 and 2 together.
+clip="python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --rows 600000"
+$clip --output_dir $out/clip-warm --seconds 4600
+$clip --model_name_or_path $out/clip-warm --output_dir $out/clip --world_seed 1 --seconds 660 \
+    --learning_rate 3e-4 --warmup_steps 30
 
 python recipes/evaluate.py --output_dir $out/evaluation --models "Before=checkpoints/tiny-backbone" \
     "Stage 1=$out/stage1" "Stage 2=$out/stage2" "All negatives=$out/control" "CLIP=$out/clip" --subject "Stage 2"
