@@ -46,8 +46,10 @@ class UniMEModel(PreTrainedModel):
     def __init__(self, config: UniMEConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
-        self._no_split_modules = self.backbone._no_split_modules
         self.post_init()
+        # A CLIP tower lists layers of CLIP's text half too, and FSDP refuses names of what the model does not have.
+        present = {type(module).__name__ for module in self.backbone.modules()}
+        self._no_split_modules = sorted(present.intersection(self.backbone._no_split_modules or ()))
 
     @classmethod
     def from_backbone(cls, backbone: str | PreTrainedConfig, **kwargs) -> "UniMEModel":

@@ -2,8 +2,8 @@
 
     python recipes/tiny/vision.py --config recipes/tiny/vision.yaml
 
-Every patch of a scene tells the object and the tile of its cell, every patch of a crop or of a single emoji those of
-the picture. Classes are known by their names in six languages: a class is the mean of its name's token embeddings, so
+Every patch of a scene tells the object, the tile and the place of its cell, every patch of a crop or of a single emoji
+what the picture shows. Classes are known by their names in six languages: a class is the mean of its name's token embeddings, so
 that pictures and the words of the language model meet in one space before the language model is there. Only pictures,
 object pairs and categories of the training split are seen.
 """
@@ -37,7 +37,7 @@ from trl import TrlParser
 from unime.data.captions import sample_scene
 from unime.data.emoji import LANGUAGES, Emoji, catalogue, same_picture
 from unime.data.names import categorised, named
-from unime.data.scenes import CELLS, GRID, Scene, crop_spec
+from unime.data.scenes import CELLS, GRID, POSITIONS, Placed, Scene, crop_spec
 from unime.data.views import View
 from unime.data.vocabulary import COLOUR_NAMES, objects
 from unime.data.world import conversations, draw
@@ -85,7 +85,10 @@ class ScriptArguments:
 
 
 class Classes:
-    """The classes of a patch: what it shows (an emoji, without its skin tone), how, and of which subcategory."""
+    """The classes of a patch: what it shows (an emoji, without its skin tone), how, of which subcategory, and where.
+
+    Where, because a language model that is told what is in a patch but not where learns places last of all.
+    """
 
     def __init__(self):
         tones = sorted({entry.tone for entry in catalogue() if entry.tone})
@@ -98,21 +101,26 @@ class Classes:
     def names(self, language: str) -> list[list[str]]:
         """The classes' names of each kind, in one language where they have a name in it."""
         what = [entry.names.get(language, entry.name) for entry in catalogue()]
-        return [[*what, "empty"], list(self.looks), list(self.subcategories)]
+        return [[*what, "empty"], list(self.looks), list(self.subcategories), list(POSITIONS)]
 
     def of_scene(self, scene: Scene) -> list[list[int]]:
-        """The classes of each cell: object, colour of the tile, no subcategory."""
+        """The classes of each cell: object, colour of the tile, no subcategory, place."""
         what, look = [self.empty] * CELLS, [self.looks["none"]] * CELLS
         for placed in scene.placed:
             what[placed.cell] = objects()[placed.object].picture
             look[placed.cell] = placed.colour
-        return [what, look, [UNKNOWN] * CELLS]
+        return [what, look, [UNKNOWN] * CELLS, list(range(CELLS))]
+
+    def of_crop(self, placed: Placed) -> list[list[int]]:
+        """The classes of an object's crop, the same for every patch: object, colour of the tile."""
+        return [[kind] * CELLS for kind in (objects()[placed.object].picture, placed.colour, UNKNOWN, UNKNOWN)]
 
     def of_emoji(self, entry: Emoji) -> list[list[int]]:
         """The classes of a single emoji, the same for every patch: role, skin tone, subcategory if it is taught."""
         drawing = catalogue()[same_picture()[entry.index]]
         subcategory = self.subcategories[entry.subcategory] if entry.index in self.taught else UNKNOWN
-        return [[of_kind] * CELLS for of_kind in (drawing.base, self.looks[drawing.tone or "none"], subcategory)]
+        kinds = (drawing.base, self.looks[drawing.tone or "none"], subcategory, UNKNOWN)
+        return [[kind] * CELLS for kind in kinds]
 
 
 class LabelledPictures(torch.utils.data.Dataset):
@@ -132,11 +140,10 @@ class LabelledPictures(torch.utils.data.Dataset):
             entry = rng.choice(named("train"))
             return {"image": draw(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
         scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
-        labels = self.classes.of_scene(scene)
         if kind == "scene":
-            return {"image": scene.render(), "labels": labels}
-        cell = scene.placed[0].cell
-        return {"image": draw(crop_spec(scene.placed[0])), "labels": [[of_kind[cell]] * CELLS for of_kind in labels]}
+            return {"image": scene.render(), "labels": self.classes.of_scene(scene)}
+        placed = scene.placed[0]
+        return {"image": draw(crop_spec(placed)), "labels": self.classes.of_crop(placed)}
 
 
 class PatchClassifier(nn.Module):
