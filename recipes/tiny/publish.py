@@ -29,9 +29,10 @@ CARD = """\
 ## Results
 
 On the test split of the OpenMoji world (object pairs, skin tone x role combinations and categories are held out):
-hit@1 in per cent, ties counted as wrong. *Before* is the generative backbone, *All negatives* stage 2 whose last steps,
-from the same start and as many, take all negatives in place of the hardest, *CLIP* a `CLIPModel` of the same size, trained
-on the same rows for the wall time of both stages, to a few per cent (`recipes/README.md`). One run, one seed.
+hit@1 in per cent, ties counted as wrong. *Before* is the generative backbone, *All negatives* a stage 2 whose last
+steps, from the same start and as many, take all negatives in place of the hardest, *CLIP* a `CLIPModel` of the same
+size, trained on the same rows for the wall time of both stages, to a few per cent (`recipes/README.md`). One run, one
+seed.
 
 {table}
 

@@ -3,9 +3,9 @@
     python recipes/tiny/vision.py --config recipes/tiny/vision.yaml
 
 Every patch of a scene tells the object, the tile and the place of its cell, every patch of a crop or of a single emoji
-what the picture shows. Classes are known by their names in six languages: a class is the mean of its name's token embeddings, so
-that pictures and the words of the language model meet in one space before the language model is there. Only pictures,
-object pairs and categories of the training split are seen.
+what the picture shows. Classes are known by their names in six languages: a class is the mean of its name's token
+embeddings, so that pictures and the words of the language model meet in one space before the language model is there.
+Only pictures, object pairs and categories of the training split are seen.
 """
 
 import itertools
