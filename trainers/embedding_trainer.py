@@ -18,7 +18,8 @@ from ..modeling_unime import UniMEModel
 from ..processing_unime import micro_batches
 from .distributed import sum_gradients
 from .embedding_config import EmbeddingConfig
-from .gradient_cache import cached_loss
+from .frozen import PicturesOnce, sees_frozen
+from .gradient_cache import MicroBatch, cached_loss
 from .sharding import common_plan, is_sharded, sum_when_reducing
 
 
@@ -116,11 +117,15 @@ class EmbeddingTrainer(Trainer):
             cuts = [self.batch_loss(cut, inputs)[0] for cut in self._cut(embeddings)]
             return torch.stack([loss, *cuts]).mean()
 
-        # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per step
-        # below, and processes may have any number and kind of micro-batches.
-        return cached_loss(
-            lambda tensors: self.model(**tensors).embeddings, micro_batches, loss_fn, self.args.kept_graphs
-        )
+        def embed(tensors: MicroBatch) -> Tensor:
+            # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per
+            # step below, and processes may have any number and kind of micro-batches.
+            return self.model(**tensors).embeddings
+
+        embedder = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
+            embed = PicturesOnce(embedder.backbone, embed)
+        return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs)
 
     def _cut(self, embeddings: Tensor) -> list[Tensor]:
         """The embeddings at each of the Matryoshka dimensions, normalised again."""
