@@ -33,6 +33,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -226,6 +229,17 @@ def qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Qwen2VLForConditionalGeneration(config), processor
 
 
+def qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Qwen2.5-VL: as Qwen2-VL, and most vision layers attend within windows."""
+    words = qwen_vl_tokenizer()
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH}
+    vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
+    config = Qwen2_5_VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
+    video = Qwen2VLVideoProcessor(patch_size=PATCH)
+    processor = Qwen2_5_VLProcessor(qwen_vl_pictures(), words, video, chat_template=chat_template("qwen-vl"))
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
 def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Qwen3-VL: as Qwen2-VL, and early vision layers feed the language model's too."""
     words = qwen_vl_tokenizer()
@@ -277,6 +291,7 @@ TWINS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "llava-next": llava_next,
     "llava-onevision": llava_onevision,
     "qwen2-vl": qwen2_vl,
+    "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
     "smolvlm": smolvlm,
     "idefics3": idefics3,

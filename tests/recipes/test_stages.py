@@ -19,7 +19,15 @@ from unime.trainers import load_adapter
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-BACKBONES = {"llava-1.6-7b": "llava-next", "llava-onevision-7b": "llava-onevision"}
+PAPERS = {"llava-1.6-7b": "llava-next", "llava-onevision-7b": "llava-onevision"}
+OTHERS = {
+    "qwen2-vl-2b": "qwen2-vl",
+    "qwen2-vl-7b": "qwen2-vl",
+    "qwen2.5-vl-3b": "qwen2.5-vl",
+    "qwen2.5-vl-7b": "qwen2.5-vl",
+    "qwen3-vl-2b": "qwen3-vl",
+    "smolvlm2-2.2b": "smolvlm",
+}
 # What a laptop and two steps need; all else is the recipe's, 4-bit weights included.
 LAPTOP = [*"--max_steps 2 --warmup_steps 0 --learning_rate 0.01 --per_device_train_batch_size 4".split()]
 LAPTOP += [*"--dtype float32 --use_cpu true --fp16 false --bf16 false --report_to none".split()]
@@ -50,16 +58,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("recipe", BACKBONES)
-def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
-    recipe: str, twin: Callable[[str], Path], launch: Callable[..., str], texts: Path, pairs: Path, tmp_path: Path
-):
-    base, one, two = twin(BACKBONES[recipe]), tmp_path / "one", tmp_path / "two"
-    settings = ["--config", RECIPES / recipe / "stage1.yaml", "--model_name_or_path", base, "--dataset", texts]
-    launch(RECIPES / "stage1.py", *settings, "--output_dir", one, *LAPTOP)
-    settings = ["--config", RECIPES / recipe / "stage2.yaml", "--model_name_or_path", one, "--dataset", pairs]
-    launch(RECIPES / "stage2.py", *settings, "--image_root", pairs.parent, "--output_dir", two, *LAPTOP)
-
+def check_stages(base: Path, one: Path, two: Path) -> None:
+    """Assert that stage 1 trained the language model only, stage 2 all, and that what they wrote loads everywhere."""
     for start, end in ((base, one), (one, two)):
         merged = embed(end)
         np.testing.assert_allclose(merged, embed(start, end / "adapter"), atol=1e-5)
@@ -69,6 +69,44 @@ def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
     (language, vision), (language_one, vision_one), (language_two, vision_two) = map(parts, (base, one, two))
     assert same(vision_one, vision) and not same(language_one, language)
     assert not same(vision_two, vision_one) and not same(language_two, language_one)
+
+
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
+    recipe: str, twin: Callable[[str], Path], launch: Callable[..., str], texts: Path, pairs: Path, tmp_path: Path
+):
+    base, one, two = twin(PAPERS[recipe]), tmp_path / "one", tmp_path / "two"
+    settings = ["--config", RECIPES / recipe / "stage1.yaml", "--model_name_or_path", base, "--dataset", texts]
+    launch(RECIPES / "stage1.py", *settings, "--output_dir", one, *LAPTOP)
+    settings = ["--config", RECIPES / recipe / "stage2.yaml", "--model_name_or_path", one, "--dataset", pairs]
+    launch(RECIPES / "stage2.py", *settings, "--image_root", pairs.parent, "--output_dir", two, *LAPTOP)
+    check_stages(base, one, two)
+
+
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_the_recipes_of_other_backbones_train_a_twin_of_theirs(
+    recipe: str,
+    twin: Callable[[str], Path],
+    script: Callable[[Path], ModuleType],
+    parsed: Callable[..., tuple],
+    texts: Path,
+    pairs: Path,
+    tmp_path: Path,
+):
+    def run(stage: str, start: Path, output: str, *settings: object) -> Path:
+        module, ours = script(RECIPES / f"{stage}.py"), ["--config", RECIPES / recipe / f"{stage}.yaml"]
+        ours += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
+        module.main(*parsed(module, *ours, *settings, *LAPTOP))
+        return tmp_path / output
+
+    base = twin(OTHERS[recipe])
+    one = run("stage1", base, "one", "--dataset", texts)
+    two = run("stage2", one, "two", "--dataset", pairs, "--image_root", pairs.parent)
+    check_stages(base, one, two)
+
+
+def test_every_backbone_with_recipes_has_a_twin():
+    assert {path.parent.name for path in RECIPES.glob("*/stage2.yaml")} == {*PAPERS, *OTHERS, "tiny"}
 
 
 def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(

@@ -42,7 +42,7 @@ def test_every_recipe_is_listed_with_its_command(recipe: Path):
     assert command in (RECIPES / "README.md").read_text()
 
 
-@pytest.mark.parametrize("backbone", ["llava-1.6-7b", "llava-onevision-7b"])
+@pytest.mark.parametrize("backbone", sorted(path.parent.name for path in RECIPES.glob("*/stage1.yaml")))
 def test_the_second_stage_starts_where_the_first_ends(
     backbone: str, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]
 ):

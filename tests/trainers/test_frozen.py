@@ -15,7 +15,7 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer, cached_loss
 from unime.trainers.frozen import PicturesOnce, sees_frozen
 
 
-BACKBONES = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen3-vl", "smolvlm", "idefics3"]
+BACKBONES = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "idefics3"]
 
 
 def freeze_sight(model: UniMEModel) -> UniMEModel:
