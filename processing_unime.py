@@ -13,6 +13,7 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 
 Item = str | Image.Image | Mapping[str, Any]
+SUMMARY = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, as its README words it
 
 # The one source of every prompt. Pictures come first, the instruction is the system message (where
 # sentence-transformers puts its prompts), and control tokens inside texts are broken by a space, whoever renders this.
@@ -40,17 +41,17 @@ TEMPLATE = """\
 {%- if ns.instruction -%}
 {{- ns.instruction.rstrip() ~ (' ' ~ ns.text if ns.text else '') -}}
 {%- elif ns.images and ns.text -%}
-{{- ns.text ~ '\\nSummarize the above image and sentence in one word:' -}}
+{{- ns.text ~ '\\n' ~ frame.summary.replace('{}', 'image and sentence') -}}
 {%- elif ns.images -%}
-{{- 'Summarize the above image in one word:' -}}
+{{- frame.summary.replace('{}', 'image') -}}
 {%- else -%}
-{{- ns.text ~ '\\nSummarize the above sentence in one word:' -}}
+{{- ns.text ~ '\\n' ~ frame.summary.replace('{}', 'sentence') -}}
 {%- endif -%}
 {{- frame.end -}}
 """
 
 
-def chat_template(processor: ProcessorMixin) -> str:
+def chat_template(processor: ProcessorMixin, summary: str = SUMMARY) -> str:
     """Write UniME's chat template for a backbone, keeping the frame that the backbone was trained with.
 
     The frame (role markers, picture placeholder, start of the answer) is read off the backbone's own chat template; a
@@ -58,6 +59,7 @@ def chat_template(processor: ProcessorMixin) -> str:
 
     Args:
         processor (`ProcessorMixin`): The backbone's native processor.
+        summary (`str`): What is asked of an item without an instruction; `{}` stands for what the item is.
 
     Returns:
         `str`: Jinja source for `processor.chat_template`, saved with the checkpoint.
@@ -89,20 +91,22 @@ def chat_template(processor: ProcessorMixin) -> str:
         "image": one[first : first + width],
         "image_end": one[first + width :],
         "end": end,
+        "summary": summary,
         "control": control,
     }
     return TEMPLATE.replace("FRAME", json.dumps(frame, ensure_ascii=False))
 
 
-def processor_from_backbone(backbone: str, **kwargs) -> ProcessorMixin:
+def processor_from_backbone(backbone: str, summary: str = SUMMARY, **kwargs) -> ProcessorMixin:
     """Load a backbone's native processor and give it UniME's chat template.
 
     Args:
         backbone (`str`): Folder or Hub id of the backbone.
+        summary (`str`): What is asked of an item without an instruction, see [`chat_template`].
         kwargs: Passed to `AutoProcessor.from_pretrained` (picture size, ...).
     """
     processor = AutoProcessor.from_pretrained(backbone, **kwargs)
-    processor.chat_template = chat_template(processor)
+    processor.chat_template = chat_template(processor, summary)
     return processor
 
 

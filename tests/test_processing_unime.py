@@ -47,7 +47,7 @@ FRAMES = {
         "<end_of_utterance>\nAssistant:",
     ),
 }
-FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
+FRAMES["qwen2.5-vl"] = FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
 
 # Item, number of pictures, what stands inside the frame.
 PROMPTS = [
