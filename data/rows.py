@@ -6,13 +6,13 @@ or to `image_root`.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from PIL import Image
 
 from ..processing_unime import as_item
@@ -20,29 +20,39 @@ from ..processing_unime import as_item
 
 ROW = ("query", "positive", "negatives", "task", "label")
 TEXT_ROW = ("text",)
+SHUFFLED = 10_000  # rows of a stream, their pictures unread, among which the next one is drawn
 
 
-def require_columns(dataset: Any, needed: tuple[str, ...], stage: str) -> None:
+def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
+    """The columns of a dataset; a stream may know them only from its first row."""
+    return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def require_columns(dataset: Dataset | IterableDataset, needed: tuple[str, ...], stage: str) -> None:
     """Refuse a dataset that lacks a column of the contract, in one sentence that names what was found.
 
     Raises:
         ValueError: A needed column is missing.
     """
-    missing = [name for name in needed if name not in dataset.column_names]
+    found = columns_of(dataset)
+    missing = [name for name in needed if name not in found]
     if missing:
         raise ValueError(
             f"{stage} needs the columns {', '.join(needed)}; missing: {', '.join(missing)}; "
-            f"found: {', '.join(dataset.column_names)}. Rename or map the columns first"
+            f"found: {', '.join(found)}. Rename or map the columns first"
         )
 
 
-def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset:
+def load_rows(
+    path: str | Path, image_root: str | Path | None = None, streaming: bool = False
+) -> Dataset | IterableDataset:
     """Open a JSONL file of rows; pictures are read when a row is, not before.
 
     Args:
         path (`str` or `Path`): JSONL file; each line has at least `query` and `positive`, or `text` for stage 1.
             Rows without `task` are of one task, named after the file.
         image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative picture paths start.
+        streaming (`bool`): Read the file as training goes, instead of copying it into the cache first.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -51,22 +61,36 @@ def load_rows(path: str | Path, image_root: str | Path | None = None) -> Dataset
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
-    dataset = load_dataset("json", data_files=str(path), split="train")
-    if "query" not in dataset.column_names:
+    dataset = load_dataset("json", data_files=str(path), split="train", streaming=streaming)
+    if "query" not in columns_of(dataset):
         return dataset
     return with_pictures(located(dataset, path.name), image_root or path.parent)
 
 
-def located(dataset: Dataset, name: str) -> Dataset:
+def located(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
     """Add to each row where it stands, for errors, and its task where it has none: the dataset's name."""
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(
+            lambda row, number: {"task": name, **row, "where": f"{name}, row {number}"}, with_indices=True
+        )
     if "task" not in dataset.column_names:
         dataset = dataset.add_column("task", [name] * len(dataset))
     return dataset.add_column("where", [f"{name}, row {number}" for number in range(len(dataset))])
 
 
-def with_pictures(dataset: Dataset, root: str | Path) -> Dataset:
+def with_pictures(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
     """Have the pictures of [`located`] rows, still paths under `root`, read when a row is."""
-    return dataset.with_transform(partial(_read_batch, root=Path(root)))
+    return when_read(dataset, partial(_read_batch, root=Path(root)))
+
+
+def when_read(
+    dataset: Dataset | IterableDataset, transform: Callable[[dict[str, list]], dict[str, list]]
+) -> Dataset | IterableDataset:
+    """Have a transform, from stored columns to those of rows, done when a row is read; a stream is shuffled first."""
+    if isinstance(dataset, IterableDataset):
+        shuffled = dataset.shuffle(seed=0, buffer_size=SHUFFLED)
+        return shuffled.map(transform, batched=True, batch_size=1, remove_columns=columns_of(dataset))
+    return dataset.with_transform(transform)
 
 
 def _read_batch(batch: dict[str, list], root: Path) -> dict[str, list]:

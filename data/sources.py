@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 
 from .mining import with_mined
 from .mmeb import mmeb_train
-from .rows import ROW, TEXT_ROW, load_rows, located, read_row, require_columns
+from .rows import ROW, TEXT_ROW, columns_of, load_rows, located, read_row, require_columns, when_read
 
 
 SIDES = ("query", "positive", "negative")
@@ -32,14 +33,20 @@ class DataArguments:
         metadata={"help": "'openmoji', 'mmeb-train', a JSONL file of rows, or a Hub id or folder with `columns`."},
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder that picture paths start from."})
-    columns: dict[str, str] | None = field(
-        default=None, metadata={"help": "Column of each part of a row, such as {query.text: caption}."}
+    columns: dict[str, str | list[str]] | None = field(
+        default=None,
+        metadata={"help": "Column of each part of a row, such as {query.text: caption}; of `text` perhaps several."},
     )
     instructions: dict[str, str] | None = field(
         default=None,
         metadata={"help": "With `columns`: the instruction of a side, such as {query: Find it:}."},
     )
     split: str = field(default="train", metadata={"help": "With `columns`: split of the dataset."})
+    config_name: str | None = field(default=None, metadata={"help": "With `columns`: which of its configurations."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "With `columns` or a JSONL file: read as training goes, for data that fits no disk."},
+    )
     mmeb_source: str = field(
         default="TIGER-Lab/MMEB-train", metadata={"help": "MMEB-train's Hub id, or a folder with its layout."}
     )
@@ -59,19 +66,27 @@ def _check_map(data: DataArguments) -> None:
         raise ValueError(f"columns names {', '.join(unknown)}: the parts of a row are {', '.join(TARGETS)}")
 
 
-def open_rows(data: DataArguments) -> Dataset:
+def _check_streaming(data: DataArguments) -> None:
+    if data.streaming and (data.mined is not None or (data.columns is None and not data.dataset.endswith(".jsonl"))):
+        what = "mined negatives" if data.mined is not None else f"the dataset '{data.dataset}'"
+        raise ValueError(f"{what} cannot be streamed: set streaming to false, or give a JSONL file or `columns`")
+
+
+def open_rows(data: DataArguments) -> Dataset | IterableDataset:
     """Open rows for stage 2, with their mined negatives where there are any.
 
     Raises:
-        ValueError: Columns are missing. When a row is read, a picture is missing or unreadable.
+        ValueError: Columns are missing, or the source cannot be streamed. When a row is read, a picture is missing or
+            unreadable.
         FileNotFoundError: There is no such file.
     """
     dataset = _open_rows(data)
     return dataset if data.mined is None else with_mined(dataset, data.mined)
 
 
-def _open_rows(data: DataArguments) -> Dataset:
+def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
     _check_map(data)
+    _check_streaming(data)
     if data.dataset == "openmoji":
         from .world import rows  # its pictures come with the package's extra `openmoji`
 
@@ -81,40 +96,55 @@ def _open_rows(data: DataArguments) -> Dataset:
         return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts)
     if data.columns:
         return _mapped_rows(data)
-    dataset = load_rows(data.dataset, data.image_root)
+    dataset = load_rows(data.dataset, data.image_root, data.streaming)
     require_columns(dataset, ROW[:2], "stage 2")
     return dataset
 
 
-def open_texts(data: DataArguments) -> Dataset:
+def open_texts(data: DataArguments) -> Dataset | IterableDataset:
     """Open texts for stage 1: the column `text`, perhaps `teacher`.
 
+    Where `columns` gives `text` several columns, as those of AllNLI's triplets, each of their texts is a row; once, in
+    a stream once among its neighbours.
+
     Raises:
-        ValueError: The column is missing.
+        ValueError: The column is missing, or the source cannot be streamed.
         FileNotFoundError: There is no such file.
     """
     _check_map(data)
+    _check_streaming(data)
     if data.dataset == "openmoji":
         from .world import texts
 
         return texts("train", data.rows, seed=data.world_seed)
-    if data.columns:
+    if not data.columns:
+        dataset = load_rows(data.dataset, streaming=data.streaming)
+    elif isinstance(data.columns.get("text"), list):
         dataset = _found_columns(data)
-        dataset = dataset.select_columns(sorted(data.columns.values()))
-        dataset = dataset.rename_columns({column: part for part, column in data.columns.items() if part != column})
+        split = partial(_one_by_row, columns=data.columns["text"])
+        dataset = dataset.map(split, batched=True, remove_columns=columns_of(dataset))
+        if not data.streaming:
+            dataset = Dataset.from_dict({"text": dataset.unique("text")})
     else:
-        dataset = load_rows(data.dataset)
+        dataset = _found_columns(data).select_columns(sorted(data.columns.values()))
+        dataset = dataset.rename_columns({column: part for part, column in data.columns.items() if part != column})
     require_columns(dataset, TEXT_ROW, "stage 1")
     return dataset
 
 
-def _found_columns(data: DataArguments) -> Dataset:
-    dataset = load_dataset(data.dataset, split=data.split)
-    require_columns(dataset, tuple(data.columns.values()), f"the column map of {data.dataset}")
+def _one_by_row(batch: dict[str, list], columns: list[str]) -> dict[str, list]:
+    texts = dict.fromkeys(text for row in zip(*(batch[column] for column in columns), strict=True) for text in row)
+    return {"text": [text for text in texts if text]}
+
+
+def _found_columns(data: DataArguments) -> Dataset | IterableDataset:
+    dataset = load_dataset(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
+    wanted = [[columns] if isinstance(columns, str) else columns for columns in data.columns.values()]
+    require_columns(dataset, tuple(chain(*wanted)), f"the column map of {data.dataset}")
     return dataset
 
 
-def _mapped_rows(data: DataArguments) -> Dataset:
+def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
     for side in ("query", "positive"):
         if not any(part.startswith(f"{side}.") for part in data.columns):
             raise ValueError(f"columns says nothing of the {side}: give {side}.text, {side}.image or both")
@@ -129,8 +159,8 @@ def _mapped_rows(data: DataArguments) -> Dataset:
         dataset = dataset.rename_column(data.columns["task"], "task")
     dataset = located(dataset, Path(data.dataset).name)
     root = Path(data.image_root or ".")
-    return dataset.with_transform(
-        partial(_read_mapped, columns=data.columns, instructions=data.instructions or {}, root=root)
+    return when_read(
+        dataset, partial(_read_mapped, columns=data.columns, instructions=data.instructions or {}, root=root)
     )
 
 

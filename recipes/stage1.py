@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
+from unime.data.rows import columns_of
 from unime.data.sources import DataArguments, open_texts
 from unime.data.teacher import load_teacher, precompute_teacher
 from unime.trainers import DistillationConfig, DistillationTrainer, last_complete_checkpoint, merge_checkpoint
@@ -35,7 +36,9 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
     )
     dataset = open_texts(data)
     teacher = None
-    if "teacher" not in dataset.column_names:
+    if "teacher" not in columns_of(dataset):
+        if data.streaming and not script.online:
+            raise ValueError("a stream cannot be given its teacher's embeddings beforehand: set online to true")
         teacher = load_teacher(script.teacher)
         if not script.online:
             with args.main_process_first(desc="teacher embeddings"):

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ..data.collator import ContrastiveCollator
 from ..data.sampler import TaskSampler
@@ -71,14 +71,18 @@ class ContrastiveTrainer(EmbeddingTrainer):
             loss = (loss + backward) / 2
         return loss, statistics
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.args.task_block == 1:
-            return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, Dataset) or "task" not in dataset.column_names:
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the batches of training; those in blocks of one task need to know all tasks beforehand."""
+        dataset = self.train_dataset
+        if self.args.task_block != 1 and not (isinstance(dataset, Dataset) and "task" in dataset.column_names):
             raise ValueError(
                 f"task_block={self.args.task_block} needs to know the task of every row beforehand: give a Dataset "
                 "with a stored column task, or set task_block to 1"
             )
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.task_block == 1:
+            return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return TaskSampler(dataset.with_format(None)["task"], self.args.task_block, seed)
+        return TaskSampler(self.train_dataset.with_format(None)["task"], self.args.task_block, seed)

@@ -35,6 +35,9 @@ class EmbeddingConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # A stream is read by every process: one that reads for all cannot cut up batches of micro-batches.
+            self.accelerator_config.dispatch_batches = False
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would split the batch that the loss "

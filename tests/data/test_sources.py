@@ -3,9 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
-from unime.data.rows import ROW
+from unime.data.rows import ROW, content_hash
 from unime.data.sources import DataArguments, open_rows, open_texts
 
 
@@ -73,3 +74,66 @@ def test_a_bad_picture_of_a_mapped_dataset_is_named(folder: Path, settings: Call
     assert dataset[0]["positive"]["image"]
     with pytest.raises(ValueError, match=rf"^{folder.name}, row 1, positive: .*1.png: it is not a readable picture"):
         dataset[1]
+
+
+@pytest.fixture
+def nli(tmp_path: Path) -> Path:
+    """Make a dataset with the layout of sentence-transformers/all-nli: a folder of parquet for each configuration."""
+    folder = tmp_path / "all-nli"
+    (folder / "triplet").mkdir(parents=True)
+    triplets = {
+        "anchor": ["A man eats.", "A man eats.", "A dog runs."],
+        "positive": ["Someone eats.", "A man has food.", "An animal runs."],
+        "negative": ["Nobody eats.", "A dog runs.", ""],
+    }
+    Dataset.from_dict(triplets).to_parquet(folder / "triplet" / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: triplet\n  data_files:\n  - split: train\n    path: triplet/train-*\n---\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_triplets_of_nli_become_distinct_texts(nli: Path, streaming: bool):
+    columns = {"text": ["anchor", "positive", "negative"]}
+    data = DataArguments(dataset=str(nli), columns=columns, config_name="triplet", streaming=streaming)
+    texts = [row["text"] for row in open_texts(data)]
+    expected = ["A man eats.", "Someone eats.", "Nobody eats.", "A man has food.", "A dog runs.", "An animal runs."]
+    assert texts == expected
+
+
+def test_a_stream_has_the_rows_of_the_dataset_in_another_order(settings: Callable[..., DataArguments]):
+    def contents(streaming: bool) -> list[tuple]:
+        rows = open_rows(settings(instructions={"query": "Find:"}, streaming=streaming))
+        return [tuple(content_hash(row[side]) for side in ("query", "positive")) for row in rows]
+
+    once, stream = contents(False), open_rows(settings(streaming=True))
+    assert tuple(next(iter(stream))) == ROW
+    assert sorted(contents(True)) == sorted(once)
+    stream.set_epoch(1)
+    first = [row["query"]["text"] for row in stream]
+    orders = set()
+    for epoch in range(8):
+        stream.set_epoch(epoch)
+        orders.add(tuple(row["query"]["text"] for row in stream))
+    assert len(orders) > 1 and sorted(first) == ["caption 0", "caption 1", "caption 2"]
+
+
+def test_a_jsonl_file_can_be_streamed(folder: Path):
+    lines = [{"query": {"text": f"{number}"}, "positive": {"image": f"{number}.png"}} for number in range(3)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stream = open_rows(DataArguments(dataset=str(folder / "rows.jsonl"), streaming=True))
+    rows = {row["query"]["text"]: row for row in stream}
+    assert rows.keys() == {"0", "1", "2"}
+    assert rows["2"]["positive"]["image"][0].size == (5, 6) and rows["2"]["task"] == "rows.jsonl"
+    (folder / "1.png").unlink()
+    with pytest.raises(
+        ValueError, match="^rows.jsonl, row 1, positive: cannot read the picture .*: it does not exist"
+    ):
+        list(stream)
+
+
+@pytest.mark.parametrize("more", [{"dataset": "openmoji"}, {"dataset": "rows.jsonl", "mined": "mined.jsonl"}])
+def test_what_cannot_be_streamed_is_refused(more: dict[str, str]):
+    with pytest.raises(ValueError, match="cannot be streamed: set streaming to false, or give a JSONL file"):
+        open_rows(DataArguments(streaming=True, **more))

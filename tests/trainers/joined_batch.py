@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, PartialState
+from datasets import IterableDataset
 from PIL import Image
 from torch import distributed
 from torch.profiler import ProfilerActivity, profile
@@ -99,6 +100,8 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
         "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"symmetric": True, "k": 3}, contrastive_rows()),
         "distillation": (DistillationTrainer, DistillationConfig, {"kept_graphs": 2}, distillation_rows()),
     }
+    # The same rows as a stream, of which every process reads all and keeps its own.
+    stages["streamed"] = (*stages["contrastive"][:3], IterableDataset.from_generator(contrastive_rows))
     results = {}
     for name, (trainer_class, config_class, options, rows) in stages.items():
         saved = output.parent / f"{output.name}-{name}"
@@ -117,7 +120,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
             trainer.train()
         trainer.save_model()
         trainer.accelerator.wait_for_everyone()
-        own_rows = rows[trainer.args.process_index * batch_size :][:batch_size]
+        own_rows = list(rows)[trainer.args.process_index * batch_size :][:batch_size]
         results[name] = {
             "log": [e for e in trainer.state.log_history if "loss" in e],
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],

@@ -42,7 +42,7 @@ def runs(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     return {name: torch.load(folder / name) for name in ("one.0", "two.0", "two.1", "shards.0", "shards.1")}
 
 
-@pytest.mark.parametrize("stage", ["contrastive", "distillation"])
+@pytest.mark.parametrize("stage", ["contrastive", "distillation", "streamed"])
 @pytest.mark.parametrize("several", ["two", "shards"])
 def test_two_processes_train_as_one_does_with_the_joined_batch(
     runs: dict[str, dict[str, Any]], several: str, stage: str
@@ -77,7 +77,13 @@ def test_a_sharded_training_leaves_shards_to_resume_from_and_an_ordinary_checkpo
     assert len([file for file in shards if file.endswith(".distcp")]) == 2
 
 
-@pytest.mark.parametrize("stage", ["contrastive", "distillation"])
+@pytest.mark.parametrize("name", ["one.0", "two.0", "two.1"])
+def test_a_stream_gives_the_batches_of_the_dataset(runs: dict[str, dict[str, Any]], name: str):
+    stream, dataset = (runs[name][stage]["weights"] for stage in ("streamed", "contrastive"))
+    torch.testing.assert_close(stream, dataset, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "distillation", "streamed"])
 @pytest.mark.parametrize("name", ["one.0", "two.0", "two.1", "shards.0", "shards.1"])
 def test_resumed_training_ends_with_the_same_weights(runs: dict[str, dict[str, Any]], name: str, stage: str):
     one_run = runs[name][stage]
