@@ -87,7 +87,9 @@ class ScriptArguments:
 class Classes:
     """The classes of a patch: what it shows (an emoji, without its skin tone), how, of which subcategory, and where.
 
-    Where, because a language model that is told what is in a patch but not where learns places last of all.
+    Where, because a language model that is told what is in a patch but not where learns places last of all. An empty
+    cell is nowhere: were all nine places in every picture, they would say nothing of it before they are bound to what
+    is there.
     """
 
     def __init__(self):
@@ -101,15 +103,15 @@ class Classes:
     def names(self, language: str) -> list[list[str]]:
         """The classes' names of each kind, in one language where they have a name in it."""
         what = [entry.names.get(language, entry.name) for entry in catalogue()]
-        return [[*what, "empty"], list(self.looks), list(self.subcategories), list(POSITIONS)]
+        return [[*what, "empty"], list(self.looks), list(self.subcategories), [*POSITIONS, "nowhere"]]
 
     def of_scene(self, scene: Scene) -> list[list[int]]:
         """The classes of each cell: object, colour of the tile, no subcategory, place."""
-        what, look = [self.empty] * CELLS, [self.looks["none"]] * CELLS
+        what, look, where = [self.empty] * CELLS, [self.looks["none"]] * CELLS, [CELLS] * CELLS
         for placed in scene.placed:
             what[placed.cell] = objects()[placed.object].picture
-            look[placed.cell] = placed.colour
-        return [what, look, [UNKNOWN] * CELLS, list(range(CELLS))]
+            look[placed.cell], where[placed.cell] = placed.colour, placed.cell
+        return [what, look, [UNKNOWN] * CELLS, where]
 
     def of_crop(self, placed: Placed) -> list[list[int]]:
         """The classes of an object's crop, the same for every patch: object, colour of the tile."""
