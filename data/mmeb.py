@@ -4,7 +4,7 @@ The published strings hold everything at once: `<|image_1|>` for the picture, th
 become items, whose instruction the chat template places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, load_dataset
@@ -67,6 +67,7 @@ def mmeb_train(
     cap: int | None = 50_000,
     seed: int = 0,
     target_prompts: bool = False,
+    weights: Mapping[str, float] | None = None,
 ) -> Dataset:
     """Open MMEB-train; pictures are read when a row is, not before.
 
@@ -82,14 +83,17 @@ def mmeb_train(
         seed (`int`, *optional*, defaults to 0): Which rows a cap takes.
         target_prompts (`bool`, *optional*, defaults to `False`):
             Give candidates without an instruction that of `TARGET_PROMPTS`; evaluate with the same.
+        weights (`Mapping[str, float]`, *optional*, defaults to 1 for all):
+            How often the rows of a set come in an epoch, after the cap: 0.5 takes half of them, 2 all of them twice.
 
     Raises:
         ValueError: There is no such set, or it lacks a column. When a row is read, its picture is missing.
     """
-    parts = []
-    for subset in subsets or INSTRUCTIONS:
+    parts, weights = [], weights or {}
+    for subset in (*(subsets or INSTRUCTIONS), *weights):
         if subset not in INSTRUCTIONS:
             raise ValueError(f"MMEB-train has no set {subset!r}: choose from {', '.join(INSTRUCTIONS)}")
+    for subset in subsets or INSTRUCTIONS:
         published = load_dataset(source, subset, split="original")
         missing = {"qry", "qry_image_path", "pos_text", "pos_image_path"} - set(published.column_names)
         if missing:
@@ -100,6 +104,9 @@ def mmeb_train(
         published = located(published, f"MMEB-train {subset}")
         if cap is not None and len(published) > cap:
             published = published.shuffle(seed=seed).select(range(cap))
+        if subset in weights:
+            rows = range(round(weights[subset] * len(published)))
+            published = published.select([row % len(published) for row in rows])
         settings = {"subset": subset, "prompt": TARGET_PROMPTS.get(subset) if target_prompts else None}
         parts.append(published.map(_row, fn_kwargs=settings, remove_columns=published.column_names))
     return with_pictures(concatenate_datasets(parts), image_root)

@@ -52,6 +52,10 @@ class DataArguments:
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Sets of MMEB-train; all 20 if not given."})
     cap: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
+    weights: dict[str, float] | None = field(
+        default=None,
+        metadata={"help": "How often MMEB-train's sets come in an epoch, such as {DocVQA: 2}; else once."},
+    )
     target_prompts: bool = field(
         default=False, metadata={"help": "Instructions for MMEB-train's candidates that have none, as in B3."}
     )
@@ -93,7 +97,7 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
         return rows("train", data.rows, seed=data.world_seed)
     if data.dataset == "mmeb-train":
         root, seed = data.image_root or ".", data.world_seed
-        return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts)
+        return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts, data.weights)
     if data.columns:
         return _mapped_rows(data)
     dataset = load_rows(data.dataset, data.image_root, data.streaming)

@@ -112,6 +112,20 @@ def test_a_cap_takes_as_many_rows_of_each_set_and_ever_the_same(publish: Publish
     assert any(names(seed) != names(0) for seed in range(1, 6))
 
 
+def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
+    folder = publish()
+
+    def tasks(**weights: float) -> list[str]:
+        sets = ["ImageNet_1K", "CIRR"]
+        return mmeb_train(str(folder), folder, sets, cap=4, weights=weights).with_format(None)["task"][:]
+
+    assert tasks(ImageNet_1K=0.5) == ["ImageNet_1K"] * 2 + ["CIRR"]
+    assert tasks(CIRR=2, ImageNet_1K=1.25) == ["ImageNet_1K"] * 5 + ["CIRR"] * 2
+    assert tasks(ImageNet_1K=0) == ["CIRR"]
+    with pytest.raises(ValueError, match="no set 'ImageNet': choose from"):
+        tasks(ImageNet=2)
+
+
 def test_a_missing_picture_is_named_with_its_set_and_row(publish: Publish):
     folder = publish(pictures=False)
     dataset = mmeb_train(str(folder), folder, ["ImageNet_1K"], cap=2)
