@@ -114,16 +114,17 @@ def mmeb_train(
 
 def _row(published: dict, subset: str, prompt: str | None) -> dict:
     of_query, of_candidate = INSTRUCTIONS[subset]
-    candidate = _item(published["pos_text"], published["pos_image_path"], of_candidate)
+    candidate = mmeb_item(published["pos_text"], published["pos_image_path"], of_candidate)
     return {
-        "query": _item(published["qry"], published["qry_image_path"], of_query),
+        "query": mmeb_item(published["qry"], published["qry_image_path"], of_query),
         "positive": candidate | {"instruction": candidate["instruction"] or prompt},
         "task": subset,
         "where": published["where"],
     }
 
 
-def _item(text: str, image: str, instruction: str | None) -> dict[str, str | None]:
+def mmeb_item(text: str, image: str, instruction: str | None) -> dict[str, str | None]:
+    """Turn a published string and path into an item: no control tokens, the instruction apart."""
     text = text.replace(_IMAGE, "").strip()
     if instruction is None or not text.startswith(instruction):
         return {"text": text or None, "image": image or None, "instruction": None}

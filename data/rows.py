@@ -122,11 +122,11 @@ def _read_item(item: Mapping[str, Any], where: str, root: Path) -> dict[str, Any
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
         pictures = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        item["image"] = [_read_picture(picture, where, root) for picture in pictures]
+        item["image"] = [read_picture(picture, where, root) for picture in pictures]
     return item
 
 
-def _read_picture(picture: str | Mapping[str, Any], where: str, root: Path) -> Image.Image:
+def read_picture(picture: str | Mapping[str, Any], where: str, root: Path) -> Image.Image:
     """Open a path, or what `datasets` stores for a picture: its bytes and its path."""
     stored = picture if isinstance(picture, Mapping) else {"bytes": None, "path": picture}
     path = root / (stored["path"] or "")

@@ -36,6 +36,14 @@ def pessimistic_ranks(
     return ranks
 
 
+def first_is_best(scores: np.ndarray, pools: Sequence[Sequence[int]]) -> float:
+    """Returns hit@1 by the rule of VLM2Vec v1, for parity: the argmax over a pool whose first candidate is right.
+
+    `argmax` takes the first of equal scores, so ties go to the right candidate, and a constant embedding has 100 %.
+    """
+    return float(np.mean([row[list(pool)].argmax() == 0 for row, pool in zip(scores, pools, strict=True)]))
+
+
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
     """Returns the share of queries with a right candidate among the first k, of `pessimistic_ranks`."""
     return float(np.mean(ranks < k))

@@ -17,10 +17,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from PIL import Image
-
 from ..data.captions import Caption, sample_caption, sample_scene
-from ..data.emoji import Emoji, same_picture
+from ..data.emoji import Emoji, same_picture, sources_version
 from ..data.long_captions import LongCaption, family, sample_wording
 from ..data.names import categorised, named, other_tones, texts_of, tone_request, toned
 from ..data.probes import KINDS, false_caption
@@ -43,6 +41,7 @@ from ..data.world_tasks import (
     TEXT_OF_IMAGE,
     item,
 )
+from .stored import StoredItems
 from .tasks import CompositionalTask, RetrievalTask
 
 
@@ -74,32 +73,19 @@ def tasks(split: str = "test", size: int = 1000, seed: int = 0) -> tuple[list[Re
         _crops(split, half, source("crop")),
         *_both_ways("long", "long", *_long_captions(split, half, source("long"))),
     ]
-    # One picture object per spec: `evaluate` embeds an item that several tasks use only once.
-    pictures = {}
+
+    def stored(items: Sequence[dict]) -> StoredItems:
+        return StoredItems(items, draw, lambda spec: f"{WORLD_VERSION}/{sources_version()}/{spec}")
+
     return (
+        [replace(task, queries=stored(task.queries), candidates=stored(task.candidates)) for task in retrieval],
         [
-            replace(task, queries=_drawn(task.queries, pictures), candidates=_drawn(task.candidates, pictures))
-            for task in retrieval
-        ],
-        [
-            replace(probe, images=_drawn(probe.images, pictures))
+            replace(
+                probe, images=stored(probe.images), captions=stored(probe.captions), negatives=stored(probe.negatives)
+            )
             for probe in _probes(split, half, scenes, source("probes"))
         ],
     )
-
-
-def _drawn(items: Sequence[dict], pictures: dict[str, Image.Image]) -> list[dict]:
-    """Items with their pictures; equal specs get the one picture that `pictures` keeps."""
-    drawn = []
-    for stored in items:
-        item = {key: value for key, value in stored.items() if value is not None}
-        if "image" in item:
-            spec = item["image"]
-            if spec not in pictures:
-                pictures[spec] = draw(spec)
-            item["image"] = pictures[spec]
-        drawn.append(item)
-    return drawn
 
 
 def _captioned_scenes(split: str, size: int, rng: random.Random) -> list[tuple[Scene, Caption]]:

@@ -1,15 +1,16 @@
 """What an evaluation asks, and the one function that answers it for any embedder."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..processing_unime import Item, as_item
-from .metrics import TIE, compositional_accuracy, mean_by_group, pessimistic_ranks, recall_at_k
+from ..processing_unime import Item
+from .metrics import TIE, compositional_accuracy, first_is_best, mean_by_group, pessimistic_ranks, recall_at_k
+from .store import EmbeddingStore
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
@@ -28,7 +29,8 @@ class RetrievalTask:
         candidates (`Sequence[Item]`): The distinct candidates that all queries share.
         positives (`list[list[int]]`): For each query the indices of its right candidates.
         pools (`list[list[int]]`, *optional*): For each query the indices of the candidates it is compared with, as in
-            MMEB; without it, all of them.
+            MMEB, the right ones first; without it, all of them.
+        distribution (`str`, *optional*): Whether its training data is MMEB-train's ("IND") or not ("OOD").
     """
 
     name: str
@@ -37,6 +39,12 @@ class RetrievalTask:
     candidates: Sequence[Item]
     positives: list[list[int]]
     pools: list[list[int]] | None = None
+    distribution: str | None = None
+
+    @property
+    def roles(self) -> dict[str, Sequence[Item]]:
+        """What there is to embed, by what it is."""
+        return {"query": self.queries, "candidate": self.candidates}
 
     @property
     def candidates_per_query(self) -> int:
@@ -83,6 +91,11 @@ class CompositionalTask:
     captions: Sequence[Item]
     negatives: Sequence[Item]
 
+    @property
+    def roles(self) -> dict[str, Sequence[Item]]:
+        """What there is to embed, by what it is."""
+        return {"image": self.images, "caption": self.captions, "negative": self.negatives}
+
     def __post_init__(self):
         if not len(self.images) == len(self.captions) == len(self.negatives) > 0:
             raise ValueError(
@@ -92,7 +105,7 @@ class CompositionalTask:
 
 
 def evaluate(
-    encode: Encode,
+    encode: Encode | EmbeddingStore,
     retrieval_tasks: Sequence[RetrievalTask],
     compositional_tasks: Sequence[CompositionalTask] = (),
     *,
@@ -103,94 +116,91 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores an embedder on every task.
 
-    A distinct item (same text, instruction and image objects) is embedded once, however many tasks use it.
+    A distinct item (same text, instruction and pictures) is embedded once, however many tasks use it.
 
     Args:
-        encode (`Encode`): Items -> `(N, D)` float32 unit rows.
-        retrieval_tasks (`Sequence[RetrievalTask]`): At least one.
+        encode (`Encode` or `EmbeddingStore`): Items -> `(N, D)` float32 unit rows.
+        retrieval_tasks (`Sequence[RetrievalTask]`): Searches.
         compositional_tasks (`Sequence[CompositionalTask]`, *optional*): The probes.
         model (`str`): What is evaluated; goes into the results.
         benchmark (`str`, *optional*, defaults to `"openmoji"`): What it is evaluated on; goes into the results.
         shown (`int`, *optional*, defaults to 6): How many evenly spaced queries, and how many of the hardest mistakes,
             the rankings keep of each task.
-        progress (`bool`, *optional*, defaults to `True`): Whether to show a bar over the tasks.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a bar over the items.
 
     Returns:
-        `(results, rankings)`, both ready for JSON. Results: the scores, as fractions of 1, per task, per meta-task
-        and per compositional kind; `overall` is the mean over tasks, as on MMEB. Rankings: for some queries of each
-        task the five best candidates and their scores, as indices into the task (see `gallery.py`).
+        `(results, rankings)`, both ready for JSON. Results: the scores, as fractions of 1, per task, per meta-task,
+        per distribution and per compositional kind; `overall` is the mean over tasks, as on MMEB, and
+        `mean_of_meta_tasks` what UniME's paper prints beside it. Rankings: for some queries of each task the five best
+        candidates and their scores, as indices into the task (see `gallery.py`).
     """
     start = time.perf_counter()
-    embed = _Embeddings(encode)
+    store = encode if isinstance(encode, EmbeddingStore) else EmbeddingStore(encode)
     tasks, kinds = {}, {}
     rankings = {"retrieval": {}, "compositional": {}}
-    bar = tqdm([*retrieval_tasks, *compositional_tasks], disable=not progress, desc=model, unit="task")
-    for task in bar:
-        bar.set_postfix_str(task.name)
-        if isinstance(task, RetrievalTask):
-            queries = embed(task, "query", task.queries)  # (queries, dimensions)
-            scores = queries @ embed(task, "candidate", task.candidates).T  # (queries, candidates)
-            ranks = pessimistic_ranks(scores, task.positives, task.pools)
-            tasks[task.name] = {
-                "meta_task": task.meta_task,
-                "hit@1": recall_at_k(ranks, 1),
-                **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
-                "queries": len(task.queries),
-                "candidates": task.candidates_per_query,
-            }
-            rankings["retrieval"][task.name] = _shown_queries(scores, ranks, task, shown)
-        else:
-            images = embed(task, "image", task.images)
-            true = (images * embed(task, "caption", task.captions)).sum(axis=1)
-            false = (images * embed(task, "negative", task.negatives)).sum(axis=1)
-            kinds[task.name] = compositional_accuracy(true, false)
-            rankings["compositional"][task.name] = _shown_probes(true, false, shown)
+    every = [*retrieval_tasks, *compositional_tasks]
+    with tqdm(total=sum(map(_size, every)), disable=not progress, desc=model, unit="item") as bar:
+        for task in every:
+            bar.set_postfix_str(task.name)
+            embedded = [_finite(store(items), task, role) for role, items in task.roles.items()]
+            bar.update(_size(task))
+            if isinstance(task, RetrievalTask):
+                tasks[task.name], rankings["retrieval"][task.name] = _search(task, *embedded, shown)
+            else:
+                images, captions, negatives = embedded
+                true, false = (images * captions).sum(axis=1), (images * negatives).sum(axis=1)
+                kinds[task.name] = compositional_accuracy(true, false)
+                rankings["compositional"][task.name] = _shown_probes(true, false, shown)
 
+    hits = [task["hit@1"] for task in tasks.values()]
+    meta_tasks = mean_by_group((task["meta_task"], task["hit@1"]) for task in tasks.values())
     results = {
         "model": model,
         "benchmark": benchmark,
         "tasks": tasks,
-        "meta_tasks": mean_by_group((task["meta_task"], task["hit@1"]) for task in tasks.values()),
-        "overall": float(np.mean([task["hit@1"] for task in tasks.values()])),
+        "meta_tasks": meta_tasks,
+        "distributions": mean_by_group(
+            (task["distribution"], task["hit@1"]) for task in tasks.values() if "distribution" in task
+        ),
+        "overall": float(np.mean(hits)) if hits else None,
+        "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if hits else None,
         "compositional": kinds,
         "compositional_groups": mean_by_group((kind.split("_")[0], accuracy) for kind, accuracy in kinds.items()),
         "seconds": round(time.perf_counter() - start, 1),
+        "embedded": {"items": store.items, "seconds": round(store.seconds, 1)},
     }
     return results, rankings
 
 
-class _Embeddings:
-    """Embeds items, each distinct one once."""
-
-    def __init__(self, encode: Encode):
-        self.encode = encode
-        self.rows: dict[tuple, np.ndarray] = {}
-        self.alive: list[Item] = []  # a key holds ids of pictures, valid only as long as the pictures live
-
-    def __call__(self, task: RetrievalTask | CompositionalTask, role: str, items: Iterable[Item]) -> np.ndarray:
-        """Returns `(N, D)` embeddings; `task` and `role` only name an item in an error."""
-        items = list(items)
-        keys = [_key(item) for item in items]
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self.rows}
-        if new:
-            embeddings = np.asarray(self.encode(list(new.values())), dtype=np.float32)
-            if embeddings.ndim != 2 or len(embeddings) != len(new):
-                raise ValueError(f"expected embeddings of shape ({len(new)}, D) from encode, got {embeddings.shape}.")
-            self.alive.extend(new.values())
-            self.rows.update(zip(new, embeddings, strict=True))
-        rows = np.stack([self.rows[key] for key in keys])
-        broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(broken):
-            raise ValueError(
-                f"the embedding of {role} {broken[0]} of task '{task.name}' is not finite; "
-                "look for overflow in half precision or for a training that diverged."
-            )
-        return rows
+def _size(task: RetrievalTask | CompositionalTask) -> int:
+    return sum(map(len, task.roles.values()))
 
 
-def _key(item: Item) -> tuple:
-    item = as_item(item)
-    return item["text"], item["instruction"], tuple(id(image) for image in item["images"])
+def _search(
+    task: RetrievalTask, queries: np.ndarray, candidates: np.ndarray, shown: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    scores = queries @ candidates.T  # (queries, candidates)
+    ranks = pessimistic_ranks(scores, task.positives, task.pools)
+    result = {
+        "meta_task": task.meta_task,
+        "hit@1": recall_at_k(ranks, 1),
+        **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
+        "queries": len(task.queries),
+        "candidates": task.candidates_per_query,
+    }
+    if task.distribution is not None:
+        result |= {"distribution": task.distribution, "hit@1, ties right": first_is_best(scores, task.pools)}
+    return result, _shown_queries(scores, ranks, task, shown)
+
+
+def _finite(rows: np.ndarray, task: RetrievalTask | CompositionalTask, role: str) -> np.ndarray:
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"the embedding of {role} {broken[0]} of task '{task.name}' is not finite; "
+            "look for overflow in half precision or for a training that diverged."
+        )
+    return rows
 
 
 def _shown_queries(scores: np.ndarray, ranks: np.ndarray, task: RetrievalTask, count: int) -> dict[str, list[dict]]:

@@ -78,11 +78,11 @@ def test_there_are_probes_of_every_kind_with_true_captions_unlike_the_false():
         )
 
 
-def test_a_picture_that_several_tasks_use_is_one_object():
+def test_an_item_that_several_tasks_use_has_one_key():
     scenes = by_name()["scene_i2t"]
     probes = made("test", 60)[1]
-    shared = {id(item["image"]) for item in scenes.queries}
-    assert all(id(item["image"]) in shared for item in probes[0].images)
+    assert set(probes[0].images.keys()) <= set(scenes.queries.keys())
+    assert not set(scenes.queries.keys()) & set(by_name()["scene_t2i"].candidates.keys())  # another instruction
 
 
 def test_equal_arguments_give_equal_tasks():

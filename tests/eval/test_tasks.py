@@ -46,6 +46,7 @@ def test_results_worked_by_hand():
         encode, [NAMES, KINDS], [SWAPS, REPLACES, OTHER_REPLACES], model="words", benchmark="toy", progress=False
     )
     assert results.pop("seconds") >= 0
+    assert results.pop("embedded")["items"] == 3 + 4 + 1 + 2  # "cat" and "cow" are in the second, "cat dog" in a probe
     third = pytest.approx(2 / 3)
     recalls = {"hit@1": third, "R@1": third, "R@5": 1.0, "R@10": 1.0}
     assert results == {
@@ -61,7 +62,9 @@ def test_results_worked_by_hand():
             },
         },
         "meta_tasks": {"retrieval": third, "classification": 1.0},
+        "distributions": {},
         "overall": pytest.approx(5 / 6),
+        "mean_of_meta_tasks": pytest.approx(5 / 6),
         "compositional": {"swap_obj": 0.5, "replace_obj": 1.0, "replace_att": 0.0},
         "compositional_groups": {"swap": 0.5, "replace": 0.5},
     }
@@ -105,6 +108,24 @@ def test_a_pool_is_ranked_alone():
     assert results["overall"] == 1
     assert results["tasks"]["name"]["candidates"] == 2
     assert rankings["retrieval"]["name"]["examples"][0]["top"] == [1, 2]
+
+
+def test_sets_of_mmeb_have_their_distribution_and_the_rule_of_vlm2vec_beside_ours():
+    def task(name: str, query: str, distribution: str) -> RetrievalTask:
+        pools = [[1, 0, 2], [2, 0]]  # "pig dog" ties with "pig cow": wrong for us, right for an argmax
+        candidates = items("cat", "pig dog", "pig cow")
+        return RetrievalTask(name, "vqa", items("pig", query), candidates, [[1], [2]], pools, distribution)
+
+    results, _ = evaluate(
+        encode, [task("a", "cow", "IND"), task("b", "cat", "OOD"), task("c", "cow", "OOD")], model="w", progress=False
+    )
+    assert [(each["hit@1"], each["hit@1, ties right"]) for each in results["tasks"].values()] == [
+        (0.5, 1.0),
+        (0.0, 0.5),
+        (0.5, 1.0),
+    ]
+    assert results["distributions"] == {"IND": 0.5, "OOD": 0.25}
+    assert results["overall"] == pytest.approx(1 / 3)
 
 
 def test_every_distinct_item_is_embedded_once_across_tasks():

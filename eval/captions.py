@@ -1,0 +1,96 @@
+"""Retrieval between pictures and captions, in both directions, as E5-V and UniME report it.
+
+Short captions: Flickr30K (1,000 pictures) and COCO 5K, five captions each. Long captions: ShareGPT4V-1k and Urban1K
+(Long-CLIP, arXiv 2403.15378), one each. A picture is found if one of its captions stands among the first k, and a
+caption if its picture does: R@k is the share of queries with a hit, k = 1, 5, 10. No instructions: the prompts of
+pictures and of texts are those of the paper.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from datasets import load_dataset
+
+from ..data.rows import read_picture
+from .stored import StoredItems, file_identity
+from .tasks import RetrievalTask
+
+
+CAPTIONS = 5  # of a picture of Flickr30K and COCO; COCO has a few pictures with six, of which the paper takes five
+SHARED = 1000  # items of ShareGPT4V that are held out from its training
+
+
+def flickr30k(source: str = "royokong/flickr30k_test") -> list[RetrievalTask]:
+    """Flickr30K's test pictures: Hub id, or a folder, with the columns `image` and `text` (a list), split `test`."""
+    return _captioned("flickr30k", source)
+
+
+def coco(source: str = "royokong/coco_test") -> list[RetrievalTask]:
+    """COCO 5K: Hub id, or a folder, with the columns `image` and `text` (a list), split `test`."""
+    return _captioned("coco", source)
+
+
+def _captioned(name: str, source: str) -> list[RetrievalTask]:
+    rows = load_dataset(source, split="test")
+    missing = [column for column in ("image", "text") if column not in rows.column_names]
+    if missing:
+        raise ValueError(f"{source} lacks the column(s) {', '.join(missing)}; found: {', '.join(rows.column_names)}")
+    rows = rows.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
+    texts = [list(captions)[:CAPTIONS] for captions in rows["text"]]
+    root = Path()
+    pictures = StoredItems(
+        [{"image": row} for row in range(len(rows))],
+        lambda row: read_picture(rows[row]["image"], f"{name}, row {row}", root),
+        lambda row: f"{rows._fingerprint}/{row}",
+    )
+    return both_ways(name, "retrieval", pictures, texts)
+
+
+def sharegpt4v(captions: str | Path, image_root: str | Path) -> list[RetrievalTask]:
+    """ShareGPT4V-1k: `share-captioner_coco_lcs_sam_1246k_1107.json`, and the folder of `coco`, `llava` and `sam`."""
+    items = json.loads(Path(captions).read_text(encoding="utf-8"))[:SHARED]
+    texts = [[item["conversations"][1]["value"].replace("\n", " ")] for item in items]
+    return both_ways("sharegpt4v", "long", _files("sharegpt4v", image_root, [item["image"] for item in items]), texts)
+
+
+def urban1k(folder: str | Path) -> list[RetrievalTask]:
+    """Urban1K: a folder with `image/*.jpg` and `caption/*.txt`; a caption is the first line of its file."""
+    folder = Path(folder)
+    paths = sorted((folder / "image").glob("*.jpg"), key=lambda path: (len(path.stem), path.stem))
+    if not paths:
+        raise ValueError(f"there are no pictures {folder}/image/*.jpg: give the folder that Urban1K was unpacked to")
+    texts = []
+    for path in paths:
+        caption = folder / "caption" / f"{path.stem}.txt"
+        if not caption.exists():
+            raise ValueError(f"urban1k: the picture {path.name} has no caption {caption}: unpack the set again")
+        texts.append([caption.read_text(encoding="utf-8").splitlines()[0]])
+    return both_ways("urban1k", "long", _files("urban1k", folder / "image", [path.name for path in paths]), texts)
+
+
+def _files(name: str, root: str | Path, paths: Sequence[str]) -> StoredItems:
+    root = Path(root)
+    for row, path in enumerate(paths):
+        if not (root / path).exists():
+            raise ValueError(f"{name}, row {row}: there is no picture {root / path}: give the folder it starts from")
+    return StoredItems(
+        [{"image": path} for path in paths],
+        lambda path: read_picture(path, name, root),
+        lambda path: file_identity(root / path),
+    )
+
+
+def both_ways(name: str, meta_task: str, pictures: StoredItems, texts: list[list[str]]) -> list[RetrievalTask]:
+    """Text to picture and picture to text, where `texts` are the captions of each picture."""
+    captions = [{"text": caption} for own in texts for caption in own]
+    of_caption = [[picture] for picture, own in enumerate(texts) for _ in own]
+    of_picture: list[list[int]] = [[] for _ in texts]
+    for caption, (picture,) in enumerate(of_caption):
+        of_picture[picture].append(caption)
+    captions = StoredItems(captions, pictures.read)
+    return [
+        RetrievalTask(f"{name}_t2i", meta_task, captions, pictures, of_caption),
+        RetrievalTask(f"{name}_i2t", meta_task, pictures, captions, of_picture),
+    ]
