@@ -4,17 +4,19 @@ Rows hold pictures as specs (see `world.draw`); `world.rows` draws them when the
 those of MMEB (Jiang et al., 2024) for the task of the same shape.
 """
 
+import functools
 import random
 
-from .captions import sample_caption, sample_scene
+from .captions import full_caption, sample_caption, sample_scene
 from .emoji import LANGUAGES, Emoji, catalogue, same_picture
 from .long_captions import LongCaption, family, sample_wording
 from .names import categorised, named, other_tones, texts_of, tone_request, toned
 from .probes import any_false_caption, sibling
 from .questions import sample_expression, sample_question
-from .scenes import crop_spec
-from .splits import tone_split
+from .scenes import CELLS, Placed, Scene, crop_spec
+from .splits import companions, tone_split
 from .views import View
+from .vocabulary import COLOUR_NAMES
 
 
 CLASSIFY = "Represent the given image for classification"
@@ -144,6 +146,53 @@ def scene_i2t(split: str, negatives: int, rng: random.Random) -> dict:
     }
 
 
+@functools.cache
+def _few(split: str) -> tuple[int, ...]:
+    """Four objects that may stand beside each other in a scene of the split."""
+    chosen = [0]
+    while len(chosen) < 4:
+        chosen.append(int(companions(chosen, split)[0]))
+    return tuple(chosen)
+
+
+def _arrangement(split: str, rng: random.Random) -> tuple[str, str]:
+    """A scene of two or three objects, always of the same four, and a caption of where they are, without colours.
+
+    In a block of a batch the objects tell next to nothing, and places everything. One hard negative beside hundreds
+    that show other objects does not make a fresh model look where things are.
+    """
+    present = rng.sample(_few(split), rng.choice((2, 2, 3)))
+    cells = rng.sample(range(CELLS), len(present))
+    scene = Scene(
+        tuple(
+            Placed(object, cell, rng.randrange(len(COLOUR_NAMES))) for object, cell in zip(present, cells, strict=True)
+        )
+    )
+    return scene.spec, full_caption(scene, colours=False).text
+
+
+def place_t2i(split: str, negatives: int, rng: random.Random) -> dict:
+    """Caption of an arrangement -> scene."""
+    scene, caption = _arrangement(split, rng)
+    return {
+        "query": item(caption, instruction=IMAGE_OF_TEXT),
+        "positive": _image_target(scene),
+        "negatives": [],
+        "label": caption,  # another picture of the same arrangement is right too
+    }
+
+
+def place_i2t(split: str, negatives: int, rng: random.Random) -> dict:
+    """Scene -> caption of its arrangement."""
+    scene, caption = _arrangement(split, rng)
+    return {
+        "query": item(image=scene, instruction=TEXT_OF_IMAGE),
+        "positive": item(caption),
+        "negatives": [],
+        "label": caption,
+    }
+
+
 def long_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     """Long caption -> scene of nine objects; scenes that differ only at the caption's end are the hard negatives."""
     scene, *others = family(sample_scene(split, 9, rng), 1 + negatives, split, rng)
@@ -201,6 +250,8 @@ TASKS = {
     "composed": (composed, 10),
     "scene_t2i": (scene_t2i, 14),
     "scene_i2t": (scene_i2t, 14),
+    "place_t2i": (place_t2i, 6),
+    "place_i2t": (place_i2t, 6),
     "long_t2i": (long_t2i, 5),
     "long_i2t": (long_i2t, 4),
     "question": (question, 7),

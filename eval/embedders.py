@@ -1,42 +1,70 @@
-"""Whatever embeds items, behind one function: UniME, a native backbone, CLIP, or any SentenceTransformer."""
+"""Whatever embeds items, behind one function: UniME, a native backbone, CLIP, SigLIP, or any SentenceTransformer."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, CLIPProcessor
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from ..checkpoint import load_model
 from ..configuration_unime import UniMEConfig
 from ..processing_unime import Item, as_item
 from .clip import CLIPEmbedder
+from .siglip import siglip_encode
 from .tasks import Encode
 
 
-def load_encode(path: str) -> Encode:
-    """Load a model in float32 and return what embeds items with it.
+@dataclass(frozen=True)
+class Embedder:
+    """A loaded model: what embeds items with it, and its processor where it has one of transformers'."""
+
+    encode: Encode
+    processor: ProcessorMixin | None = None
+
+
+def load_embedder(
+    path: str,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    max_length: int | None = None,
+    max_tokens: int = 8192,
+) -> Embedder:
+    """Load a model.
 
     Args:
-        path (`str`): Folder or Hub id of a UniME checkpoint, a native image-text backbone, a CLIP, or else of a
-            SentenceTransformer; one whose parts lie in subfolders only is a SentenceTransformer too.
+        path (`str`): Folder or Hub id of a UniME checkpoint, a native image-text backbone, a CLIP, a SigLIP, or else
+            of a SentenceTransformer; one whose parts lie in subfolders only is a SentenceTransformer too.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it computes.
+        max_length (`int`, *optional*): UniME: most tokens of one item. Others have limits of their own.
+        max_tokens (`int`, *optional*, defaults to 8192): UniME: token budget of a micro-batch.
     """
     alone = Path(path, "modules.json").exists() and not Path(path, "config.json").exists()
     kind = "" if alone else AutoConfig.from_pretrained(path).model_type
     if kind == "clip":
-        return partial(CLIPEmbedder.from_pretrained(path).encode, processor=CLIPProcessor.from_pretrained(path))
+        processor = CLIPProcessor.from_pretrained(path)
+        model = CLIPEmbedder.from_pretrained(path, dtype=dtype).to(device)
+        return Embedder(partial(model.encode, processor=processor), processor)
+    if kind in ("siglip", "siglip2"):
+        processor = AutoProcessor.from_pretrained(path)
+        model = AutoModel.from_pretrained(path, dtype=dtype).to(device).eval()
+        return Embedder(partial(siglip_encode, model=model, processor=processor), processor)
     if kind == UniMEConfig.model_type or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        model, processor = load_model(path, dtype="float32")
-        return partial(model.encode, processor=processor)
-    return sentence_transformer(path)
+        model, processor = load_model(path, dtype=dtype)
+        encode = partial(model.to(device).encode, processor=processor, max_length=max_length, max_tokens=max_tokens)
+        return Embedder(encode, processor)
+    return Embedder(sentence_transformer(path, dtype, device))
 
 
-def sentence_transformer(path: str) -> Encode:
+def sentence_transformer(path: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Encode:
     """Load a SentenceTransformer; an item's instruction becomes its prompt."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(path)
+    model = SentenceTransformer(path, device=str(device), model_kwargs={"dtype": dtype})
 
     def encode(items: Sequence[Item]) -> np.ndarray:
         spelt = [as_item(item) for item in items]

@@ -41,7 +41,13 @@ def table(results: Mapping[str, Results]) -> str:
     for meta_task, names in _by_meta_task(results).items():
         rows.append([f"**{META_TITLES[meta_task]}**", *_percents(results, "meta_tasks", meta_task)])
         rows += [[name, *(_percent(column["tasks"][name]["hit@1"]) for column in results.values())] for name in names]
-    rows.append(["**Mean of tasks**", *(_percent(column["overall"]) for column in results.values())])
+    if _by_meta_task(results):
+        rows.append(["**Mean of tasks**", *(_percent(column["overall"]) for column in results.values())])
+    distributions = next(iter(results.values()))["distributions"]
+    for distribution in distributions:
+        rows.append([f"Mean of {distribution}", *_percents(results, "distributions", distribution)])
+    if distributions:  # on MMEB two means go by the name of "Overall"
+        rows.append(["Mean of meta-tasks", *(_percent(column["mean_of_meta_tasks"]) for column in results.values())])
     for group, kinds in _by_group(results).items():
         rows.append([f"**Compositional: {group}**", *_percents(results, "compositional_groups", group)])
         rows += [[kind, *_percents(results, "compositional", kind)] for kind in kinds]
@@ -92,6 +98,7 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         results=results,
         subject=subject,
+        headlines={title: _headline(column) for title, column in results.items()},
         # The style sheet has one strong colour and five quiet ones.
         colours={subject: "subject", **{title: f"other-{index % 5}" for index, title in enumerate(others)}},
         meta_titles=META_TITLES,
@@ -107,6 +114,11 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _headline(column: Results) -> float:
+    """The one number of a benchmark; of probes alone the mean of their groups."""
+    return column["overall"] if column["tasks"] else float(np.mean(list(column["compositional_groups"].values())))
 
 
 def _check_same_tasks(results: Mapping[str, Results]) -> None:

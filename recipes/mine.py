@@ -21,7 +21,7 @@ from trl import TrlParser
 from unime.data.mining import mine
 from unime.data.rows import content_hash, label_hash
 from unime.data.sources import DataArguments, open_rows
-from unime.eval.embedders import load_encode
+from unime.eval.embedders import load_embedder
 
 
 CHUNK = 4096  # rows of one file of embeddings
@@ -48,7 +48,7 @@ def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
     dataset = open_rows(data)
     starts = range(0, len(dataset), CHUNK)[script.part :: script.parts]
     missing = [start for start in starts if not (folder / f"{start:09d}.npz").exists()]
-    encode = load_encode(script.model) if missing else None
+    encode = load_embedder(script.model).encode if missing else None
     for start in tqdm(missing, unit="chunk", desc="Embedding"):
         rows = [dataset[row] for row in range(start, min(start + CHUNK, len(dataset)))]
         tasks = [row["task"] for row in rows]

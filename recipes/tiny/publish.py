@@ -19,7 +19,7 @@ class ScriptArguments:
     """What to publish, and where."""
 
     model: str = field(metadata={"help": "The checkpoint of stage 2."})
-    evaluation: str = field(metadata={"help": "What recipes/evaluate.py wrote."})
+    evaluation: str = field(metadata={"help": "What unime.eval wrote."})
     commands: str = field(metadata={"help": "The shell script that made it all; the card shows it."})
     output_dir: str = field(metadata={"help": "Where the checkpoint goes."})
 

@@ -33,7 +33,7 @@ $clip --output_dir $out/clip-warm --seconds 4600
 $clip --model_name_or_path $out/clip-warm --output_dir $out/clip --world_seed 1 --seconds 660 \
     --learning_rate 3e-4 --warmup_steps 30
 
-python recipes/evaluate.py --output_dir $out/evaluation --models "Before=checkpoints/tiny-backbone" \
+python -m unime.eval --output_dir $out/evaluation --models "Before=checkpoints/tiny-backbone" \
     "Stage 1=$out/stage1" "Stage 2=$out/stage2" "All negatives=$out/control" "CLIP=$out/clip" --subject "Stage 2"
 python recipes/tiny/publish.py --model $out/stage2 --evaluation $out/evaluation \
     --commands recipes/tiny/unime-tiny.sh --output_dir checkpoints/unime-tiny

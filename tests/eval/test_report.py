@@ -152,7 +152,9 @@ def numbers(share):
     return {
         "tasks": {"name_t2i": {"meta_task": "retrieval", "hit@1": share}},
         "meta_tasks": {"retrieval": share},
+        "distributions": {},
         "overall": share,
+        "mean_of_meta_tasks": share,
         "compositional": {"swap_obj": 1.0},
         "compositional_groups": {"swap": 1.0},
     }
@@ -167,6 +169,17 @@ def test_the_table_is_aligned_markdown_in_percent():
         "| **Mean of tasks**       |    1.2 |  50.0 |",
         "| **Compositional: swap** |  100.0 | 100.0 |",
         "| swap_obj                |  100.0 | 100.0 |",
+    ]
+
+
+def test_a_table_of_mmeb_tells_its_means_apart():
+    column = numbers(0.25) | {"distributions": {"IND": 0.25, "OOD": 0.5}, "mean_of_meta_tasks": 0.125}
+    lines = [line.strip("| ").split(" | ") for line in table({"UniME": column}).splitlines()]
+    assert [[cell.strip() for cell in line] for line in lines[4:8]] == [
+        ["**Mean of tasks**", "25.0"],
+        ["Mean of IND", "25.0"],
+        ["Mean of OOD", "50.0"],
+        ["Mean of meta-tasks", "12.5"],
     ]
 
 

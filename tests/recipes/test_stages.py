@@ -136,7 +136,7 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
         "--tokenizer", backbone, "--seconds", 2, *small,
     )  # fmt: skip
     printed = launch(
-        RECIPES / "evaluate.py", "--output_dir", tmp_path, "--size", 20, "--models",
+        "-m", "unime.eval", "--output_dir", tmp_path, "--size", 20, "--models",
         f"Before={backbone}", f"Stage 1={one}", f"Stage 2={two}", f"CLIP={clip}",
     )  # fmt: skip
 

@@ -1,0 +1,104 @@
+"""Evaluate models side by side on the benchmarks of the paper, and write tables and pages.
+
+    python -m unime.eval --models "UniME=checkpoints/unime-tiny" --benchmarks openmoji --output_dir runs/evaluation
+    accelerate launch -m unime.eval --models org/UniME openai/clip-vit-large-patch14 --benchmarks mmeb sugarcrepe
+
+A model is a folder or Hub id, perhaps after a TITLE=: a UniME checkpoint, a native backbone, a CLIP, a
+SigLIP or a SentenceTransformer. Embeddings are kept in `embeddings`, so that a run that was cut off goes on and a
+second one only reads; several processes share the work. With several benchmarks each has a folder of its own.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import HfArgumentParser
+
+from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark
+from .chart import curve
+from .embedders import load_embedder
+from .gallery import galleries
+from .record import record, revision
+from .report import table, write_report
+from .store import EmbeddingStore
+from .tasks import evaluate
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, and how."""
+
+    models: list[str] = field(metadata={"help": "TITLE=FOLDER of each model, in the order of the columns."})
+    benchmarks: list[str] = field(
+        default_factory=lambda: ["openmoji"], metadata={"help": f"Some of {', '.join(BENCHMARKS)}."}
+    )
+    output_dir: str = field(default="runs/evaluation", metadata={"help": "Where results.json and report.html go."})
+    embeddings: str | None = field(default=None, metadata={"help": "Where embeddings are kept; in output_dir if not."})
+    subject: str | None = field(default=None, metadata={"help": "Title of the model whose pictures are shown."})
+    dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
+    max_length: int | None = field(default=None, metadata={"help": "UniME: most tokens of one item."})
+    max_tokens: int = field(default=8192, metadata={"help": "UniME: token budget of a micro-batch."})
+
+
+def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Read the curves that training left beside the checkpoints."""
+    charts: dict[str, dict[str, list[tuple[float, float]]]] = {"Loss": {}, "Accuracy in the batch": {}}
+    for title, folder in folders.items():
+        state = Path(folder) / "trainer_state.json"
+        if state.exists():
+            history = json.loads(state.read_text())["log_history"]
+            for chart, name in (("Loss", "loss"), ("Accuracy in the batch", "accuracy")):
+                charts[chart][title] = curve(history, name)
+    return charts
+
+
+def main(args: EvaluationArguments, where: BenchmarkArguments) -> None:
+    state = PartialState()
+    paths = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
+    subject = args.subject or [title for title in paths if title != "CLIP"][-1]
+    opened = {name: open_benchmark(name, where) for name in args.benchmarks}
+    results, rankings = {name: {} for name in opened}, {}
+    settings = {"dtype": args.dtype, "max_length": args.max_length, "max_tokens": args.max_tokens}
+    for title, path in paths.items():
+        embedder = load_embedder(path, args.dtype, state.device, args.max_length, args.max_tokens)
+        kept = Path(args.embeddings or Path(args.output_dir) / "embeddings")
+        key = "-".join(map(str, (Path(path).name, revision(path), args.dtype, args.max_length)))
+        store = EmbeddingStore(embedder.encode, kept / key)
+        for name, tasks in opened.items():
+            found, ranked = evaluate(store, *tasks, model=title, benchmark=name, progress=state.is_main_process)
+            results[name][title] = found | {"run": record(path, embedder.processor, seed=where.seed, **settings)}
+            if title == subject:
+                rankings[name] = ranked
+        del embedder, store
+    if not state.is_main_process:
+        return
+    for name, tasks in opened.items():
+        output = Path(args.output_dir) / (name if len(opened) > 1 else "")
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").write_text(json.dumps(results[name], indent=2) + "\n")
+        write_report(
+            results[name],
+            galleries(rankings[name], *tasks),
+            learning_curves(paths),
+            output / "report.html",
+            subject=subject,
+            credits=BENCHMARKS[name][1],
+        )
+        text = table(results[name])
+        (output / "table.md").write_text(text + "\n")
+        print(f"\n{text}\n")
+        for title, found in results[name].items():
+            own, embedded = found["seconds"], found["embedded"]
+            rate = embedded["items"] / max(embedded["seconds"], 1e-9)
+            print(
+                f"{title}: {own:.0f} s, of which {embedded['seconds']:.0f} s embedding {embedded['items']:,} items"
+                + (f", {rate:.0f} a second" if embedded["items"] else ", all of them known from before")
+            )
+        print(f"{output / 'report.html'} shows the pictures.")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main(*HfArgumentParser((EvaluationArguments, BenchmarkArguments)).parse_args_into_dataclasses())
