@@ -4,8 +4,9 @@ import json
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCardData
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .configuration_unime import UniMEConfig
@@ -73,7 +74,7 @@ def save_checkpoint(
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     _write_sentence_transformer(model, directory)
-    (directory / "README.md").write_text(default_card(model) if card is None else card)
+    (directory / "README.md").write_text(model_card(model) if card is None else card)
     return directory
 
 
@@ -86,10 +87,23 @@ def push_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, repo_id: 
         return str(api.upload_folder(repo_id=repo_id, folder_path=directory))
 
 
-def default_card(model: PreTrainedModel) -> str:
-    """Fill the model card's template with what the model itself knows."""
+def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> str:
+    """Fill the model card's template.
+
+    Args:
+        model ([`UniMEModel`]): Says its backbone, its size and its dimensions.
+        sections (`str`, *optional*): Markdown that follows: results, training, limits, licences.
+        metadata: What the Hub reads beside the defaults: fields of [`~huggingface_hub.ModelCardData`] (`base_model`,
+            `datasets`, `license`, `model_name` with `eval_results`, ...).
+    """
     template = (files("unime") / "model_cards" / "template.md").read_text()
+    tags = ["multimodal-embedding", "sentence-transformers", "unime", "transformers"]
+    data = ModelCardData(
+        **{"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity", "tags": tags} | metadata
+    )
     return template.format(
+        metadata=data.to_yaml(),
+        sections=sections.strip(),
         backbone=model.config.backbone_config.model_type,
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         dimensions=model.config.hidden_size,

@@ -156,10 +156,10 @@ def _few(split: str) -> tuple[int, ...]:
 
 
 def _arrangement(split: str, rng: random.Random) -> tuple[str, str]:
-    """A scene of two or three objects, always of the same four, and a caption of where they are, without colours.
+    """A scene of two or three objects, always of the same four, and a caption of their places or of their tiles.
 
-    In a block of a batch the objects tell next to nothing, and places everything. One hard negative beside hundreds
-    that show other objects does not make a fresh model look where things are.
+    In a block of a batch the objects tell next to nothing, and how they are arranged everything. One hard negative
+    beside hundreds that show other objects does not make a fresh model look where things are.
     """
     present = rng.sample(_few(split), rng.choice((2, 2, 3)))
     cells = rng.sample(range(CELLS), len(present))
@@ -168,10 +168,11 @@ def _arrangement(split: str, rng: random.Random) -> tuple[str, str]:
             Placed(object, cell, rng.randrange(len(COLOUR_NAMES))) for object, cell in zip(present, cells, strict=True)
         )
     )
-    return scene.spec, full_caption(scene, colours=False).text
+    places = rng.random() < 0.5
+    return scene.spec, full_caption(scene, colours=not places, cells=places).text
 
 
-def place_t2i(split: str, negatives: int, rng: random.Random) -> dict:
+def arrangement_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     """Caption of an arrangement -> scene."""
     scene, caption = _arrangement(split, rng)
     return {
@@ -182,7 +183,7 @@ def place_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     }
 
 
-def place_i2t(split: str, negatives: int, rng: random.Random) -> dict:
+def arrangement_i2t(split: str, negatives: int, rng: random.Random) -> dict:
     """Scene -> caption of its arrangement."""
     scene, caption = _arrangement(split, rng)
     return {
@@ -250,8 +251,8 @@ TASKS = {
     "composed": (composed, 10),
     "scene_t2i": (scene_t2i, 14),
     "scene_i2t": (scene_i2t, 14),
-    "place_t2i": (place_t2i, 6),
-    "place_i2t": (place_i2t, 6),
+    "arrangement_t2i": (arrangement_t2i, 6),
+    "arrangement_i2t": (arrangement_i2t, 6),
     "long_t2i": (long_t2i, 5),
     "long_i2t": (long_i2t, 4),
     "question": (question, 7),

@@ -84,7 +84,7 @@ def main(args: EvaluationArguments, where: BenchmarkArguments) -> None:
             learning_curves(paths),
             output / "report.html",
             subject=subject,
-            credits=BENCHMARKS[name][1],
+            credits=BENCHMARKS[name].credits,
         )
         text = table(results[name])
         (output / "table.md").write_text(text + "\n")

@@ -31,32 +31,43 @@ class BenchmarkArguments:
     sugarcrepe_images: str = field(default="val2017", metadata={"help": "sugarcrepe: COCO's val2017."})
 
 
-# name -> (what opens it, who made its pictures and under which licence)
-BENCHMARKS: dict[str, tuple[Callable[[BenchmarkArguments], Tasks], str]] = {
-    "openmoji": (
+@dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark is opened, who made its pictures and under which licence, and its dataset on the Hub."""
+
+    open: Callable[[BenchmarkArguments], Tasks]
+    credits: str
+    dataset: str | None = None
+
+
+_FLICKR = "Pictures: COCO, under the licences of Flickr."
+
+BENCHMARKS = {
+    "openmoji": Benchmark(
         lambda args: openmoji.tasks(args.split, args.size, args.seed),
         "Pictures: OpenMoji (openmoji.org), CC BY-SA 4.0.",
     ),
-    "mmeb": (
+    "mmeb": Benchmark(
         lambda args: (mmeb.tasks(args.mmeb_source, args.mmeb_images, args.subsets), []),
         "Pictures: the sets of MMEB, each under its own licence.",
+        "TIGER-Lab/MMEB-eval",
     ),
-    "flickr30k": (
+    "flickr30k": Benchmark(
         lambda args: (captions.flickr30k(args.flickr30k_source), []),
         "Pictures: Flickr30K, for research only.",
+        "royokong/flickr30k_test",
     ),
-    "coco": (lambda args: (captions.coco(args.coco_source), []), "Pictures: COCO, under the licences of Flickr."),
-    "sharegpt4v": (
+    "coco": Benchmark(lambda args: (captions.coco(args.coco_source), []), _FLICKR, "royokong/coco_test"),
+    "sharegpt4v": Benchmark(
         lambda args: (captions.sharegpt4v(args.sharegpt4v_captions, args.sharegpt4v_images), []),
         "Pictures: those of ShareGPT4V's sources, each under its own licence.",
     ),
-    "urban1k": (
+    "urban1k": Benchmark(
         lambda args: (captions.urban1k(args.urban1k_folder), []),
         "Pictures: Urban1K, from Visual Genome, CC BY 4.0.",
     ),
-    "sugarcrepe": (
-        lambda args: ([], sugarcrepe.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)),
-        "Pictures: COCO, under the licences of Flickr.",
+    "sugarcrepe": Benchmark(
+        lambda args: ([], sugarcrepe.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)), _FLICKR
     ),
 }
 
@@ -69,4 +80,4 @@ def open_benchmark(name: str, args: BenchmarkArguments) -> Tasks:
     """
     if name not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name][0](args)
+    return BENCHMARKS[name].open(args)

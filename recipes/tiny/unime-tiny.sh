@@ -35,5 +35,5 @@ $clip --model_name_or_path $out/clip-warm --output_dir $out/clip --world_seed 1 
 
 python -m unime.eval --output_dir $out/evaluation --models "Before=checkpoints/tiny-backbone" \
     "Stage 1=$out/stage1" "Stage 2=$out/stage2" "All negatives=$out/control" "CLIP=$out/clip" --subject "Stage 2"
-python recipes/tiny/publish.py --model $out/stage2 --evaluation $out/evaluation \
-    --commands recipes/tiny/unime-tiny.sh --output_dir checkpoints/unime-tiny
+python recipes/publish.py --model $out/stage2 --evaluations $out/evaluation --title "Stage 2" \
+    --commands recipes/tiny/unime-tiny.sh --notes recipes/tiny/notes.md --output_dir checkpoints/unime-tiny

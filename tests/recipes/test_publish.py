@@ -1,0 +1,142 @@
+"""Publishing: a card that the Hub can read, snippets that run, and nothing that leaves the machine unasked."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from transformers import HfArgumentParser
+
+from unime import load_model
+from unime.eval.card import eval_results
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+PREAMBLE = 'import torch\nfrom PIL import Image\npicture = Image.new("RGB", (30, 30), "red")\n'
+
+
+def results(title: str, share: float) -> dict[str, object]:
+    """Results as `unime.eval` writes them, of two tasks and a kind of probes."""
+    task = {"meta_task": "retrieval", "hit@1": share}
+    return {
+        "model": title,
+        "benchmark": "openmoji",
+        "tasks": {"name_t2i": task, "name_i2t": task | {"hit@1": 0.5}},
+        "meta_tasks": {"retrieval": (share + 0.5) / 2},
+        "overall": (share + 0.5) / 2,
+        "compositional": {"swap_obj": 0.75},
+        "compositional_groups": {"swap": 0.75},
+        "run": {"revision": "abc", "dtype": "float32", "date": "2026-01-01T00:00:00+00:00"},
+    }
+
+
+@pytest.fixture
+def publish(script: Callable[[Path], ModuleType]) -> Callable[..., ModuleType]:
+    def run(*words: object, **patches: object) -> ModuleType:
+        module = script(RECIPES / "publish.py")
+        vars(module).update(patches)
+        module.main(*HfArgumentParser(module.ScriptArguments).parse_args_into_dataclasses([str(w) for w in words]))
+        return module
+
+    return run
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps({"Before": results("b", 0.0), "UniME": results("u", 0.25)}))
+    (folder / "table.md").write_text("| a | table |\n")
+    return folder
+
+
+def test_a_card_tells_the_hub_and_people_what_was_measured(
+    publish: Callable[..., ModuleType],
+    twin: Callable[[str], Path],
+    evaluation: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    (tmp_path / "run.sh").write_text("python train.py\n")
+    (tmp_path / "notes.md").write_text("## Limits\n\nIt is small.\n")
+    output = tmp_path / "unime-twin"
+    publish(
+        "--model", twin("llava"), "--output_dir", output, "--evaluations", evaluation, "--title", "UniME",
+        "--base_model", "org/backbone", "--datasets", "org/data", "--commands", tmp_path / "run.sh",
+        "--notes", tmp_path / "notes.md",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "model.safetensors" in printed and "checked. Give --push" in printed
+
+    card = ModelCard.load(output / "README.md")
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (
+        "org/backbone",
+        ["org/data"],
+        "apache-2.0",
+    )
+    assert (card.data.library_name, card.data.model_name) == ("sentence-transformers", "unime-twin")
+    told = {(entry.dataset_config, entry.metric_type): entry.metric_value for entry in card.data.eval_results}
+    assert told == {
+        ("name_t2i", "hit_at_1"): 25.0,
+        ("name_i2t", "hit_at_1"): 50.0,
+        ("swap_obj", "accuracy"): 75.0,
+        ("mean of tasks", "hit_at_1"): 37.5,
+        ("mean of swap", "accuracy"): 75.0,
+    }
+    for part in ("| a | table |", "python train.py", "It is small.", "## Prompts"):
+        assert part in card.text
+    assert json.loads((output / "results-openmoji.json").read_text())["Before"]["overall"] == 0.25
+    assert not (output / ".eval_results").exists()  # the world is no dataset of the Hub
+
+
+def test_the_snippets_of_a_card_run_on_its_own_folder(
+    publish: Callable[..., ModuleType], twin: Callable[[str], Path], tmp_path: Path
+):
+    output = tmp_path / "published"
+    publish("--model", twin("llava"), "--output_dir", output, "--dtype", "float32")
+    snippets = re.findall(r"```python\n(.*?)```", (output / "README.md").read_text(), flags=re.DOTALL)
+    assert len(snippets) == 2
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    code = PREAMBLE + "\n".join(snippet.replace("path/to/this/folder", str(output)) for snippet in snippets)
+    code += "\nassert embeddings.shape == (3, 32), embeddings.shape\n"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours, processor = load_model(str(output))
+    theirs, its_processor = load_model(str(twin("llava")), dtype="float32")
+    np.testing.assert_allclose(ours.encode("a", processor), theirs.encode("a", its_processor), atol=1e-6)
+
+
+def test_a_push_uploads_the_folder(publish: Callable[..., ModuleType], twin: Callable[[str], Path], tmp_path: Path):
+    calls = []
+
+    class Hub:
+        """Stands in for the Hub's API."""
+
+        def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
+            calls.append((repo_id, private, exist_ok))
+
+        def upload_folder(self, repo_id: str, folder_path: Path) -> str:
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())[:3]))
+            return "address"
+
+    words = ["--model", twin("llava"), "--output_dir", tmp_path / "out"]
+    publish(*words, HfApi=Hub)
+    assert calls == []
+    publish(*words, "--push", "org/name", "--private", "true", HfApi=Hub)
+    assert calls[0] == ("org/name", True, True)
+    assert calls[1] == ("org/name", ["1_Pooling", "2_Normalize", "README.md"])
+
+
+def test_benchmarks_of_the_hub_get_a_file_of_their_own():
+    entries = yaml.safe_load(eval_results(results("u", 0.25) | {"benchmark": "mmeb"}))
+    assert entries[0]["dataset"] == {"id": "TIGER-Lab/MMEB-eval", "task_id": "name_t2i"}
+    assert entries[0]["value"] == 25.0 and "revision abc, float32" in entries[0]["notes"]
+    assert eval_results(results("u", 0.25)) is None
