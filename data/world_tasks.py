@@ -5,6 +5,7 @@ those of MMEB (Jiang et al., 2024) for the task of the same shape.
 """
 
 import functools
+import itertools
 import random
 
 from .captions import full_caption, sample_caption, sample_scene
@@ -14,7 +15,7 @@ from .names import categorised, named, other_tones, texts_of, tone_request, tone
 from .probes import any_false_caption, sibling
 from .questions import sample_expression, sample_question
 from .scenes import CELLS, Placed, Scene, crop_spec
-from .splits import companions, tone_split
+from .splits import SPLITS, companions, pair_splits, partners, tone_split
 from .views import View
 from .vocabulary import COLOUR_NAMES
 
@@ -148,8 +149,8 @@ def scene_i2t(split: str, negatives: int, rng: random.Random) -> dict:
 
 @functools.cache
 def _few(split: str) -> tuple[int, ...]:
-    """Four objects that may stand beside each other in a scene of the split."""
-    chosen = [0]
+    """Four objects that may stand beside each other in a scene of the split; the first two are a pair of its own."""
+    chosen = [0, int(partners(0, split)[0])]
     while len(chosen) < 4:
         chosen.append(int(companions(chosen, split)[0]))
     return tuple(chosen)
@@ -161,7 +162,9 @@ def _arrangement(split: str, rng: random.Random) -> tuple[str, str]:
     In a block of a batch the objects tell next to nothing, and how they are arranged everything. One hard negative
     beside hundreds that show other objects does not make a fresh model look where things are.
     """
-    present = rng.sample(_few(split), rng.choice((2, 2, 3)))
+    own, present = SPLITS.index(split), []
+    while not any(pair_splits()[pair] == own for pair in itertools.combinations(present, 2)):
+        present = rng.sample(_few(split), rng.choice((2, 2, 3)))
     cells = rng.sample(range(CELLS), len(present))
     scene = Scene(
         tuple(
