@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy.stats import spearmanr
 
 
 # Two scores this near are tied. Equal inputs in different micro-batches come out of a float32 model with cosines that
@@ -64,6 +65,11 @@ def compositional_accuracy(true: np.ndarray, false: np.ndarray) -> float:
         false (`np.ndarray`): `(rows,)` similarities of picture and false caption.
     """
     return float(np.mean(true - false > TIE))
+
+
+def spearman(predictions: Sequence[float], references: Sequence[float]) -> float:
+    """Returns Spearman's rank correlation, as STS tasks report it; ties share the mean of their ranks."""
+    return float(spearmanr(predictions, references).statistic)
 
 
 def mean_by_group(scores: Iterable[tuple[str, float]]) -> dict[str, float]:
