@@ -8,7 +8,7 @@ from unime.eval.metrics import pessimistic_ranks, recall_at_k
 
 
 class HitAtK(evaluate.Metric):
-    """Share of queries whose first candidate, the right one as in MMEB's files, is among the k best; ties are wrong."""
+    """Share of queries whose first candidate, the right one as in MMEB, is among the k best; a tie is wrong."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
