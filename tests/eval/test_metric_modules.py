@@ -6,7 +6,7 @@ import evaluate
 import pytest
 
 
-MODULES = Path(__file__).resolve().parents[2] / "eval" / "modules"
+MODULES = Path(__file__).resolve().parents[2] / "metrics"
 
 
 @pytest.fixture
