@@ -1,36 +1,50 @@
-# Makes checkpoints/tiny-backbone and, from it, checkpoints/unime-tiny, in four hours on two cores. Seed 42.
-# The committed ones are of this script, but for the first two commands: they ran at commit ece0af9 (world version 1).
+# Makes checkpoints/tiny-backbone and, from it, checkpoints/unime-tiny, in five hours on two cores. Seed 42.
+# The committed ones are of this script as it grew: the first two commands ran at commit ece0af9, the next two at 8de7f47
+# (towers knew no places), the third vision.py at d70cc4a (empty cells had one too), the first 800 steps of stage 2 at
+# d9bb782 (arrangements told by their places only), and CLIP's first hour before there were arrangements.
 set -euo pipefail
 export OMP_NUM_THREADS=1
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 # keep memory: glibc returns it
 out=runs/unime-tiny
-vision="--config recipes/tiny/vision.yaml"
-backbone="--config recipes/tiny/backbone.yaml"
+two="torchrun --nproc_per_node 2"
+vision="$two recipes/tiny/vision.py --config recipes/tiny/vision.yaml --rows 1600000 --per_device_train_batch_size 128"
+backbone="$two recipes/tiny/backbone.py --config recipes/tiny/backbone.yaml"
 
-# The tower learns words, the language model learns to say what the tower sees; then each goes on once more.
-python recipes/tiny/vision.py $vision
-torchrun --nproc_per_node 2 recipes/tiny/backbone.py $backbone --output_dir runs/tiny-backbone
-torchrun --nproc_per_node 2 recipes/tiny/vision.py $vision --model_name_or_path runs/tiny-backbone --emoji 0.8 \
-    --rows 1600000 --per_device_train_batch_size 128 --learning_rate 7e-4 --warmup_steps 200 --max_steps 5200 \
+# The tower learns words, the language model learns to say what the tower sees; then each goes on in turn.
+python recipes/tiny/vision.py --config recipes/tiny/vision.yaml
+$backbone --output_dir runs/tiny-backbone
+$vision --model_name_or_path runs/tiny-backbone --emoji 0.8 --learning_rate 7e-4 --warmup_steps 200 --max_steps 5200 \
     --output_dir runs/tiny-vision-2
-torchrun --nproc_per_node 2 recipes/tiny/backbone.py $backbone --model_name_or_path runs/tiny-backbone \
-    --vision runs/tiny-vision-2 --rows 160000 --seed 43 --learning_rate 7e-4 --warmup_steps 50 --max_steps 1200 \
+longer="--rows 160000 --learning_rate 7e-4 --warmup_steps 50"
+$backbone --model_name_or_path runs/tiny-backbone --vision runs/tiny-vision-2 $longer --seed 43 --max_steps 1200 \
+    --output_dir runs/tiny-backbone-2
+$vision --model_name_or_path runs/tiny-backbone-2 --emoji 0.75 --seed 43 --learning_rate 7e-4 --warmup_steps 200 \
+    --max_steps 4600 --output_dir runs/tiny-vision-3
+$backbone --model_name_or_path runs/tiny-backbone-2 --vision runs/tiny-vision-3 $longer --seed 44 --max_steps 1200 \
+    --output_dir runs/tiny-backbone-3
+$vision --model_name_or_path runs/tiny-backbone-3 --emoji 0.7 --seed 44 --learning_rate 5e-4 --warmup_steps 200 \
+    --max_steps 1700 --output_dir runs/tiny-vision-4
+$backbone --model_name_or_path runs/tiny-backbone-3 --vision runs/tiny-vision-4 $longer --seed 45 --max_steps 800 \
     --output_dir checkpoints/tiny-backbone
 
 OMP_NUM_THREADS=2 python recipes/stage1.py --config recipes/tiny/stage1.yaml --output_dir $out/stage1 \
     --rows 20000 --max_steps 150
 # Stage 2 first takes all negatives; from there on the hard ones and, as a control, all of them again.
-stage2="python recipes/stage2.py --config recipes/tiny/stage2.yaml --rows 600000"
+stage2="recipes/stage2.py --config recipes/tiny/stage2.yaml"
 all="--hard_after_steps 100000"
-longer="--model_name_or_path $out/warm/checkpoint-3000 --world_seed 1 --max_steps 300 --warmup_steps 30"
-longer="$longer --learning_rate 3e-4"
-$stage2 --model_name_or_path $out/stage1 --output_dir $out/warm --max_steps 3500 --warmup_steps 150 \
-    --learning_rate 1e-3 $all
-$stage2 $longer --output_dir $out/stage2 --hard_after_steps 0
-$stage2 $longer --output_dir $out/control $all
-# CLIP goes on once more too, on the same rows, and has the wall time of stages 1 and 2 together.
-clip="python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --rows 600000"
-$clip --output_dir $out/clip-warm --seconds 4600
-$clip --model_name_or_path $out/clip-warm --output_dir $out/clip --world_seed 1 --seconds 660 \
+$two $stage2 --rows 350000 --per_device_train_batch_size 64 --model_name_or_path $out/stage1 --output_dir $out/first \
+    --max_steps 2700 --warmup_steps 150 --learning_rate 1e-3 $all --save_steps 200 # stopped after checkpoint-800
+$two $stage2 --rows 260000 --per_device_train_batch_size 64 --model_name_or_path $out/first/checkpoint-800 \
+    --output_dir $out/warm --world_seed 2 --max_steps 1950 --warmup_steps 50 --learning_rate 1e-3 $all
+last="--rows 80000 --model_name_or_path $out/warm --world_seed 1 --max_steps 400 --warmup_steps 30 --learning_rate 5e-4"
+python $stage2 $last --output_dir $out/stage2 --hard_after_steps 0
+python $stage2 $last --output_dir $out/control $all
+# CLIP, on one core for as long as both stages took on two.
+clip="python recipes/tiny/clip.py --config recipes/tiny/clip.yaml"
+$clip --rows 600000 --output_dir $out/clip-1 --seconds 4600
+$clip --rows 600000 --model_name_or_path $out/clip-1 --output_dir $out/clip-2 --world_seed 1 --seconds 660 \
+    --learning_rate 3e-4 --warmup_steps 30
+$clip --rows 80000 --model_name_or_path $out/clip-2 --output_dir $out/clip --world_seed 1 --seconds 330 \
     --learning_rate 3e-4 --warmup_steps 30
 
 python -m unime.eval --output_dir $out/evaluation --models "Before=checkpoints/tiny-backbone" \
