@@ -41,7 +41,7 @@ def record(model: str, processor: ProcessorMixin | None, **settings: Any) -> dic
         **settings,
         "prompts": processor and processor.chat_template,
         "pixels": processor and _plain(processor.image_processor.to_dict()),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "unime.eval", *sys.argv[1:]]),
         "libraries": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

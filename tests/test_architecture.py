@@ -23,7 +23,9 @@ MAY_IMPORT = {room: set(FILES[:position]) for position, room in enumerate(FILES)
 }
 
 PACKAGE = sorted(ROOT.glob("*.py")) + [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
-SCRIPTS = [path for folder in ("benchmarks", "metrics", "recipes", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+SCRIPTS = [
+    path for folder in ("benchmarks", "metrics", "recipes", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 def name_of(path: Path) -> str:
