@@ -74,8 +74,10 @@ def tasks(split: str = "test", size: int = 1000, seed: int = 0) -> tuple[list[Re
         *_both_ways("long", "long", *_long_captions(split, half, source("long"))),
     ]
 
+    world = f"{WORLD_VERSION}/{sources_version()}"
+
     def stored(items: Sequence[dict]) -> StoredItems:
-        return StoredItems(items, draw, lambda spec: f"{WORLD_VERSION}/{sources_version()}/{spec}")
+        return StoredItems(items, draw, lambda spec: f"{world}/{spec}")
 
     return (
         [replace(task, queries=stored(task.queries), candidates=stored(task.candidates)) for task in retrieval],

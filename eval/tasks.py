@@ -220,10 +220,15 @@ def _shown_queries(scores: np.ndarray, ranks: np.ndarray, task: RetrievalTask, c
             "rank": int(ranks[query]),
         }
 
-    mistakes = [record(query) for query in np.flatnonzero(ranks > 0)]
-    mistakes.sort(key=lambda mistake: mistake["scores"][0] - mistake["answer_score"], reverse=True)
-    examples = [record(query) for query in _evenly_spaced(len(ranks), count)]
-    return {"examples": examples, "mistakes": mistakes[:count]}
+    def margin(query: int) -> float:
+        seen = scores[query] if task.pools is None else scores[query, task.pools[query]]
+        return round(float(seen.max()), 4) - round(float(scores[query, task.positives[query]].max()), 4)
+
+    worst = sorted(np.flatnonzero(ranks > 0), key=margin, reverse=True)[:count]
+    return {
+        "examples": [record(query) for query in _evenly_spaced(len(ranks), count)],
+        "mistakes": [record(query) for query in worst],
+    }
 
 
 def _shown_probes(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, list[dict]]:
