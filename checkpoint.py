@@ -81,10 +81,14 @@ def save_checkpoint(
 def push_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, repo_id: str, private: bool = False) -> str:
     """Save a checkpoint as [`save_checkpoint`] does and upload it to the Hub; returns the commit's address."""
     with tempfile.TemporaryDirectory() as directory:
-        save_checkpoint(model, processor, directory)
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=directory))
+        return push_folder(save_checkpoint(model, processor, directory), repo_id, private)
+
+
+def push_folder(directory: Path, repo_id: str, private: bool = False) -> str:
+    """Upload a saved checkpoint, card and all, to a repository of the Hub; returns the commit's address."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=directory))
 
 
 def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> str:

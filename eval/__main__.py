@@ -36,7 +36,9 @@ class EvaluationArguments:
     )
     output_dir: str = field(default="runs/evaluation", metadata={"help": "Where results.json and report.html go."})
     embeddings: str | None = field(default=None, metadata={"help": "Where embeddings are kept; in output_dir if not."})
-    subject: str | None = field(default=None, metadata={"help": "Title of the model whose pictures are shown."})
+    subject: str | None = field(
+        default=None, metadata={"help": "Title of the model whose pictures are shown; the last."}
+    )
     dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
     max_length: int | None = field(default=None, metadata={"help": "UniME: most tokens of one item."})
     max_tokens: int = field(default=8192, metadata={"help": "UniME: token budget of a micro-batch."})
@@ -57,7 +59,9 @@ def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[f
 def main(args: EvaluationArguments, where: BenchmarkArguments) -> None:
     state = PartialState()
     paths = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
-    subject = args.subject or [title for title in paths if title != "CLIP"][-1]
+    subject = args.subject or list(paths)[-1]
+    if subject not in paths:
+        raise ValueError(f"the subject '{subject}' is none of the models: {', '.join(paths)}")
     opened = {name: open_benchmark(name, where) for name in args.benchmarks}
     results, rankings = {name: {} for name in opened}, {}
     settings = {"dtype": args.dtype, "max_length": args.max_length, "max_tokens": args.max_tokens}

@@ -12,77 +12,67 @@ from pathlib import Path
 
 from datasets import load_dataset
 
-from ..data.mmeb import mmeb_item
+from ..data.mmeb import INSTRUCTIONS, mmeb_item
 from ..data.rows import read_picture
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
 
 
-_ANSWER = "Represent the given image with the following question:"
-_PICTURE = "Represent the given image."
-_WIKIPEDIA = "Represent the given Wikipedia image with related text information:"
-_CROP = "Represent the given cropped image of the object"
-_CLASSIFY = "Represent the given image for classification"
-_NEWS = "Represent the given news image with the following caption for domain classification:"
-_HATE = "Represent the given image for binary classification to determine whether it constitutes hateful speech or not"
-_OBJECT, _SCENE = "Identify the object shown in the image", "Identify the scene shown in the image"
-_DIALOGUE = "Represent the given dialogue about an image, which is used for image retrieval:"
-_EVIDENCE = "Retrieve a Wikipedia image-description pair that provides evidence for the question of this image:"
+_PICTURE, _CROP = INSTRUCTIONS["CIRR"][1], INSTRUCTIONS["MSCOCO"][1]
 _REGION = "Select the portion of the image that follows the language expressions"
 
+# What MMEB-train holds is asked as there; ImageNet is spelt otherwise, and the crops of MSCOCO are asked otherwise.
+_IND = {
+    "classification": ("ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"),
+    "vqa": ("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"),
+    "retrieval": (
+        "VisDial",
+        "CIRR",
+        "VisualNews_t2i",
+        "VisualNews_i2t",
+        "MSCOCO_t2i",
+        "MSCOCO_i2t",
+        "NIGHTS",
+        "WebQA",
+    ),
+    "grounding": ("MSCOCO",),
+}
+_ASKED = INSTRUCTIONS | {
+    "ImageNet-1K": INSTRUCTIONS["ImageNet_1K"],
+    "MSCOCO": ("Crop the image to to isolate the object labeled as", _CROP),
+}
+_OOD = {
+    "classification": {
+        "Place365": INSTRUCTIONS["SUN397"],
+        "ImageNet-A": INSTRUCTIONS["ImageNet_1K"],
+        "ImageNet-R": INSTRUCTIONS["ImageNet_1K"],
+        "ObjectNet": INSTRUCTIONS["VOC2007"],
+        "Country211": ("Identify the country depicted in the image", None),
+    },
+    "vqa": dict.fromkeys(("ScienceQA", "VizWiz", "GQA", "TextVQA"), INSTRUCTIONS["OK-VQA"]),
+    "retrieval": {
+        "FashionIQ": ("Find an image to match the fashion image and style note:", _PICTURE),
+        "Wiki-SS-NQ": ("Find the document image that can answer the given query:", "Represent the given image"),
+        "OVEN": (
+            "Retrieve a Wikipedia image-description pair that provides evidence for the question of this image:",
+            INSTRUCTIONS["WebQA"][1],
+        ),
+        "EDIS": (
+            "Find a news image that matches the provided caption:",
+            "Represent the given image with related text information:",
+        ),
+    },
+    "grounding": {
+        "RefCOCO": (f"{_REGION}.", _CROP),
+        "RefCOCO-Matching": (f"{_REGION}:", f"{_REGION}:"),
+        "Visual7W-Pointing": ("Select the portion of the image that answers the question", _CROP),
+    },
+}
 # set -> (meta-task, whether MMEB-train has it, instruction of its queries, of its candidates or None), as published
 SETS = {
-    "ImageNet-1K": ("classification", True, _CLASSIFY, None),
-    "N24News": ("classification", True, _NEWS, None),
-    "HatefulMemes": ("classification", True, _HATE, None),
-    "VOC2007": ("classification", True, _OBJECT, None),
-    "SUN397": ("classification", True, _SCENE, None),
-    "Place365": ("classification", False, _SCENE, None),
-    "ImageNet-A": ("classification", False, _CLASSIFY, None),
-    "ImageNet-R": ("classification", False, _CLASSIFY, None),
-    "ObjectNet": ("classification", False, _OBJECT, None),
-    "Country211": ("classification", False, "Identify the country depicted in the image", None),
-    "OK-VQA": ("vqa", True, _ANSWER, None),
-    "A-OKVQA": ("vqa", True, _ANSWER, None),
-    "DocVQA": ("vqa", True, _ANSWER, None),
-    "InfographicsVQA": ("vqa", True, _ANSWER, None),
-    "ChartQA": ("vqa", True, _ANSWER, None),
-    "Visual7W": ("vqa", True, _ANSWER, None),
-    "ScienceQA": ("vqa", False, _ANSWER, None),
-    "VizWiz": ("vqa", False, _ANSWER, None),
-    "GQA": ("vqa", False, _ANSWER, None),
-    "TextVQA": ("vqa", False, _ANSWER, None),
-    "VisDial": ("retrieval", True, _DIALOGUE, "Represent the given image"),
-    "CIRR": (
-        "retrieval",
-        True,
-        "Given an image, find a similar everyday image with the described changes:",
-        _PICTURE,
-    ),
-    "VisualNews_t2i": ("retrieval", True, "Retrieve an image of this news caption.", _PICTURE),
-    "VisualNews_i2t": ("retrieval", True, "Find a caption for the news in the given photo.", None),
-    "MSCOCO_t2i": ("retrieval", True, "Find me an everyday image that matches the given caption:", _PICTURE),
-    "MSCOCO_i2t": ("retrieval", True, "Find an image caption describing the given everyday image.", None),
-    "NIGHTS": ("retrieval", True, "Find a day-to-day image that looks similar to the provided image.", _PICTURE),
-    "WebQA": ("retrieval", True, "Find a Wikipedia image that answers this question:", _WIKIPEDIA),
-    "FashionIQ": ("retrieval", False, "Find an image to match the fashion image and style note:", _PICTURE),
-    "Wiki-SS-NQ": (
-        "retrieval",
-        False,
-        "Find the document image that can answer the given query:",
-        "Represent the given image",
-    ),
-    "OVEN": ("retrieval", False, _EVIDENCE, _WIKIPEDIA),
-    "EDIS": (
-        "retrieval",
-        False,
-        "Find a news image that matches the provided caption:",
-        "Represent the given image with related text information:",
-    ),
-    "MSCOCO": ("grounding", True, "Crop the image to to isolate the object labeled as", _CROP),
-    "RefCOCO": ("grounding", False, f"{_REGION}.", _CROP),
-    "RefCOCO-Matching": ("grounding", False, f"{_REGION}:", f"{_REGION}:"),
-    "Visual7W-Pointing": ("grounding", False, "Select the portion of the image that answers the question", _CROP),
+    name: (meta_task, name in names, *asked)
+    for meta_task, names in _IND.items()
+    for name, asked in ({name: _ASKED[name] for name in names} | _OOD[meta_task]).items()
 }
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 

@@ -7,12 +7,10 @@ its kinds, whatever their sizes. Prompts of pictures and texts are those of the 
 import json
 from pathlib import Path
 
+from ..data.probes import KINDS
 from ..data.rows import read_picture
 from .stored import StoredItems, file_identity
 from .tasks import CompositionalTask
-
-
-KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
 
 
 def tasks(folder: str | Path, image_root: str | Path) -> list[CompositionalTask]:

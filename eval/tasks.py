@@ -136,6 +136,7 @@ def evaluate(
     """
     start = time.perf_counter()
     store = encode if isinstance(encode, EmbeddingStore) else EmbeddingStore(encode)
+    items_before, seconds_before = store.items, store.seconds  # a store may serve several benchmarks
     tasks, kinds = {}, {}
     rankings = {"retrieval": {}, "compositional": {}}
     every = [*retrieval_tasks, *compositional_tasks]
@@ -167,7 +168,10 @@ def evaluate(
         "compositional": kinds,
         "compositional_groups": mean_by_group((kind.split("_")[0], accuracy) for kind, accuracy in kinds.items()),
         "seconds": round(time.perf_counter() - start, 1),
-        "embedded": {"items": store.items, "seconds": round(store.seconds, 1)},
+        "embedded": {
+            "items": store.items - items_before,
+            "seconds": round(store.seconds - seconds_before, 1),
+        },
     }
     return results, rankings
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import HfApi
 from transformers import HfArgumentParser
 
 from unime import load_model, save_checkpoint
-from unime.checkpoint import model_card
+from unime.checkpoint import model_card, push_folder
 from unime.eval.card import eval_results, model_index
 from unime.trainers import load_adapter, merge_adapter
 
@@ -75,9 +74,7 @@ def main(script: ScriptArguments) -> None:
             print(f"{size:>12,} {path}")
         print(f"{sum(sizes.values()) / 1e6:.1f} MB in {output}, checked. Give --push ORG/NAME to upload them.")
     else:
-        api = HfApi()
-        api.create_repo(script.push, private=script.private, exist_ok=True)
-        print(api.upload_folder(repo_id=script.push, folder_path=output))
+        print(push_folder(output, script.push, script.private))
 
 
 if __name__ == "__main__":

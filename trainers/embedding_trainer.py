@@ -1,5 +1,6 @@
 """What the trainers of both stages share: gradient caching, one loss over all processes, logging, saving."""
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
@@ -26,7 +27,7 @@ from .sharding import common_plan, is_sharded, sum_when_reducing
 Batch = Mapping[str, Any]
 
 
-class EmbeddingTrainer(Trainer):
+class EmbeddingTrainer(Trainer, ABC):
     """A [`~transformers.Trainer`] whose loss compares the embeddings of a whole batch, over all processes.
 
     A subclass says which columns it needs, how its batches are made, and what the loss of their embeddings is.
@@ -90,6 +91,7 @@ class EmbeddingTrainer(Trainer):
             )
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
+    @abstractmethod
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and the scalars to log.
 
@@ -97,7 +99,6 @@ class EmbeddingTrainer(Trainer):
             embeddings (`Tensor` of shape `(items, dimensions)`): This process's embeddings, in the order of the items.
             batch (`Mapping`): What the collator made.
         """
-        raise NotImplementedError
 
     def compute_loss(
         self, model: Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None

@@ -55,7 +55,8 @@ def main() -> None:
     run("recipes/tiny/clip.py", "--config", "recipes/tiny/clip.yaml", "--output_dir", str(clip),
         "--seconds", f"{seconds:.0f}")  # fmt: skip
     print(f"\nTrained in {(time.monotonic() - start) / 60:.1f} minutes.", flush=True)
-    run("-m", "unime.eval", "--output_dir", str(output), "--size", str(options.size), "--models",
+    run("-m", "unime.eval", "--output_dir", str(output), "--size", str(options.size),
+        "--subject", "Stage 2", "--models",
         "Before=checkpoints/tiny-backbone", f"Stage 1={stage1}", f"Stage 2={stage2}", f"CLIP={clip}")  # fmt: skip
     print(f"The checkpoint is in {stage2}.")
 

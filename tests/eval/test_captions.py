@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 
+from unime.data.probes import KINDS
 from unime.eval import sugarcrepe
 from unime.eval.captions import coco, flickr30k, sharegpt4v, urban1k
 from unime.eval.tasks import evaluate
@@ -102,7 +103,7 @@ def crepe(tmp_path: Path) -> Path:
     (tmp_path / "val2017").mkdir()
     for number in range(3):
         picture(number).save(tmp_path / "val2017" / f"{number:012d}.jpg")
-    for kind in sugarcrepe.KINDS:
+    for kind in KINDS:
         wrong = {"swap_obj": 1, "add_att": 2}.get(kind, 0)
         rows = {}
         for number in range(3):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel
-from twins import llama_tokenizer
+from twin_tokenizers import llama_tokenizer
 
 from unime.data.collator import ContrastiveCollator
 from unime.eval.clip import CLIPEmbedder, clip_micro_batches, tiny_clip

@@ -17,8 +17,9 @@ from transformers import (
     SiglipModel,
     SiglipProcessor,
 )
-from twins import tokenizer
+from twin_tokenizers import tokenizer
 
+from unime.data.probes import KINDS
 from unime.eval.benchmarks import BenchmarkArguments
 from unime.eval.embedders import load_embedder
 
@@ -85,13 +86,18 @@ def test_several_benchmarks_have_a_folder_each(run: Callable[..., Path], tmp_pat
         (tmp_path / "caption" / f"{number}.txt").write_text(f"number {number}\n")
     (tmp_path / "crepe").mkdir()
     row = {"filename": "0.jpg", "caption": "a red square", "negative_caption": "a blue square"}
-    for kind in ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att"):
+    for kind in KINDS:
         (tmp_path / "crepe" / f"{kind}.json").write_text(json.dumps({"0": row}))
     output = run(
         "--models", ROOT / "checkpoints" / "unime-tiny", "--benchmarks", "urban1k", "sugarcrepe",
         "--urban1k_folder", tmp_path, "--sugarcrepe_folder", tmp_path / "crepe",
         "--sugarcrepe_images", tmp_path / "image",
     )  # fmt: skip
+    counts = [
+        json.loads((output / name / "results.json").read_text())["unime-tiny"]["embedded"]["items"]
+        for name in ("urban1k", "sugarcrepe")
+    ]
+    assert counts == [6, 2]  # the picture of the probes is one of Urban1K's: known by then
     assert "urban1k_t2i" in (output / "urban1k" / "table.md").read_text()
     assert "replace_rel" in (output / "sugarcrepe" / "table.md").read_text()
     assert "Mean of tasks" not in (output / "sugarcrepe" / "table.md").read_text()
@@ -101,6 +107,8 @@ def test_several_benchmarks_have_a_folder_each(run: Callable[..., Path], tmp_pat
 def test_a_benchmark_that_is_not_there_is_refused(run: Callable[..., Path]):
     with pytest.raises(ValueError, match="there is no benchmark 'imagenet': choose from openmoji, mmeb, flickr30k"):
         run("--models", "anything", "--benchmarks", "imagenet")
+    with pytest.raises(ValueError, match="the subject 'Stage 3' is none of the models: anything"):
+        run("--models", "anything", "--subject", "Stage 3")
 
 
 def test_siglip_embeds_as_it_is_published(siglip: Path):

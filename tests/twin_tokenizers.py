@@ -1,0 +1,62 @@
+"""Tokenizers of the twins: byte-level BPEs of a few hundred tokens with the special tokens of real checkpoints."""
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+LINES = [
+    "Summarize the above sentence in one word:",
+    "Summarize the above image in one word:",
+    "Find an image that matches the given caption.",
+    "Represent the given image with the following question:",
+    "a pizza on a red tile to the left of a cat on a blue tile",
+    "user assistant system What is at the top left?",
+]
+
+
+def tokenizer(
+    special: list[str], pad: str, eos: str, bos: str | None = None, unlisted: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE of a few hundred tokens, so that any text can be encoded; `bos` begins every text.
+
+    `unlisted` are special tokens that `all_special_tokens` does not name, as the tile markers of SmolVLM.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special_tokens = [*special, *unlisted]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special_tokens, initial_alphabet=alphabet)
+    bpe.train_from_iterator(LINES, trainer)
+    if bos:
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bpe.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=pad, eos_token=eos, bos_token=bos, extra_special_tokens=special
+    )
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens of LLaVA-1.5 and LLaVA-1.6."""
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+    return tokenizer(special, pad="<pad>", eos="</s>", bos="<s>")
+
+
+def qwen_tokenizer(*special: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens of Qwen2 and those given."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special]
+    return tokenizer(special, pad="<|endoftext|>", eos="<|im_end|>")
+
+
+def qwen_vl_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens of Qwen2-VL and Qwen3-VL."""
+    return qwen_tokenizer("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def idefics_tokenizer(bos: str, eos: str, unlisted: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens of Idefics3 and SmolVLM."""
+    special = [bos, eos, "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+    return tokenizer(special, pad=eos, eos="<end_of_utterance>", unlisted=unlisted)
