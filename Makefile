@@ -14,7 +14,7 @@ help: ## show the targets
 	touch $@
 
 demo: .venv/installed ## train on real pictures for minutes, print the table, write runs/demo/report.html
-	$(BIN)/python recipes/tiny/demo.py
+	$(BIN)/python recipes/demo.py
 
 test: .venv/installed ## run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4

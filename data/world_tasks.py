@@ -8,13 +8,13 @@ import functools
 import itertools
 import random
 
-from .captions import full_caption, sample_caption, sample_scene
+from .captions import WORDINGS, Caption, Mention, full_caption, sample_caption, sample_scene
 from .emoji import LANGUAGES, Emoji, catalogue, same_picture
 from .long_captions import LongCaption, family, sample_wording
 from .names import categorised, named, other_tones, texts_of, tone_request, toned
 from .probes import any_false_caption, sibling
 from .questions import sample_expression, sample_question
-from .scenes import CELLS, Placed, Scene, crop_spec
+from .scenes import CELLS, Placed, Scene, crop_spec, relation_of
 from .splits import SPLITS, companions, pair_splits, partners, tone_split
 from .views import View
 from .vocabulary import COLOUR_NAMES
@@ -156,45 +156,75 @@ def _few(split: str) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _arrangement(split: str, rng: random.Random) -> tuple[str, str]:
-    """A scene of two or three objects, always of the same four, and a caption of their places or of their tiles.
+def _scene_of_few(split: str, size: int, in_line: bool, rng: random.Random) -> Scene:
+    """A scene of some of the same four objects, a pair of the split among them, perhaps in one row or column.
 
-    In a block of a batch the objects tell next to nothing, and how they are arranged everything. One hard negative
-    beside hundreds that show other objects does not make a fresh model look where things are.
+    In a block of a batch the objects then tell next to nothing, and how they are arranged everything. One hard
+    negative beside hundreds that show other objects does not make a fresh model look where things are.
     """
-    own, present = SPLITS.index(split), []
+    own, present, cells = SPLITS.index(split), [], []
     while not any(pair_splits()[pair] == own for pair in itertools.combinations(present, 2)):
-        present = rng.sample(_few(split), rng.choice((2, 2, 3)))
-    cells = rng.sample(range(CELLS), len(present))
-    scene = Scene(
-        tuple(
-            Placed(object, cell, rng.randrange(len(COLOUR_NAMES))) for object, cell in zip(present, cells, strict=True)
-        )
-    )
+        present = rng.sample(_few(split), size)
+    while not cells or in_line and not relation_of(*cells):
+        cells = rng.sample(range(CELLS), size)
+    colours = [rng.randrange(len(COLOUR_NAMES)) for _ in present]
+    return Scene(tuple(map(Placed, present, cells, colours)))
+
+
+def _to_picture(scene: Scene, caption: str, label: str) -> dict:
+    return {
+        "query": item(caption, instruction=IMAGE_OF_TEXT),
+        "positive": _image_target(scene.spec),
+        "negatives": [],
+        "label": label,  # another picture of the same arrangement is right too
+    }
+
+
+def _to_caption(scene: Scene, caption: str, label: str) -> dict:
+    return {
+        "query": item(image=scene.spec, instruction=TEXT_OF_IMAGE),
+        "positive": item(caption),
+        "negatives": [],
+        "label": label,
+    }
+
+
+def _arrangement(split: str, rng: random.Random) -> tuple[Scene, str, str]:
+    """A scene of few objects, a caption of their places or of their tiles, and what is right for both."""
+    scene = _scene_of_few(split, rng.choice((2, 2, 3)), False, rng)
     places = rng.random() < 0.5
-    return scene.spec, full_caption(scene, colours=not places, cells=places).text
+    caption = full_caption(scene, colours=not places, cells=places).text
+    return scene, caption, caption
 
 
 def arrangement_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     """Caption of an arrangement -> scene."""
-    scene, caption = _arrangement(split, rng)
-    return {
-        "query": item(caption, instruction=IMAGE_OF_TEXT),
-        "positive": _image_target(scene),
-        "negatives": [],
-        "label": caption,  # another picture of the same arrangement is right too
-    }
+    return _to_picture(*_arrangement(split, rng))
 
 
 def arrangement_i2t(split: str, negatives: int, rng: random.Random) -> dict:
     """Scene -> caption of its arrangement."""
-    scene, caption = _arrangement(split, rng)
-    return {
-        "query": item(image=scene, instruction=TEXT_OF_IMAGE),
-        "positive": item(caption),
-        "negatives": [],
-        "label": caption,
-    }
+    return _to_caption(*_arrangement(split, rng))
+
+
+def _relation(split: str, rng: random.Random) -> tuple[Scene, str, str]:
+    """A scene of two objects, a caption of how one lies to the other, and the same said in one way for both."""
+    scene = _scene_of_few(split, 2, True, rng)
+    one, other = rng.sample(scene.placed, 2)
+    mentions = Mention(one.object, relation=(relation_of(one.cell, other.cell), 1)), Mention(other.object)
+    first, second = sorted(scene.placed, key=lambda placed: placed.cell)
+    label = f"{first.object} {relation_of(first.cell, second.cell)} {second.object}"
+    return scene, Caption(mentions, rng.randrange(WORDINGS)).text, label
+
+
+def relation_t2i(split: str, negatives: int, rng: random.Random) -> dict:
+    """Caption of a relation -> scene."""
+    return _to_picture(*_relation(split, rng))
+
+
+def relation_i2t(split: str, negatives: int, rng: random.Random) -> dict:
+    """Scene -> caption of the relation of its two objects."""
+    return _to_caption(*_relation(split, rng))
 
 
 def long_t2i(split: str, negatives: int, rng: random.Random) -> dict:
@@ -256,6 +286,8 @@ TASKS = {
     "scene_i2t": (scene_i2t, 14),
     "arrangement_t2i": (arrangement_t2i, 6),
     "arrangement_i2t": (arrangement_i2t, 6),
+    "relation_t2i": (relation_t2i, 6),
+    "relation_i2t": (relation_i2t, 6),
     "long_t2i": (long_t2i, 5),
     "long_i2t": (long_i2t, 4),
     "question": (question, 7),

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import captions, mmeb, openmoji, sugarcrepe
-from .tasks import CompositionalTask, RetrievalTask
+from .tasks import CompositionalTask, RetrievalTask, SimilarityTask
 
 
-Tasks = tuple[list[RetrievalTask], list[CompositionalTask]]
+Tasks = tuple[list[RetrievalTask | SimilarityTask], list[CompositionalTask]]
 
 
 @dataclass

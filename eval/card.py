@@ -11,13 +11,16 @@ from .benchmarks import BENCHMARKS
 
 Results = Mapping[str, Any]
 
+METRICS = {"hit@1": "hit_at_1", "ndcg@5": "ndcg_at_5", "spearman": "cosine_spearman"}  # here -> on the Hub
+
 
 def scores(results: Results) -> list[tuple[str, str, float]]:
     """The scores of a model on a benchmark as `(task, metric, per cent)`: every task, kind and mean."""
-    found = [(name, "hit_at_1", task["hit@1"]) for name, task in results["tasks"].items()]
+    found = [(name, METRICS[task["metric"]], task[task["metric"]]) for name, task in results["tasks"].items()]
     found += [(kind, "accuracy", accuracy) for kind, accuracy in results["compositional"].items()]
     if results["tasks"]:
-        found.append(("mean of tasks", "hit_at_1", results["overall"]))
+        used = {metric for _, metric, _ in found[: len(results["tasks"])]}
+        found.append(("mean of tasks", used.pop() if len(used) == 1 else "mean", results["overall"]))
     found += [(f"mean of {group}", "accuracy", mean) for group, mean in results["compositional_groups"].items()]
     return [(name, metric, round(100 * share, 2)) for name, metric, share in found]
 

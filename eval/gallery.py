@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..processing_unime import Item
-from .tasks import CompositionalTask, RetrievalTask
+from .tasks import CompositionalTask, RetrievalTask, SimilarityTask
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Gallery:
 
 def galleries(
     rankings: Mapping[str, Any],
-    retrieval_tasks: Sequence[RetrievalTask],
+    tasks: Sequence[RetrievalTask | SimilarityTask],
     compositional_tasks: Sequence[CompositionalTask] = (),
 ) -> list[Gallery]:
     """Looks up the items behind the rankings of `tasks.evaluate`, for `report.write_report`.
 
     Args:
         rankings (`Mapping`): The second value of `evaluate`, or what was read back from its JSON.
-        retrieval_tasks, compositional_tasks: The tasks that were evaluated.
+        tasks, compositional_tasks: What was evaluated; of pairs nothing is shown.
     """
 
     def answer(task: RetrievalTask, record: Mapping[str, Any]) -> Answer:
@@ -72,9 +72,10 @@ def galleries(
         row = record["row"]
         return Probe(task.images[row], task.captions[row], task.negatives[row], record["true"], record["false"])
 
+    searches = [task for task in tasks if isinstance(task, RetrievalTask)]
     shown = []
-    for kind, tasks, make in (("retrieval", retrieval_tasks, answer), ("compositional", compositional_tasks, probe)):
-        for task in tasks:
+    for kind, ranked, make in (("retrieval", searches, answer), ("compositional", compositional_tasks, probe)):
+        for task in ranked:
             records = rankings[kind][task.name]
             examples = [make(task, record) for record in records["examples"]]
             mistakes = [make(task, record) for record in records["mistakes"]]

@@ -57,6 +57,40 @@ def hit_at_1(
     return recall_at_k(pessimistic_ranks(scores, positives, pools), 1)
 
 
+def ndcg_at_k(
+    scores: np.ndarray,
+    positives: Sequence[Sequence[int]],
+    relevance: Sequence[Sequence[float]],
+    k: int,
+    pools: Sequence[Sequence[int]] | None = None,
+) -> float:
+    """Returns the mean normalised discounted cumulative gain of the first k candidates, as of visual documents.
+
+    The gain of a candidate is its relevance (linear, not 2^relevance - 1), its discount log2(1 + its place); the sum
+    is divided by that of the best order (Järvelin and Kekäläinen, 2002). Of tied candidates the least relevant comes
+    first.
+
+    Args:
+        scores (`np.ndarray`): `(queries, candidates)` similarities.
+        positives (`Sequence[Sequence[int]]`): For each query its relevant candidates, at least one.
+        relevance (`Sequence[Sequence[float]]`): For each of them how relevant it is, above 0.
+        k (`int`): How many candidates count.
+        pools (`Sequence[Sequence[int]]`, *optional*): For each query the candidates that take part; by default all.
+    """
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    found = []
+    for query, (right, gains) in enumerate(zip(positives, relevance, strict=True)):
+        gain = np.zeros(scores.shape[1])
+        gain[list(right)] = gains
+        pool = np.arange(scores.shape[1]) if pools is None else np.asarray(pools[query])
+        gain, score = gain[pool], scores[query, pool]
+        score = np.where(np.isnan(score), np.inf, score) - TIE * (gain > 0)
+        first = gain[np.lexsort((gain, -score))[:k]]
+        best = np.sort(gain)[::-1][:k]
+        found.append((first @ discounts[: len(first)]) / (best @ discounts[: len(best)]))
+    return float(np.mean(found))
+
+
 def compositional_accuracy(true: np.ndarray, false: np.ndarray) -> float:
     """Returns the share of rows that score the true caption above the false one (SugarCrepe).
 

@@ -25,6 +25,9 @@ META_TITLES = {
     "retrieval": "Retrieval",
     "grounding": "Grounding",
     "long": "Long captions",
+    "documents": "Document pages",
+    "moments": "Moments of videos",
+    "text": "Text",
 }
 WORDS = {"t2i": "text → picture", "i2t": "picture → text", "obj": "object", "att": "attribute", "rel": "relation"}
 MISTAKES_SHOWN = 12
@@ -38,9 +41,13 @@ def table(results: Mapping[str, Results]) -> str:
     """
     _check_same_tasks(results)
     rows = [["hit@1, %", *results]]
+    metrics = {name: task["metric"] for name, task in next(iter(results.values()))["tasks"].items()}
     for meta_task, names in _by_meta_task(results).items():
         rows.append([f"**{META_TITLES[meta_task]}**", *_percents(results, "meta_tasks", meta_task)])
-        rows += [[name, *(_percent(column["tasks"][name]["hit@1"]) for column in results.values())] for name in names]
+        for name in names:
+            metric = metrics[name]
+            shown = name if metric == "hit@1" else f"{name}, {metric}"
+            rows.append([shown, *(_percent(column["tasks"][name][metric]) for column in results.values())])
     if _by_meta_task(results):
         rows.append(["**Mean of tasks**", *(_percent(column["overall"]) for column in results.values())])
     distributions = next(iter(results.values()))["distributions"]
@@ -104,6 +111,7 @@ def write_report(
         meta_titles=META_TITLES,
         by_meta_task=_by_meta_task(results),
         by_group=_by_group(results),
+        searches=[name for name, task in results[subject]["tasks"].items() if "R@1" in task],
         charts=[chart for title, lines in curves.items() if (chart := line_chart(title, lines))],
         retrieval=[gallery for gallery in galleries if gallery.name in results[subject]["tasks"]],
         probes=[gallery for gallery in galleries if gallery.name in results[subject]["compositional"]],

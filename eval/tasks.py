@@ -9,13 +9,22 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..processing_unime import Item
-from .metrics import TIE, compositional_accuracy, first_is_best, mean_by_group, pessimistic_ranks, recall_at_k
+from .metrics import (
+    compositional_accuracy,
+    first_is_best,
+    mean_by_group,
+    ndcg_at_k,
+    pessimistic_ranks,
+    recall_at_k,
+    spearman,
+)
+from .rankings import shown_probes, shown_queries
 from .store import EmbeddingStore
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
 
-META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long")
+META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long", "documents", "moments", "text")
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,10 @@ class RetrievalTask:
         positives (`list[list[int]]`): For each query the indices of its right candidates.
         pools (`list[list[int]]`, *optional*): For each query the indices of the candidates it is compared with, as in
             MMEB, the right ones first; without it, all of them.
-        distribution (`str`, *optional*): Whether its training data is MMEB-train's ("IND") or not ("OOD").
+        distribution (`str`, *optional*): A second group that means are taken over: MMEB's "IND" and "OOD", MMEB-V2's
+            modalities.
+        relevance (`list[list[float]]`, *optional*): For each query how relevant each of its `positives` is. Makes
+            ndcg@5 the task's metric, as of visual documents, in place of hit@1.
     """
 
     name: str
@@ -40,6 +52,7 @@ class RetrievalTask:
     positives: list[list[int]]
     pools: list[list[int]] | None = None
     distribution: str | None = None
+    relevance: list[list[float]] | None = None
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
@@ -76,6 +89,36 @@ class RetrievalTask:
 
 
 @dataclass(frozen=True)
+class SimilarityTask:
+    """Pairs whose similarities should rank as the given ones do, such as human judgements (STS) or a teacher's.
+
+    Args:
+        name (`str`): Name of the task, unique in an evaluation.
+        first, second (`Sequence[Item]`): The sides of the pairs, equally long.
+        similarities (`Sequence[float]`): What was judged; only the order counts.
+        meta_task (`str`, *optional*, defaults to `"text"`): One of `META_TASKS`.
+    """
+
+    name: str
+    first: Sequence[Item]
+    second: Sequence[Item]
+    similarities: Sequence[float]
+    meta_task: str = "text"
+
+    @property
+    def roles(self) -> dict[str, Sequence[Item]]:
+        """What there is to embed, by what it is."""
+        return {"first": self.first, "second": self.second}
+
+    def __post_init__(self):
+        if not len(self.first) == len(self.second) == len(self.similarities) > 1:
+            raise ValueError(
+                f"task '{self.name}' has {len(self.first)} and {len(self.second)} items and {len(self.similarities)} "
+                "similarities; give equally many of each, and at least two."
+            )
+
+
+@dataclass(frozen=True)
 class CompositionalTask:
     """Pictures with a true caption and a false one that differs by a small edit (SugarCrepe).
 
@@ -106,7 +149,7 @@ class CompositionalTask:
 
 def evaluate(
     encode: Encode | EmbeddingStore,
-    retrieval_tasks: Sequence[RetrievalTask],
+    tasks: Sequence[RetrievalTask | SimilarityTask],
     compositional_tasks: Sequence[CompositionalTask] = (),
     *,
     model: str,
@@ -120,7 +163,7 @@ def evaluate(
 
     Args:
         encode (`Encode` or `EmbeddingStore`): Items -> `(N, D)` float32 unit rows.
-        retrieval_tasks (`Sequence[RetrievalTask]`): Searches.
+        tasks (`Sequence[RetrievalTask | SimilarityTask]`): Searches, and pairs.
         compositional_tasks (`Sequence[CompositionalTask]`, *optional*): The probes.
         model (`str`): What is evaluated; goes into the results.
         benchmark (`str`, *optional*, defaults to `"openmoji"`): What it is evaluated on; goes into the results.
@@ -129,42 +172,45 @@ def evaluate(
         progress (`bool`, *optional*, defaults to `True`): Whether to show a bar over the items.
 
     Returns:
-        `(results, rankings)`, both ready for JSON. Results: the scores, as fractions of 1, per task, per meta-task,
-        per distribution and per compositional kind; `overall` is the mean over tasks, as on MMEB, and
-        `mean_of_meta_tasks` what UniME's paper prints beside it. Rankings: for some queries of each task the five best
-        candidates and their scores, as indices into the task (see `gallery.py`).
+        `(results, rankings)`, both ready for JSON. Results: the scores, as fractions of 1, per task (that which its
+        `metric` names is *the* score), per meta-task, per distribution and per compositional kind; `overall` is the
+        mean over tasks, as on MMEB, and `mean_of_meta_tasks` what UniME's paper prints beside it. Rankings: for some
+        queries of each search the five best candidates and their scores, as indices into the task (see `gallery.py`).
     """
     start = time.perf_counter()
     store = encode if isinstance(encode, EmbeddingStore) else EmbeddingStore(encode)
     items_before, seconds_before = store.items, store.seconds  # a store may serve several benchmarks
-    tasks, kinds = {}, {}
+    found, kinds = {}, {}
     rankings = {"retrieval": {}, "compositional": {}}
-    every = [*retrieval_tasks, *compositional_tasks]
+    every = [*tasks, *compositional_tasks]
     with tqdm(total=sum(map(_size, every)), disable=not progress, desc=model, unit="item") as bar:
         for task in every:
             bar.set_postfix_str(task.name)
             embedded = [_finite(store(items), task, role) for role, items in task.roles.items()]
             bar.update(_size(task))
-            if isinstance(task, RetrievalTask):
-                tasks[task.name], rankings["retrieval"][task.name] = _search(task, *embedded, shown)
-            else:
-                images, captions, negatives = embedded
-                true, false = (images * captions).sum(axis=1), (images * negatives).sum(axis=1)
-                kinds[task.name] = compositional_accuracy(true, false)
-                rankings["compositional"][task.name] = _shown_probes(true, false, shown)
+            match task:
+                case RetrievalTask():
+                    found[task.name], rankings["retrieval"][task.name] = _search(task, *embedded, shown)
+                case SimilarityTask():
+                    found[task.name] = _compare(task, *embedded)
+                case CompositionalTask():
+                    images, captions, negatives = embedded
+                    true, false = (images * captions).sum(axis=1), (images * negatives).sum(axis=1)
+                    kinds[task.name] = compositional_accuracy(true, false)
+                    rankings["compositional"][task.name] = shown_probes(true, false, shown)
 
-    hits = [task["hit@1"] for task in tasks.values()]
-    meta_tasks = mean_by_group((task["meta_task"], task["hit@1"]) for task in tasks.values())
+    scored = {name: task[task["metric"]] for name, task in found.items()}
+    meta_tasks = mean_by_group((task["meta_task"], scored[name]) for name, task in found.items())
     results = {
         "model": model,
         "benchmark": benchmark,
-        "tasks": tasks,
+        "tasks": found,
         "meta_tasks": meta_tasks,
         "distributions": mean_by_group(
-            (task["distribution"], task["hit@1"]) for task in tasks.values() if "distribution" in task
+            (task["distribution"], scored[name]) for name, task in found.items() if "distribution" in task
         ),
-        "overall": float(np.mean(hits)) if hits else None,
-        "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if hits else None,
+        "overall": float(np.mean(list(scored.values()))) if found else None,
+        "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if found else None,
         "compositional": kinds,
         "compositional_groups": mean_by_group((kind.split("_")[0], accuracy) for kind, accuracy in kinds.items()),
         "seconds": round(time.perf_counter() - start, 1),
@@ -176,7 +222,7 @@ def evaluate(
     return results, rankings
 
 
-def _size(task: RetrievalTask | CompositionalTask) -> int:
+def _size(task: RetrievalTask | SimilarityTask | CompositionalTask) -> int:
     return sum(map(len, task.roles.values()))
 
 
@@ -187,17 +233,27 @@ def _search(
     ranks = pessimistic_ranks(scores, task.positives, task.pools)
     result = {
         "meta_task": task.meta_task,
+        "metric": "hit@1" if task.relevance is None else "ndcg@5",
         "hit@1": recall_at_k(ranks, 1),
         **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
         "queries": len(task.queries),
         "candidates": task.candidates_per_query,
     }
     if task.distribution is not None:
-        result |= {"distribution": task.distribution, "hit@1, ties right": first_is_best(scores, task.pools)}
-    return result, _shown_queries(scores, ranks, task, shown)
+        result["distribution"] = task.distribution
+    if task.relevance is not None:
+        result["ndcg@5"] = ndcg_at_k(scores, task.positives, task.relevance, 5, task.pools)
+    if task.distribution is not None and task.pools is not None:
+        result["hit@1, ties right"] = first_is_best(scores, task.pools)
+    return result, shown_queries(scores, ranks, task.positives, task.pools, shown)
 
 
-def _finite(rows: np.ndarray, task: RetrievalTask | CompositionalTask, role: str) -> np.ndarray:
+def _compare(task: SimilarityTask, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    score = spearman((first * second).sum(axis=1), task.similarities)
+    return {"meta_task": task.meta_task, "metric": "spearman", "spearman": score, "pairs": len(first)}
+
+
+def _finite(rows: np.ndarray, task: RetrievalTask | SimilarityTask | CompositionalTask, role: str) -> np.ndarray:
     broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(broken):
         raise ValueError(
@@ -205,47 +261,3 @@ def _finite(rows: np.ndarray, task: RetrievalTask | CompositionalTask, role: str
             "look for overflow in half precision or for a training that diverged."
         )
     return rows
-
-
-def _shown_queries(scores: np.ndarray, ranks: np.ndarray, task: RetrievalTask, count: int) -> dict[str, list[dict]]:
-    def record(query: int) -> dict[str, Any]:
-        pool = np.arange(len(task.candidates)) if task.pools is None else np.asarray(task.pools[query])
-        right = np.isin(pool, task.positives[query])
-        best_first = np.argsort(TIE * right - scores[query, pool], kind="stable")  # a tie is shown as it is counted
-        top = pool[best_first[:5]]
-        answer = max(task.positives[query], key=lambda candidate: scores[query, candidate])
-        return {
-            "query": int(query),
-            "top": [int(candidate) for candidate in top],
-            "scores": [round(float(scores[query, candidate]), 4) for candidate in top],
-            "right": [bool(is_right) for is_right in right[best_first[:5]]],
-            "answer": int(answer),
-            "answer_score": round(float(scores[query, answer]), 4),
-            "rank": int(ranks[query]),
-        }
-
-    def margin(query: int) -> float:
-        seen = scores[query] if task.pools is None else scores[query, task.pools[query]]
-        return round(float(seen.max()), 4) - round(float(scores[query, task.positives[query]].max()), 4)
-
-    worst = sorted(np.flatnonzero(ranks > 0), key=margin, reverse=True)[:count]
-    return {
-        "examples": [record(query) for query in _evenly_spaced(len(ranks), count)],
-        "mistakes": [record(query) for query in worst],
-    }
-
-
-def _shown_probes(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, list[dict]]:
-    def record(row: int) -> dict[str, Any]:
-        return {"row": int(row), "true": round(float(true[row]), 4), "false": round(float(false[row]), 4)}
-
-    mistakes = [row for row in np.argsort(true - false, kind="stable") if true[row] <= false[row]]
-    return {
-        "examples": [record(row) for row in _evenly_spaced(len(true), count)],
-        "mistakes": [record(row) for row in mistakes[:count]],
-    }
-
-
-def _evenly_spaced(length: int, count: int) -> list[int]:
-    """Indices that nobody chose, so that a gallery shows the ordinary case."""
-    return [index * length // min(count, length) for index in range(min(count, length))]

@@ -150,7 +150,7 @@ def test_the_widest_misses_come_first(columns, tmp_path):
 
 def numbers(share):
     return {
-        "tasks": {"name_t2i": {"meta_task": "retrieval", "hit@1": share}},
+        "tasks": {"name_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": share}},
         "meta_tasks": {"retrieval": share},
         "distributions": {},
         "overall": share,
@@ -184,7 +184,7 @@ def test_a_table_of_mmeb_tells_its_means_apart():
 
 
 def test_columns_on_different_tasks_are_refused():
-    other = {**numbers(0.5), "tasks": {"scene_t2i": {"meta_task": "retrieval", "hit@1": 0.5}}}
+    other = {**numbers(0.5), "tasks": {"scene_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": 0.5}}}
     with pytest.raises(ValueError, match="'Before' and 'CLIP' do not share name_t2i, scene_t2i"):
         table({"Before": numbers(0.5), "CLIP": other})
 

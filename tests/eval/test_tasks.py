@@ -53,9 +53,10 @@ def test_results_worked_by_hand():
         "model": "words",
         "benchmark": "toy",
         "tasks": {
-            "name": {"meta_task": "retrieval", **recalls, "queries": 3, "candidates": 4},
+            "name": {"meta_task": "retrieval", "metric": "hit@1", **recalls, "queries": 3, "candidates": 4},
             "kind": {
                 "meta_task": "classification",
+                "metric": "hit@1",
                 **dict.fromkeys(recalls, 1.0),
                 "queries": 1,
                 "candidates": 2,

@@ -1,33 +1,17 @@
 """The demo: turn the committed tiny backbone into an embedder, train a CLIP for as long, and compare them.
 
-    python recipes/tiny/demo.py
+    python recipes/demo.py
 
 Runs the very commands of the README, one after the other, and writes `runs/demo/`.
 """
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-
-ROOT = Path(__file__).resolve().parents[2]
-# glibc gives large tensors back to the kernel and asks for them anew, which took half of the time of a step.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(2**28)}
-
-
-def run(*command: str) -> None:
-    """Run a script of this project with this Python, from the root, and stop the demo if it fails."""
-    print("\n$ accelerate launch " + shlex.join(command), flush=True)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
-    launcher += ["--num_cpu_threads_per_process", str(os.cpu_count())]
-    subprocess.run([*launcher, *command], cwd=ROOT, env=os.environ | KEEP_MEMORY, check=True)
+from launch import ROOT, launch
 
 
 def seconds_of(folder: Path) -> float:
@@ -47,15 +31,15 @@ def main() -> None:
     shutil.rmtree(output, ignore_errors=True)
     start = time.monotonic()
     stage1, stage2, clip = output / "stage1", output / "stage2", output / "clip"
-    run("recipes/stage1.py", "--config", "recipes/tiny/stage1.yaml", "--output_dir", str(stage1),
+    launch("recipes/stage1.py", "--config", "recipes/tiny/stage1.yaml", "--output_dir", str(stage1),
         "--max_steps", options.stage1_steps)  # fmt: skip
-    run("recipes/stage2.py", "--config", "recipes/tiny/stage2.yaml", "--output_dir", str(stage2),
+    launch("recipes/stage2.py", "--config", "recipes/tiny/stage2.yaml", "--output_dir", str(stage2),
         "--model_name_or_path", str(stage1), "--max_steps", options.stage2_steps)  # fmt: skip
     seconds = seconds_of(stage1) + seconds_of(stage2)
-    run("recipes/tiny/clip.py", "--config", "recipes/tiny/clip.yaml", "--output_dir", str(clip),
+    launch("recipes/tiny/clip.py", "--config", "recipes/tiny/clip.yaml", "--output_dir", str(clip),
         "--seconds", f"{seconds:.0f}")  # fmt: skip
     print(f"\nTrained in {(time.monotonic() - start) / 60:.1f} minutes.", flush=True)
-    run("-m", "unime.eval", "--output_dir", str(output), "--size", str(options.size),
+    launch("-m", "unime.eval", "--output_dir", str(output), "--size", str(options.size),
         "--subject", "Stage 2", "--models",
         "Before=checkpoints/tiny-backbone", f"Stage 1={stage1}", f"Stage 2={stage2}", f"CLIP={clip}")  # fmt: skip
     print(f"The checkpoint is in {stage2}.")
