@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData
+from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .configuration_unime import UniMEConfig
@@ -47,7 +48,11 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
 
 
 def save_checkpoint(
-    model: PreTrainedModel, processor: ProcessorMixin, directory: str | Path, card: str | None = None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    directory: str | Path,
+    card: str | None = None,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write everything that loads: weights, code, processor, template, sentence-transformers modules and a card.
 
@@ -56,6 +61,7 @@ def save_checkpoint(
         processor (`ProcessorMixin`): Its processor, with UniME's chat template.
         directory (`str` or `Path`): Where to write; made if absent.
         card (`str`, *optional*, defaults to a short card made from the model): Text of `README.md`.
+        state_dict (`dict`, *optional*, defaults to the model's own): The weights, where its own are in shards.
 
     Returns:
         `Path`: The directory.
@@ -71,7 +77,7 @@ def save_checkpoint(
         raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=state_dict)
     processor.save_pretrained(directory)
     _write_sentence_transformer(model, directory)
     (directory / "README.md").write_text(model_card(model) if card is None else card)

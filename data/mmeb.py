@@ -7,8 +7,9 @@ become items, whose instruction the chat template places.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets
 
+from .fresh import load_fresh
 from .rows import located, with_pictures
 
 
@@ -94,7 +95,7 @@ def mmeb_train(
         if subset not in INSTRUCTIONS:
             raise ValueError(f"MMEB-train has no set {subset!r}: choose from {', '.join(INSTRUCTIONS)}")
     for subset in subsets or INSTRUCTIONS:
-        published = load_dataset(source, subset, split="original")
+        published = load_fresh(source, subset, split="original")
         missing = {"qry", "qry_image_path", "pos_text", "pos_image_path"} - set(published.column_names)
         if missing:
             raise ValueError(

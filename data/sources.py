@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 
+from .fresh import load_fresh
 from .mining import with_mined
 from .mmeb import mmeb_train
 from .rows import ROW, TEXT_ROW, columns_of, load_rows, located, read_row, require_columns, when_read
@@ -142,7 +143,7 @@ def _one_by_row(batch: dict[str, list], columns: list[str]) -> dict[str, list]:
 
 
 def _found_columns(data: DataArguments) -> Dataset | IterableDataset:
-    dataset = load_dataset(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
+    dataset = load_fresh(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
     wanted = [[columns] if isinstance(columns, str) else columns for columns in data.columns.values()]
     require_columns(dataset, tuple(chain(*wanted)), f"the column map of {data.dataset}")
     return dataset

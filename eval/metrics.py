@@ -84,7 +84,7 @@ def ndcg_at_k(
         gain[list(right)] = gains
         pool = np.arange(scores.shape[1]) if pools is None else np.asarray(pools[query])
         gain, score = gain[pool], scores[query, pool]
-        score = np.where(np.isnan(score), np.inf, score) - TIE * (gain > 0)
+        score = np.where(np.isnan(score), np.where(gain > 0, -np.inf, np.inf), score) - TIE * (gain > 0)
         first = gain[np.lexsort((gain, -score))[:k]]
         best = np.sort(gain)[::-1][:k]
         found.append((first @ discounts[: len(first)]) / (best @ discounts[: len(best)]))

@@ -10,8 +10,7 @@ The mean of the four meta-tasks, which UniME's paper prints as "Overall", is the
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import load_dataset
-
+from ..data.fresh import load_fresh
 from ..data.mmeb import INSTRUCTIONS, mmeb_item
 from ..data.rows import read_picture
 from .stored import StoredItems, file_identity
@@ -98,7 +97,7 @@ def tasks(
 
 def _task(name: str, source: str, root: Path) -> RetrievalTask:
     meta_task, in_distribution, of_query, of_candidate = SETS[name]
-    rows = load_dataset(source, name, split="test")
+    rows = load_fresh(source, name, split="test")
     missing = [column for column in COLUMNS if column not in rows.column_names]
     if missing:
         raise ValueError(

@@ -15,6 +15,8 @@ from PIL import Image
 from ..processing_unime import Item, as_item
 from .chart import line_chart
 from .gallery import Answer, Gallery
+from .published import PUBLISHED, Published, group_axis, meta_task_axis
+from .radar import Radar, radar
 
 
 Results = Mapping[str, Any]
@@ -34,7 +36,7 @@ MISTAKES_SHOWN = 12
 
 
 def table(results: Mapping[str, Results]) -> str:
-    """Writes results side by side as an aligned Markdown table, in percent.
+    """Writes results side by side as an aligned Markdown table, in percent, and below it what others published.
 
     Args:
         results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks.
@@ -58,11 +60,11 @@ def table(results: Mapping[str, Results]) -> str:
     for group, kinds in _by_group(results).items():
         rows.append([f"**Compositional: {group}**", *_percents(results, "compositional_groups", group)])
         rows += [[kind, *_percents(results, "compositional", kind)] for kind in kinds]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows
-    )
+    parts = [_aligned(rows)]
+    published = PUBLISHED.get(next(iter(results.values()))["benchmark"])
+    if published:
+        parts += _published_tables(results, published)
+    return "\n\n".join(parts)
 
 
 def write_report(
@@ -93,6 +95,9 @@ def write_report(
     if subject not in results:
         raise ValueError(f"the report's subject '{subject}' is none of its columns: {', '.join(results)}.")
     others = [title for title in results if title != subject]
+    published = PUBLISHED.get(results[subject]["benchmark"])
+    partial = _partial(results, published) if published else ""
+    beside = published if not partial else None
     environment = Environment(
         loader=PackageLoader("unime.eval", "."),
         autoescape=True,
@@ -112,6 +117,9 @@ def write_report(
         by_meta_task=_by_meta_task(results),
         by_group=_by_group(results),
         searches=[name for name, task in results[subject]["tasks"].items() if "R@1" in task],
+        published=beside,
+        partial=partial,
+        radar=_radar(results, beside),
         charts=[chart for title, lines in curves.items() if (chart := line_chart(title, lines))],
         retrieval=[gallery for gallery in galleries if gallery.name in results[subject]["tasks"]],
         probes=[gallery for gallery in galleries if gallery.name in results[subject]["compositional"]],
@@ -122,6 +130,57 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _published_tables(results: Mapping[str, Results], published: Published) -> list[str]:
+    """A title and a table per source; where only a part of the benchmark was measured, a sentence that says so."""
+    partial = _partial(results, published)
+    if partial:
+        return [partial]
+    parts = []
+    for source, rows in published.sources.items():
+        parts.append(f"Published ({source}), not measured here:")
+        head = ["published, %", *(axis.title for axis in published.axes)]
+        parts.append(_aligned([head, *([model, *(f"{score:.1f}" for score in row)] for model, row in rows.items())]))
+    return [*parts, published.note]
+
+
+def _partial(results: Mapping[str, Results], published: Published) -> str:
+    """Why nothing published stands beside results on a part of a benchmark; empty if they are on all of it."""
+    first = next(iter(results.values()))
+    measured = len(first["tasks"]) + len(first["compositional"])
+    if measured == published.tasks:
+        return ""
+    return (
+        f"Published scores are on all {published.tasks} tasks of {first['benchmark']}; "
+        f"{measured} of them were measured here, so that none is shown beside ours."
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown whose first row is the head and whose other columns than the first are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(
+        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
+        for row in (rows[0], rule, *rows[1:])
+    )
+
+
+def _radar(results: Mapping[str, Results], published: Published | None) -> Radar | None:
+    """The columns over the published axes, or over meta-tasks and groups of probes; None where these are too few."""
+    if published:
+        axes = published.axes[: published.drawn]
+    else:
+        axes = [
+            *(meta_task_axis(META_TITLES[meta_task], meta_task) for meta_task in _by_meta_task(results)),
+            *(group_axis(group.capitalize(), group) for group in _by_group(results)),
+        ]
+    if len(axes) < 3:
+        return None
+    scores = {title: [100 * axis.ours(column) for axis in axes] for title, column in results.items()}
+    titles = [axis.title for axis in axes]
+    return radar(titles, scores, published.shown, published.chance) if published else radar(titles, scores)
 
 
 def _headline(column: Results) -> float:

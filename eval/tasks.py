@@ -40,7 +40,7 @@ class RetrievalTask:
         pools (`list[list[int]]`, *optional*): For each query the indices of the candidates it is compared with, as in
             MMEB, the right ones first; without it, all of them.
         distribution (`str`, *optional*): A second group that means are taken over: MMEB's "IND" and "OOD", MMEB-V2's
-            modalities.
+            groups of documents.
         relevance (`list[list[float]]`, *optional*): For each query how relevant each of its `positives` is. Makes
             ndcg@5 the task's metric, as of visual documents, in place of hit@1.
     """

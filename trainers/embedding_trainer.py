@@ -83,11 +83,10 @@ class EmbeddingTrainer(Trainer, ABC):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        fsdp1 = self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2
-        if fsdp1 or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError(
-                "gradient caching runs a model several times per step, which neither FSDP1 nor DeepSpeed allows: "
-                "launch with FSDP2 (fsdp_version: 2), or with plain data parallelism (distributed_type: MULTI_GPU)"
+                "gradient caching runs a model several times per step, which FSDP1 does not allow: launch with FSDP2 "
+                "(fsdp_version: 2), DeepSpeed, or plain data parallelism (distributed_type: MULTI_GPU)"
             )
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
@@ -106,7 +105,7 @@ class EmbeddingTrainer(Trainer, ABC):
         """Return the loss of a batch; its backward goes through the micro-batches one by one."""
         statistics = self._statistics["train" if self.model.training else "eval"]
         micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
-        if is_sharded(self.model):
+        if is_sharded(self.model) or self.is_deepspeed_enabled:
             micro_batches, rows = common_plan(micro_batches)
             to_item_order = rows[to_item_order]
 
@@ -121,11 +120,15 @@ class EmbeddingTrainer(Trainer, ABC):
         def embed(tensors: MicroBatch) -> Tensor:
             # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per
             # step below, and processes may have any number and kind of micro-batches.
-            return self.model(**tensors).embeddings
+            return (model if self.is_deepspeed_enabled else self.model)(**tensors).embeddings
 
         embedder = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
             embed = PicturesOnce(embedder.backbone, embed)
+        if self.is_deepspeed_enabled and self.model.training:
+            from .zero import through
+
+            return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs, through(model))
         return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs)
 
     def _cut(self, embeddings: Tensor) -> list[Tensor]:
@@ -137,6 +140,12 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""
+        if self.is_deepspeed_enabled:  # `Trainer` would send the loss through the engine, as if it were a micro-batch
+            model.train()
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss.backward()
+            model.step()
+            return loss.detach()
         if is_sharded(self.model):  # sums the gradients itself, after each micro-batch: it never holds them whole
             sum_when_reducing(self.model)
             return super().training_step(model, inputs, num_items_in_batch)
@@ -167,18 +176,14 @@ class EmbeddingTrainer(Trainer, ABC):
         if _internal_call or isinstance(self.model, PeftModel):
             super().save_model(output_dir, _internal_call)
             return
-        model = self._gathered() if is_sharded(self.model) else self.model
+        model, weights = self.model, None
+        if is_sharded(model) or self.is_deepspeed_enabled:
+            weights = self.accelerator.get_state_dict(self.model_wrapped)  # all processes give, the first one gets
+        if is_sharded(model):  # FSDP2 changed its class
+            with torch.device("meta"):
+                model = UniMEModel(model.config)
         if self.args.should_save:
-            save_checkpoint(model, self.processing_class, output_dir or self.args.output_dir)
-
-    def _gathered(self) -> PreTrainedModel:
-        """An ordinary model with the weights of all processes on the first one: FSDP2 changed the class of its own."""
-        weights = self.accelerator.get_state_dict(self.model)
-        with torch.device("meta"):
-            model = UniMEModel(self.model.config)
-        if self.args.should_save:
-            model.load_state_dict(weights, assign=True)
-        return model
+            save_checkpoint(model, self.processing_class, output_dir or self.args.output_dir, state_dict=weights)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

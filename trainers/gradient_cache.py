@@ -22,6 +22,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 MicroBatch = Mapping[str, Tensor]
+SendBack = Callable[[Tensor, Tensor, bool], None]
 
 
 class RandomState:
@@ -44,11 +45,19 @@ class RandomState:
         return torch.random.fork_rng(devices=sorted(set(self.devices)), device_type=device_type)
 
 
+def send_back(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
+    """Send the gradient of the embeddings of one micro-batch through its graph; `last` of the step or not."""
+    # A micro-batch that reaches no trained weight has nothing to send back.
+    if embeddings.requires_grad:
+        embeddings.backward(gradient)
+
+
 def cached_loss(
     embed: Callable[[MicroBatch], Tensor],
     micro_batches: Sequence[MicroBatch],
     loss_fn: Callable[[Tensor], Tensor],
     kept_graphs: int = 1,
+    send_back: SendBack = send_back,
 ) -> Tensor:
     """Compute a loss of all items whose `backward()` runs micro-batch by micro-batch.
 
@@ -58,6 +67,7 @@ def cached_loss(
         loss_fn (`Callable`): Maps all embeddings `(all items, dimensions)`, in the order of the micro-batches, to a
             scalar. It runs once, so it may gather across processes.
         kept_graphs (`int`, *optional*, defaults to 1): Micro-batches that are embedded once only, for their memory.
+        send_back (`Callable`, *optional*): Sends a gradient through a micro-batch's graph, see [`send_back`].
 
     Returns:
         `Tensor`: The scalar loss. Its backward adds to the `.grad` of the weights; whatever scales it (a gradient
@@ -83,25 +93,19 @@ def cached_loss(
     (cache,) = torch.autograd.grad(loss, embeddings)
     slices = cache.split([len(part) for part in [*parts, *kept]])
 
-    def send_back(gradient: Tensor) -> None:
+    def send_all_back(gradient: Tensor) -> None:
         while kept:  # from the end; each graph is freed before the next is walked
             part = kept.pop()
-            _backward(part, slices[first_kept + len(kept)] * gradient)
-        for tensors, state, piece in zip(earlier, states, slices, strict=False):
+            send_back(part, slices[first_kept + len(kept)] * gradient, not (kept or earlier))
+        for number, (tensors, state) in enumerate(zip(earlier, states, strict=True), start=1):
             with state.fork(), torch.enable_grad(), torch.autocast(**autocast):
                 state.restore()
                 again = embed(tensors)
-            _backward(again, piece * gradient)
+            send_back(again, slices[number - 1] * gradient, number == len(earlier))
 
     loss = loss.detach().requires_grad_()
-    loss.register_hook(send_back)
+    loss.register_hook(send_all_back)
     return loss
-
-
-def _backward(embeddings: Tensor, gradient: Tensor) -> None:
-    # A micro-batch that reaches no trained weight has nothing to send back.
-    if embeddings.requires_grad:
-        embeddings.backward(gradient)
 
 
 def _autocast_options(device_type: str) -> dict[str, object]:

@@ -1,9 +1,18 @@
 """Metrics on scores small enough to rank by eye."""
 
+import math
+
 import numpy as np
 import pytest
 
-from unime.eval.metrics import compositional_accuracy, hit_at_1, mean_by_group, pessimistic_ranks, recall_at_k
+from unime.eval.metrics import (
+    compositional_accuracy,
+    hit_at_1,
+    mean_by_group,
+    ndcg_at_k,
+    pessimistic_ranks,
+    recall_at_k,
+)
 
 
 SCORES = np.array(
@@ -63,3 +72,41 @@ def test_a_query_without_wrong_candidates_is_a_hit():
 def test_means_are_plain_means_per_group():
     scores = [("vqa", 0.2), ("retrieval", 1.0), ("vqa", 0.4)]
     assert mean_by_group(scores) == {"vqa": pytest.approx(0.3), "retrieval": 1.0}
+
+
+def test_ndcg_of_graded_relevance_worked_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]])  # candidates in their order
+    # Relevances in that order are 0, 1, 0, 3; the best order is 3, 1. Gains are linear, discounts log2(place + 1).
+    found = 1 / math.log2(3) + 3 / math.log2(5)
+    best = 3 / math.log2(2) + 1 / math.log2(3)
+    assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 5) == pytest.approx(found / best)
+    # Of the first two only the second counts, for the best order both do.
+    assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 2) == pytest.approx(1 / math.log2(3) / best)
+    assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 1) == 0.0
+    assert ndcg_at_k(scores[:, ::-1], [[3, 0]], [[1.0, 3.0]], 5) == pytest.approx(
+        (1 / math.log2(2) + 3 / math.log2(5)) / best
+    )
+    both = ndcg_at_k(np.repeat(scores, 2, axis=0), [[0], [3, 1]], [[2.0], [3.0, 1.0]], 5)
+    assert both == pytest.approx((1 + found / best) / 2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 2e-7])
+def test_ndcg_counts_ties_against_the_model(noise):
+    scores = np.array([[0.5 + noise, 0.5, 0.5, 0.1]])
+    assert ndcg_at_k(scores, [[0]], [[1.0]], 5) == pytest.approx(1 / math.log2(4))  # behind two tied candidates
+    assert ndcg_at_k(scores, [[0]], [[1.0]], 2) == 0.0
+    # A collapsed embedding of a hundred candidates finds nothing among the first five.
+    assert ndcg_at_k(np.full((1, 100), 0.5), [[0, 1]], [[2.0, 1.0]], 5) == 0.0
+
+
+def test_of_tied_relevant_candidates_the_less_relevant_comes_first():
+    best = 2 / math.log2(2) + 1 / math.log2(3)
+    found = 1 / math.log2(2) + 2 / math.log2(3)
+    assert ndcg_at_k(np.array([[0.5, 0.5, 0.1]]), [[0, 1]], [[2.0, 1.0]], 5) == pytest.approx(found / best)
+
+
+def test_ndcg_of_fewer_candidates_than_places_and_of_pools():
+    scores = np.array([[0.9, 0.8, 0.7]])
+    assert ndcg_at_k(scores[:, :2], [[1]], [[1.0]], 5) == pytest.approx(1 / math.log2(3))
+    assert ndcg_at_k(scores, [[2]], [[1.0]], 5, pools=[[2, 0]]) == pytest.approx(1 / math.log2(3))
+    assert ndcg_at_k(scores, [[0]], [[1.0]], 5, pools=[[0]]) == 1.0

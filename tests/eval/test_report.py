@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unime.data.probes import KINDS
 from unime.eval.gallery import Answer, Candidate, Gallery, Probe, galleries
+from unime.eval.mmeb import SETS
 from unime.eval.report import table, write_report
 from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
 
@@ -150,6 +152,7 @@ def test_the_widest_misses_come_first(columns, tmp_path):
 
 def numbers(share):
     return {
+        "benchmark": "openmoji",
         "tasks": {"name_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": share}},
         "meta_tasks": {"retrieval": share},
         "distributions": {},
@@ -192,3 +195,100 @@ def test_columns_on_different_tasks_are_refused():
 def test_a_subject_that_is_no_column_is_refused(tmp_path):
     with pytest.raises(ValueError, match="subject 'Stage 3' is none of its columns: Before"):
         write_report({"Before": numbers(0.5)}, [], {}, tmp_path / "x.html", subject="Stage 3", credits="")
+
+
+def own_pools(name, meta_task, distribution):
+    candidates = [{"text": "a"}, {"text": "b"}]
+    return RetrievalTask(name, meta_task, [{"image": PICTURES[0]}], candidates, [[0]], [[0, 1]], distribution)
+
+
+def measured(benchmark, titles=("CLIP ViT-L", "Stage <2>")):
+    """Real results of random embeddings on tasks with the names of a benchmark; the first title is a published one."""
+    texts, pictures = [{"text": "red"}, {"text": "green"}], [{"image": picture} for picture in PICTURES[:2]]
+    tasks = {
+        "urban1k": [
+            RetrievalTask("urban1k_t2i", "long", texts, pictures, [[0], [1]]),
+            RetrievalTask("urban1k_i2t", "long", pictures, texts, [[0], [1]]),
+        ],
+        "mmeb": [own_pools(name, meta, "IND" if ind else "OOD") for name, (meta, ind, *_) in SETS.items()],
+        "sugarcrepe": [],
+    }[benchmark]
+    probes = [CompositionalTask(kind, pictures, texts, texts[::-1]) for kind in KINDS]
+    return {
+        title: evaluate(
+            encode(seed), tasks, [] if tasks else probes, model=title, benchmark=benchmark, progress=False
+        )[0]
+        for seed, title in enumerate(titles)
+    }
+
+
+def written(results, folder):
+    path = write_report(results, [], {}, folder / "report.html", subject="Stage <2>", credits="")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "table_of", "rows"), [("mmeb", 1, 13 + 7), ("urban1k", 2, 12 + 7), ("sugarcrepe", 2, 12 + 7)]
+)
+def test_the_page_marks_every_published_row_as_published(benchmark, table_of, rows, tmp_path):
+    text = written(measured(benchmark), tmp_path)
+    tags = Tags(text)
+    assert tags.open == [] and "script" not in tags.seen and "http" not in text and "Stage <2>" not in text
+    assert f"Published, arXiv 2504.17432, table {table_of}" in text and "Published, arXiv 2510.13515" in text
+    body = text.split("Beside what is published")[1]
+    (ours, *published) = body.split("<tbody")[1:]
+    assert ours.count("<tr class=") == 1 + 2 and "published" not in ours
+    marked = [line for part in published for line in part.splitlines() if line.strip().startswith("<tr><th")]
+    assert len(marked) == rows and all("<small>published</small>" in row for row in marked)
+
+
+def test_three_axes_make_a_radar_and_two_make_bars(tmp_path):
+    probes = written(measured("sugarcrepe"), tmp_path)
+    assert probes.count('<polygon class="reference') == 3 and probes.count('<polygon class="outline') == 2
+    assert "The centre is 50 %" in probes and 'class="bar named' not in probes
+    captions = written(measured("urban1k"), tmp_path)
+    assert "<polygon" not in captions
+    bars = captions.split('<div class="bar named ')[1:]
+    assert len(bars) == 2 * (2 + 3)
+    assert all(("<small>published</small>" in bar) == bar.startswith("published") for bar in bars)
+
+
+def test_a_column_with_the_title_of_a_published_row_keeps_its_own_scores(tmp_path):
+    results = measured("mmeb")
+    text = written(results, tmp_path).split("Beside what is published")[1]
+    rows = [line for line in text.splitlines() if ">CLIP ViT-L" in line and "<td>" in line]
+    own = [f"<td>{100 * axis:.1f}</td>" for axis in results["CLIP ViT-L"]["meta_tasks"].values()]
+    assert len(rows) == 3  # the third is of CLIP ViT-L, fine-tuned
+    assert "".join(own) in rows[0] and "published" not in rows[0]
+    assert "<td>42.8</td><td>9.1</td><td>53.0</td><td>51.8</td>" in rows[1]
+
+
+def test_meta_tasks_and_probes_without_published_scores_make_a_radar_of_their_own(page):
+    radar = page.split('<figure class="card panel radar">')[1].split("</figure>")[0]
+    for title in (">Questions<", ">Retrieval<", ">Swap<"):
+        assert title in radar
+    assert radar.count('<polygon class="outline') == 3 and "reference" not in radar and "published" not in radar
+
+
+def test_published_tables_follow_the_table_under_their_source():
+    ours, title, first, other, second, note = table(measured("urban1k")).split("\n\n")
+    assert "CLIP ViT-L" in ours and "published" not in ours.lower()
+    assert title == "Published (arXiv 2504.17432, table 2), not measured here:"
+    assert first.splitlines()[:3] == [
+        "| published, %                    | Text → picture, R@1 | Picture → text, R@1 |",
+        "| ------------------------------- | ------------------: | ------------------: |",
+        "| CLIP ViT-L                      |                47.0 |                47.0 |",
+    ]
+    assert other == "Published (arXiv 2510.13515), not measured here:" and "UniME-V2 (Qwen2-VL-7B)" in second
+    assert "under each other's name" in note
+
+
+def test_a_part_of_a_benchmark_does_not_stand_beside_the_whole(columns, tmp_path):
+    results = {"Stage <2>": columns["Stage <2>"][0] | {"benchmark": "mmeb", "compositional": {}}}
+    sentence = (
+        "Published scores are on all 36 tasks of mmeb; 2 of them were measured here, "
+        "so that none is shown beside ours."
+    )
+    assert table(results).split("\n\n")[1:] == [sentence]
+    text = written(results, tmp_path)
+    assert sentence in text and "2504.17432" not in text

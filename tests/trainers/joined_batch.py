@@ -1,6 +1,8 @@
 """Train both stages for two steps, in one process or in two, and write down what came out (`test_distributed.py`).
 
-torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE [sharded]
+torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE [WAY]
+
+WAY is a file of `recipes/accelerate`, without its ending.
 """
 
 import os
@@ -79,7 +81,28 @@ def shard_on_the_cpu() -> None:
     AcceleratorState._shared_state |= {"fsdp_plugin": FullyShardedDataParallelPlugin()}
 
 
-def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharded: bool) -> None:
+def zero_on_the_cpu(way: str) -> None:
+    """Have accelerate start DeepSpeed as the recipe says, by the environment as its launcher does."""
+    settings = load_config_from_file(str(RECIPES / "accelerate" / f"{way}.yaml")).deepspeed_config
+    names = {
+        "zero_stage": "DEEPSPEED_ZERO_STAGE",
+        "zero3_init_flag": "DEEPSPEED_ZERO3_INIT",
+        "zero3_save_16bit_model": "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL",
+        "gradient_accumulation_steps": "GRADIENT_ACCUMULATION_STEPS",
+        "gradient_clipping": "GRADIENT_CLIPPING",
+        "offload_optimizer_device": "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+        "offload_param_device": "DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    }
+    os.environ |= {f"ACCELERATE_{names[name]}": str(value).lower() for name, value in settings.items()}
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do: to compile this takes minutes
+
+
+def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: str | None) -> None:
+    if way in ("zero2", "zero3"):
+        zero_on_the_cpu(way)
     processor = processor_from_backbone(backbone)
     common = {
         "per_device_train_batch_size": batch_size,
@@ -100,8 +123,8 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
         "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"symmetric": True, "k": 3}, contrastive_rows()),
         "distillation": (DistillationTrainer, DistillationConfig, {"kept_graphs": 2}, distillation_rows()),
     }
-    # The same rows as a stream, of which every process reads all and keeps its own.
-    stages["streamed"] = (*stages["contrastive"][:3], IterableDataset.from_generator(contrastive_rows))
+    if way not in ("zero2", "zero3"):  # the same rows as a stream, of which every process reads all and keeps its own
+        stages["streamed"] = (*stages["contrastive"][:3], IterableDataset.from_generator(contrastive_rows))
     results = {}
     for name, (trainer_class, config_class, options, rows) in stages.items():
         saved = output.parent / f"{output.name}-{name}"
@@ -110,7 +133,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
             trainer_class=trainer_class, config_class=config_class, options=options, rows=rows, saved=saved
         ) -> EmbeddingTrainer:
             args = config_class(str(saved), **common, **options)
-            if sharded:
+            if way == "fsdp2":
                 shard_on_the_cpu()
             model = UniMEModel.from_pretrained(model_folder)
             return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
@@ -124,7 +147,6 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
         results[name] = {
             "log": [e for e in trainer.state.log_history if "loss" in e],
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
-            "weights": UniMEModel.from_pretrained(saved).state_dict(),
             "all_reduces": sum(event.count for event in profiler.key_averages() if event.key == "gloo:all_reduce"),
             "has_pictures": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
             "files": sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()),
@@ -132,9 +154,8 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
         }
         resumed = make_trainer()
         resumed.train(resume_from_checkpoint=str(saved / "checkpoint-1"))
-        resumed.save_model()
+        resumed.save_model(f"{saved}-resumed")
         resumed.accelerator.wait_for_everyone()
-        results[name]["resumed"] = UniMEModel.from_pretrained(saved).state_dict()
     if distributed.is_initialized():
         check_primitives()
         results["world"] = distributed.get_world_size()
@@ -144,4 +165,4 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharde
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sharded=sys.argv[5:] == ["sharded"])
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5] if len(sys.argv) > 5 else None)

@@ -1,0 +1,188 @@
+"""What others published on the benchmarks, in per cent: to stand beside our scores, never measured by this package.
+
+From UniME's paper (arXiv 2504.17432 v4), table 1 for MMEB and table 2 for retrieval and SugarCrepe, and from that of
+UniME-V2 (arXiv 2510.13515), whose figures are of Qwen2-VL and LLaVA-OneVision. To read them rightly:
+
+- MMEB: "Overall" is not taken over. In all rows of table 1 but that of LLaVA-OneVision it is the mean of the four
+  meta-tasks. The mean of 36 sets, which our `overall` is, follows from them, (10 c + 10 v + 12 r + 4 g) / 36, up to
+  0.1 (VLM2Vec on LLaVA-1.6: 60.06, but 60.03 by the scores of the sets in table 9).
+- Table 2 prints the rows of CLIP ViT-L and of OpenCLIP ViT-bigG under each other's name: 79.5 (replace) and 74.9 (add)
+  are the means of SugarCrepe's own figures for OpenAI's ViT-L-14, 86.5 and 88.4 those for bigG (swap is near, not
+  equal). Here the names are put right.
+- Text to picture comes first, as in table 2: 67.3 and 37.0 are CLIP's image retrieval in E5-V's paper. UniME-V2's
+  paper heads these columns the other way round.
+- UniME's authors say that all their figures, VLM2Vec's included, are at 336 x 336 pixels. The papers of VLM2Vec and
+  E5-V print higher ones of their own (Flickr30K: 80.3 and 94.6; 79.5 and 88.2).
+- "Stage 1 only" was trained on texts alone; E5-V and those rows are zero-shot, as are CLIP, OpenCLIP and EVA-CLIP.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+Results = Mapping[str, Any]
+PerCent = tuple[float, ...]
+
+UNIME, UNIME_V2 = "arXiv 2504.17432", "arXiv 2510.13515"
+DRAWN = ("CLIP ViT-L", "VLM2Vec (LLaVA-1.6)", "UniME (LLaVA-1.6)")  # rows that a chart shows
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One published score: its title, and where `tasks.evaluate` puts ours, which is a fraction of 1."""
+
+    title: str
+    ours: Callable[[Results], float]
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published scores of a benchmark.
+
+    Args:
+        axes (`tuple[Axis, ...]`): What the scores are of, the first `drawn` being fit for a chart.
+        drawn (`int`): How many axes a chart has; the others are means over them.
+        sources (`Mapping[str, Mapping[str, PerCent]]`): Paper and table -> model -> a score per axis, in per cent.
+        tasks (`int`): How many tasks and kinds of probes the scores are about: all of the benchmark.
+        note (`str`): What to know when they are compared.
+        chance (`float`, *optional*, defaults to 0): What guessing scores, in per cent; the centre of a chart.
+    """
+
+    axes: tuple[Axis, ...]
+    drawn: int
+    sources: Mapping[str, Mapping[str, PerCent]]
+    tasks: int
+    note: str
+    chance: float = 0
+
+    @property
+    def shown(self) -> dict[str, PerCent]:
+        """The rows that a chart shows, on its axes; all of them are of the first source."""
+        rows = next(iter(self.sources.values()))
+        return {model: rows[model][: self.drawn] for model in DRAWN}
+
+
+# Classification, questions, retrieval, grounding; means of the 20 sets of MMEB-train and of the 16 others.
+_MMEB = {
+    "CLIP ViT-L": (42.8, 9.1, 53.0, 51.8, 37.1, 38.7),
+    "OpenCLIP ViT-bigG": (52.3, 14.0, 50.5, 60.3, 38.9, 45.8),
+    "EVA-CLIP 8B": (56.0, 10.4, 49.2, 58.9, 38.1, 45.6),
+    "E5-V (Phi-3.5-V)": (39.1, 9.6, 38.0, 57.6, 33.1, 31.9),
+    "E5-V (LLaVA-1.6)": (39.7, 10.8, 39.4, 60.2, 34.2, 33.4),
+    "UniME, stage 1 only (Phi-3.5-V)": (42.5, 18.3, 40.5, 59.9, 36.0, 38.3),
+    "UniME, stage 1 only (LLaVA-1.6)": (43.0, 17.7, 42.5, 63.2, 37.6, 38.6),
+    "CLIP ViT-L, fine-tuned": (55.2, 19.7, 53.2, 62.2, 47.6, 42.8),
+    "VLM2Vec (Phi-3.5-V)": (54.8, 54.9, 62.3, 79.5, 66.5, 52.0),
+    "VLM2Vec (LLaVA-1.6)": (56.8, 50.4, 63.3, 82.6, 64.9, 53.9),
+    "UniME (Phi-3.5-V)": (54.8, 55.9, 64.5, 81.8, 68.2, 52.7),
+    "UniME (LLaVA-1.6)": (60.6, 52.9, 67.9, 85.1, 68.4, 57.9),
+    "UniME (LLaVA-OneVision)": (66.8, 66.6, 70.6, 90.9, 74.6, 65.8),
+}
+_MMEB_V2 = {
+    "VLM2Vec (Qwen2-VL-2B)": (59.0, 49.4, 65.4, 73.4, 66.0, 52.6),
+    "VLM2Vec (Qwen2-VL-7B)": (62.6, 57.8, 69.9, 81.7, 72.2, 57.8),
+    "UniME (Qwen2-VL-2B)": (59.0, 53.4, 64.9, 69.6, 65.5, 54.6),
+    "UniME (Qwen2-VL-7B)": (64.7, 59.0, 71.6, 82.7, 72.2, 61.4),
+    "UniME-V2 (Qwen2-VL-2B)": (62.1, 56.3, 68.0, 72.7, 67.4, 58.9),
+    "UniME-V2 (Qwen2-VL-7B)": (64.0, 60.1, 73.1, 82.8, 72.0, 63.0),
+    "UniME-V2 (LLaVA-OneVision)": (65.3, 67.6, 72.9, 90.2, 74.8, 66.7),
+}
+# R@1, text to picture and picture to text, of Flickr30K, COCO, ShareGPT4V and Urban1K; replace, swap and add.
+_SETS = ("flickr30k", "coco", "sharegpt4v", "urban1k")
+_RETRIEVAL = {
+    "CLIP ViT-L": (67.3, 87.2, 37.0, 58.1, 81.8, 84.0, 47.0, 47.0, 79.5, 62.7, 74.9),
+    "OpenCLIP ViT-bigG": (79.5, 92.9, 51.3, 67.3, 90.1, 93.6, 77.8, 80.7, 86.5, 68.9, 88.4),
+    "EVA-CLIP 8B": (80.3, 94.5, 52.0, 70.1, 93.1, 91.2, 80.4, 77.8, 85.9, 70.3, 86.7),
+    "E5-V (Phi-3.5-V)": (72.2, 79.6, 44.7, 53.4, 86.0, 88.5, 83.8, 83.6, 88.2, 66.6, 75.3),
+    "E5-V (LLaVA-1.6)": (77.3, 85.7, 49.1, 57.6, 85.1, 82.1, 88.9, 83.2, 86.3, 68.7, 66.9),
+    "UniME, stage 1 only (Phi-3.5-V)": (72.0, 80.6, 44.9, 57.2, 86.8, 92.3, 85.1, 86.9, 90.2, 67.6, 91.2),
+    "UniME, stage 1 only (LLaVA-1.6)": (77.2, 84.6, 51.0, 56.4, 89.8, 86.9, 91.3, 82.4, 89.5, 64.8, 94.2),
+    "VLM2Vec (Phi-3.5-V)": (68.7, 83.0, 43.7, 59.8, 90.1, 92.0, 87.9, 86.8, 86.2, 66.7, 84.2),
+    "VLM2Vec (LLaVA-1.6)": (76.0, 90.6, 46.8, 66.6, 85.8, 90.7, 84.7, 90.8, 85.8, 66.3, 86.5),
+    "UniME (Phi-3.5-V)": (77.0, 88.2, 49.8, 66.8, 92.1, 96.4, 92.7, 95.1, 90.1, 70.9, 93.3),
+    "UniME (LLaVA-1.6)": (81.9, 93.4, 53.7, 70.1, 93.9, 97.2, 95.2, 95.9, 89.0, 71.5, 94.4),
+    "UniME (LLaVA-OneVision)": (83.3, 94.4, 54.8, 74.0, 93.9, 89.3, 94.3, 95.5, 80.5, 65.5, 82.2),
+}
+_RETRIEVAL_V2 = {
+    "VLM2Vec (Qwen2-VL-2B)": (69.3, 89.6, 40.0, 62.5, 78.1, 88.2, 78.7, 83.9, 67.2, 46.5, 66.4),
+    "VLM2Vec (Qwen2-VL-7B)": (80.0, 94.2, 49.2, 68.5, 78.5, 90.4, 94.0, 94.2, 70.0, 51.7, 72.2),
+    "UniME (Qwen2-VL-2B)": (74.9, 90.6, 44.0, 63.5, 83.6, 88.6, 83.3, 83.2, 65.6, 45.2, 65.7),
+    "UniME (Qwen2-VL-7B)": (80.8, 92.7, 50.9, 69.8, 86.5, 93.8, 95.3, 94.0, 68.8, 53.0, 69.8),
+    "UniME-V2 (Qwen2-VL-2B)": (79.8, 89.9, 53.7, 65.1, 91.6, 94.2, 95.6, 92.2, 70.9, 51.2, 70.2),
+    "UniME-V2 (Qwen2-VL-7B)": (84.6, 93.5, 57.3, 70.3, 94.3, 95.2, 97.2, 96.3, 77.8, 62.2, 79.0),
+    "UniME-V2 (LLaVA-OneVision)": (85.5, 93.7, 60.9, 74.1, 95.1, 94.1, 96.3, 96.7, 88.6, 73.7, 90.5),
+}
+
+
+def _with_mean_of_sets(rows: Mapping[str, PerCent]) -> dict[str, PerCent]:
+    """Appends the mean of MMEB's 36 sets, from the means of its 10, 10, 12 and 4."""
+    return {
+        model: (*row, round((10 * row[0] + 10 * row[1] + 12 * row[2] + 4 * row[3]) / 36, 1))
+        for model, row in rows.items()
+    }
+
+
+def _columns(first: int, last: int) -> dict[str, dict[str, PerCent]]:
+    """A range of the columns of retrieval, of both sources."""
+    sources = {f"{UNIME}, table 2": _RETRIEVAL, UNIME_V2: _RETRIEVAL_V2}
+    return {source: {model: row[first:last] for model, row in rows.items()} for source, rows in sources.items()}
+
+
+def meta_task_axis(title: str, name: str) -> Axis:
+    """The mean of a meta-task."""
+    return Axis(title, lambda results: results["meta_tasks"][name])
+
+
+def _distribution(name: str) -> Axis:
+    return Axis(f"Mean of {name}", lambda results: results["distributions"][name])
+
+
+def _task(title: str, name: str) -> Axis:
+    return Axis(title, lambda results: results["tasks"][name]["R@1"])
+
+
+def group_axis(title: str, name: str) -> Axis:
+    """The mean of a group of probes."""
+    return Axis(title, lambda results: results["compositional_groups"][name])
+
+
+_CLIPS = f"{UNIME} prints CLIP ViT-L and OpenCLIP ViT-bigG under each other's name; here they are put right."
+_PIXELS = f"By its authors, all figures of {UNIME} are at 336 × 336 pixels, those of VLM2Vec included."
+
+PUBLISHED = {
+    "mmeb": Published(
+        (
+            meta_task_axis("Classification", "classification"),
+            meta_task_axis("Questions", "vqa"),
+            meta_task_axis("Retrieval", "retrieval"),
+            meta_task_axis("Grounding", "grounding"),
+            _distribution("IND"),
+            _distribution("OOD"),
+            Axis("Mean of 36", lambda results: results["overall"]),
+        ),
+        4,
+        {f"{UNIME}, table 1": _with_mean_of_sets(_MMEB), UNIME_V2: _with_mean_of_sets(_MMEB_V2)},
+        36,
+        "The mean of 36 is computed here from the published meta-tasks (10, 10, 12 and 4 sets), up to 0.1; "
+        f"the “Overall” of {UNIME} is the mean of the four, but for LLaVA-OneVision. {_PIXELS}",
+    ),
+    **{
+        name: Published(
+            (_task("Text → picture, R@1", f"{name}_t2i"), _task("Picture → text, R@1", f"{name}_i2t")),
+            2,
+            _columns(2 * number, 2 * number + 2),
+            2,
+            f"{_CLIPS} {_PIXELS}",
+        )
+        for number, name in enumerate(_SETS)
+    },
+    "sugarcrepe": Published(
+        (group_axis("Replace", "replace"), group_axis("Swap", "swap"), group_axis("Add", "add")),
+        3,
+        _columns(8, 11),
+        7,
+        f"{_CLIPS} {_PIXELS}",
+        chance=50,
+    ),
+}

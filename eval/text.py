@@ -1,0 +1,99 @@
+"""The quality of text embeddings, which stage 1 is for: judged similarity, inference, and agreement with the teacher.
+
+- `sts`: the seven sets of semantic textual similarity in mteb's layout (`sentence1`, `sentence2`, `score`, split
+  `test`): Spearman's correlation of cosines and judgements.
+- `nli`: triplets of SNLI and MultiNLI (`anchor`, `positive`, `negative`, configuration `triplet`, split `test`): a
+  premise looks for what follows from it among the hypotheses of all, its own contradictions among them; hit@1.
+- `agreement`: Spearman's correlation of our cosines and the teacher's over random pairs of texts of the OpenMoji world
+  that no training has seen.
+
+No instructions: texts get the one-word prompt that stage 1 trains.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..data.fresh import load_fresh
+from ..data.rows import require_columns
+from .tasks import RetrievalTask, SimilarityTask
+
+
+STS = {
+    **{f"STS{year}": f"sts{year}-sts" for year in (12, 13, 14, 15, 16)},
+    "STSBenchmark": "stsbenchmark-sts",
+    "SICK-R": "sickr-sts",
+}
+PREMISES = 1000
+HELD_OUT = 1000
+PAIRS = 5000
+
+
+def sts(source: str = "mteb", subsets: Sequence[str] | None = None) -> list[SimilarityTask]:
+    """Open the sets of `STS`.
+
+    Args:
+        source (`str`, *optional*, defaults to `"mteb"`): Organisation on the Hub, or a folder, with the datasets.
+        subsets (`Sequence[str]`, *optional*, defaults to all): Some of the sets.
+
+    Raises:
+        ValueError: There is no such set, or it lacks a column.
+    """
+    for name in subsets or ():
+        if name not in STS:
+            raise ValueError(f"there is no set {name!r} of similarities: choose from {', '.join(STS)}")
+    return [_judged(name, f"{source}/{STS[name]}") for name in subsets or STS]
+
+
+def _judged(name: str, place: str) -> SimilarityTask:
+    rows = load_fresh(place, split="test")
+    require_columns(rows, ("sentence1", "sentence2", "score"), place)
+    first, second = ([{"text": text} for text in rows[column]] for column in ("sentence1", "sentence2"))
+    return SimilarityTask(name, first, second, list(rows["score"]))
+
+
+def nli(source: str = "sentence-transformers/all-nli", premises: int = PREMISES) -> list[RetrievalTask]:
+    """Open the first triplets of AllNLI: those of so many distinct premises.
+
+    Raises:
+        ValueError: It lacks a column.
+    """
+    rows = load_fresh(source, "triplet", split="test")
+    require_columns(rows, ("anchor", "positive", "negative"), source)
+    follows: dict[str, set[str]] = {}
+    hypotheses: dict[str, int] = {}
+    for row in rows:
+        if row["anchor"] not in follows and len(follows) == premises:
+            break
+        follows.setdefault(row["anchor"], set()).add(row["positive"])
+        for text in (row["positive"], row["negative"]):
+            hypotheses.setdefault(text, len(hypotheses))
+    return [
+        RetrievalTask(
+            "NLI",
+            "text",
+            [{"text": premise} for premise in follows],
+            [{"text": hypothesis} for hypothesis in hypotheses],
+            [[hypotheses[text] for text in right] for right in follows.values()],
+        )
+    ]
+
+
+def agreement(teacher: str, seed: int = 0) -> list[SimilarityTask]:
+    """Compare with a teacher on held-out texts of the OpenMoji world.
+
+    Args:
+        teacher (`str`): A SentenceTransformer's folder, Hub id or package, as stage 1 takes it.
+        seed (`int`, *optional*, defaults to 0): Of the texts and of their pairs.
+    """
+    # Here, so that the other benchmarks need neither the world's packages nor sentence-transformers.
+    from ..data.teacher import load_teacher
+    from ..data.world import texts
+
+    held_out = list(texts("test", HELD_OUT, seed=seed)["text"])
+    vectors = load_teacher(teacher).encode(held_out, normalize_embeddings=True, show_progress_bar=False)
+    source = random.Random(seed)
+    pairs = [source.sample(range(len(held_out)), 2) for _ in range(PAIRS)]
+    first, second = ([{"text": held_out[pair[side]]} for pair in pairs] for side in (0, 1))
+    similarities = [float(vectors[one] @ vectors[other]) for one, other in pairs]
+    return [SimilarityTask(f"agreement with {Path(teacher).name}", first, second, similarities)]
