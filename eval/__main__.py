@@ -9,6 +9,8 @@ second one only reads; several processes share the work. With several benchmarks
 """
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +32,17 @@ from .tasks import evaluate
 class EvaluationArguments:
     """What to evaluate, and how."""
 
-    models: list[str] = field(metadata={"help": "TITLE=FOLDER of each model, in the order of the columns."})
-    benchmarks: list[str] = field(
-        default_factory=lambda: ["openmoji"], metadata={"help": f"Some of {', '.join(BENCHMARKS)}."}
+    models: list[str] = field(
+        metadata={"help": "TITLE=FOLDER of each model, in the order of the columns.", "aliases": ["--model"]}
     )
-    output_dir: str = field(default="runs/evaluation", metadata={"help": "Where results.json and report.html go."})
+    benchmarks: list[str] = field(
+        default_factory=lambda: ["openmoji"],
+        metadata={"help": f"Some of {', '.join(BENCHMARKS)}.", "aliases": ["--benchmark"]},
+    )
+    output_dir: str = field(
+        default="runs/evaluation",
+        metadata={"help": "Where results.json and report.html go.", "aliases": ["--output"]},
+    )
     embeddings: str | None = field(default=None, metadata={"help": "Where embeddings are kept; in output_dir if not."})
     subject: str | None = field(
         default=None, metadata={"help": "Title of the model whose pictures are shown; the last."}
@@ -56,7 +64,11 @@ def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[f
     return charts
 
 
-def main(args: EvaluationArguments, where: BenchmarkArguments) -> None:
+@torch.inference_mode()
+def main(command: Sequence[str]) -> None:
+    """Evaluate as the words of a command line say."""
+    parser = HfArgumentParser((EvaluationArguments, BenchmarkArguments))
+    args, where = parser.parse_args_into_dataclasses(list(command))
     state = PartialState()
     paths = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
     subject = args.subject or list(paths)[-1]
@@ -72,7 +84,9 @@ def main(args: EvaluationArguments, where: BenchmarkArguments) -> None:
         store = EmbeddingStore(embedder.encode, kept / key)
         for name, tasks in opened.items():
             found, ranked = evaluate(store, *tasks, model=title, benchmark=name, progress=state.is_main_process)
-            results[name][title] = found | {"run": record(path, embedder.processor, seed=where.seed, **settings)}
+            results[name][title] = found | {
+                "run": record(path, embedder.processor, command=command, seed=where.seed, **settings)
+            }
             if title == subject:
                 rankings[name] = ranked
         del embedder, store
@@ -104,5 +118,4 @@ def main(args: EvaluationArguments, where: BenchmarkArguments) -> None:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main(*HfArgumentParser((EvaluationArguments, BenchmarkArguments)).parse_args_into_dataclasses())
+    main(sys.argv[1:])

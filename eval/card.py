@@ -1,11 +1,15 @@
 """What a model card says of an evaluation: metadata that the Hub reads, and tables that people read."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from transformers import PreTrainedModel
 
+from ..checkpoint import model_card
 from .benchmarks import BENCHMARKS
 
 
@@ -53,3 +57,57 @@ def eval_results(results: Results) -> str | None:
         for name, _, value in scores(results)
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def evaluated_card(
+    model: PreTrainedModel,
+    name: str,
+    evaluations: Sequence[str | Path] = (),
+    title: str | None = None,
+    notes: str | Path | None = None,
+    commands: str | Path | None = None,
+    **metadata: Any,
+) -> dict[str, str]:
+    """Write the card of a checkpoint and what stands beside it.
+
+    Args:
+        model ([`UniMEModel`]): The model.
+        name (`str`): What it is called in the metadata.
+        evaluations (`Sequence`, *optional*): Folders that `unime.eval` wrote.
+        title (`str`, *optional*, defaults to the first): The model's column there.
+        notes (`str` or `Path`, *optional*): Markdown file on the results, data, limits and licences.
+        commands (`str` or `Path`, *optional*): The shell script that made it.
+        metadata: Passed to [`~unime.checkpoint.model_card`] (`license`, `base_model`, `datasets`, ...).
+
+    Returns:
+        `dict[str, str]`: Name of each file in the checkpoint's folder -> its text.
+
+    Raises:
+        ValueError: An evaluation has no column of the title.
+    """
+    index, sections, files = [], "", {}
+    for evaluation in map(Path, evaluations):
+        columns = json.loads((evaluation / "results.json").read_text())
+        own = columns.get(title or next(iter(columns)))
+        if own is None:
+            raise ValueError(f"{evaluation} has no column '{title}': it has {', '.join(columns)}")
+        index += model_index(own)
+        sections += f"## Results on {own['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
+        files[f"results-{own['benchmark']}.json"] = json.dumps(columns, indent=2) + "\n"
+        if (entries := eval_results(own)) is not None:
+            files[f".eval_results/{own['benchmark']}.yaml"] = entries
+    if notes is not None:
+        sections += Path(notes).read_text().strip() + "\n\n"
+    if commands is not None:
+        sections += f"## How it was made\n\n```bash\n{Path(commands).read_text().strip()}\n```\n"
+    if index:
+        metadata |= {"model_name": name, "eval_results": index}
+    return files | {"README.md": model_card(model, sections, **metadata)}
+
+
+def write_files(folder: str | Path, files: Mapping[str, str]) -> None:
+    """Write texts into a folder by their names, which may have folders of their own."""
+    for name, text in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

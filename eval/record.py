@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import shlex
-import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,12 +27,13 @@ def revision(path: str) -> str:
     return Path(cached).parent.name if isinstance(cached, str) else "unknown"
 
 
-def record(model: str, processor: ProcessorMixin | None, **settings: Any) -> dict[str, Any]:
+def record(model: str, processor: ProcessorMixin | None, command: Sequence[str], **settings: Any) -> dict[str, Any]:
     """Everything about a run that its numbers depend on, ready for JSON.
 
     Args:
         model (`str`): Folder or Hub id.
         processor (`ProcessorMixin`, *optional*): Its processor: prompts and pixel budget.
+        command (`Sequence[str]`): The arguments of `unime.eval`.
         settings: What else was chosen (`dtype`, `max_length`, `seed`, ...).
     """
     return {
@@ -41,7 +42,7 @@ def record(model: str, processor: ProcessorMixin | None, **settings: Any) -> dic
         **settings,
         "prompts": processor and processor.chat_template,
         "pixels": processor and _plain(processor.image_processor.to_dict()),
-        "command": shlex.join(["python", "-m", "unime.eval", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "unime.eval", *command]),
         "libraries": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -6,7 +6,6 @@
 Without `--push` nothing leaves the machine: what would be uploaded is listed.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import numpy as np
 from transformers import HfArgumentParser
 
 from unime import load_model, save_checkpoint
-from unime.checkpoint import model_card, push_folder
-from unime.eval.card import eval_results, model_index
+from unime.checkpoint import push_folder
+from unime.eval.card import evaluated_card, write_files
 from unime.trainers import load_adapter, merge_adapter
 
 
@@ -42,26 +41,11 @@ def main(script: ScriptArguments) -> None:
     model, processor = load_model(script.model, dtype=script.dtype)
     if script.adapter is not None:
         model = merge_adapter(load_adapter(model, script.adapter))
-    index, sections, files = [], "", {}
-    for evaluation in map(Path, script.evaluations):
-        columns = json.loads((evaluation / "results.json").read_text())
-        own = columns[script.title or next(iter(columns))]
-        index += model_index(own)
-        sections += f"## Results on {own['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
-        files[f"results-{own['benchmark']}.json"] = json.dumps(columns, indent=2) + "\n"
-        if (entries := eval_results(own)) is not None:
-            files[f".eval_results/{own['benchmark']}.yaml"] = entries
-    if script.notes is not None:
-        sections += Path(script.notes).read_text().strip() + "\n\n"
-    if script.commands is not None:
-        sections += f"## How it was made\n\n```bash\n{Path(script.commands).read_text().strip()}\n```\n"
     metadata = {"license": script.license, "base_model": script.base_model, "datasets": script.datasets or None}
-    if index:
-        metadata |= {"model_name": Path(script.output_dir).name, "eval_results": index}
-    output = save_checkpoint(model, processor, script.output_dir, model_card(model, sections, **metadata))
-    for name, content in files.items():
-        (output / name).parent.mkdir(exist_ok=True)
-        (output / name).write_text(content)
+    name, made = Path(script.output_dir).name, {"notes": script.notes, "commands": script.commands}
+    files = evaluated_card(model, name, script.evaluations, script.title, **made, **metadata)
+    output = save_checkpoint(model, processor, script.output_dir)
+    write_files(output, files)
 
     again, its_processor = load_model(str(output), dtype="float32")
     items = ["a text to check", {"text": "another", "instruction": "Find me an everyday image:"}]

@@ -11,7 +11,7 @@ import unime
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["data", "trainers", "eval"]
+FOLDERS = ["data", "trainers", "eval", "cli"]
 MAX_LINES = 320
 
 # A room is a root file (by name) or a folder of the package; each may import the rooms in its set.
@@ -20,6 +20,7 @@ MAY_IMPORT = {room: set(FILES[:position]) for position, room in enumerate(FILES)
     "data": {*FILES, "data"},
     "trainers": {*FILES, "data", "trainers"},
     "eval": {*FILES, "data", "eval"},
+    "cli": {*FILES, *FOLDERS},
 }
 
 PACKAGE = sorted(ROOT.glob("*.py")) + [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

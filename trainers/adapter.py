@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from ..checkpoint import load_model, save_checkpoint
 
 
+SAME = 0.999  # cosine of an embedding before and after merging; weights in half precision are rounded once more
+
+
 def confine(peft_config: PeftConfig, prefix: str) -> PeftConfig:
     """Return a copy of an adapter's configuration that leaves out every module outside `prefix`.
 
@@ -74,7 +77,14 @@ def merge_checkpoint(base: str, adapter: str | Path, directory: str | Path, **kw
         kwargs: Passed to [`load_model`] (`dtype`, ...).
 
     Raises:
-        ValueError: The adapter does not fit the base (see [`load_adapter`]).
+        ValueError: The adapter does not fit the base (see [`load_adapter`]), or the merged model embeds otherwise.
     """
     model, processor = load_model(base, **kwargs)
-    return save_checkpoint(merge_adapter(load_adapter(model, adapter)), processor, directory)
+    adapted = load_adapter(model, adapter)
+    texts = ["a text to check the merged model by", "another one"]
+    before = adapted.get_base_model().encode(texts, processor)
+    merged = merge_adapter(adapted)
+    cosine = float((before * merged.encode(texts, processor)).sum(axis=1).min())
+    if not cosine > SAME:
+        raise ValueError(f"merged with {adapter}, {base} embeds otherwise (cosine {cosine:.4f}): merge it in float32")
+    return save_checkpoint(merged, processor, directory)

@@ -1,0 +1,126 @@
+"""The command `unime`: what a user does beside training, which `accelerate launch recipes/...` does."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+app = typer.Typer(name="unime", no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+# What a command needs is imported when it runs: `unime --help` answers at once.
+
+
+class Type(StrEnum):
+    """Type of weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.command("eval", context_settings=PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Evaluate models on benchmarks: `unime eval --models checkpoints/unime-tiny --benchmarks openmoji`.
+
+    Takes what `accelerate launch -m unime.eval` takes; `unime eval --help` lists it.
+    """
+    from ..eval.__main__ import main as run
+
+    run(context.args)
+
+
+@app.command("check-data", context_settings=PASSED_ON)
+def check_data(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML of a stage-2 recipe; settings of its data may follow.")],
+    workers: Annotated[int, typer.Option(help="Processes that read at the same time.")] = 2,
+    shown: Annotated[int, typer.Option(help="Most problems to print; all are counted.")] = 100,
+) -> None:
+    """Read every row and picture that a recipe would train on, and name the bad ones; status 1 if there are any."""
+    from trl import TrlParser
+
+    from ..data.check import problems
+    from ..data.sources import DataArguments, open_rows
+
+    arguments = ["--config", str(config), *context.args]
+    data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
+    dataset = open_rows(data)
+    found = problems(dataset, workers)
+    for problem in found[:shown]:
+        typer.echo(problem)
+    typer.echo(
+        f"{len(found)} of {len(dataset)} rows are bad" if found else f"all {len(dataset)} rows can be trained on"
+    )
+    raise typer.Exit(bool(found))
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(help="What the adapter was trained on: a backbone or a UniME checkpoint.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    output: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
+    dtype: Annotated[Type, typer.Option(help="Type of the merged weights.")] = Type.float32,
+) -> None:
+    """Fold a LoRA adapter into the model it was trained on, check that it embeds as before, and save."""
+    from ..trainers import merge_checkpoint
+
+    typer.echo(f"merged into {merge_checkpoint(base, adapter, output, dtype=dtype.value)}")
+
+
+@app.command()
+def card(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint; its README.md is written anew.")],
+    evaluation: Annotated[list[Path], typer.Option(help="Folder that `unime eval` wrote; may be repeated.")] = [],  # noqa: B006
+    title: Annotated[str | None, typer.Option(help="The model's column there; the first if not given.")] = None,
+    notes: Annotated[Path | None, typer.Option(help="Markdown on the results, data, limits and licences.")] = None,
+    commands: Annotated[Path | None, typer.Option(help="The shell script that made it; the card shows it.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the backbone.")] = None,
+    dataset: Annotated[list[str], typer.Option(help="Hub id of training data; may be repeated.")] = [],  # noqa: B006
+    license: Annotated[str, typer.Option(help="Licence of the weights.")] = "apache-2.0",
+) -> None:
+    """Write a checkpoint's model card from what was measured, with the metadata that the Hub reads."""
+    from ..checkpoint import load_model
+    from ..eval.card import evaluated_card, write_files
+
+    model, _ = load_model(str(checkpoint))
+    metadata = {"license": license, "base_model": base_model, "datasets": dataset or None}
+    name = checkpoint.resolve().name
+    files = evaluated_card(model, name, evaluation, title, notes, commands, **metadata)
+    write_files(checkpoint, files)
+    typer.echo("\n".join(str(checkpoint / name) for name in files))
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[str, typer.Argument(help="Folder or Hub id of a checkpoint.")] = "checkpoints/unime-tiny",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is: backbone, sizes, limits, prompts and the versions that wrote it."""
+    from .info import describe
+
+    described = describe(checkpoint)
+    typer.echo(json.dumps(described, indent=2) if as_json else _table(described))
+
+
+def _table(described: dict[str, Any]) -> str:
+    width = max(map(len, described))
+    lines = []
+    for name, value in described.items():
+        values = (
+            [f"{key}: {text or '(one-word prompt)'}" for key, text in value.items()] if name == "prompts" else [value]
+        )
+        lines += [f"{name if number == 0 else '':<{width}}  {shown}" for number, shown in enumerate(values)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command; what is wrong with its input is one sentence and status 2, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.echo(f"unime: {error}", err=True)
+        raise SystemExit(2) from None

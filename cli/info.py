@@ -1,0 +1,47 @@
+"""What a checkpoint is, read from its files without loading its weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
+from transformers import AutoConfig, AutoProcessor
+from transformers.utils import cached_file
+
+from ..configuration_unime import UniMEConfig
+from ..eval.record import revision
+
+
+def describe(checkpoint: str) -> dict[str, Any]:
+    """Describe a UniME checkpoint, ready for JSON; `prompts` maps their names to instructions.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id.
+
+    Raises:
+        ValueError: It is no UniME checkpoint.
+    """
+    config = AutoConfig.from_pretrained(checkpoint)
+    if not isinstance(config, UniMEConfig):
+        raise ValueError(
+            f"{checkpoint} is of type '{config.model_type}', no UniME checkpoint: wrap a backbone by "
+            "`UniMEModel.from_backbone`, and write it with `save_checkpoint`"
+        )
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    local = Path(checkpoint).is_dir()
+    weights = (get_local_safetensors_metadata if local else get_safetensors_metadata)(checkpoint)
+    text = config.backbone_config.get_text_config()
+    sentence_transformer = json.loads(Path(cached_file(checkpoint, "config_sentence_transformers.json")).read_text())
+    return {
+        "checkpoint": checkpoint,
+        "revision": revision(checkpoint),
+        "backbone": config.backbone_config.model_type,
+        "language model": f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}",
+        "parameters": sum(weights.parameter_count.values()),
+        "types": ", ".join(sorted(weights.parameter_count)),
+        "dimensions": config.hidden_size,
+        "most tokens": min(processor.tokenizer.model_max_length, text.max_position_embeddings),
+        "pictures": json.dumps(dict(processor.image_processor.size)),
+        "written by transformers": config.transformers_version,
+        "prompts": sentence_transformer["prompts"],
+    }
