@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from transformers import PreTrainedModel
 
-from ..checkpoint import model_card
+from ..checkpoint import TRAINING_RECORD, model_card
 from .benchmarks import BENCHMARKS
 
 
@@ -59,6 +59,20 @@ def eval_results(results: Results) -> str | None:
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
 
+def training_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The settings of each stage that differ from the defaults, as a Markdown table."""
+    rows = [["", *(stage["trainer"].removesuffix("Trainer") for stage in stages)], ["---"] * (1 + len(stages))]
+    rows += [
+        [name, *(str(stage[name]) for stage in stages)] for name in ("started from", "rows", "processes", "steps")
+    ]
+    names = dict.fromkeys(name for stage in stages for name in stage["arguments"])
+    rows += [[f"`{name}`", *(str(stage["arguments"].get(name, "")) for stage in stages)] for name in names]
+    if any("adapter" in stage for stage in stages):
+        adapters = [stage.get("adapter", {}) for stage in stages]
+        rows.append(["LoRA", *(", ".join(f"{key} {value}" for key, value in one.items()) for one in adapters)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def evaluated_card(
     model: PreTrainedModel,
     name: str,
@@ -71,7 +85,7 @@ def evaluated_card(
     """Write the card of a checkpoint and what stands beside it.
 
     Args:
-        model ([`UniMEModel`]): The model.
+        model ([`UniMEModel`]): The model; what it was trained with lies where it was loaded from.
         name (`str`): What it is called in the metadata.
         evaluations (`Sequence`, *optional*): Folders that `unime.eval` wrote.
         title (`str`, *optional*, defaults to the first): The model's column there.
@@ -86,6 +100,9 @@ def evaluated_card(
         ValueError: An evaluation has no column of the title.
     """
     index, sections, files = [], "", {}
+    record = Path(model.name_or_path, TRAINING_RECORD)
+    if record.is_file():
+        files[TRAINING_RECORD] = record.read_text()
     for evaluation in map(Path, evaluations):
         columns = json.loads((evaluation / "results.json").read_text())
         own = columns.get(title or next(iter(columns)))
@@ -98,6 +115,8 @@ def evaluated_card(
             files[f".eval_results/{own['benchmark']}.yaml"] = entries
     if notes is not None:
         sections += Path(notes).read_text().strip() + "\n\n"
+    if record.is_file():
+        sections += f"## Training\n\n{training_table(json.loads(record.read_text()))}\n\n"
     if commands is not None:
         sections += f"## How it was made\n\n```bash\n{Path(commands).read_text().strip()}\n```\n"
     if index:

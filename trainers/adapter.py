@@ -1,6 +1,7 @@
 """LoRA adapters: attached to one part of a model, loaded strictly, merged for release."""
 
 import re
+import shutil
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from peft.utils import load_peft_weights
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from ..checkpoint import load_model, save_checkpoint
+from ..checkpoint import TRAINING_RECORD, load_model, save_checkpoint
 
 
 SAME = 0.999  # cosine of an embedding before and after merging; weights in half precision are rounded once more
@@ -87,4 +88,8 @@ def merge_checkpoint(base: str, adapter: str | Path, directory: str | Path, **kw
     cosine = float((before * merged.encode(texts, processor)).sum(axis=1).min())
     if not cosine > SAME:
         raise ValueError(f"merged with {adapter}, {base} embeds otherwise (cosine {cosine:.4f}): merge it in float32")
-    return save_checkpoint(merged, processor, directory)
+    output = save_checkpoint(merged, processor, directory)
+    record = Path(adapter, TRAINING_RECORD)
+    if record.is_file():
+        shutil.copyfile(record, output / TRAINING_RECORD)
+    return output

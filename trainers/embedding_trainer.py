@@ -22,6 +22,7 @@ from .embedding_config import EmbeddingConfig
 from .frozen import PicturesOnce, sees_frozen
 from .gradient_cache import MicroBatch, cached_loss
 from .sharding import common_plan, is_sharded, sum_when_reducing
+from .training_record import write_training_record
 
 
 Batch = Mapping[str, Any]
@@ -122,7 +123,7 @@ class EmbeddingTrainer(Trainer, ABC):
             # step below, and processes may have any number and kind of micro-batches.
             return (model if self.is_deepspeed_enabled else self.model)(**tensors).embeddings
 
-        embedder = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        embedder = self._embedder
         if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
             embed = PicturesOnce(embedder.backbone, embed)
         if self.is_deepspeed_enabled and self.model.training:
@@ -130,6 +131,10 @@ class EmbeddingTrainer(Trainer, ABC):
 
             return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs, through(model))
         return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs)
+
+    @property
+    def _embedder(self) -> Module:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def _cut(self, embeddings: Tensor) -> list[Tensor]:
         """The embeddings at each of the Matryoshka dimensions, normalised again."""
@@ -173,9 +178,18 @@ class EmbeddingTrainer(Trainer, ABC):
 
         The folders that the trainer writes on its way (`_internal_call`) are those of any `Trainer`: made to resume.
         """
-        if _internal_call or isinstance(self.model, PeftModel):
+        if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
+        directory = output_dir or self.args.output_dir
+        if isinstance(self.model, PeftModel):
+            super().save_model(directory)
+        else:
+            self._save_checkpoint_of_all(directory)
+        if self.args.should_save:
+            write_training_record(self, self._embedder, directory)
+
+    def _save_checkpoint_of_all(self, directory: str) -> None:
         model, weights = self.model, None
         if is_sharded(model) or self.is_deepspeed_enabled:
             weights = self.accelerator.get_state_dict(self.model_wrapped)  # all processes give, the first one gets
@@ -183,7 +197,7 @@ class EmbeddingTrainer(Trainer, ABC):
             with torch.device("meta"):
                 model = UniMEModel(model.config)
         if self.args.should_save:
-            save_checkpoint(model, self.processing_class, output_dir or self.args.output_dir, state_dict=weights)
+            save_checkpoint(model, self.processing_class, directory, state_dict=weights)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
