@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import random
+import re
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from PIL import Image
 from unime.data.emoji import catalogue
 from unime.data.scenes import Scene
 from unime.data.splits import SPLITS, category_split, pair_splits, tone_split
+from unime.data.vocabulary import objects
 from unime.data.world import conversations, draw, rows, texts
 from unime.data.world_tasks import TASKS
 
@@ -119,3 +122,28 @@ def test_wrong_names_are_explained():
         rows("train", 10, tasks=["poetry"])
     with pytest.raises(ValueError, match="'photo 1' is no picture of the OpenMoji world"):
         draw("photo 1")
+
+
+SAID = {"left of": "left of", "right of": "right of"}
+SAID |= {"above": "above", "over": "above", "below": "below", "under": "below"}
+TURNED = {"right of": "left of", "below": "above"}
+
+
+@pytest.mark.parametrize("task", ["relation_t2i", "relation_i2t"])
+def test_the_label_of_a_relation_is_what_its_caption_says_and_its_scene_shows(task: str):
+    names = {number: object.name for number, object in enumerate(objects())}
+    labels = set()
+    for number in range(200):
+        row = TASKS[task][0]("train", 0, random.Random(number))
+        caption, picture = (row["query"], row["positive"])[:: 1 if task == "relation_t2i" else -1]
+        first, *relation, second = row["label"].split()
+        scene, relation = Scene.from_spec(picture["image"]), " ".join(relation)
+        assert [placed.object for placed in scene.related(relation, int(second))] == [int(first)]
+        (word,) = (word for word in SAID if f" {word} a" in caption["text"])
+        one, other = names[int(first)], names[int(second)]
+        mentioned = sorted((one, other), key=lambda name: re.search(rf"\b{name}\b", caption["text"]).start())
+        said = (mentioned[0], SAID[word], mentioned[1])
+        canonical = (said[2], TURNED[said[1]], said[0]) if said[1] in TURNED else said
+        assert canonical == (one, relation, other)
+        labels.add(row["label"])
+    assert len(labels) > 20  # of 24: six pairs of four objects, two relations, two orders; less the pairs held out
