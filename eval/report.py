@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -42,8 +42,8 @@ def table(results: Mapping[str, Results]) -> str:
         results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks.
     """
     _check_same_tasks(results)
-    rows = [["hit@1, %", *results]]
     metrics = {name: task["metric"] for name, task in next(iter(results.values()))["tasks"].items()}
+    rows = [[f"{_unit(metrics.values())}, %", *results]]
     for meta_task, names in _by_meta_task(results).items():
         rows.append([f"**{META_TITLES[meta_task]}**", *_percents(results, "meta_tasks", meta_task)])
         for name in names:
@@ -95,6 +95,7 @@ def write_report(
     if subject not in results:
         raise ValueError(f"the report's subject '{subject}' is none of its columns: {', '.join(results)}.")
     others = [title for title in results if title != subject]
+    metrics = sorted({task["metric"] for task in results[subject]["tasks"].values()})
     published = PUBLISHED.get(results[subject]["benchmark"])
     partial = _partial(results, published) if published else ""
     beside = published if not partial else None
@@ -116,6 +117,8 @@ def write_report(
         meta_titles=META_TITLES,
         by_meta_task=_by_meta_task(results),
         by_group=_by_group(results),
+        metrics=metrics,
+        unit=_unit(metrics),
         searches=[name for name, task in results[subject]["tasks"].items() if "R@1" in task],
         published=beside,
         partial=partial,
@@ -181,6 +184,11 @@ def _radar(results: Mapping[str, Results], published: Published | None) -> Radar
     scores = {title: [100 * axis.ours(column) for axis in axes] for title, column in results.items()}
     titles = [axis.title for axis in axes]
     return radar(titles, scores, published.shown, published.chance) if published else radar(titles, scores)
+
+
+def _unit(metrics: Collection[str]) -> str:
+    """What the column of names is headed by; other metrics stand beside their tasks' names."""
+    return "score" if metrics and "hit@1" not in metrics else "hit@1"
 
 
 def _headline(column: Results) -> float:

@@ -26,7 +26,6 @@ STS = {
 }
 PREMISES = 1000
 HELD_OUT = 1000
-PAIRS = 5000
 
 
 def sts(source: str = "mteb", subsets: Sequence[str] | None = None) -> list[SimilarityTask]:
@@ -79,21 +78,22 @@ def nli(source: str = "sentence-transformers/all-nli", premises: int = PREMISES)
     ]
 
 
-def agreement(teacher: str, seed: int = 0) -> list[SimilarityTask]:
+def agreement(teacher: str, seed: int = 0, size: int = HELD_OUT) -> list[SimilarityTask]:
     """Compare with a teacher on held-out texts of the OpenMoji world.
 
     Args:
         teacher (`str`): A SentenceTransformer's folder, Hub id or package, as stage 1 takes it.
         seed (`int`, *optional*, defaults to 0): Of the texts and of their pairs.
+        size (`int`, *optional*, defaults to 1000): How many texts; five times as many pairs.
     """
     # Here, so that the other benchmarks need neither the world's packages nor sentence-transformers.
     from ..data.teacher import load_teacher
     from ..data.world import texts
 
-    held_out = list(texts("test", HELD_OUT, seed=seed)["text"])
+    held_out = list(texts("test", size, seed=seed)["text"])
     vectors = load_teacher(teacher).encode(held_out, normalize_embeddings=True, show_progress_bar=False)
     source = random.Random(seed)
-    pairs = [source.sample(range(len(held_out)), 2) for _ in range(PAIRS)]
+    pairs = [source.sample(range(len(held_out)), 2) for _ in range(5 * size)]
     first, second = ([{"text": held_out[pair[side]]} for pair in pairs] for side in (0, 1))
     similarities = [float(vectors[one] @ vectors[other]) for one, other in pairs]
     return [SimilarityTask(f"agreement with {Path(teacher).name}", first, second, similarities)]

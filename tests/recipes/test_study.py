@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import yaml
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,3 +86,18 @@ def test_the_table_worked_by_hand(study: ModuleType):
     means = sorted(np.mean([a, b, c]) for a in (10, 0, 30) for b in (10, 0, 30) for c in (10, 0, 30))
     assert (low, high) == pytest.approx((np.percentile(means, 2.5), np.percentile(means, 97.5)))
     assert study.interval(np.array([5.0, 5.0])) == (5.0, 5.0)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_can_be_asked_and_has_its_scores(study: ModuleType, path: Path):
+    asked = yaml.safe_load(path.read_text())
+    assert asked["answer"]
+    for cell, changes in asked["cells"].items():
+        assert changes.keys() <= {"model", *asked["steps"]}, cell
+    for settings in asked["steps"].values():
+        assert (ROOT / settings["script"]).exists() and (ROOT / settings["config"]).exists()
+    kept = json.loads((ROOT / "model_cards" / "study" / f"{path.stem}.json").read_text())
+    assert {cell: sorted(map(int, seeds)) for cell, seeds in kept["scores"].items()} == dict.fromkeys(
+        asked["cells"], asked["seeds"]
+    )
+    assert study.table(kept["scores"]) in (ROOT / "model_cards" / "study.md").read_text()

@@ -7,6 +7,7 @@ WAY is a file of `recipes/accelerate`, without its ending.
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,9 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
         "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"symmetric": True, "k": 3}, contrastive_rows()),
         "distillation": (DistillationTrainer, DistillationConfig, {"kept_graphs": 2}, distillation_rows()),
     }
-    if way not in ("zero2", "zero3"):  # the same rows as a stream, of which every process reads all and keeps its own
+    if way == "zero2":  # differs from stage 3 in what is sharded, not in what is asked of the trainers
+        del stages["distillation"]
+    elif way != "zero3":  # the same rows as a stream, of which every process reads all and keeps its own
         stages["streamed"] = (*stages["contrastive"][:3], IterableDataset.from_generator(contrastive_rows))
     results = {}
     for name, (trainer_class, config_class, options, rows) in stages.items():
@@ -139,7 +142,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
             return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
 
         trainer = make_trainer()
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) if way is None else nullcontext() as profiler:
             trainer.train()
         trainer.save_model()
         trainer.accelerator.wait_for_everyone()
@@ -147,7 +150,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
         results[name] = {
             "log": [e for e in trainer.state.log_history if "loss" in e],
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
-            "all_reduces": sum(event.count for event in profiler.key_averages() if event.key == "gloo:all_reduce"),
+            "all_reduces": profiler and sum(e.count for e in profiler.key_averages() if e.key == "gloo:all_reduce"),
             "has_pictures": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
             "files": sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()),
             "sharded": [name for name, module in trainer.model.named_modules() if is_sharded(module)],

@@ -15,7 +15,8 @@ from unime import UniMEModel
 SCRIPT = str(Path(__file__).parent / "joined_batch.py")
 SEVERAL = ["two", "shards", "zero2", "zero3"]
 PROCESSES = ["one.0", *(f"{name}.{rank}" for name in SEVERAL for rank in (0, 1))]
-STAGES = [(name, stage) for name in ["one", *SEVERAL] for stage in ("contrastive", "distillation")]
+STAGES = [(name, "contrastive") for name in ["one", *SEVERAL]]
+STAGES += [(name, "distillation") for name in ("one", "two", "shards", "zero3")]
 STAGES += [(name, "streamed") for name in ("one", "two", "shards")]
 
 
