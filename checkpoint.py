@@ -15,9 +15,10 @@ from .modeling_unime import UniMEModel
 from .processing_unime import processor_from_backbone
 
 
+TRAINING_RECORD = "training.json"  # beside a trained checkpoint: its stages and their settings
+
 # Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
 # empty ones leave the one-word prompt of the chat template, so mteb finds a prompt for queries and for documents.
-TRAINING_RECORD = "training.json"  # beside a trained checkpoint: its stages and their settings
 PROMPTS = {
     "query": "",
     "document": "",

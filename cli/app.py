@@ -74,12 +74,14 @@ def merge(
 @app.command()
 def card(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint; its README.md is written anew.")],
-    evaluation: Annotated[list[Path], typer.Option(help="Folder that `unime eval` wrote; may be repeated.")] = [],  # noqa: B006
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="Folder that `unime eval` wrote; may be repeated.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="The model's column there; the first if not given.")] = None,
     notes: Annotated[Path | None, typer.Option(help="Markdown on the results, data, limits and licences.")] = None,
     commands: Annotated[Path | None, typer.Option(help="The shell script that made it; the card shows it.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Hub id of the backbone.")] = None,
-    dataset: Annotated[list[str], typer.Option(help="Hub id of training data; may be repeated.")] = [],  # noqa: B006
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of training data; may be repeated.")] = None,
     license: Annotated[str, typer.Option(help="Licence of the weights.")] = "apache-2.0",
 ) -> None:
     """Write a checkpoint's model card from what was measured, with the metadata that the Hub reads."""
@@ -89,7 +91,7 @@ def card(
     model, _ = load_model(str(checkpoint))
     metadata = {"license": license, "base_model": base_model, "datasets": dataset or None}
     name = checkpoint.resolve().name
-    files = evaluated_card(model, name, evaluation, title, notes, commands, **metadata)
+    files = evaluated_card(model, name, evaluation or (), title, notes, commands, **metadata)
     write_files(checkpoint, files)
     typer.echo("\n".join(str(checkpoint / name) for name in files))
 
@@ -110,9 +112,9 @@ def _table(described: dict[str, Any]) -> str:
     width = max(map(len, described))
     lines = []
     for name, value in described.items():
-        values = (
-            [f"{key}: {text or '(one-word prompt)'}" for key, text in value.items()] if name == "prompts" else [value]
-        )
+        values = [value]
+        if isinstance(value, dict):
+            values = [f"{key}: {text or '(one-word prompt)'}" for key, text in value.items()]
         lines += [f"{name if number == 0 else '':<{width}}  {shown}" for number, shown in enumerate(values)]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 
-from .fresh import load_fresh
+from .published import chosen_sets, open_published
 from .rows import located, with_pictures
 
 
@@ -60,6 +60,8 @@ TARGET_PROMPTS = {
     **dict.fromkeys(("VisualNews_i2t", "MSCOCO_i2t"), _CAPTION),
 }
 
+COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+
 
 def mmeb_train(
     source: str = "TIGER-Lab/MMEB-train",
@@ -91,18 +93,10 @@ def mmeb_train(
         ValueError: There is no such set, or it lacks a column. When a row is read, its picture is missing.
     """
     parts, weights = [], weights or {}
-    for subset in (*(subsets or INSTRUCTIONS), *weights):
-        if subset not in INSTRUCTIONS:
-            raise ValueError(f"MMEB-train has no set {subset!r}: choose from {', '.join(INSTRUCTIONS)}")
-    for subset in subsets or INSTRUCTIONS:
-        published = load_fresh(source, subset, split="original")
-        missing = {"qry", "qry_image_path", "pos_text", "pos_image_path"} - set(published.column_names)
-        if missing:
-            raise ValueError(
-                f"{source}, set {subset} lacks the column(s) {', '.join(sorted(missing))}; found: "
-                f"{', '.join(published.column_names)}. Give MMEB-train as it is published"
-            )
-        published = located(published, f"MMEB-train {subset}")
+    chosen_sets(weights, INSTRUCTIONS, "MMEB-train")
+    for subset in chosen_sets(subsets, INSTRUCTIONS, "MMEB-train"):
+        name = f"MMEB-train {subset}"
+        published = located(open_published(name, source, COLUMNS, subset, "original"), name)
         if cap is not None and len(published) > cap:
             published = published.shuffle(seed=seed).select(range(cap))
         if subset in weights:

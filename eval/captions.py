@@ -12,7 +12,7 @@ from pathlib import Path
 
 import datasets
 
-from ..data.fresh import load_fresh
+from ..data.published import open_published
 from ..data.rows import read_picture
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
@@ -33,10 +33,7 @@ def coco(source: str = "royokong/coco_test") -> list[RetrievalTask]:
 
 
 def _captioned(name: str, source: str) -> list[RetrievalTask]:
-    rows = load_fresh(source, split="test")
-    missing = [column for column in ("image", "text") if column not in rows.column_names]
-    if missing:
-        raise ValueError(f"{source} lacks the column(s) {', '.join(missing)}; found: {', '.join(rows.column_names)}")
+    rows = open_published(name, source, ("image", "text"))
     rows = rows.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
     texts = [list(captions)[:CAPTIONS] for captions in rows["text"]]
     root = Path()

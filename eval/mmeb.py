@@ -10,8 +10,8 @@ The mean of the four meta-tasks, which UniME's paper prints as "Overall", is the
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.fresh import load_fresh
 from ..data.mmeb import INSTRUCTIONS, mmeb_item
+from ..data.published import chosen_sets, open_published
 from ..data.rows import read_picture
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
@@ -89,21 +89,12 @@ def tasks(
     Raises:
         ValueError: There is no such set, it lacks a column, a row has no candidates, or pictures are missing.
     """
-    for name in subsets or ():
-        if name not in SETS:
-            raise ValueError(f"MMEB has no set {name!r}: choose from {', '.join(SETS)}")
-    return [_task(name, source, Path(image_root)) for name in subsets or SETS]
+    return [_task(name, source, Path(image_root)) for name in chosen_sets(subsets, SETS, "MMEB")]
 
 
 def _task(name: str, source: str, root: Path) -> RetrievalTask:
     meta_task, in_distribution, of_query, of_candidate = SETS[name]
-    rows = load_fresh(source, name, split="test")
-    missing = [column for column in COLUMNS if column not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"{source}, set {name} lacks the column(s) {', '.join(missing)}; found: {', '.join(rows.column_names)}. "
-            "Give MMEB-eval as it is published"
-        )
+    rows = open_published(f"MMEB {name}", source, COLUMNS, name)
     queries, pools = [], []
     numbers: dict[tuple[str, str], int] = {}  # text and path of a candidate -> its number: each is embedded once
     for number, row in enumerate(rows):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 
-from ..data.fresh import load_fresh
+from ..data.published import open_published
 
 
 def open_set(
@@ -37,23 +37,4 @@ def open_set(
     place = repository if source is None else Path(source) / repository
     if source is not None and not place.is_dir():
         raise ValueError(f"MMEB-V2 {name}: there is no folder {place}: copy the dataset {repository} there")
-    rows = load_fresh(str(place), config, split=split)
-    missing = [column for column in columns if column not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"MMEB-V2 {name}: {place} lacks the column(s) {', '.join(missing)}; found: "
-            f"{', '.join(rows.column_names)}. Give the dataset as it is published"
-        )
-    return rows
-
-
-def checked(subsets: Sequence[str] | None, sets: Sequence[str], of: str) -> list[str]:
-    """Names of the sets to open, all where none are given.
-
-    Raises:
-        ValueError: There is no such set.
-    """
-    for name in subsets or ():
-        if name not in sets:
-            raise ValueError(f"MMEB-V2 has no set {name!r} of {of}: choose from {', '.join(sets)}")
-    return list(subsets or sets)
+    return open_published(f"MMEB-V2 {name}", str(place), columns, config, split)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import datasets
 
+from ..data.published import chosen_sets
 from ..data.rows import read_picture
-from .mmeb_v2 import checked, open_set
+from .mmeb_v2 import open_set
 from .stored import StoredItems
 from .tasks import RetrievalTask
 
@@ -74,7 +75,7 @@ def tasks(source: str | Path | None = None, subsets: Sequence[str] | None = None
         ValueError: There is no such set, it lacks a column, a page has no picture, a query has no relevant page, or
             one that the corpus does not hold.
     """
-    return [_task(name, source) for name in checked(subsets, list(SETS), "visual documents")]
+    return [_task(name, source) for name in chosen_sets(subsets, SETS, "MMEB-V2's visual documents")]
 
 
 def _task(name: str, source: str | Path | None) -> RetrievalTask:

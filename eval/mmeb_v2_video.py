@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.published import chosen_sets
 from ..data.rows import read_picture
-from .mmeb_v2 import checked, open_set
+from .mmeb_v2 import open_set
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
 from .video_classes import BREAKFAST, HMDB51, KINETICS_700, UCF101
@@ -231,7 +232,7 @@ def tasks(
     """
     if frames < 1:
         raise ValueError(f"a video of {frames} frames cannot be embedded: take at least 1")
-    return [_task(name, source, Path(frame_root), frames) for name in checked(subsets, list(SETS), "videos")]
+    return [_task(name, source, Path(frame_root), frames) for name in chosen_sets(subsets, SETS, "MMEB-V2's videos")]
 
 
 def _task(name: str, source: str | Path | None, frame_root: Path, count: int) -> RetrievalTask:

@@ -14,8 +14,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.fresh import load_fresh
-from ..data.rows import require_columns
+from ..data.published import chosen_sets, open_published
 from .tasks import RetrievalTask, SimilarityTask
 
 
@@ -38,15 +37,11 @@ def sts(source: str = "mteb", subsets: Sequence[str] | None = None) -> list[Simi
     Raises:
         ValueError: There is no such set, or it lacks a column.
     """
-    for name in subsets or ():
-        if name not in STS:
-            raise ValueError(f"there is no set {name!r} of similarities: choose from {', '.join(STS)}")
-    return [_judged(name, f"{source}/{STS[name]}") for name in subsets or STS]
+    return [_judged(name, f"{source}/{STS[name]}") for name in chosen_sets(subsets, STS, "similarities")]
 
 
 def _judged(name: str, place: str) -> SimilarityTask:
-    rows = load_fresh(place, split="test")
-    require_columns(rows, ("sentence1", "sentence2", "score"), place)
+    rows = open_published(name, place, ("sentence1", "sentence2", "score"))
     first, second = ([{"text": text} for text in rows[column]] for column in ("sentence1", "sentence2"))
     return SimilarityTask(name, first, second, list(rows["score"]))
 
@@ -57,8 +52,7 @@ def nli(source: str = "sentence-transformers/all-nli", premises: int = PREMISES)
     Raises:
         ValueError: It lacks a column.
     """
-    rows = load_fresh(source, "triplet", split="test")
-    require_columns(rows, ("anchor", "positive", "negative"), source)
+    rows = open_published("AllNLI", source, ("anchor", "positive", "negative"), "triplet")
     follows: dict[str, set[str]] = {}
     hypotheses: dict[str, int] = {}
     for row in rows:

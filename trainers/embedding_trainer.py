@@ -20,9 +20,10 @@ from ..processing_unime import micro_batches
 from .distributed import sum_gradients
 from .embedding_config import EmbeddingConfig
 from .frozen import PicturesOnce, sees_frozen
-from .gradient_cache import MicroBatch, cached_loss
+from .gradient_cache import MicroBatch, cached_loss, send_back
 from .sharding import common_plan, is_sharded, sum_when_reducing
 from .training_record import write_training_record
+from .zero import through
 
 
 Batch = Mapping[str, Any]
@@ -126,11 +127,8 @@ class EmbeddingTrainer(Trainer, ABC):
         embedder = self._embedder
         if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
             embed = PicturesOnce(embedder.backbone, embed)
-        if self.is_deepspeed_enabled and self.model.training:
-            from .zero import through
-
-            return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs, through(model))
-        return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs)
+        back = through(model) if self.is_deepspeed_enabled else send_back
+        return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs, back)
 
     @property
     def _embedder(self) -> Module:

@@ -5,14 +5,19 @@ are what gradient accumulation is to other trainers: each is sent back through t
 one. The processes must take the same steps, as under FSDP2 (`sharding.common_plan`).
 """
 
+from typing import TYPE_CHECKING
+
 import torch
-from deepspeed import DeepSpeedEngine
 from torch import Tensor, distributed
 
 from .gradient_cache import SendBack
 
 
-def through(engine: DeepSpeedEngine) -> SendBack:
+if TYPE_CHECKING:  # an extra, which those who train without it lack
+    from deepspeed import DeepSpeedEngine
+
+
+def through(engine: "DeepSpeedEngine") -> SendBack:
     """Return what sends gradients back through an engine, summed over the processes: ZeRO takes their mean."""
     processes = distributed.get_world_size()
 

@@ -122,7 +122,7 @@ def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
     assert tasks(ImageNet_1K=0.5) == ["ImageNet_1K"] * 2 + ["CIRR"]
     assert tasks(CIRR=2, ImageNet_1K=1.25) == ["ImageNet_1K"] * 5 + ["CIRR"] * 2
     assert tasks(ImageNet_1K=0) == ["CIRR"]
-    with pytest.raises(ValueError, match="no set 'ImageNet': choose from"):
+    with pytest.raises(ValueError, match="no set 'ImageNet' of MMEB-train: choose from"):
         tasks(ImageNet=2)
 
 
@@ -135,7 +135,8 @@ def test_a_missing_picture_is_named_with_its_set_and_row(publish: Publish):
 
 def test_a_set_or_a_column_that_is_not_there_is_named(publish: Publish):
     folder = publish({"CIRR": [{"qry": "text", "pos_text": "text"}]})
-    with pytest.raises(ValueError, match="no set 'CIFAR-100': choose from ImageNet_1K, "):
+    with pytest.raises(ValueError, match="no set 'CIFAR-100' of MMEB-train: choose from ImageNet_1K, "):
         mmeb_train(str(folder), folder, ["CIFAR-100"])
-    with pytest.raises(ValueError, match="set CIRR lacks the column.s. pos_image_path, qry_image_path; found: qry, "):
+    reason = "MMEB-train CIRR: .* lacks the column.s. qry_image_path, pos_image_path; found: qry, "
+    with pytest.raises(ValueError, match=reason):
         mmeb_train(str(folder), folder, ["CIRR"])

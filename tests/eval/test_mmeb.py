@@ -108,7 +108,7 @@ def test_strings_are_taken_apart_as_published(publish: Publish):
 
 
 def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):
-    with pytest.raises(ValueError, match="MMEB has no set 'CIFAR-100': choose from ImageNet-1K, N24News"):
+    with pytest.raises(ValueError, match="there is no set 'CIFAR-100' of MMEB: choose from ImageNet-1K, N24News"):
         tasks("anywhere", subsets=["CIFAR-100"])
 
     def change(row: dict) -> dict:
@@ -118,7 +118,7 @@ def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Pat
 
     folder = publish(["ImageNet-1K"], change=change)
     with pytest.raises(
-        ValueError, match="set ImageNet-1K lacks the column.s. qry_text; found: .*Give MMEB-eval as it"
+        ValueError, match="MMEB ImageNet-1K: .* lacks the column.s. qry_text; found: .*Give the dataset as it"
     ):
         tasks(str(folder), folder, ["ImageNet-1K"])
 

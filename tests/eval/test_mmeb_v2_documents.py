@@ -109,7 +109,8 @@ def test_queries_and_pages_carry_the_published_instructions(publish: Publish):
 
 
 def test_what_is_not_as_published_is_refused_in_one_sentence(publish: Publish, tmp_path: Path):
-    with pytest.raises(ValueError, match="MMEB-V2 has no set 'ViDoRe' of visual documents: choose from ViDoRe_arxiv"):
+    reason = "there is no set 'ViDoRe' of MMEB-V2's visual documents: choose from ViDoRe_arxiv"
+    with pytest.raises(ValueError, match=reason):
         tasks(subsets=["ViDoRe"])
     with pytest.raises(ValueError, match="ViDoSeek-doc, queries: there is no folder .*copy the dataset VLM2Vec/ViDoS"):
         tasks(tmp_path, ["ViDoSeek-doc"])

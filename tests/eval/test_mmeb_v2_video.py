@@ -282,7 +282,8 @@ def test_other_columns_are_refused_by_name(publish: Publish):
         ValueError, match="^MMEB-V2 K700: .* lacks the column.s. pos_text; found: video_id, class. Give"
     ):
         tasks(source, frame_root, ["K700"])
-    with pytest.raises(ValueError, match="MMEB-V2 has no set 'Kinetics' of videos: choose from K700, SmthSmthV2"):
+    reason = "there is no set 'Kinetics' of MMEB-V2's videos: choose from K700, SmthSmthV2"
+    with pytest.raises(ValueError, match=reason):
         tasks(subsets=["Kinetics"])
 
 
