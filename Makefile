@@ -1,10 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-slow lint format clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 # Made anew only when the requirements or the pins change. torch first, so that pip never weighs another version of it.
 .venv/installed: pyproject.toml constraints.txt
@@ -18,6 +18,10 @@ demo: .venv/installed ## train on real pictures for minutes, print the table, wr
 
 test: .venv/installed ## run the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+
+test-slow: .venv/installed ## run what takes long: kills, load, Ray, a real browser (Chromium must be there)
+	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 lint: .venv/installed ## check style
 	$(BIN)/ruff check .

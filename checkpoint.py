@@ -1,12 +1,13 @@
 """A UniME checkpoint: one folder that `AutoModel` and `SentenceTransformer` both load, and its way to the Hub."""
 
+import hashlib
 import json
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi, ModelCardData, try_to_load_from_cache
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -16,6 +17,8 @@ from .processing_unime import processor_from_backbone
 
 
 TRAINING_RECORD = "training.json"  # beside a trained checkpoint: its stages and their settings
+DECIDING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configurations, template, tokenizer
+PROSE = ("results-", TRAINING_RECORD)  # names of files that say how good a model is or how it came about
 
 # Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
 # empty ones leave the one-word prompt of the chat template, so mteb finds a prompt for queries and for documents.
@@ -47,6 +50,27 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
     if AutoConfig.from_pretrained(path).model_type == UniMEConfig.model_type:
         return UniMEModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
     return UniMEModel.from_backbone(path, **kwargs), processor_from_backbone(path)
+
+
+def revision(checkpoint: str) -> str:
+    """The commit of a Hub id, or a hash of the contents of a folder's files: a copy of a checkpoint is the same model.
+
+    Files that decide no vector, such as the model card, do not count. A folder is read whole, which takes about as
+    long as to load it.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id of a checkpoint or backbone.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(checkpoint, "config.json")  # in a folder that has the commit's name
+        return Path(cached).parent.name if isinstance(cached, str) else "unknown"
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in DECIDING and not path.name.startswith(PROSE):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def save_checkpoint(
@@ -81,7 +105,7 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory, state_dict=state_dict)
     processor.save_pretrained(directory)
-    _write_sentence_transformer(model, directory)
+    write_sentence_transformer(model, directory)
     (directory / "README.md").write_text(model_card(model) if card is None else card)
     return directory
 
@@ -123,7 +147,7 @@ def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> s
     )
 
 
-def _write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
+def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
     """Describe the folder to sentence-transformers with its own classes only: Transformer, Pooling, Normalize."""
     package = "sentence_transformers."
     modules = [

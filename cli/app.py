@@ -7,11 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from .embed import embed
+from .export import export
+from .options import AsJson
+from .search import index, search
+from .serve import serve
+
 
 app = typer.Typer(name="unime", no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 # What a command needs is imported when it runs: `unime --help` answers at once.
+
+
+app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.command()(serve)
+app.command()(export)
 
 
 class Type(StrEnum):
@@ -99,7 +112,7 @@ def card(
 @app.command()
 def info(
     checkpoint: Annotated[str, typer.Argument(help="Folder or Hub id of a checkpoint.")] = "checkpoints/unime-tiny",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a checkpoint is: backbone, sizes, limits, prompts and the versions that wrote it."""
     from .info import describe

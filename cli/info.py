@@ -8,8 +8,8 @@ from huggingface_hub import get_local_safetensors_metadata, get_safetensors_meta
 from transformers import AutoConfig, AutoProcessor
 from transformers.utils import cached_file
 
+from ..checkpoint import revision
 from ..configuration_unime import UniMEConfig
-from ..eval.record import revision
 
 
 def describe(checkpoint: str) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..processing_unime import as_item
 
@@ -126,19 +127,40 @@ def _read_item(item: Mapping[str, Any], where: str, root: Path) -> dict[str, Any
     return item
 
 
-def read_picture(picture: str | Mapping[str, Any], where: str, root: Path) -> Image.Image:
-    """Open a path, or what `datasets` stores for a picture: its bytes and its path."""
+def read_picture(picture: str | Mapping[str, Any], where: str, root: Path, upright: bool = False) -> Image.Image:
+    """Open a path, or what `datasets` stores for a picture (its bytes and its path), as RGB.
+
+    Of an animation this is the first frame; transparency is dropped, and of 16 bits a pixel the upper 8 are kept.
+
+    Args:
+        picture (`str` or `Mapping`): The picture.
+        where (`str`): What errors begin with.
+        root (`Path`): Folder that the path starts from.
+        upright (`bool`): Turn the picture as its EXIF orientation says, as a viewer would show it.
+
+    Raises:
+        ValueError: The picture is missing or unreadable, in one sentence.
+    """
     stored = picture if isinstance(picture, Mapping) else {"bytes": None, "path": picture}
     path = root / (stored["path"] or "")
     try:
         with Image.open(path if stored["bytes"] is None else BytesIO(stored["bytes"])) as opened:
-            return opened.convert("RGB")
-    except OSError as error:
+            return _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
+    except Exception as error:  # for broken files Pillow's decoders raise errors of many kinds
         absent = stored["bytes"] is None and not path.exists()
         reason = "it does not exist" if absent else f"it is not a readable picture ({error})"
-        raise ValueError(
-            f"{where}: cannot read the picture {path}: {reason}; mend the path or remove the row"
-        ) from None
+        name = "its picture" if stored["path"] is None else f"the picture {path}"
+        raise ValueError(f"{where}: cannot read {name}: {reason}; mend the path or remove the row") from None
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F"):  # Pillow would cut all values at 255
+        raise ValueError(f"its pixels are numbers of mode {picture.mode}: save it with 8 or 16 bits a pixel")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("P", "PA") and "transparency" in picture.info:  # Pillow warns where it converts at once
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
 
 
 def content_hash(item: Mapping[str, Any]) -> int:

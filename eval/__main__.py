@@ -18,11 +18,12 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
+from ..checkpoint import revision
 from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark
 from .chart import curve
 from .embedders import load_embedder
 from .gallery import galleries
-from .record import record, revision
+from .record import record
 from .report import table, write_report
 from .store import EmbeddingStore
 from .tasks import evaluate

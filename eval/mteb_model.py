@@ -30,7 +30,7 @@ from mteb.types import PromptType
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from .record import revision as revision_of
+from ..checkpoint import revision as revision_of
 
 
 WINDOW = 512  # items held, pictures decoded, and sorted at a time; mteb's own batches may be as small as one picture

@@ -1,0 +1,179 @@
+"""Load on `unime serve`: latency and throughput, with request batching and with the same server answering one by one.
+
+    python benchmarks/serving.py --clients 1 8 64 --seconds 10
+
+Each client sends a request, waits for the answer and sends the next. Every vector is held against `UniMEModel.encode`.
+With `--hostile 0.05`, that share of the requests is broken, too large, or hangs up; they must fail, and nobody else.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import torch
+from PIL import Image
+from trl import TrlParser
+
+from unime import load_model
+
+
+SERVE = "import typer; from unime.cli.serve import serve; typer.run(serve)"
+POOL = 200  # different items
+
+
+@dataclass
+class ScriptArguments:
+    """What to measure."""
+
+    model: str = field(default="checkpoints/unime-tiny", metadata={"help": "Checkpoint."})
+    device: str = field(default="cpu", metadata={"help": "Where the server computes."})
+    clients: list[int] = field(default_factory=lambda: [1, 8, 64], metadata={"help": "Clients at a time."})
+    seconds: float = field(default=10.0, metadata={"help": "Length of each measurement, after a second of warming."})
+    pictures: float = field(default=0.25, metadata={"help": "Share of items that have a picture."})
+    hostile: float = field(default=0.0, metadata={"help": "Share of requests that are broken, too large or hang up."})
+    tolerance: float = field(default=1e-5, metadata={"help": "Largest difference of a vector's entry from `encode`."})
+    output: str = field(default="benchmarks/results/serving.json", metadata={"help": "Where the figures are written."})
+
+
+def pool(pictures: float) -> tuple[list[Any], list[Any]]:
+    """Return the items, and what is sent for them."""
+    rng = np.random.default_rng(0)
+    items: list[Any] = []
+    sent: list[Any] = []
+    for number in range(POOL):
+        text = f"item {number}: " + " ".join(rng.choice(["red", "cat", "of", "sun", "seven", "hats"], 3 + number % 20))
+        if number >= pictures * POOL:
+            items.append(text)
+            sent.append(text)
+            continue
+        picture = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        items.append({"text": text, "image": picture})
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        sent.append([{"role": "user", "content": parts}])
+    return items, sent
+
+
+def hostile_bodies() -> list[bytes]:
+    """Return bodies that a server must refuse with a status from 400 to 499."""
+    broken = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}
+    inside = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}]}
+    requests = [
+        {"input": "far too long " * 5000},
+        {"input": ["a", None]},
+        {"messages": [broken]},
+        {"messages": [inside]},
+    ]
+    return [*(json.dumps(one).encode() for one in requests), b"[" * 100_000, b" " * 20_000_000]
+
+
+@contextmanager
+def served(script: ScriptArguments, batch_items: int) -> Iterator[str]:
+    """Start a server and give its address."""
+    options = ["--model", script.model, "--device", script.device, "--port", "0", "--batch-items", str(batch_items)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, *options], env=environment, stdout=subprocess.PIPE, stderr=sys.stderr, text=True
+    )
+    try:
+        address = next(line for line in process.stdout if " at http://" in line).split(" at ")[1].strip()
+        while process.poll() is None:
+            try:
+                httpx2.get(address.replace("/v1", "/health"))
+                break
+            except httpx2.ConnectError:  # the model is not warm yet
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def load(
+    script: ScriptArguments, address: str, clients: int, sent: list[Any], truth: np.ndarray
+) -> tuple[list[float], int]:
+    """Return the seconds of each good request, and how many hostile ones were refused."""
+    latencies: list[float] = []
+    refused = 0
+    begin = time.perf_counter() + 1
+    bodies = hostile_bodies() if script.hostile else []
+
+    async def client(number: int, http: httpx2.AsyncClient) -> None:
+        nonlocal refused
+        own = random.Random(number)
+        while time.perf_counter() < begin + script.seconds:
+            if own.random() < script.hostile:
+                await misbehave(own, http)
+                refused += 1
+                continue
+            item = own.randrange(POOL)
+            started = time.perf_counter()
+            answer = await http.post("/embeddings", json={"input": [sent[item]], "encoding_format": "base64"})
+            seconds = time.perf_counter() - started
+            assert answer.status_code == 200, answer.text
+            vector = np.frombuffer(base64.b64decode(answer.json()["data"][0]["embedding"]), "<f4")
+            np.testing.assert_allclose(vector, truth[item], rtol=0, atol=script.tolerance)
+            if started + seconds >= begin:
+                latencies.append(seconds)
+
+    async def misbehave(own: random.Random, http: httpx2.AsyncClient) -> None:
+        if own.random() < 0.3:
+            try:
+                await http.post("/embeddings", json={"input": ["gone"] * 5}, timeout=own.choice([0.001, 0.02]))
+            except httpx2.TimeoutException:
+                pass
+            return
+        answer = await http.post("/embeddings", content=own.choice(bodies))
+        assert 400 <= answer.status_code < 500, answer.text
+
+    limits = httpx2.Limits(max_connections=None)
+    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as http:
+        async with asyncio.TaskGroup() as group:
+            for number in range(clients):
+                group.create_task(client(number, http))
+    return latencies, refused
+
+
+def main(script: ScriptArguments) -> None:
+    items, sent = pool(script.pictures)
+    model, processor = load_model(script.model, dtype="float32")
+    truth = model.encode(items, processor)
+    rows = []
+    print("| clients | requests are | p50, ms | p95, ms | p99, ms | items/s |\n|---|---|---|---|---|---|")
+    for clients in script.clients:
+        for name, batch_items in (("batched", 64), ("answered one by one", 1)):
+            with served(script, batch_items) as address:
+                latencies, refused = asyncio.run(load(script, address, clients, sent, truth))
+            if not latencies:
+                raise ValueError(f"no request was answered within {script.seconds} seconds: raise --seconds")
+            p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) * 1000
+            rate = len(latencies) / script.seconds
+            print(f"| {clients} | {name} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {rate:.1f} |", flush=True)
+            rows.append(
+                {"clients": clients, "requests are": name, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+                | {"items_per_second": rate, "answers_checked": len(latencies), "hostile_refused": refused}
+            )
+    machine = {"machine": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__}
+    path = Path(script.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(machine | {"settings": asdict(script), "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments,)).parse_args_and_config())

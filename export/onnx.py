@@ -1,0 +1,159 @@
+"""The text path as an ONNX graph: `input_ids` and `attention_mask` in, `sentence_embedding` out."""
+
+import shutil
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..checkpoint import PROMPTS
+from ..modeling_unime import UniMEModel
+from ..processing_unime import Item, as_item, messages
+from .plain import complete_template, new_folder
+
+
+TOLERANCE = 1e-4  # most that a number of an embedding may differ from torch's
+
+# What every export is measured with: lengths far apart, in batches of one and of several, padded on either side.
+PROBES = [
+    ["a"],
+    [
+        "a cat",
+        "a pizza on a red tile to the left of a cat " * 6,
+        {"text": "", "instruction": "Name it"},
+    ],
+    [{"text": "two dogs", "instruction": PROMPTS["text_to_image"]}] * 5,
+]
+
+CARD = """\
+# Text path of a UniME checkpoint
+
+`model.onnx` embeds texts ({dimensions} dimensions, float32) as the checkpoint that it was made from does; pictures
+need that checkpoint. The prompt is in the chat template, an instruction is the system message.
+
+```python
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx")
+conversations = [[{{"role": "user", "content": text}}] for text in ["a slice of pizza", "two dogs"]]
+inputs = tokenizer.apply_chat_template(conversations, return_dict=True, padding=True, return_tensors="np")
+(embeddings,) = session.run(["sentence_embedding"], dict(inputs))
+```
+"""
+
+
+class TextPath(nn.Module):
+    """The language model and UniME's pooling, in operations that keep batch and length free in a graph."""
+
+    def __init__(self, model: UniMEModel):
+        super().__init__()
+        self.decoder = model.backbone.get_decoder()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Embed a batch of token ids, `(batch, tokens)` both, as `(batch, dimensions)` unit vectors."""
+        output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        hidden = output.last_hidden_state
+        positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+        last = (attention_mask * positions).argmax(dim=1)  # (batch,), whichever side is padded
+        pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
+        return nn.functional.normalize(pooled, dim=-1)
+
+
+def text_onnx(model: UniMEModel, processor: ProcessorMixin, directory: str | Path) -> float:
+    """Export the text path with its tokenizer and template, and measure it against the model.
+
+    Args:
+        model ([`UniMEModel`]): The model, in float32 and on the CPU.
+        processor (`ProcessorMixin`): Its processor, with UniME's chat template.
+        directory (`str` or `Path`): Where to write; a new or an empty folder. Nothing is left there after an error.
+
+    Returns:
+        `float`: The largest difference between a number of an embedding from ONNX Runtime and one from torch.
+
+    Raises:
+        ValueError: The folder is not empty, the model is not in float32, torch cannot export its language model, or
+            the graph's embeddings differ from the model's by more than `TOLERANCE`.
+    """
+    if model.dtype != torch.float32:
+        raise ValueError(f"the ONNX form is float32, got a model in {model.dtype}: load it with dtype='float32'")
+    template = complete_template(processor)
+    directory, kind = new_folder(directory), model.config.backbone_config.model_type
+    try:
+        _write_graph(model, directory / "model.onnx")
+        _write_companions(model, processor, template, directory)
+        difference = _largest_difference(model, processor, directory)
+        if not difference <= TOLERANCE:  # true of a difference that is not a number, too
+            raise ValueError(
+                f"the ONNX graph of '{kind}' gives other embeddings than the model (by {difference:.1e}, at most "
+                f"{TOLERANCE:.0e} is allowed), so it was removed: use the plain form"
+            )
+    except (torch.onnx.OnnxExporterError, Fail, InvalidArgument, InvalidGraph, NotImplemented) as error:
+        shutil.rmtree(directory)
+        raise ValueError(
+            f"torch.onnx makes no graph of the language model of '{kind}' that ONNX Runtime runs at every batch size "
+            f"and length ({type(error).__name__}): use the plain form, or `unime serve`"
+        ) from error
+    except BaseException:
+        shutil.rmtree(directory)
+        raise
+    return difference
+
+
+def embed_texts(
+    session: onnxruntime.InferenceSession, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
+) -> np.ndarray:
+    """Embed texts, with or without an instruction, by an exported graph; `(len(items), dimensions)`, unit vectors."""
+    conversations = [messages(as_item(item)) for item in items]
+    inputs = tokenizer.apply_chat_template(conversations, return_dict=True, padding=True, return_tensors="np")
+    feeds = {name: inputs[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+    return session.run(["sentence_embedding"], feeds)[0]
+
+
+def _write_graph(model: UniMEModel, path: Path) -> None:
+    if model.backbone.get_decoder() is model.backbone:
+        raise ValueError(
+            f"'{model.config.backbone_config.model_type}' has no language model of its own to export as ONNX"
+        )
+    ids = torch.full((2, 12), model.backbone.get_input_embeddings().num_embeddings - 1)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # a batch without padding would let the exporter drop the mask
+    free = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+    program = torch.onnx.export(
+        TextPath(model).eval(),
+        (ids, mask),
+        dynamo=True,
+        input_names=["input_ids", "attention_mask"],
+        output_names=["sentence_embedding"],
+        dynamic_shapes=(free, free),
+        verbose=False,
+    )
+    program.save(path, external_data=True)
+
+
+def _write_companions(model: UniMEModel, processor: ProcessorMixin, template: str, directory: Path) -> None:
+    config = deepcopy(model.backbone.config.get_text_config())
+    config.architectures = [type(model.backbone.get_decoder()).__name__]
+    config.save_pretrained(directory)
+    processor.tokenizer.save_pretrained(directory)
+    (directory / "chat_template.jinja").write_text(template)
+    (directory / "README.md").write_text(CARD.format(dimensions=model.config.hidden_size))
+
+
+def _largest_difference(model: UniMEModel, processor: ProcessorMixin, directory: Path) -> float:
+    """Measure what was written: its tokenizer, template and graph against the model's own way."""
+    session = onnxruntime.InferenceSession(directory / "model.onnx")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    differences = []
+    for items in PROBES:
+        expected = model.encode(items, processor)
+        for tokenizer.padding_side in ("left", "right"):
+            differences.append(np.abs(embed_texts(session, tokenizer, items) - expected).max())
+    return float(max(differences))

@@ -1,0 +1,132 @@
+"""The plain form: the backbone under its native class, so that serving engines load it and no code comes along."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from transformers import AutoModelForImageTextToText, ProcessorMixin
+
+from ..checkpoint import PROMPTS, write_sentence_transformer
+from ..modeling_unime import UniMEModel
+from ..processing_unime import as_item, messages
+
+
+CARD = """\
+---
+{metadata}
+---
+# Plain UniME checkpoint
+
+The weights of a [UniME](https://arxiv.org/abs/2504.17432) embedder ({parameters} parameters, {dimensions} dimensions)
+under the names of `{architecture}`, without its language-model head. It holds no code: `SentenceTransformer` and
+`AutoModel` load it without `trust_remote_code`, and serving engines read its class, weights and pooling.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+embeddings = model.encode(["a slice of pizza", picture, {{"image": picture, "text": "What is this?"}}])
+```
+
+```sh
+vllm serve path/to/this/folder --runner pooling --convert embed
+```
+
+The prompt is in `chat_template.jinja`: engines must be asked with `messages`, not with bare text. An embedding is the
+normalised last hidden state of the last token. An instruction is the system message; these have a name:
+
+| name | instruction |
+|---|---|
+{prompts}
+"""
+
+
+def plain_checkpoint(
+    model: UniMEModel, processor: ProcessorMixin, directory: str | Path, metadata: ModelCardData | None = None
+) -> Path:
+    """Write a checkpoint of native transformers classes only, in the type that the model's weights have.
+
+    Args:
+        model ([`UniMEModel`]): The model; LoRA adapters must have been merged into it.
+        processor (`ProcessorMixin`): Its processor, with UniME's chat template.
+        directory (`str` or `Path`): Where to write; a new or an empty folder.
+        metadata (`ModelCardData`, *optional*): What the card says to the Hub: licence, results, ...
+
+    Returns:
+        `Path`: The directory.
+
+    Raises:
+        ValueError: The folder is not empty, the model carries unmerged adapters, the processor has no chat template
+            or adds tokens that a template cannot write, or the generative class does not wrap the backbone as it is.
+    """
+    directory = new_folder(directory)
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError(
+            "this model carries LoRA adapters: merge them (`model.merge_and_unload()`) before exporting it"
+        )
+    template = complete_template(processor)
+    # Engines map the names of the generative class, which is the backbone and a head. The head has no weights here:
+    # nothing that embeds reads them, and engines that pool leave theirs out.
+    with torch.device("meta"):
+        native = AutoModelForImageTextToText.from_config(model.backbone.config)
+    places = [name for name, child in native.named_children() if type(child) is type(model.backbone)]
+    if not places:
+        raise ValueError(
+            f"{type(native).__name__} does not hold a {type(model.backbone).__name__} that could be put back into it: "
+            "this backbone has no plain form, take the checkpoint with its code"
+        )
+    setattr(native, places[0], model.backbone)
+    weights = {name: weight for name, weight in native.state_dict().items() if weight.device.type != "meta"}
+    native.save_pretrained(directory, state_dict=weights)
+    processor.save_pretrained(directory)
+    (directory / "chat_template.jinja").write_text(template)
+    write_sentence_transformer(model, directory)
+    (directory / "README.md").write_text(plain_card(model, type(native).__name__, metadata))
+    return directory
+
+
+def new_folder(directory: str | Path) -> Path:
+    """Make a folder, or refuse one that holds files: what was there before would pass for part of the export."""
+    directory = Path(directory)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty: name a new folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def complete_template(processor: ProcessorMixin) -> str:
+    """Give the chat template with the beginning-of-sequence token that the tokenizer would have added to its text.
+
+    transformers adds that token to a rendered text that lacks it; serving engines tokenise a rendered conversation as
+    it is. A template that writes the token gives both the same tokens.
+
+    Raises:
+        ValueError: The processor has no chat template, or its tokenizer adds more than that one token.
+    """
+    if processor.chat_template is None:
+        raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
+    tokenizer = processor.tokenizer
+    (text,) = processor.apply_chat_template([messages(as_item("a"))], tokenize=False)
+    begin, bare = tokenizer.bos_token, tokenizer(text, add_special_tokens=False)["input_ids"]
+    added = tokenizer(text)["input_ids"]
+    if added == bare or (begin is not None and text.startswith(begin)):
+        return processor.chat_template
+    if added != [tokenizer.bos_token_id, *bare]:
+        raise ValueError(
+            f"the tokenizer adds {len(added) - len(bare)} special tokens to a prompt, not one at its beginning alone: "
+            "a serving engine would leave them out, so this checkpoint has no plain form"
+        )
+    return f"{{{{- '{begin}' -}}}}\n{processor.chat_template}"
+
+
+def plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | None = None) -> str:
+    """Fill the card of a plain checkpoint."""
+    data = metadata or ModelCardData(tags=["multimodal-embedding", "sentence-transformers", "transformers"])
+    data.library_name, data.pipeline_tag = "sentence-transformers", "sentence-similarity"
+    return CARD.format(
+        metadata=data.to_yaml(),
+        architecture=architecture,
+        parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
+        dimensions=model.config.hidden_size,
+        prompts="\n".join(f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in PROMPTS.items()),
+    )

@@ -1,0 +1,92 @@
+"""What the page draws: found entries, and a heat map; as HTML, in which everything from outside is escaped."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from ..data.rows import read_picture
+from ..search.store import Hit
+from .collection import Found
+
+
+SHOWN = 320  # pixels of the longer side
+
+
+def draw_found(found: Found, title: str | None = None, others: Sequence[Hit] | None = None) -> str:
+    """Cards of what was found.
+
+    Args:
+        found ([`Found`]): The answer.
+        title (`str`, *optional*): Heading.
+        others (`Sequence[Hit]`, *optional*): What another model found: each card then says where the other has it.
+    """
+    places = None if others is None else places_elsewhere(found.hits, others)
+    return _templates().get_template("found.html.jinja").render(found=found, title=title, places=places)
+
+
+def places_elsewhere(hits: Sequence[Hit], others: Sequence[Hit]) -> list[int | None]:
+    """For each hit its place (from 1) among what another model found; None where the other did not find it."""
+    places = {hit.id: place for place, hit in enumerate(others, start=1)}
+    return [places.get(hit.id) for hit in hits]
+
+
+def draw_heat_map(texts: Sequence[str], pictures: Sequence[Image.Image], similarities: np.ndarray) -> str:
+    """A table of texts by pictures, coloured between its least and its greatest similarity.
+
+    Args:
+        texts (`Sequence[str]`), pictures (`Sequence[PIL.Image]`): Rows and columns.
+        similarities (`np.ndarray` of shape `(len(texts), len(pictures))`): Cosines.
+    """
+    least, greatest = float(similarities.min()), float(similarities.max())
+    heats = (similarities - least) / max(greatest - least, 1e-6)
+    return (
+        _templates()
+        .get_template("heat_map.html.jinja")
+        .render(
+            texts=texts,
+            pictures=pictures,
+            similarities=similarities.tolist(),
+            heats=heats.tolist(),
+            best=similarities.argmax(axis=1).tolist(),
+            range=(least, greatest),
+        )
+    )
+
+
+def _source(picture: str | bytes | Image.Image) -> str:
+    """A small copy of a picture as an address that holds it: the page asks for no files of this machine."""
+    if not isinstance(picture, bytes):
+        try:
+            small = (
+                picture.copy() if isinstance(picture, Image.Image) else read_picture(picture, "", Path(), upright=True)
+            )
+        except ValueError:  # the file has gone, or has been damaged, since it was indexed
+            return ""
+        small.thumbnail((SHOWN, SHOWN))
+        data = BytesIO()
+        small.save(data, "WEBP", quality=85)
+        picture = data.getvalue()
+    return f"data:image/webp;base64,{b64encode(picture).decode()}"
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("unime.page", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"source": _source, "cosine": _cosine}
+    return environment

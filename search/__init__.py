@@ -1,0 +1,1 @@
+"""Embed a corpus, keep its vectors, search them and look at what was found."""

@@ -1,0 +1,115 @@
+"""The model as a server runs it: many strangers' items in one batch, each with its own vector or its own error."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+
+from ..modeling_unime import UniMEModel
+from ..processing_unime import micro_batches
+
+
+UNLIMITED = sys.maxsize
+
+
+class RefusedItem(ValueError):
+    """An item that the model cannot read, and why: its sender's to mend."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item to embed, and whether its text may be shortened to what the model reads."""
+
+    item: dict[str, Any]
+    shorten: bool = False
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A unit vector of shape `(dimensions,)`, float32, and how many tokens were read for it."""
+
+    vector: np.ndarray
+    tokens: int
+
+
+class Embedder:
+    """Embeds batches of items as [`UniMEModel.encode`] does, and counts their tokens.
+
+    Args:
+        model ([`UniMEModel`]): The model.
+        processor (`ProcessorMixin`): Its processor.
+        micro_batch_tokens (`int`): Token budget of one forward pass.
+    """
+
+    def __init__(self, model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int = 8192):
+        self.model = model.eval()
+        self.processor = processor
+        self.micro_batch_tokens = micro_batch_tokens
+        text = model.config.backbone_config.get_text_config()
+        self.max_tokens = min(processor.tokenizer.model_max_length, text.max_position_embeddings)
+
+    def __call__(self, tasks: list[Task]) -> list[Embedded | Exception]:
+        """Embed a batch.
+
+        Returns:
+            `list`: For each task what it gave, or its error: [`RefusedItem`] if the item is to blame.
+        """
+        refusals = [self._refusal(task) for task in tasks]
+        embedded = iter(self._halving([task for task, no in zip(tasks, refusals, strict=True) if no is None]))
+        return [next(embedded) if no is None else no for no in refusals]
+
+    def _refusal(self, task: Task) -> RefusedItem | None:
+        """Find a text that is too long by itself, at the cost of reading it once."""
+        text = (task.item.get("instruction") or "") + (task.item.get("text") or "")
+        if task.shorten or len(text.encode()) <= self.max_tokens:  # no token is shorter than a byte
+            return None
+        tokens = len(self.processor.tokenizer(text)["input_ids"])
+        return self._too_long(tokens) if tokens > self.max_tokens else None
+
+    def _too_long(self, tokens: int) -> RefusedItem:
+        return RefusedItem(
+            f"it has {tokens} tokens, the model reads at most {self.max_tokens} with its prompt: shorten or split it, "
+            'or send "truncate_prompt_tokens": -1 to have texts shortened'
+        )
+
+    def _halving(self, tasks: list[Task]) -> list[Embedded | Exception]:
+        """Embed together; where that fails try the halves, so that only the item at fault has an error."""
+        try:
+            return self._together(tasks)
+        except Exception as error:
+            if len(tasks) == 1:
+                return [error]
+        middle = len(tasks) // 2
+        return self._halving(tasks[:middle]) + self._halving(tasks[middle:])
+
+    @torch.inference_mode()
+    def _together(self, tasks: list[Task]) -> list[Embedded]:
+        results: dict[int, Embedded] = {}
+        for positions, batch, lengths in self._prepare(tasks):
+            vectors = self.model(**batch.to(self.model.device)).embeddings.cpu().numpy()
+            if not np.isfinite(vectors).all():
+                raise FloatingPointError("a vector is not finite: serve the model in another --dtype")
+            for position, vector, tokens in zip(positions, vectors, lengths, strict=True):
+                results[position] = Embedded(vector, tokens)
+        return [results[position] for position in range(len(tasks))]
+
+    def _prepare(self, tasks: list[Task]) -> list[tuple[list[int], Any, list[int]]]:
+        """Render and check all tasks before the model computes any: a refusal costs no forward pass."""
+        prepared = []
+        for shorten in (False, True):
+            chosen = [position for position, task in enumerate(tasks) if task.shorten == shorten]
+            items = [tasks[position].item for position in chosen]
+            limit = self.max_tokens if shorten else UNLIMITED
+            try:
+                batches = micro_batches(self.processor, items, self.micro_batch_tokens, limit)
+            except ValueError as error:
+                raise RefusedItem(f"the model's processor refuses it: {str(error).removeprefix('item 0 ')}") from error
+            for indices, batch in batches:
+                lengths = batch["attention_mask"].sum(dim=1).tolist()
+                if max(lengths) > self.max_tokens:
+                    raise self._too_long(max(lengths))
+                prepared.append(([chosen[index] for index in indices], batch, lengths))
+        return prepared

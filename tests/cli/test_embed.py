@@ -1,0 +1,222 @@
+"""`unime embed`: what it writes, that it goes on where it was, and what it says of bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import lancedb
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from unime import load_model
+from unime.checkpoint import PROMPTS, revision
+from unime.cli.embed import embed
+from unime.search import shards
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = str(ROOT / "checkpoints" / "unime-tiny")
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(embed)
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, words), "--model", TINY])
+
+
+def report(*words: object) -> dict:
+    """Run with `--json`; returns what it says."""
+    done = run(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def refusal(*words: object) -> str:
+    """Run what must be refused; returns the sentence of which `main` makes status 2."""
+    refused = run(*words)
+    assert isinstance(refused.exception, (ValueError, OSError)), refused.output
+    return str(refused.exception)
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Names and times of the shards."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Write a folder of five pictures, two of them alike, and a text."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, colour in zip("abcde", ("red", "green", "blue", "red", "yellow"), strict=True):
+        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    (folder / "note.txt").write_text("a slice of pizza")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "b.png", "kind": "Grün"}) + "\n")
+    return folder
+
+
+def test_a_folder_becomes_a_table_of_the_vectors_of_encode(corpus: Path, tmp_path: Path) -> None:
+    done = report(corpus, tmp_path / "vectors")
+    assert (done["embedded"], done["kept"], done["rejected"], done["dimensions"]) == (6, 0, 0, 192)
+    table = pd.read_parquet(tmp_path / "vectors")
+    assert list(table.columns) == ["id", "text", "image", "metadata", "embedding"]
+    assert list(table["id"]) == ["a.png", "b.png", "c.png", "d.png", "e.png", "note.txt"]
+    assert list(table["image"][:5]) == [str(corpus / f"{name}.png") for name in "abcde"]
+    assert table["text"][5] == "a slice of pizza" and pd.isna(table["image"][5])
+    assert [json.loads(text) for text in table["metadata"]] == [{}, {"kind": "Grün"}, {}, {}, {}, {}]
+    model, processor = load_model(TINY, dtype="float32")
+    pictures = [Image.open(corpus / f"{name}.png") for name in "abcde"]
+    items = [{"image": picture, "instruction": PROMPTS["image"]} for picture in pictures] + ["a slice of pizza"]
+    vectors = np.stack(table["embedding"])
+    np.testing.assert_allclose(vectors, model.encode(items, processor), atol=1e-5)
+    assert np.array_equal(vectors[0], vectors[3])
+    (shard,) = (tmp_path / "vectors").iterdir()
+    schema = pq.read_schema(shard)
+    assert str(schema.field("embedding").type) == "fixed_size_list<element: float>[192]"
+    assert json.loads(schema.metadata[b"unime"]) == {
+        "source": str(corpus),
+        "checkpoint": TINY,
+        "revision": revision(TINY),
+        "instruction": None,
+        "dimensions": 192,
+        "dtype": "float32",
+    }
+    assert not (tmp_path / "vectors.rejected.jsonl").exists()
+    read = datasets.load_dataset(str(tmp_path / "vectors"), split="train", cache_dir=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(read.with_format("numpy")["embedding"][:], vectors)
+
+
+def test_a_prompt_an_instruction_and_dimensions_are_taken(corpus: Path, tmp_path: Path) -> None:
+    report(corpus, tmp_path / "named", "--prompt", "image", "--dimensions", 16)
+    report(corpus, tmp_path / "said", "--instruction", PROMPTS["image"])
+    named, said = (np.stack(pd.read_parquet(tmp_path / name)["embedding"]) for name in ("named", "said"))
+    assert named.shape == (6, 16) and said.shape == (6, 192)
+    np.testing.assert_allclose(named, said[:, :16] / np.linalg.norm(said[:, :16], axis=1, keepdims=True), atol=1e-5)
+    model, processor = load_model(TINY, dtype="float32")
+    expected = model.encode({"text": "a slice of pizza", "instruction": PROMPTS["image"]}, processor)
+    np.testing.assert_allclose(said[5], expected, atol=1e-5)
+
+
+def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "WINDOW", 2)
+    output = tmp_path / "vectors"
+    report(corpus, output)
+    before = files(output)
+    assert [name[:6] for name in before] == ["000000", "000001", "000002"]
+    done = report(corpus, output)
+    assert (done["embedded"], done["kept"]) == (0, 6) and files(output) == before
+    Image.new("RGB", (40, 30), "black").save(corpus / "c.png")
+    (corpus / "note.txt").unlink()
+    (output / ".left.part").touch()  # of a killed run
+    done = report(corpus, output)
+    assert (done["embedded"], done["kept"]) == (3, 2)
+    after = files(output)
+    assert len(after) == 3 and set(after) & set(before) == {min(before)} and after[min(before)] == before[min(before)]
+    table = pd.read_parquet(output)
+    assert list(table["id"]) == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    report(corpus, tmp_path / "anew")
+    anew = pd.read_parquet(tmp_path / "anew")
+    np.testing.assert_allclose(np.stack(table["embedding"]), np.stack(anew["embedding"]), atol=1e-5)
+
+
+def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "WINDOW", 2)
+    (corpus / "a.png").write_bytes(b"")
+    (corpus / "d.png").write_text("no picture")
+    (corpus / "e.png").unlink()
+    (corpus / "e.png").symlink_to("nowhere")
+    listing = tmp_path / "vectors.rejected.jsonl"
+    for kept in (0, 3):  # the list is whole, also where nothing was left to do
+        done = report(corpus, tmp_path / "vectors")
+        assert (done["embedded"], done["kept"], done["rejected"]) == (3 - kept, kept, 3)
+        rejected = {row["id"]: row["reason"] for row in map(json.loads, listing.read_text().splitlines())}
+        assert list(rejected) == ["a.png", "d.png", "e.png"]
+        assert "a.png is empty" in rejected["a.png"] and "not a readable picture" in rejected["d.png"]
+        assert "is a link to nowhere" in rejected["e.png"]
+    assert list(pd.read_parquet(tmp_path / "vectors")["id"]) == ["b.png", "c.png", "note.txt"]
+    said = run(corpus, tmp_path / "vectors").stdout
+    assert "0 entries embedded into" in said and "3 were there, 3 rejected" in said and str(listing) in said
+    for output in ("vectors", "strict"):  # whether the entry was met before or not
+        strict = run(corpus, tmp_path / output, "--strict")
+        assert strict.exit_code == 1 and strict.stderr.count("entry 'a.png': its picture") == 1
+    for name in "ade":
+        (corpus / f"{name}.png").unlink()
+    assert report(corpus, tmp_path / "vectors")["rejected"] == 0
+    assert not listing.exists()
+    assert run(corpus, tmp_path / "vectors", "--strict").exit_code == 0
+
+
+def test_a_lance_dataset_holds_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "WINDOW", 4)
+    report(corpus, tmp_path / "vectors")
+    report(corpus, tmp_path / "vectors.lance")
+    table = lancedb.connect(tmp_path).open_table("vectors").to_arrow()
+    expected = pd.read_parquet(tmp_path / "vectors")
+    assert table.column_names == list(expected.columns) and table["id"].to_pylist() == list(expected["id"])
+    np.testing.assert_allclose(np.stack(table["embedding"].to_pylist()), np.stack(expected["embedding"]), atol=1e-5)
+    assert json.loads(table.schema.metadata[b"unime"])["revision"] == revision(TINY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "vectors", "vectors.lance"]
+    assert "vectors.lance exists: remove it, or name another output" in refusal(corpus, tmp_path / "vectors.lance")
+
+
+def test_wrong_use_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "vectors"
+    report(corpus, output)
+    before = files(output)
+    changed = refusal(corpus, output, "--prompt", "classification")
+    assert f"{output} holds embeddings with the instruction None, not '{PROMPTS['classification']}'" in changed
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("a")
+    assert f"holds embeddings with the source '{corpus}'" in refusal(tmp_path / "other", output)
+    assert files(output) == before
+    assert f"lies in the source {corpus} and would become part of it" in refusal(corpus, corpus / "vectors")
+    foreign = refusal("openmoji", corpus)
+    assert f"{corpus} holds " in foreign and "which is no embeddings: name a new folder" in foreign
+    assert "there is no folder or file" in refusal(tmp_path / "gone", tmp_path / "new")
+    assert "there is no prompt 'nice': choose from query, document, image" in refusal(corpus, "x", "--prompt", "nice")
+    assert "exclude each other" in refusal(corpus, "x", "--prompt", "image", "--instruction", "a")
+    assert "dimensions must be between 1 and 192, got 0" in refusal(corpus, tmp_path / "new", "--dimensions", 0)
+    assert "this machine cannot compute on cuda:99: " in refusal(corpus, tmp_path / "new", "--device", "cuda:99")
+    assert "this machine cannot compute on nonsense: " in refusal(corpus, tmp_path / "new", "--device", "nonsense")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    pictures, output = tmp_path / "pictures", tmp_path / "vectors"
+    subprocess.run([sys.executable, ROOT / "recipes" / "tiny" / "pictures.py", pictures], check=True)
+    assert len(list(pictures.glob("*.png"))) == 3773
+    call = "import typer; from unime.cli.embed import embed; typer.run(embed)"
+    command = [sys.executable, "-c", call, pictures, output, "--model", TINY]
+    for done in (1, 2):  # killed when there is one shard, and again when there are two
+        process = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while len(list(output.glob("0*.parquet"))) < done:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = files(output)
+    kept = sum(pq.read_metadata(path).num_rows for path in output.glob("0*.parquet"))
+    assert 2048 <= kept < 3773
+    done = report(pictures, output)
+    assert (done["kept"], done["embedded"]) == (kept, 3773 - kept)
+    after = files(output)
+    assert all(after[name] == changed for name, changed in before.items() if name.endswith(".parquet"))
+    assert len(after) == 4 and not list(output.glob(".*"))
+    table = pd.read_parquet(output)
+    assert list(table["id"]) == sorted(path.name for path in pictures.glob("*.png"))
+    report(pictures, tmp_path / "at-once")
+    whole = pd.read_parquet(tmp_path / "at-once")
+    assert list(whole["id"]) == list(table["id"])
+    np.testing.assert_allclose(np.stack(table["embedding"]), np.stack(whole["embedding"]), atol=1e-5)

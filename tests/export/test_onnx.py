@@ -1,0 +1,126 @@
+"""The ONNX form: the text path at any batch size and length, and no file that differs from the model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
+from twins import TWINS
+
+from unime import UniMEModel, load_model
+from unime.export.onnx import embed_texts, text_onnx
+
+
+ITEMS = [
+    "a cat",
+    "",
+    "a text that says <image> and <|im_end|>",
+    {"text": "two dogs", "instruction": "Find a picture:"},
+]
+LONG = "two dogs play with a ball; " * 20
+
+
+@pytest.fixture(scope="module")
+def source(twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+    """Give a model whose tokenizer begins every text with a token."""
+    return load_model(str(twin("llava")), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def exported(source: tuple[UniMEModel, ProcessorMixin], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of its text path."""
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    assert text_onnx(*source, folder) <= 1e-5
+    return folder
+
+
+def test_texts_embed_as_the_model_does_at_every_batch_size_and_length(
+    exported: Path, source: tuple[UniMEModel, ProcessorMixin]
+) -> None:
+    session, tokenizer = (
+        onnxruntime.InferenceSession(exported / "model.onnx"),
+        AutoTokenizer.from_pretrained(exported),
+    )
+    model, processor = source
+    for items in (ITEMS, [LONG], [*ITEMS, LONG] * 5):
+        embeddings = embed_texts(session, tokenizer, items)
+        np.testing.assert_allclose(embeddings, model.encode(items, processor), atol=1e-5)
+    assert embeddings.shape == (25, 32) and embeddings.dtype == np.float32
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 0.01
+
+
+def test_the_card_s_snippet_runs(exported: Path, source: tuple[UniMEModel, ProcessorMixin]) -> None:
+    _, code, _ = (exported / "README.md").read_text().split("```")
+    names: dict[str, np.ndarray] = {}
+    exec(code.removeprefix("python").replace("path/to/this/folder", str(exported)), names)
+    model, processor = source
+    expected = model.encode(["a slice of pizza", "two dogs"], processor)
+    np.testing.assert_allclose(names["embeddings"], expected, atol=1e-5)
+
+
+def test_the_folder_says_what_text_embeddings_inference_reads(exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    assert config["architectures"] == ["LlamaModel"] and config["model_type"] == "llama"
+    assert config["max_position_embeddings"] == 4096 and config["pad_token_id"] == 3
+    assert {path.name for path in exported.iterdir()} == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_half_precision_is_refused(twin: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is float32, got a model in torch.bfloat16"):
+        text_onnx(*load_model(str(twin("llava")), dtype="bfloat16"), tmp_path / "onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unime-tiny", *TWINS])
+def test_every_backbone_s_language_model_is_exported(
+    name: str, twin: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
+) -> None:
+    model, processor = tiny if name == "unime-tiny" else load_model(str(twin(name)), dtype="float32")
+    assert text_onnx(model, processor, tmp_path / "onnx") <= 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    embeddings = embed_texts(session, AutoTokenizer.from_pretrained(tmp_path / "onnx"), [*ITEMS, LONG])
+    np.testing.assert_allclose(embeddings, model.encode([*ITEMS, LONG], processor), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_graph_that_differs_from_the_model_is_not_left(twin: Callable[[str], Path], tmp_path: Path) -> None:
+    model, processor = load_model(str(twin("llava")), dtype="float32")
+
+    def shift(_module: torch.nn.Module, _inputs: tuple, output: dict) -> dict:
+        output["last_hidden_state"] = output["last_hidden_state"].roll(1, dims=-1)
+        return output
+
+    model.backbone.register_forward_hook(shift)  # the model does more than its language model, which is exported
+    with pytest.raises(ValueError, match="gives other embeddings than the model"):
+        text_onnx(model, processor, tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_language_model_that_cannot_be_exported_is_refused_in_one_sentence(
+    twin: Callable[[str], Path], tmp_path: Path
+) -> None:
+    _, processor = load_model(str(twin("qwen3-vl")))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = sizes | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    text |= {"num_key_value_heads": 2, "vocab_size": len(processor.tokenizer), "pad_token_id": None}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32}
+    config = AutoConfig.for_model(
+        "qwen3_vl_moe", text_config=text, vision_config=vision | {"deepstack_visual_indexes": [0]}
+    )
+    with pytest.raises(ValueError, match="makes no graph of the language model of 'qwen3_vl_moe'"):
+        text_onnx(UniMEModel.from_backbone(config).eval(), processor, tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()

@@ -1,0 +1,198 @@
+"""recipes/parity.py against real HTTP servers of a real model: one that agrees, and ones that do not."""
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ProcessorMixin
+
+from unime import UniMEModel
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = str(ROOT / "checkpoints" / "unime-tiny")
+
+
+def item_of(conversation: list[dict[str, Any]]) -> dict[str, Any]:
+    """Read a conversation of the protocol as an item."""
+    item: dict[str, Any] = {}
+    for message in conversation:
+        for part in message["content"]:
+            if part["type"] == "image_url":
+                file = b64decode(part["image_url"]["url"].removeprefix("data:image/png;base64,"), validate=True)
+                item["image"] = Image.open(BytesIO(file))
+            else:
+                item["instruction" if message["role"] == "system" else "text"] = part["text"]
+    return item
+
+
+@pytest.fixture(scope="module")
+def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], str]]:
+    """Give a function that starts a server of a kind and returns its address.
+
+    As vLLM does, `engine` renders conversations and reads `input` as it is; `flipped` turns pictures upside down,
+    `short` leaves a dimension out.
+    """
+    model, processor = tiny
+    servers = []
+
+    def embed(kind: str, body: dict[str, Any]) -> np.ndarray:
+        if "input" in body:
+            inputs = processor.tokenizer([body["input"]], return_tensors="pt")
+            return model(inputs["input_ids"], inputs["attention_mask"]).embeddings[0].detach().numpy()
+        item = item_of(body["messages"])
+        if kind == "flipped" and "image" in item:
+            item["image"] = item["image"].rotate(180)
+        vector = 2 * model.encode(item, processor)  # a length that is not one, for the cosine to see past
+        return vector[:-1] if kind == "short" else vector
+
+    def start(kind: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self, content: dict[str, Any], status: int = 200) -> None:
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                self.answer({"data": [{"id": "tiny"}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if body["model"] != "tiny":
+                    self.answer({"error": {"message": "no such model"}}, 404)
+                else:
+                    self.answer({"data": [{"embedding": embed(kind, body).tolist()}]})
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    """Give the script as a module."""
+    spec = importlib.util.spec_from_file_location("parity_recipe", ROOT / "recipes" / "parity.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for the annotations' names
+    spec.loader.exec_module(module)
+    return module
+
+
+def parity(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the script as a user does."""
+    command = [sys.executable, "recipes/parity.py", "--url", url, "--model", CHECKPOINT, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_an_engine_that_renders_conversations_agrees_in_every_modality(
+    serve: Callable[[str], str], recipe: ModuleType
+) -> None:
+    result = recipe.compare(recipe.ScriptArguments(serve("engine"), CHECKPOINT))
+    kinds = ["text", "picture", "both"]
+    assert list(result["rows"]) == [name for kind in kinds for name in (kind, f"{kind}, instruction")]
+    assert all(row["items"] == 5 and row["least"] > 1 - 1e-5 for row in result["rows"].values())
+    assert result["equal"] and result["served"] == "tiny"
+    assert recipe.table(result).count("1.000000") == 12 and "below" not in recipe.table(result)
+
+
+def test_what_is_wrong_is_in_the_rows_that_it_touches(serve: Callable[[str], str], recipe: ModuleType) -> None:
+    result = recipe.compare(recipe.ScriptArguments(serve("flipped"), CHECKPOINT))
+    least = {name: row["least"] for name, row in result["rows"].items()}
+    assert least["text"] > 0.9999 and least["picture"] < 0.999 and least["both"] < 0.999 and not result["equal"]
+    assert recipe.table(result).count("below the threshold") == 4 and "other embeddings" in recipe.table(result)
+
+
+def test_bare_text_is_another_prompt_and_a_rendered_one_is_not(
+    serve: Callable[[str], str], recipe: ModuleType
+) -> None:
+    bare, rendered = (
+        recipe.compare(recipe.ScriptArguments(serve("engine"), CHECKPOINT, form=form))
+        for form in ("input", "rendered")
+    )
+    assert bare["rows"].keys() == {"text"} and bare["rows"]["text"]["mean"] < 0.9 and not bare["equal"]
+    assert rendered["rows"].keys() == {"text", "text, instruction"} and rendered["equal"]
+
+
+def test_a_vector_s_length_does_not_matter_and_its_direction_does(recipe: ModuleType) -> None:
+    ours = np.array([[0.6, 0.8], [1.0, 0.0]])
+    assert recipe.cosines(ours, [np.array([3.0, 4.0]), np.array([0.0, 2.0])]).tolist() == pytest.approx([1, 0])
+
+
+@pytest.mark.slow
+def test_the_exit_status_says_whether_they_agree(serve: Callable[[str], str]) -> None:
+    run = parity(serve("engine"))
+    assert run.returncode == 0 and "the same embeddings" in run.stdout, run.stdout + run.stderr
+    run = parity(serve("engine"), "--form", "input", "--json")
+    assert run.returncode == 1 and '"equal": false' in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "arguments", "sentence"),
+    [
+        ("engine", ["--served", "large"], "/v1/embeddings refused the request with status 404"),
+        ("short", [], "the checkpoint has 192 dimensions, the server answers 191"),
+    ],
+)
+def test_a_server_of_something_else_is_one_sentence(
+    kind: str, arguments: list[str], sentence: str, serve: Callable[[str], str]
+) -> None:
+    run = parity(serve(kind), *arguments)
+    assert run.returncode == 2 and run.stderr.splitlines()[-1].startswith("parity: ") and sentence in run.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_is_not_there_is_one_sentence() -> None:
+    run = parity("http://127.0.0.1:9/v1")
+    assert run.returncode == 2 and run.stderr.splitlines()[-1].endswith("is the server up?")
+    assert run.stderr.count("parity: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["chat", "input"])
+def test_unime_serve_agrees_in_conversations_and_in_bare_text(form: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    start = "import typer; from unime.cli.serve import serve; typer.run(serve)"
+    command = [sys.executable, "-c", start, "--model", CHECKPOINT, "--port", address.rpartition(":")[2]]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(240):
+                try:
+                    urlopen(f"{address}/health", timeout=5).close()
+                    break
+                except URLError:
+                    assert server.poll() is None, "the server stopped"
+                    time.sleep(0.5)
+            run = parity(f"{address}/v1", "--form", form)
+            assert run.returncode == 0 and "the same embeddings" in run.stdout, run.stdout + run.stderr
+        finally:
+            server.terminate()

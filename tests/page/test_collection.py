@@ -1,0 +1,74 @@
+"""An index with its model, as the page searches it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unime import load_model
+from unime.data.corpus import open_corpus
+from unime.page.collection import Collection, OpenedOnce, open_index
+from unime.page.examples import pictures_called
+from unime.search.store import Store
+
+
+CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "unime-tiny")
+NAMES = ("pizza", "volcano", "penguin", "firefighter", "firefighter dark skin tone")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "pictures").mkdir()
+    for name, picture in zip(NAMES, pictures_called(*NAMES), strict=True):
+        picture.save(folder / "pictures" / f"{name}.png")
+    store = Store.create(folder / "index", CHECKPOINT)
+    store.sync(open_corpus(folder / "pictures"), *load_model(CHECKPOINT, dtype="float32"))
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def collection(index: Path) -> Collection:
+    return open_index(index)
+
+
+def test_a_text_a_picture_and_a_change_each_find_their_picture(collection: Collection) -> None:
+    volcano, firefighter = pictures_called("volcano", "firefighter")
+    assert collection.title == "unime-tiny"
+    assert collection.search("pizza", None).hits[0].id == "pizza.png"
+    assert collection.search(None, volcano).hits[0].id == "volcano.png"
+    changed = collection.search("with dark skin tone", firefighter)
+    assert changed.hits[0].id == "firefighter dark skin tone.png"
+    assert changed.instruction.startswith("Given an image")
+
+
+def test_the_given_instruction_and_number_of_results_are_kept(collection: Collection) -> None:
+    found = collection.search("pizza", None, "Find it:", 2)
+    assert (found.instruction, len(found.hits)) == ("Find it:", 2)
+    assert collection.search("pizza", None, "").instruction == ""  # the one-word prompt
+
+
+def test_a_query_of_nothing_is_refused(collection: Collection) -> None:
+    with pytest.raises(ValueError, match="nothing to search for"):
+        collection.search("  ", None)
+
+
+def test_similarities_are_the_cosines_of_queries_and_pictures(collection: Collection) -> None:
+    pictures = pictures_called("pizza", "volcano", "penguin")
+    similarities = collection.similarities(["volcano", "pizza"], pictures)
+    assert similarities.shape == (2, 3)
+    scores = {hit.id: hit.score for hit in collection.search("volcano", None).hits}
+    expected = [scores[f"{name}.png"] for name in ("pizza", "volcano", "penguin")]
+    np.testing.assert_allclose(similarities[0], expected, atol=1e-5)
+
+
+def test_a_collection_is_opened_once() -> None:
+    opened = []
+
+    def open(source: str, report: object) -> str:
+        opened.append(source)
+        return source
+
+    second = OpenedOnce(open, "elsewhere")
+    assert opened == []
+    assert [second(), second()] == ["elsewhere", "elsewhere"] and opened == ["elsewhere"]

@@ -1,0 +1,227 @@
+"""Embedding on a Ray cluster of two nodes: undisturbed, with a worker killed, with the driver killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from unime import load_model
+from unime.data.corpus import open_corpus
+from unime.search.embedding import embed_entries
+
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "checkpoints" / "unime-tiny"
+PATIENCE = 900  # seconds; a cluster starts some twenty processes
+# Ray gives its workers the niceness 15, with which they starve on a machine that others use too.
+QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write sixty rows, three of them bad, in three Parquet files of several row groups."""
+    folder = tmp_path_factory.mktemp("corpus") / "rows"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        encoded = BytesIO()
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(encoded, "png")
+        (folder.parent / f"{number}.png").write_bytes(encoded.getvalue())
+        stored = {"bytes": None, "path": f"{number}.png"} if number % 3 == 1 else {"bytes": encoded.getvalue()}
+        text = None if number % 3 == 2 else f"text number {number}"
+        rows.append({"id": f"row {number}", "text": text, "image": stored if number % 3 else None})
+    rows[10]["image"] = {"path": "absent.png"}
+    rows[20]["image"]["bytes"] = rows[20]["image"]["bytes"][:600]
+    rows[30]["text"] = " "
+    picture = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema({"id": pa.string(), "text": pa.string(), "image": picture, "price": pa.float64()})
+    for part in range(3):
+        table = pa.Table.from_pylist(rows[20 * part : 20 * part + 20], schema=schema)
+        pa.parquet.write_table(table, folder / f"{part}.parquet", row_group_size=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(rows: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Embed the rows without Ray: vectors, and reasons of what was rejected, by id."""
+    model, processor = load_model(str(TINY), dtype="float32")
+    vectors, reasons = {}, {}
+    for window in embed_entries(model, processor, open_corpus(rows, image_root=rows.parent)):
+        vectors |= {entry.id: vector for entry, vector in zip(window.entries, window.vectors, strict=True)}
+        reasons |= {rejected.id: rejected.reason for rejected in window.rejected}
+    assert set(reasons) == {"row 10", "row 20", "row 30"}
+    return vectors, reasons
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Start a cluster of two nodes with two CPUs each."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        node = {"num_cpus": 2, "object_store_memory": 200 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=node)
+        try:
+            cluster.add_node(**node)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Give a function that starts the recipe; what it prints goes to `log`."""
+    started = []
+
+    def start(source: Path, output: Path, *settings: object) -> subprocess.Popen:
+        command = [sys.executable, "recipes/embed_corpus.py", "--source", source, "--output_dir", output]
+        with (tmp_path / "log").open("a") as log:
+            command = list(map(str, [*command, "--model", TINY, *settings]))
+            started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | QUIET, stdout=log, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in {PATIENCE} s"
+        time.sleep(0.02)
+
+
+def done(output: Path) -> list[Path]:
+    """The files whose rows are noted as done."""
+    notes = [path for path in (output / "checkpoints").glob("*.parquet") if ".pending." not in path.name]
+    return [path for note in notes for path in (output / "vectors").glob(f"{note.stem}*.parquet")]
+
+
+def assert_as_expected(output: Path, expected: tuple[dict[str, np.ndarray], dict[str, str]]) -> None:
+    vectors, reasons = expected
+    table = pa.dataset.dataset(output / "vectors").to_table().to_pylist()
+    assert sorted(row["id"] for row in table) == sorted([*vectors, *reasons])  # none lost, none twice
+    assert {row["id"]: row["rejected"] for row in table if row["rejected"] is not None} == reasons
+    for row in table:
+        assert (row["embedding"] is None) == (row["id"] in reasons)
+        if row["embedding"] is not None:
+            np.testing.assert_allclose(row["embedding"], vectors[row["id"]], atol=1e-5)
+    lines = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert {line["id"]: line["reason"] for line in lines} == reasons
+
+
+def test_a_killed_worker_is_replaced_and_no_row_is_lost_or_written_twice(rows, expected, address, start, tmp_path):
+    output = tmp_path / "output"
+    small = ("--image_root", rows.parent, "--workers", 2, "--rows_per_file", 2)
+    run = start(rows, output, "--address", address, *small)
+    wait(lambda: len(done(output)) >= 2 or run.poll() is not None, "the first output")
+    assert run.poll() is None, (tmp_path / "log").read_text()[-3000:]
+    workers = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "Embedder" in " ".join(child.cmdline()) and "ray::" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 2
+    workers[0].send_signal(signal.SIGKILL)
+    assert len(done(output)) < 30  # in the middle
+    assert run.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert_as_expected(output, expected)
+
+
+def test_after_a_killed_driver_the_same_command_does_the_rest(rows, expected, address, start, tmp_path):
+    output = tmp_path / "output"
+    small = ("--image_root", rows.parent, "--workers", 2, "--rows_per_file", 2)
+    run = start(rows, output, "--address", address, *small)
+    wait(lambda: len(done(output)) >= 3 or run.poll() is not None, "the first output")
+    assert run.poll() is None, (tmp_path / "log").read_text()[-3000:]
+    run.kill()
+    run.wait()
+    time.sleep(5)  # Ray ends the workers of a driver that is gone
+    kept = {path: path.stat().st_mtime_ns for path in done(output)}
+    assert 3 <= len(kept) < 30
+
+    again = start(rows, output, "--address", address, *small)
+    assert again.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert_as_expected(output, expected)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    written = {path: path.stat().st_mtime_ns for path in done(output)}
+    assert start(rows, output, "--address", address, *small).wait(PATIENCE) == 0  # nothing is left to do
+    assert {path: path.stat().st_mtime_ns for path in done(output)} == written
+    assert_as_expected(output, expected)
+
+    other = start(rows, output, *small, "--instruction", "Represent the given image.")
+    assert other.wait(PATIENCE) == 1
+    assert f"{output} holds vectors of other settings: choose another output_dir" in (tmp_path / "log").read_text()
+
+
+def test_a_folder_of_pictures_on_this_machine_alone(rows, start, tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(6):
+        (folder / "deep" / f"{number}.png").write_bytes((rows.parent / f"{number}.png").read_bytes())
+    (folder / "notes.md").write_text("no picture")
+    output = tmp_path / "output"
+    run = start(f"file://{folder}", f"file://{output}", "--workers", 1, "--dimensions", 64)
+    assert run.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert f"1 files are no pictures and are left out: {folder / 'notes.md'}" in (tmp_path / "log").read_text()
+
+    model, processor = load_model(str(TINY), dtype="float32")
+    (window,) = embed_entries(model, processor, open_corpus(folder / "deep"), dimensions=64)
+    table = pa.dataset.dataset(output / "vectors").to_table().sort_by("id")
+    assert table["id"].to_pylist() == [f"deep/{number}.png" for number in range(6)] == table["image"].to_pylist()
+    np.testing.assert_allclose(np.stack(table["embedding"].to_pylist()), window.vectors, atol=1e-5)
+
+
+def test_rows_of_wrong_types_are_rejected_each_with_its_reason(script, tmp_path):
+    from pyarrow.fs import SubTreeFileSystem
+
+    module = script(ROOT / "recipes" / "embed_corpus.py")
+    elsewhere = SubTreeFileSystem(str(tmp_path), module.LocalFileSystem())  # any filesystem but that of paths
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
+    embedder = module.Embedder(module.ScriptArguments("", "", str(TINY)), module.Place(elsewhere, ""))
+    numbers = pa.table({"id": [1, None], "text": [3.5, 4.5], "row_hash": [0, 1]})
+    assert embedder(numbers)["rejected"].to_pylist() == [
+        "entry '1': its text is of type float: make it a string",
+        "entry 'None': its text is of type float: make it a string",
+    ]
+    lists = pa.table({"id": ["a"], "image": [["red.png"]], "row_hash": [0]})
+    assert embedder(lists)["rejected"].to_pylist() == ["entry 'a': its picture is of type list: make it one path"]
+    paths = pa.table({"id": [None, "b", "c"], "image": ["red.png", "absent.png", "red.png"], "row_hash": [0, 1, 2]})
+    nameless, absent, red = embedder(paths)["rejected"].to_pylist()
+    assert nameless == "entry 'None': it has no id: give it one"
+    assert absent.startswith("entry 'b': its picture absent.png cannot be read (")
+    assert red is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (("--source", "absent"), "there is no absent: mend the source"),
+        (("--identifier", "sku"), "has no column sku: it has id, text, image, price; name yours by --identifier"),
+        (("--text", "title", "--image", "photo"), "has no column title or photo: it has id, text, image, price"),
+    ],
+)
+def test_wrong_use_is_refused_before_ray_starts(rows, script, tmp_path, settings, sentence):
+    module = script(ROOT / "recipes" / "embed_corpus.py")
+    command = ["--source", rows, "--output_dir", tmp_path, "--model", TINY, *settings]
+    with pytest.raises((ValueError, OSError), match=sentence):
+        module.main(*module.TrlParser((module.ScriptArguments,)).parse_args_and_config(list(map(str, command))))

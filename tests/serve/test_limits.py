@@ -1,0 +1,43 @@
+"""What is inside the server is counted, and leaves the count when it leaves."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from unime.serve.errors import ApiError
+from unime.serve.limits import Admission, Limits
+
+
+def test_requests_beyond_the_limit_are_turned_away_until_one_has_left():
+    admission = Admission(Limits(max_requests=2))
+    with admission.request():
+        with admission.request(), pytest.raises(ApiError, match="busy with 2 requests") as caught:
+            with admission.request():
+                pass
+        assert (caught.value.status, caught.value.retry_after) == (429, 1)
+        with admission.request():
+            assert admission.requests == 2
+    assert admission.requests == 0
+
+
+def test_decoded_pictures_of_all_requests_fit_in_sixteen_of_the_largest():
+    admission = Admission(Limits(max_megapixels=1))
+    with pytest.raises(ValueError, match="1.5 megapixels together, the limit is 1:"), admission.decoded(1_500_000):
+        pass
+    with ExitStack() as inside:
+        for _ in range(16):
+            inside.enter_context(admission.decoded(1_000_000))
+        with pytest.raises(ApiError, match="memory for pictures is full") as caught, admission.decoded(1):
+            pass
+        assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    assert admission.pixels == 0
+    with admission.decoded(1_000_000):
+        assert admission.pixels == 1_000_000
+
+
+def test_an_error_inside_leaves_too():
+    admission = Admission(Limits(max_requests=1))
+    for _ in range(2):
+        with pytest.raises(KeyError), admission.request(), admission.decoded(5):
+            raise KeyError
+    assert (admission.requests, admission.pixels) == (0, 0)

@@ -1,0 +1,34 @@
+"""The load test runs, checks every answer, and writes what it measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_the_load_test_writes_a_row_for_each_number_of_clients_and_kind_of_answering(tmp_path: Path):
+    command = [sys.executable, "benchmarks/serving.py", "--clients", "2", "8", "--seconds", "4", "--hostile", "0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "serving.json")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
+    assert [(row["clients"], row["requests are"]) for row in rows] == [
+        (clients, kind) for clients in (2, 8) for kind in ("batched", "answered one by one")
+    ]
+    assert all(row["answers_checked"] > 0 and row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows)
+    assert sum(row["hostile_refused"] for row in rows) > 0
+    assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == 1 + len(rows)

@@ -1,0 +1,179 @@
+"""`unime serve` as a process: a taken port, many clients at once, clients that vanish, and SIGTERM."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from unime.cli.serve import serve
+
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "import typer; from unime.cli.serve import serve; typer.run(serve)"
+
+
+@contextmanager
+def started(*options: object) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Start a server on a free port and give it with its address."""
+    command = [sys.executable, "-c", COMMAND, "--port", "0", "--device", "cpu", *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    try:
+        address = next(line for line in process.stdout if " at http://" in line).split(" at ")[1].strip()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                httpx2.get(address.replace("/v1", "/health"))
+                break
+            except httpx2.ConnectError:  # not warm yet
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+        yield process, address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_taken_port_is_found_before_the_model_is_loaded():
+    app = typer.Typer()
+    app.command()(serve)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = CliRunner().invoke(app, ["--model", "there/is/none", "--port", str(port)])
+    assert isinstance(result.exception, OSError)
+    assert str(result.exception).startswith(f"cannot listen on 127.0.0.1, port {port}: ")
+
+
+def test_a_device_that_is_not_there_is_one_sentence():
+    app = typer.Typer()
+    app.command()(serve)
+    result = CliRunner().invoke(app, ["--port", "0", "--device", "tpu9"])
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith("this machine cannot compute on tpu9: ")
+    assert "\n" not in str(result.exception)
+
+
+@pytest.mark.slow
+def test_64_clients_get_their_own_vectors_while_others_vanish_and_misbehave(
+    expected: Callable[..., np.ndarray], data_url: Callable[..., str]
+):
+    rng = random.Random(0)
+    colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(40)]
+    pictures = [Image.new("RGB", (40, 40), colour) for colour in colours]
+    items = [f"the number {number} in words" for number in range(60)] + [
+        {"text": f"number {number}", "image": picture} if number % 2 else {"image": picture}
+        for number, picture in enumerate(pictures)
+    ]
+    truth = expected(items)
+
+    def wire(item: str | dict) -> object:
+        if isinstance(item, str):
+            return item
+        parts = [{"type": "image_url", "image_url": {"url": data_url(item["image"])}}]
+        parts += [{"type": "text", "text": item["text"]}] if "text" in item else []
+        return [{"role": "user", "content": parts}]
+
+    wired = [wire(item) for item in items]
+    stop = threading.Event()
+
+    def vanish(address: str) -> None:
+        """Send requests and hang up before the answer, or in the middle of the body."""
+        host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+        body = json.dumps({"input": ["vanished"] * 20}).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        while not stop.is_set():
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(head + body[: rng.choice([5, len(body)])])
+            time.sleep(0.05)
+
+    def client(seed: int, address: str) -> int:
+        own = random.Random(seed)
+        answered = 0
+        with httpx2.Client(timeout=120) as http:
+            for _ in range(6):
+                if own.random() < 0.2:
+                    bad = own.choice([{"input": "far too long " * 1000}, {"input": [1]}, {"input": ["a", None]}])
+                    assert http.post(f"{address}/embeddings", json=bad).status_code == 400
+                chosen = own.sample(range(len(items)), own.randint(1, 4))
+                answer = http.post(f"{address}/embeddings", json={"input": [wired[number] for number in chosen]})
+                assert answer.status_code == 200, answer.text
+                vectors = [one["embedding"] for one in answer.json()["data"]]
+                np.testing.assert_allclose(vectors, truth[chosen], atol=1e-5)
+                answered += len(chosen)
+        return answered
+
+    with started() as (_, address):
+        vanishing = threading.Thread(target=vanish, args=(address,))
+        vanishing.start()
+        try:
+            with ThreadPoolExecutor(64) as threads:
+                answered = sum(threads.map(lambda seed: client(seed, address), range(64)))
+        finally:
+            stop.set()
+            vanishing.join()
+        text = httpx2.get(address.replace("/v1", "/metrics")).text
+    counted = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(counted["unime_items_total"]) >= answered > 64 * 6
+    assert float(counted['unime_requests_total{status="499"}']) > 0
+    assert 'unime_requests_total{status="500"}' not in counted
+    # Requests were joined: on average a batch holds more than the largest of them.
+    assert float(counted["unime_batch_items_sum"]) > 4 * float(counted["unime_batch_items_count"])
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_was_taken_and_refuses_what_comes_after(expected: Callable[..., np.ndarray]):
+    with started("--max-wait-ms", 8000) as (process, address), ThreadPoolExecutor(4) as threads:
+        texts = [[f"taken {number}"] for number in range(4)]
+
+        def ask(own: list[str]) -> httpx2.Response:
+            return httpx2.post(f"{address}/embeddings", json={"input": own}, timeout=60)
+
+        taken = [threads.submit(ask, own) for own in texts]
+        inside = address.replace("/v1", "/metrics")
+        while "unime_items_waiting 4.0" not in httpx2.get(inside).text:  # they wait 8 seconds for company
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx2.ConnectError):
+            while True:
+                httpx2.get(address.replace("/v1", "/health"))
+        assert not any(future.done() for future in taken)
+        for own, answer in zip(texts, [future.result() for future in taken], strict=True):
+            vectors = [one["embedding"] for one in answer.json()["data"]]
+            np.testing.assert_allclose(vectors, expected(own), atol=1e-5)
+        assert process.wait(timeout=10) in (0, -signal.SIGTERM)
+        log = process.stdout.read()
+        assert "Traceback" not in log and "taken" not in log
+
+
+@pytest.mark.slow
+def test_the_options_reach_the_server():
+    options = ["--max-items", 2, "--max-characters", 9, "--max-requests", 1, "--api-key", "k", "--dtype", "bfloat16"]
+    with started(*options) as (_, address):
+        http = httpx2.Client(base_url=address, headers={"Authorization": "Bearer k"})
+        assert httpx2.get(f"{address}/models").status_code == 401
+        assert http.get("/models").json()["data"][0]["id"] == "unime-tiny"
+        for body, reason in [
+            ({"input": ["a"] * 3}, "the limit is 2"),
+            ({"input": "a" * 10}, "the limit is 9"),
+        ]:
+            assert reason in http.post("/embeddings", json=body).json()["error"]["message"]
+        vector = http.post("/embeddings", json={"input": "a"}).json()["data"][0]["embedding"]
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-4)
