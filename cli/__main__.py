@@ -1,0 +1,7 @@
+"""`python -m unime.cli`, where the command's own folder is not on the path."""
+
+from .app import main
+
+
+if __name__ == "__main__":
+    main()
