@@ -31,11 +31,13 @@ def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrai
         ValueError: This machine cannot compute there.
     """
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from ..checkpoint import load_model
 
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    disable_progress_bar()  # of the weights' loading; commands show progress of their own
     model, processor = load_model(checkpoint, dtype=dtype)
     try:
         return model.to(device), processor

@@ -109,7 +109,7 @@ class UniMEModel(PreTrainedModel):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         last = (mask.long() * positions).argmax(dim=1)  # (batch,), whichever side is padded
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)].float()
+        pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last.to(hidden.device)].float()
         return UniMEOutput(nn.functional.normalize(pooled[:, :embedding_dim], dim=-1), hidden)
 
     @torch.no_grad()

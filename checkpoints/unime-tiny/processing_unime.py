@@ -49,6 +49,7 @@ TEMPLATE = """\
 {%- endif -%}
 {{- frame.end -}}
 """
+OPENING = TEMPLATE.partition("FRAME")[0]  # by which a template is known as UniME's
 
 
 def chat_template(processor: ProcessorMixin, summary: str = SUMMARY) -> str:
@@ -106,7 +107,8 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY, **kwargs) -> 
         kwargs: Passed to `AutoProcessor.from_pretrained` (picture size, ...).
     """
     processor = AutoProcessor.from_pretrained(backbone, **kwargs)
-    processor.chat_template = chat_template(processor, summary)
+    if OPENING not in (processor.chat_template or ""):  # a plain export has UniME's own already
+        processor.chat_template = chat_template(processor, summary)
     return processor
 
 
