@@ -148,15 +148,14 @@ def _table(hits: "Sequence[Hit]") -> "Table":
     from rich.table import Column, Table
     from rich.text import Text
 
-    described = any(hit.metadata for hit in hits)
-    columns = ("id", "picture or text", "metadata") if described else ("id", "picture or text")
-    table = Table("rank", "score", *(Column(name, overflow="fold") for name in columns))
+    table = Table("rank", "score", Column("id", overflow="fold"), Column("what it is", overflow="fold"))
     for rank, hit in enumerate(hits, 1):
-        content = _path(hit) or (shorten(hit.text, 200) if hit.text else "(picture in the index)")
-        known = ", ".join(f"{name}: {value}" for name, value in hit.metadata.items() if value is not None)
-        contents = (hit.id, content, shorten(known, 100))[: len(columns)]
+        known = " · ".join(str(value) for value in hit.metadata.values() if value is not None)
+        content = hit.text or known or _path(hit) or "(picture in the index)"
         # What a terminal would take for a command is not shown to it.
-        cells = ["".join(sign if sign.isprintable() else " " for sign in cell) for cell in contents]
+        cells = [
+            "".join(sign if sign.isprintable() else " " for sign in cell) for cell in (hit.id, shorten(content, 200))
+        ]
         table.add_row(str(rank), f"{hit.score:.3f}", *map(Text, cells))
     return table
 

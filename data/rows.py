@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..processing_unime import as_item
 
@@ -148,8 +148,10 @@ def read_picture(picture: str | Mapping[str, Any], where: str, root: Path, uprig
             return _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     except Exception as error:  # for broken files Pillow's decoders raise errors of many kinds
         absent = stored["bytes"] is None and not path.exists()
-        reason = "it does not exist" if absent else f"it is not a readable picture ({error})"
-        name = "its picture" if stored["path"] is None else f"the picture {path}"
+        # Pillow names the buffer in memory there, whose address is another one each time.
+        problem = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        reason = "it does not exist" if absent else f"it is not a readable picture ({problem})"
+        name = "the picture" if stored["path"] is None else f"the picture {path}"
         raise ValueError(f"{where}: cannot read {name}: {reason}; mend the path or remove the row") from None
 
 

@@ -243,7 +243,7 @@ def test_what_is_no_readable_picture_is_refused_in_one_sentence(tmp_path: Path, 
     said = {entry.id: reason(entry) for entry in open_corpus(tmp_path) if entry.id != "whole.jpg"}
     assert "it is not a readable picture (image file is truncated" in said["half.jpg"]
     assert said["zero.png"].endswith("zero.png is empty: replace it or remove the entry")
-    assert "it is not a readable picture (cannot identify image file" in said["text.png"]
+    assert "it is not a readable picture (its format is unknown); mend" in said["text.png"]
     assert "is a link to nowhere.png, which does not exist" in said["gone.png"]
     assert "is a link to loop.png, which does not exist" in said["loop.png"]
     assert "is no ordinary file" in said["pipe.png"]
@@ -252,7 +252,7 @@ def test_what_is_no_readable_picture_is_refused_in_one_sentence(tmp_path: Path, 
     assert "x.png is a folder: mend the path" in reason(folder)
     with pytest.raises(ValueError, match="is a folder"):
         _ = folder.content
-    assert "cannot read its picture: it is not a readable picture" in reason(Entry("x", image=b"no picture"))
+    assert "cannot read the picture: it is not a readable picture (its format is unknown); mend" in reason(Entry("x", image=b"no picture"))
     assert reason(Entry("x", image=b"")) == "entry 'x': its picture is empty: replace it or remove the entry"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "decompression bomb" in reason(Entry("bomb", image=str(tmp_path / "whole.jpg")))

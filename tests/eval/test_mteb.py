@@ -150,7 +150,7 @@ def test_pairs_are_classified_by_our_cosines(encoder: UniMEEncoder, model: UniME
 
 
 def test_compositional_probes_score_as_ours(encoder: UniMEEncoder, model: UniMEModel, world: dict) -> None:
-    probe = world["replace_att"]
+    probe = world["replace_rel"]
     images, captions, negatives = (plain(items) for items in (probe.images, probe.captions, probe.negatives))
     data = {"image": [item["image"] for item in images], "caption": [item["text"] for item in captions]}
     data["negative"] = [item["text"] for item in negatives]
