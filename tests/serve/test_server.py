@@ -1,5 +1,6 @@
 """`unime serve` as a process: a taken port, many clients at once, clients that vanish, and SIGTERM."""
 
+import asyncio
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from unime.cli.serve import serve
+from unime.cli.serve import bind, serve
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,23 @@ def started(*options: object) -> Iterator[tuple[subprocess.Popen, str]]:
     finally:
         process.kill()
         process.wait()
+
+
+def test_answers_leave_at_once() -> None:
+    """With Nagle's algorithm an answer of two parts waits 40 ms for the client's delayed acknowledgement."""
+
+    async def answering() -> bool:
+        accepted = asyncio.get_running_loop().create_future()
+        with bind("127.0.0.1", 0) as listener:
+            async with await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener):
+                _, client = await asyncio.open_connection(*listener.getsockname())
+                writer = await accepted
+                delayed = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+                client.close()
+                writer.close()
+        return delayed
+
+    assert not asyncio.run(answering())
 
 
 def test_a_taken_port_is_found_before_the_model_is_loaded():
