@@ -21,7 +21,7 @@ test: .venv/installed ## run the whole suite
 
 test-slow: .venv/installed ## run what takes long: kills, load, Ray, a real browser (Chromium must be there)
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: .venv/installed ## check style
 	$(BIN)/ruff check .

@@ -52,6 +52,7 @@ def check_data(
     config: Annotated[Path, typer.Argument(help="YAML of a stage-2 recipe; settings of its data may follow.")],
     workers: Annotated[int, typer.Option(help="Processes that read at the same time.")] = 2,
     shown: Annotated[int, typer.Option(help="Most problems to print; all are counted.")] = 100,
+    as_json: AsJson = False,
 ) -> None:
     """Read every row and picture that a recipe would train on, and name the bad ones; status 1 if there are any."""
     from trl import TrlParser
@@ -63,6 +64,9 @@ def check_data(
     data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
     dataset = open_rows(data)
     found = problems(dataset, workers)
+    if as_json:
+        typer.echo(json.dumps({"rows": len(dataset), "bad": found}, indent=2))
+        raise typer.Exit(bool(found))
     for problem in found[:shown]:
         typer.echo(problem)
     typer.echo(

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_gradient_caching_takes_no_more_memory_for_a_larger_batch():
     command = [sys.executable, "benchmarks/memory.py", "--batch_sizes", "24", "96", "--micro_batch_tokens", "512"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

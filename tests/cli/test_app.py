@@ -50,11 +50,12 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     picture = {"image": "0.png", "instruction": "Represent the given image."}
     rows = [{"query": {"text": f"caption {i}"}, "positive": picture, "negatives": []} for i in range(6)]
 
-    def check(name: str) -> Result:
+    def check(name: str, *options: str) -> Result:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         # The other settings of the recipe are passed over.
         recipe = ROOT / "recipes" / "llava-1.6-7b" / "stage2.yaml"
-        return unime("check-data", recipe, "--workers", 0, "--dataset", tmp_path / name, "--image_root", tmp_path)
+        data = ("--dataset", tmp_path / name, "--image_root", tmp_path)
+        return unime("check-data", recipe, "--workers", 0, *options, *data)
 
     good = check("good.jsonl")
     assert (good.exit_code, good.stdout) == (0, "all 6 rows can be trained on\n")
@@ -67,6 +68,9 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     assert gone.startswith("bad.jsonl, row 1, positive: cannot read the picture") and "it does not exist" in gone
     assert same == "row 3 of task bad.jsonl: the query is its own positive"
     assert empty.startswith("row 4 of task bad.jsonl, query: expected 'text' or 'image'")
+    told = check("bad.jsonl", "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout) == {"rows": 6, "bad": [gone, same, empty]}
 
 
 @pytest.fixture

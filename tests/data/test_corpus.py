@@ -252,7 +252,9 @@ def test_what_is_no_readable_picture_is_refused_in_one_sentence(tmp_path: Path, 
     assert "x.png is a folder: mend the path" in reason(folder)
     with pytest.raises(ValueError, match="is a folder"):
         _ = folder.content
-    assert "cannot read the picture: it is not a readable picture (its format is unknown); mend" in reason(Entry("x", image=b"no picture"))
+    assert "cannot read the picture: it is not a readable picture (its format is unknown); mend" in reason(
+        Entry("x", image=b"no picture")
+    )
     assert reason(Entry("x", image=b"")) == "entry 'x': its picture is empty: replace it or remove the entry"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "decompression bomb" in reason(Entry("bomb", image=str(tmp_path / "whole.jpg")))
