@@ -165,8 +165,8 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
     torch.save(results, f"{output}.{trainer.args.process_index}")
     if distributed.is_initialized():
         distributed.destroy_process_group()
-        # All that is compared is on disk. At the interpreter's end a thread of torch's or DeepSpeed's aborted a process
-        # once ("terminate called without an active exception").
+        # All that is compared is on disk. At the interpreter's end a thread of a library aborted a process once
+        # ("terminate called without an active exception").
         os._exit(0)
 
 
