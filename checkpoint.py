@@ -28,6 +28,7 @@ PROMPTS = {
     "image": "Represent the given image.",
     "text_to_image": "Find me an everyday image that matches the given caption:",
     "image_to_text": "Find an image caption describing the given everyday image.",
+    "composed": "Given an image, find a similar everyday image with the described changes:",
     "classification": "Represent the given image for classification",
     "question": "Represent the given image with the following question:",
     "crop": "Represent the given cropped image of the object",

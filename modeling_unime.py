@@ -31,6 +31,23 @@ class UniMEOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
 
 
+def embeddings_of(hidden: Tensor, mask: Tensor, embedding_dim: int | None = None) -> Tensor:
+    """Normalise the hidden state of the last token that `mask` attends to, whichever side is padded.
+
+    Args:
+        hidden (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, normed.
+        mask (`Tensor` of shape `(batch, tokens)`): 0 marks padding.
+        embedding_dim (`int`, *optional*): Keep this many leading dimensions (Matryoshka).
+
+    Returns:
+        `Tensor` of shape `(batch, dimensions)`, float32: Unit vectors.
+    """
+    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = (mask.long() * positions).argmax(dim=1).to(hidden.device)
+    pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last].float()
+    return nn.functional.normalize(pooled[:, :embedding_dim], dim=-1)
+
+
 class UniMEModel(PreTrainedModel):
     """Universal multimodal embedder (arXiv 2504.17432): the normalised last hidden state of the last token read."""
 
@@ -107,10 +124,7 @@ class UniMEModel(PreTrainedModel):
         } | {"return_dict": True, "use_cache": False}
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        last = (mask.long() * positions).argmax(dim=1)  # (batch,), whichever side is padded
-        pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last.to(hidden.device)].float()
-        return UniMEOutput(nn.functional.normalize(pooled[:, :embedding_dim], dim=-1), hidden)
+        return UniMEOutput(embeddings_of(hidden, mask, embedding_dim), hidden)
 
     @torch.no_grad()
     def encode(

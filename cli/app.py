@@ -1,7 +1,6 @@
 """The command `unime`: what a user does beside training, which `accelerate launch recipes/...` does."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 
 from .embed import embed
 from .export import export
-from .options import AsJson
+from .options import AsJson, Dtype
 from .search import index, search
 from .serve import serve
 
@@ -25,14 +24,6 @@ app.command()(index)
 app.command()(search)
 app.command()(serve)
 app.command()(export)
-
-
-class Type(StrEnum):
-    """Type of weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @app.command("eval", context_settings=PASSED_ON, add_help_option=False)
@@ -80,12 +71,12 @@ def merge(
     base: Annotated[str, typer.Argument(help="What the adapter was trained on: a backbone or a UniME checkpoint.")],
     adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
     output: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
-    dtype: Annotated[Type, typer.Option(help="Type of the merged weights.")] = Type.float32,
+    dtype: Dtype = "float32",
 ) -> None:
     """Fold a LoRA adapter into the model it was trained on, check that it embeds as before, and save."""
     from ..trainers import merge_checkpoint
 
-    typer.echo(f"merged into {merge_checkpoint(base, adapter, output, dtype=dtype.value)}")
+    typer.echo(f"merged into {merge_checkpoint(base, adapter, output, dtype=dtype)}")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..checkpoint import PROMPTS
-from ..modeling_unime import UniMEModel
+from ..modeling_unime import UniMEModel, embeddings_of
 from ..processing_unime import Item, as_item, messages
 from .plain import complete_template, new_folder
 
@@ -51,7 +51,7 @@ inputs = tokenizer.apply_chat_template(conversations, return_dict=True, padding=
 
 
 class TextPath(nn.Module):
-    """The language model and UniME's pooling, in operations that keep batch and length free in a graph."""
+    """The language model and UniME's pooling."""
 
     def __init__(self, model: UniMEModel):
         super().__init__()
@@ -60,11 +60,7 @@ class TextPath(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed a batch of token ids, `(batch, tokens)` both, as `(batch, dimensions)` unit vectors."""
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        hidden = output.last_hidden_state
-        positions = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
-        last = (attention_mask * positions).argmax(dim=1)  # (batch,), whichever side is padded
-        pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1]))[:, 0]
-        return nn.functional.normalize(pooled, dim=-1)
+        return embeddings_of(output.last_hidden_state, attention_mask)
 
 
 def text_onnx(model: UniMEModel, processor: ProcessorMixin, directory: str | Path) -> float:

@@ -121,8 +121,11 @@ def complete_template(processor: ProcessorMixin) -> str:
 
 def plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | None = None) -> str:
     """Fill the card of a plain checkpoint."""
-    data = metadata or ModelCardData(tags=["multimodal-embedding", "sentence-transformers", "transformers"])
-    data.library_name, data.pipeline_tag = "sentence-transformers", "sentence-similarity"
+    given = (
+        metadata.to_dict() if metadata else {"tags": ["multimodal-embedding", "sentence-transformers", "transformers"]}
+    )
+    fixed = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
+    data = ModelCardData(**given | fixed)
     return CARD.format(
         metadata=data.to_yaml(),
         architecture=architecture,

@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ..data.entry import Entry
-from .embedding import Rejected
+from .embedding import THREADS, WINDOW, Rejected
 from .rows import details, metadata_schema
 
-
-WINDOW = 1024  # entries that are read at a time
-THREADS = 8
 
 Report = Callable[[str, int, int], None]  # what is done, how many entries are done, how many there are
 

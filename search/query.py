@@ -7,10 +7,6 @@ from PIL import Image
 from ..checkpoint import PROMPTS
 
 
-# MMEB's wording for composed retrieval, on which UniME is trained.
-CHANGED_IMAGE = "Given an image, find a similar everyday image with the described changes:"
-
-
 def query_item(
     text: str | None = None,
     image: Image.Image | None = None,
@@ -43,5 +39,5 @@ def default_instruction(text: bool, image: bool, pictures: bool) -> str:
     if not pictures:
         return PROMPTS["image_to_text"] if image and not text else PROMPTS["query"]
     if text and image:
-        return CHANGED_IMAGE
+        return PROMPTS["composed"]
     return PROMPTS["image"] if image else PROMPTS["text_to_image"]

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from unime.checkpoint import PROMPTS
-from unime.data import world_tasks
-from unime.search.query import CHANGED_IMAGE, query_item
+from unime.data import world_items
+from unime.search.query import query_item
 
 
 def test_a_query_gets_the_instruction_of_its_kind():
@@ -14,7 +14,7 @@ def test_a_query_gets_the_instruction_of_its_kind():
     assert query_item("dog", pictures=False) == {"text": "dog"}
     assert query_item(image=picture)["instruction"] == PROMPTS["image"]
     assert query_item(image=picture, pictures=False)["instruction"] == PROMPTS["image_to_text"]
-    assert query_item("in red", picture) == {"text": "in red", "image": picture, "instruction": CHANGED_IMAGE}
+    assert query_item("in red", picture) == {"text": "in red", "image": picture, "instruction": PROMPTS["composed"]}
     assert query_item("dog", instruction="Find:")["instruction"] == "Find:"
     assert query_item("dog", instruction="") == {"text": "dog"}
     for text in (None, "", "  "):
@@ -23,4 +23,4 @@ def test_a_query_gets_the_instruction_of_its_kind():
 
 
 def test_composed_queries_are_asked_as_they_are_trained():
-    assert CHANGED_IMAGE == world_tasks.CHANGED_IMAGE
+    assert PROMPTS["composed"] == world_items.CHANGED_IMAGE
