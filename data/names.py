@@ -1,6 +1,7 @@
 """Single pictures by what they may teach in a split: their names, their categories and their skin tones."""
 
 import functools
+import re
 
 from .emoji import LANGUAGES, Emoji, catalogue, same_picture
 from .splits import category_split, tone_split
@@ -44,6 +45,40 @@ def other_tones(entry: Emoji, split: str) -> list[Emoji]:
         other
         for other in roles().get(entry.base, ())
         if other != entry and (split != "train" or tone_split(other) == "train")
+    ]
+
+
+# The words for who does something; what is left of a name is what they do.
+_WHO = re.compile(r"\b(man|woman|men|women|person|people|boy|girl)\b")
+
+
+@functools.cache
+def crowds() -> dict[str, tuple[Emoji, ...]]:
+    """Who does the same: a name without its gender and skin tone -> men, women and persons in all tones."""
+    groups = {}
+    for entry in catalogue():
+        groups.setdefault(_deed(entry), []).append(entry)
+    return {deed: tuple(group) for deed, group in groups.items() if len({entry.base for entry in group}) > 1}
+
+
+@functools.cache
+def crowded(split: str) -> tuple[Emoji, ...]:
+    """The members of `crowds` that belong to a split."""
+    return tuple(entry for group in crowds().values() for entry in group if tone_split(entry) == split)
+
+
+def _deed(entry: Emoji) -> str:
+    return _WHO.sub("", catalogue()[entry.base].name)
+
+
+def other_genders(entry: Emoji, split: str) -> list[Emoji]:
+    """Others who do the same in the same skin tone, of another gender; in "train" only those of the training split."""
+    return [
+        other
+        for other in crowds().get(_deed(entry), ())
+        if other.tone == entry.tone
+        and same_picture()[other.index] != same_picture()[entry.index]
+        and (split != "train" or tone_split(other) == "train")
     ]
 
 

@@ -1,6 +1,6 @@
 """The OpenMoji world: real named pictures and scenes of them as training rows, texts and conversations, from a seed.
 
-    rows("train", 100_000)           queries, positives and hard negatives of eleven tasks (stage 2)
+    rows("train", 100_000)           queries, positives and hard negatives of all tasks (stage 2)
     texts("train", 50_000)           distinct texts (stage 1)
     conversations("train", 50_000)   pictures with prompts and answers (the backbone)
 

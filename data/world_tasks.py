@@ -1,7 +1,7 @@
 """The world's training tasks: one function each, from a split and a random source to a row of queries and candidates.
 
-Rows hold pictures as specs (see `world.draw`); `world.rows` draws them when they are read. Instructions are
-those of MMEB (Jiang et al., 2024) for the task of the same shape.
+Rows hold pictures as specs (see `world.draw`); `world.rows` draws them when they are read. The tasks on scenes are
+here, those on single pictures in `single_tasks`.
 """
 
 import functools
@@ -9,116 +9,23 @@ import itertools
 import random
 
 from .captions import WORDINGS, Caption, Mention, full_caption, sample_caption, sample_scene
-from .emoji import LANGUAGES, Emoji, catalogue, same_picture
 from .long_captions import LongCaption, family, sample_wording
-from .names import categorised, named, other_tones, texts_of, tone_request, toned
 from .probes import any_false_caption, sibling
 from .questions import sample_expression, sample_question
 from .scenes import CELLS, Placed, Scene, crop_spec, relation_of
-from .splits import SPLITS, companions, pair_splits, partners, tone_split
-from .views import View
+from .single_tasks import (
+    category,
+    composed,
+    name_i2t,
+    name_t2i,
+    people_composed,
+    people_i2t,
+    people_t2i,
+    subcategory,
+)
+from .splits import SPLITS, companions, pair_splits, partners
 from .vocabulary import COLOUR_NAMES
-
-
-CLASSIFY = "Represent the given image for classification"
-CATEGORISE = "Identify the category of the object shown in the image"
-IDENTIFY = "Identify the object shown in the image"
-IMAGE_OF_TEXT = "Find me an everyday image that matches the given caption:"
-TEXT_OF_IMAGE = "Find an image caption describing the given everyday image."
-CHANGED_IMAGE = "Given an image, find a similar everyday image with the described changes:"
-QUESTION = "Represent the given image with the following question:"
-CROP = "Select the portion of the image that follows the language expressions."
-IMAGE_TARGET = "Represent the given image."
-CROP_TARGET = "Represent the given cropped image of the object"
-
-
-def item(text: str | None = None, image: str | None = None, instruction: str | None = None) -> dict:
-    """An item with all three keys, as rows store it; `image` is a spec."""
-    return {"text": text, "image": image, "instruction": instruction}
-
-
-def identify_in(language: str) -> str:
-    """The instruction that asks for a name in a language of `LANGUAGES`."""
-    return IDENTIFY if language == "en" else f"{IDENTIFY} in {LANGUAGES[language]}"
-
-
-def answer_of(entry: Emoji) -> str:
-    """The label of a picture: emoji that are drawn exactly alike are one answer."""
-    return catalogue()[same_picture()[entry.index]].code
-
-
-def _view(entry: Emoji, rng: random.Random) -> str:
-    return View.sample(entry.index, rng).spec
-
-
-def _image_target(spec: str) -> dict:
-    return item(image=spec, instruction=IMAGE_TARGET)
-
-
-def _some(options: list, count: int, rng: random.Random) -> list:
-    return rng.sample(options, min(count, len(options)))
-
-
-def subcategory(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture -> subcategory."""
-    entry = rng.choice(categorised(split))
-    return {
-        "query": item(image=_view(entry, rng), instruction=CLASSIFY),
-        "positive": item(entry.subcategory),
-        "negatives": [],
-        "label": entry.subcategory,
-    }
-
-
-def category(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture -> one of nine categories."""
-    entry = rng.choice(categorised(split))
-    return {
-        "query": item(image=_view(entry, rng), instruction=CATEGORISE),
-        "positive": item(entry.category),
-        "negatives": [],
-        "label": entry.category,
-    }
-
-
-def name_t2i(split: str, negatives: int, rng: random.Random) -> dict:
-    """A name in any language -> picture; the same role in another skin tone is the hard negative."""
-    entry = rng.choice(named(split))
-    return {
-        "query": item(rng.choice(texts_of(entry))[1], instruction=IMAGE_OF_TEXT),
-        "positive": _image_target(_view(entry, rng)),
-        "negatives": [_image_target(_view(other, rng)) for other in _some(other_tones(entry, split), negatives, rng)],
-        "label": answer_of(entry),
-    }
-
-
-def name_i2t(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture -> name in the language that the instruction asks for."""
-    entry = rng.choice(named(split))
-    language, text = rng.choice(texts_of(entry))
-    others = _some(other_tones(entry, split), negatives, rng)
-    return {
-        "query": item(image=_view(entry, rng), instruction=identify_in(language)),
-        "positive": item(text),
-        "negatives": [item(other.names[language]) for other in others if language in other.names],
-        "label": answer_of(entry),
-    }
-
-
-def composed(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture and "with dark skin tone" -> picture; the same role in other tones are the hard negatives."""
-    while True:
-        target = rng.choice(toned(split))
-        sources = [other for other in other_tones(target, split) if tone_split(other) == "train"]
-        if sources:
-            break
-    request = tone_request(target.tone, rng.randrange(3))
-    return {
-        "query": item(request, _view(rng.choice(sources), rng), CHANGED_IMAGE),
-        "positive": _image_target(_view(target, rng)),
-        "negatives": [_image_target(_view(other, rng)) for other in _some(other_tones(target, split), negatives, rng)],
-        "label": answer_of(target),
-    }
+from .world_items import CROP, CROP_TARGET, IMAGE_OF_TEXT, QUESTION, TEXT_OF_IMAGE, image_target, item, some
 
 
 def scene_t2i(split: str, negatives: int, rng: random.Random) -> dict:
@@ -128,8 +35,8 @@ def scene_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     siblings = [sibling(scene, caption, split, rng) for _ in range(negatives)]
     return {
         "query": item(caption.text, instruction=IMAGE_OF_TEXT),
-        "positive": _image_target(scene.spec),
-        "negatives": [_image_target(other.spec) for other in siblings],
+        "positive": image_target(scene.spec),
+        "negatives": [image_target(other.spec) for other in siblings],
         "label": None,
     }
 
@@ -174,7 +81,7 @@ def _scene_of_few(split: str, size: int, in_line: bool, rng: random.Random) -> S
 def _to_picture(scene: Scene, caption: str, label: str) -> dict:
     return {
         "query": item(caption, instruction=IMAGE_OF_TEXT),
-        "positive": _image_target(scene.spec),
+        "positive": image_target(scene.spec),
         "negatives": [],
         "label": label,  # another picture of the same arrangement is right too
     }
@@ -232,8 +139,8 @@ def long_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     scene, *others = family(sample_scene(split, 9, rng), 1 + negatives, split, rng)
     return {
         "query": item(LongCaption(scene, sample_wording(rng)).text, instruction=IMAGE_OF_TEXT),
-        "positive": _image_target(scene.spec),
-        "negatives": [_image_target(other.spec) for other in others],
+        "positive": image_target(scene.spec),
+        "negatives": [image_target(other.spec) for other in others],
         "label": None,
     }
 
@@ -256,7 +163,7 @@ def question(split: str, negatives: int, rng: random.Random) -> dict:
     return {
         "query": item(asked.text, asked.scene.spec, QUESTION),
         "positive": item(asked.answer),
-        "negatives": [item(answer) for answer in _some(list(asked.other_answers), negatives, rng)],
+        "negatives": [item(answer) for answer in some(list(asked.other_answers), negatives, rng)],
         "label": asked.answer,
     }
 
@@ -269,7 +176,7 @@ def crop(split: str, negatives: int, rng: random.Random) -> dict:
         "query": item(f'"{pointed.text}"', pointed.scene.spec, CROP),
         "positive": item(image=crop_spec(pointed.target), instruction=CROP_TARGET),
         "negatives": [
-            item(image=crop_spec(placed), instruction=CROP_TARGET) for placed in _some(others, negatives, rng)
+            item(image=crop_spec(placed), instruction=CROP_TARGET) for placed in some(others, negatives, rng)
         ],
         "label": crop_spec(pointed.target),
     }
@@ -279,15 +186,18 @@ def crop(split: str, negatives: int, rng: random.Random) -> dict:
 TASKS = {
     "subcategory": (subcategory, 5),
     "category": (category, 2),
-    "name_t2i": (name_t2i, 18),
-    "name_i2t": (name_i2t, 14),
+    "name_t2i": (name_t2i, 20),
+    "name_i2t": (name_i2t, 22),
     "composed": (composed, 10),
+    "people_t2i": (people_t2i, 12),
+    "people_i2t": (people_i2t, 16),
+    "people_composed": (people_composed, 10),
     "scene_t2i": (scene_t2i, 14),
     "scene_i2t": (scene_i2t, 14),
     "arrangement_t2i": (arrangement_t2i, 6),
     "arrangement_i2t": (arrangement_i2t, 6),
-    "relation_t2i": (relation_t2i, 6),
-    "relation_i2t": (relation_i2t, 6),
+    "relation_t2i": (relation_t2i, 8),
+    "relation_i2t": (relation_i2t, 8),
     "long_t2i": (long_t2i, 5),
     "long_i2t": (long_i2t, 4),
     "question": (question, 7),

@@ -28,7 +28,7 @@ from ..data.scenes import CELLS, Scene, crop_spec
 from ..data.splits import check_split, tone_split
 from ..data.views import View
 from ..data.world import WORLD_VERSION, draw
-from ..data.world_tasks import (
+from ..data.world_items import (
     CATEGORISE,
     CHANGED_IMAGE,
     CLASSIFY,

@@ -1,12 +1,13 @@
 """The catalogue of pictures, what the splits hold out of it, and views of single pictures."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 
 from unime.data.emoji import LANGUAGES, catalogue, pictures, same_picture
-from unime.data.names import other_tones, roles, texts_of, tone_request
+from unime.data.names import crowds, other_genders, other_tones, roles, texts_of, tone_request
 from unime.data.splits import category_split, tone_split
 from unime.data.views import View
 
@@ -80,6 +81,18 @@ def test_a_role_is_a_base_and_its_five_single_tones_all_drawn_differently():
 def test_training_knows_no_held_out_tone_of_a_role():
     for group in roles().values():
         assert all(tone_split(other) == "train" for other in other_tones(group[0], "train"))
+
+
+def test_another_gender_does_the_same_in_the_same_tone_and_looks_different():
+    named = {entry.name: entry for entry in catalogue()}
+    kneeling = named["woman kneeling medium skin tone"]
+    assert {"man kneeling medium skin tone"} <= {other.name for other in other_genders(kneeling, "test")}
+    # "person cook" is drawn exactly like one of the other two: wrong pictures must look wrong.
+    assert [other.name for other in other_genders(named["woman cook"], "test")] == ["man cook"]
+    assert not other_genders(named["pizza"], "test")
+    for entry in itertools.chain(*crowds().values()):
+        others = other_genders(entry, "train")
+        assert all(tone_split(other) == "train" and other.tone == entry.tone for other in others)
 
 
 def test_a_tone_is_asked_for_by_its_name_and_removed_without_one():
