@@ -146,7 +146,7 @@ def _table(table: datasets.Dataset, columns: Mapping[str, str], root: Path, sour
 
     def entry(row: Mapping[str, Any], number: int) -> Entry:
         metadata = json.loads(json.dumps({name: row[name] for name in plain}, default=str))
-        return _entry({**row, **metadata}, number, columns, root)
+        return entry_of({**row, **metadata}, number, columns, root)
 
     corpus = Corpus(table, entry)
     if columns["id"] in table.column_names:
@@ -172,7 +172,7 @@ def _lines(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
             return Entry(
                 f"{path.name}:{number + 1}", problem=f"line {number + 1} of {path} is no JSON object: mend it"
             )
-        return _entry(row, number, columns, root)
+        return entry_of(row, number, columns, root)
 
     corpus = Corpus(table, entry)
     rows = (_parsed(line["text"]) or {} for line in table)
@@ -199,7 +199,15 @@ def _require_columns(found: Sequence[str], columns: Mapping[str, str], source: s
         )
 
 
-def _entry(row: Mapping[str, Any], number: int, columns: Mapping[str, str], root: Path) -> Entry:
+def entry_of(row: Mapping[str, Any], number: int, columns: Mapping[str, str], root: Path) -> Entry:
+    """A row of a table as an entry.
+
+    Args:
+        row (`Mapping`): Values by column; the picture is a path, encoded bytes, or what `datasets` stores for one.
+        number (`int`): Its place, which is its id where it has no other.
+        columns (`Mapping`): The columns of `id`, `text` and `image`; the others are metadata.
+        root (`Path`): Folder that paths start from and may not leave.
+    """
     text, picture, problem = row.get(columns["text"]), row.get(columns["image"]), None
     if text is not None and not isinstance(text, str):
         text, problem = None, f"its text is of type {type(text).__name__}: make it a string"

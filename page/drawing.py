@@ -1,16 +1,16 @@
 """What the page draws: found entries, and a heat map; as HTML, in which everything from outside is escaped."""
 
-from base64 import b64encode
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image
 
 from ..data.rows import read_picture
+from ..search.html import data_url, templates
 from ..search.store import Hit
 from .collection import Found
 
@@ -72,7 +72,7 @@ def _source(picture: str | bytes | Image.Image) -> str:
         data = BytesIO()
         small.save(data, "WEBP", quality=85)
         picture = data.getvalue()
-    return f"data:image/webp;base64,{b64encode(picture).decode()}"
+    return data_url(picture)
 
 
 def _cosine(value: float) -> str:
@@ -81,12 +81,6 @@ def _cosine(value: float) -> str:
 
 @cache
 def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("unime.page", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("unime.page")
     environment.filters |= {"source": _source, "cosine": _cosine}
     return environment

@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from trl import TrlParser
 
 from unime import load_model
 from unime.checkpoint import revision
+from unime.data.corpus import entry_of
 from unime.data.entry import Entry
-from unime.data.folder import PICTURES, located
+from unime.data.folder import PICTURES
 from unime.search.embedding import THREADS, embed_entries
 
 
@@ -127,25 +128,19 @@ class Embedder:
 
     def entry(self, row: Mapping[str, Any]) -> Entry:
         """A row as an entry; a picture that is not on this machine's disk is read here."""
-        own, text, picture = (row.get(name) for name in (self.script.identifier, self.script.text, self.script.image))
+        columns = {"id": self.script.identifier, "text": self.script.text, "image": self.script.image}
+        own, picture = row.get(columns["id"]), row.get(columns["image"])
+        stored = picture if isinstance(picture, Mapping) else {"path": picture}
+        path = stored.get("path") if isinstance(stored.get("path"), str) else None
         problem = "it has no id: give it one" if own is None else None
-        if text is not None and not isinstance(text, str):
-            text, problem = None, f"its text is of type {type(text).__name__}: make it a string"
-        if isinstance(picture, Mapping):  # what `datasets` stores for a picture
-            path, picture = picture.get("path"), picture.get("bytes") or picture.get("path")
-        else:
-            path = picture if isinstance(picture, str) else None
-        if isinstance(picture, str) and isinstance(self.root.files, LocalFileSystem):
-            picture, misplaced = located(picture, Path(self.root.path))
-            problem = problem or misplaced
-        elif isinstance(picture, str):
+        if path and not stored.get("bytes") and not isinstance(self.root.files, LocalFileSystem):
             try:
-                picture = (self.root / picture).read()
+                row = {**row, columns["image"]: (self.root / path).read()}
             except OSError as error:
-                picture, problem = None, f"its picture {path} cannot be read ({error}): mend the path"
-        elif picture is not None and not isinstance(picture, bytes):
-            picture, problem = None, f"its picture is of type {type(picture).__name__}: make it one path"
-        return Entry(str(own), text, picture, {"image": path}, problem)
+                row = {**row, columns["image"]: None}
+                problem = f"its picture {path} cannot be read ({error}): mend the path"
+        entry = entry_of(row, 0, columns, Path(self.root.path))
+        return replace(entry, id=str(own), metadata={"image": path}, problem=problem or entry.problem)
 
 
 def tables(source: Place, output: Place, script: ScriptArguments) -> tuple[Place, list[str]]:

@@ -1,12 +1,10 @@
 """What a search has found as one self-contained page: the query on top, below it pictures, texts and scores."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from .html import data_url, templates
 from .rows import thumbnail
 from .store import Hit, Store
 
@@ -39,21 +37,18 @@ def gallery(store: Store, asked: Asked, hits: Sequence[Hit]) -> str:
         asked ([`Asked`]): The query.
         hits (`Sequence[Hit]`): What was found, the nearest first. A picture that is not there any more is named.
     """
-    environment = Environment(
-        loader=PackageLoader("unime.search", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("gallery.html.jinja").render(
-        asked=asked,
-        picture=asked.image and _shown(asked.image),
-        hits=[(hit, _shown(hit.image)) for hit in hits],
-        pictures=any(hit.image is not None for hit in hits),
-        name=store.folder.resolve().name,
-        record=store.record,
-        entries=len(store),
+    return (
+        templates("unime.search")
+        .get_template("gallery.html.jinja")
+        .render(
+            asked=asked,
+            picture=asked.image and _shown(asked.image),
+            hits=[(hit, _shown(hit.image)) for hit in hits],
+            pictures=any(hit.image is not None for hit in hits),
+            name=store.folder.resolve().name,
+            record=store.record,
+            entries=len(store),
+        )
     )
 
 
@@ -65,4 +60,4 @@ def _shown(image: str | bytes | None) -> dict[str, Any] | None:
         small = thumbnail(image, SHOWN)
     except (ValueError, OSError):
         return {"url": None, "path": image if isinstance(image, str) else "in the index"}
-    return {"url": "data:image/webp;base64," + base64.b64encode(small).decode(), "path": image}
+    return {"url": data_url(small), "path": image}

@@ -14,6 +14,7 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoProcessor
+from without_package import NOT_INSTALLED
 
 import unime.checkpoint
 from unime import UniMEModel, load_model, processor_from_backbone, push_checkpoint, save_checkpoint
@@ -42,28 +43,10 @@ INSTRUCTION = "Represent the given image with the following question:"
 
 # Runs where `unime` cannot be imported; arguments: the folder of pictures and checkpoints, the checkpoints' names.
 ELSEWHERE = """
-import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "unime":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NotInstalled())
-try:
-    import_module("unime")
-except ModuleNotFoundError:
-    pass
-else:
-    raise AssertionError("unime is importable")
-
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
@@ -108,7 +91,7 @@ def elsewhere(checkpoints: Path) -> Path:
     for colour, size in (("red", (40, 56)), ("blue", (64, 24))):
         Image.new("RGB", size, colour).save(checkpoints / f"{colour}.png")
     environment = os.environ | {"HF_MODULES_CACHE": str(checkpoints / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", ELSEWHERE, str(checkpoints), *LOADED_ELSEWHERE]
+    command = [sys.executable, "-P", "-c", NOT_INSTALLED + ELSEWHERE, str(checkpoints), *LOADED_ELSEWHERE]
     run = subprocess.run(command, cwd=checkpoints, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "custom code" not in run.stdout + run.stderr  # trusted once, nobody is asked again

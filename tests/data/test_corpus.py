@@ -1,95 +1,16 @@
-"""What is to be embedded: what every kind of source gives, and what is said of what cannot be read."""
+"""What is to be embedded: what every kind of source gives, and what is refused."""
 
-import json
-import logging
-import os
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from entries import BLUE, RED, reason, save, write
 from PIL import Image
 
-from unime.data.corpus import Entry, open_corpus
+from unime.data.corpus import open_corpus
 from unime.data.emoji import catalogue
-
-
-RED, BLUE = (255, 0, 0), (0, 0, 255)
-
-
-def save(path: Path, colour: tuple[int, int, int] = RED) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 3), colour).save(path)
-    return path
-
-
-def write(path: Path, rows: list[dict | str]) -> Path:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def reason(entry: Entry) -> str:
-    """What an entry that cannot be embedded says when it is opened: one sentence that names it."""
-    with pytest.raises(ValueError) as error:
-        entry.item()
-    message = str(error.value)
-    assert message.startswith(f"entry {entry.id!r}: ") and "\n" not in message
-    return message
-
-
-def test_a_folder_gives_its_pictures_and_texts_by_their_relative_paths(tmp_path: Path, caplog) -> None:
-    save(tmp_path / "b" / "red.png")
-    save(tmp_path / "blue.PNG", BLUE)
-    save(tmp_path / "x.png" / "inside.png")  # a folder that is named like a picture is a folder
-    save(tmp_path / ".hidden" / "no.png")
-    (tmp_path / "note.txt").write_bytes("\ufeffein Hund".encode())
-    (tmp_path / "table.csv").write_text("a,b")
-    with caplog.at_level(logging.WARNING):
-        corpus = open_corpus(str(tmp_path))
-    assert [entry.id for entry in corpus] == ["b/red.png", "blue.PNG", "note.txt", "x.png/inside.png"]
-    red, blue, note, _ = corpus
-    assert red.image == str(tmp_path / "b" / "red.png") and red.text is None and red.metadata == {}
-    assert (note.text, note.image, note.item()) == ("ein Hund", None, {"text": "ein Hund"})
-    assert blue.item("Find it:")["instruction"] == "Find it:"
-    assert [entry.item()["image"].getpixel((0, 0)) for entry in (red, blue)] == [RED, BLUE]
-    assert "1 files of" in caplog.text and "table.csv" in caplog.text
-    assert corpus[-1].id == "x.png/inside.png" and [entry.id for entry in corpus[:2]] == ["b/red.png", "blue.PNG"]
-    with pytest.raises(IndexError):
-        corpus[4]
-
-
-def test_metadata_of_a_folder_is_read_and_what_it_names_must_be_there(tmp_path: Path) -> None:
-    save(tmp_path / "in" / "red.png")
-    save(tmp_path / "blue.png")
-    write(
-        tmp_path / "in" / "metadata.jsonl",
-        [{"file_name": "red.png", "text": "rot", "kind": "a\u2028b"}, {"file_name": "gone.png"}],
-    )
-    blue, gone, red = open_corpus(tmp_path)
-    assert (red.id, red.text, red.metadata) == ("in/red.png", "rot", {"kind": "a\u2028b"})
-    assert (blue.text, blue.metadata) == (None, {})
-    assert reason(gone).endswith("gone.png does not exist: mend the path or remove the entry")
-    assert open_corpus(tmp_path, text="kind")[2].text == "a\u2028b"
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ({"file_name": "red.png"}, "line 2 names the file red.png again"),
-        ({"name": "red.png"}, "line 2 is no JSON object whose `file_name` is a relative path"),
-        ('{"file_name": "blue', "line 2 is no JSON object"),
-        ({"file_name": "/etc/blue.png"}, "relative path"),
-    ],
-)
-def test_wrong_metadata_is_named_with_its_line(tmp_path: Path, line: dict | str, said: str) -> None:
-    save(tmp_path / "red.png")
-    path = write(tmp_path / "metadata.jsonl", [{"file_name": "red.png"}, line])
-    with pytest.raises(ValueError, match=said) as error:
-        open_corpus(tmp_path)
-    assert str(path) in str(error.value)
 
 
 def test_lines_are_read_as_they_are_written(tmp_path: Path) -> None:
@@ -227,89 +148,3 @@ def test_nothing_outside_of_the_image_root_is_opened(tmp_path: Path) -> None:
     assert widened[1].item()["image"].getpixel((0, 0)) == RED
     inside = write(tmp_path / "rows.jsonl", [{"image": "blue.png"}])
     assert open_corpus(inside, image_root=tmp_path / "root")[0].item()["image"].getpixel((0, 0)) == BLUE
-
-
-def test_what_is_no_readable_picture_is_refused_in_one_sentence(tmp_path: Path, monkeypatch) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "whole.jpg")
-    whole = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "zero.png").touch()
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "gone.png").symlink_to("nowhere.png")
-    (tmp_path / "loop.png").symlink_to("loop.png")
-    (tmp_path / "x.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    Image.new("F", (4, 3)).save(tmp_path / "float.tiff")
-    said = {entry.id: reason(entry) for entry in open_corpus(tmp_path) if entry.id != "whole.jpg"}
-    assert "it is not a readable picture (image file is truncated" in said["half.jpg"]
-    assert said["zero.png"].endswith("zero.png is empty: replace it or remove the entry")
-    assert "it is not a readable picture (its format is unknown); mend" in said["text.png"]
-    assert "is a link to nowhere.png, which does not exist" in said["gone.png"]
-    assert "is a link to loop.png, which does not exist" in said["loop.png"]
-    assert "is no ordinary file" in said["pipe.png"]
-    assert "its pixels are numbers of mode F: save it with 8 or 16 bits a pixel" in said["float.tiff"]
-    folder = Entry("x", image=str(tmp_path / "x.png"))
-    assert "x.png is a folder: mend the path" in reason(folder)
-    with pytest.raises(ValueError, match="is a folder"):
-        _ = folder.content
-    assert "cannot read the picture: it is not a readable picture (its format is unknown); mend" in reason(
-        Entry("x", image=b"no picture")
-    )
-    assert reason(Entry("x", image=b"")) == "entry 'x': its picture is empty: replace it or remove the entry"
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "decompression bomb" in reason(Entry("bomb", image=str(tmp_path / "whole.jpg")))
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("Bär".encode("latin-1"))
-    (tmp_path / "gone.txt").symlink_to("nowhere.txt")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(save(tmp_path / "red.png").read_bytes())
-    gone, latin, _, name = open_corpus(tmp_path)
-    assert reason(latin) == "entry 'latin.txt': its text is not valid Unicode at character 1: mend it"
-    assert "gone.txt does not exist or is no ordinary file" in reason(gone)
-    assert reason(name) == "entry '\\udcff.png': its id is not valid Unicode at character 0: mend it"
-
-
-def test_pictures_of_every_kind_become_rgb(tmp_path: Path) -> None:
-    def opened(name: str) -> Image.Image:
-        picture = Entry(name, image=str(tmp_path / name)).item()["image"]
-        assert picture.mode == "RGB"
-        return picture
-
-    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "cmyk.tiff")
-    assert opened("cmyk.tiff").getpixel((0, 0)) == RED
-    Image.fromarray(np.full((3, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
-    assert opened("deep.png").getpixel((0, 0)) == (156, 156, 156)  # 40000 // 256
-    Image.fromarray(np.full((3, 4), 40000, ">u2")).save(tmp_path / "big-endian.tiff")
-    assert opened("big-endian.tiff").getpixel((0, 0)) == (156, 156, 156)
-    palette = Image.new("P", (4, 3), 1)
-    palette.putpalette([*BLUE, *RED])
-    palette.save(tmp_path / "palette.png", transparency=bytes([0, 128]))
-    assert opened("palette.png").getpixel((0, 0)) == RED  # transparency is dropped
-    frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, BLUE)]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert opened("moving.gif").getpixel((0, 0)) == RED
-    lying = Image.new("RGB", (2, 1), RED)
-    lying.putpixel((1, 0), BLUE)
-    turned = lying.getexif()
-    turned[0x0112] = 6  # shown turned by 90 degrees clockwise
-    lying.save(tmp_path / "turned.png", exif=turned)
-    upright = opened("turned.png")
-    assert upright.size == (1, 2) and [upright.getpixel((0, y)) for y in (0, 1)] == [RED, BLUE]
-
-
-def test_a_text_of_white_space_counts_as_none(tmp_path: Path) -> None:
-    picture = str(save(tmp_path / "red.png"))
-    assert "it has neither a text nor a picture" in reason(Entry("x", text=" \n"))
-    assert list(Entry("x", text=" ", image=picture).item()) == ["image"]
-    assert Entry("x", text=" ", image=picture).content == Entry("y", image=picture).content
-
-
-def test_entries_have_the_same_content_where_the_model_sees_the_same(tmp_path: Path) -> None:
-    red, blue = str(save(tmp_path / "red.png")), str(save(tmp_path / "blue.png", BLUE))
-    again = save(tmp_path / "again.png")
-    assert Entry("1", "a", red, {"x": 1}).content == Entry("2", "a", str(again)).content
-    assert Entry("1", "a", red).content == Entry("1", "a", again.read_bytes()).content
-    different = [Entry("1", "a"), Entry("1", "a "), Entry("1", "a", red), Entry("1", "a", blue), Entry("1", None, red)]
-    assert len({entry.content for entry in different}) == len(different)
-    assert Entry("1", "a cat").content == "69249582e53fd6b75cb5d39a61b95ded"

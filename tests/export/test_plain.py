@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from twins import TWINS
+from without_package import NOT_INSTALLED
 
 from unime import UniMEModel, load_model
 from unime.checkpoint import PROMPTS
@@ -42,23 +43,7 @@ FILES = {
 
 # Runs where `unime` cannot be imported; arguments: the folder of pictures and exports, the exports' names.
 ELSEWHERE = """
-import sys
 from pathlib import Path
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "unime":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NotInstalled())
-try:
-    import unime
-except ModuleNotFoundError:
-    pass
-else:
-    raise AssertionError("unime is importable")
 
 import numpy as np
 from PIL import Image
@@ -105,7 +90,7 @@ def check(names: list[str], source: Callable[[str], tuple[UniMEModel, ProcessorM
     for name in names:
         plain_checkpoint(*source(name), folder / name)
     environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", ELSEWHERE, str(folder), *names]
+    command = [sys.executable, "-P", "-c", NOT_INSTALLED + ELSEWHERE, str(folder), *names]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "MISSING" not in run.stderr and "UNEXPECTED" not in run.stderr, run.stderr

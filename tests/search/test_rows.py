@@ -1,44 +1,11 @@
 """Metadata as columns of the index: what fits, what is refused, and conditions on them."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
+from small_index import WORDS, corpus, not_needed, rows
 
-from unime import UniMEModel, load_model
 from unime.data.corpus import Entry
 from unime.search.store import Store, Synced
-
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = str(ROOT / "checkpoints" / "unime-tiny")
-WORDS = ("pizza", "dog", "rocket", "tiger", "piano", "snowman")
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[UniMEModel, Any]:
-    return load_model(TINY, dtype="float32")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.create(tmp_path / "index", TINY)
-
-
-def corpus(words: tuple[str, ...] = WORDS) -> list[Entry]:
-    return [Entry(word, word, metadata={"length": len(word), "first": word[0]}) for word in words]
-
-
-def not_needed() -> Any:
-    raise AssertionError("nothing was to be embedded, and the model was asked for")
-
-
-def rows(store: Store) -> dict[str, dict]:
-    read = store.table.table.to_arrow().to_pylist()
-    by_id = {row["id"]: row for row in read}
-    assert len(by_id) == len(read), "an id is there twice"
-    return by_id
 
 
 def test_new_metadata_are_written_without_the_model(store: Store, loaded):
