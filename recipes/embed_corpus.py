@@ -140,7 +140,7 @@ class Embedder:
                 row = {**row, columns["image"]: None}
                 problem = f"its picture {path} cannot be read ({error}): mend the path"
         entry = entry_of(row, 0, columns, Path(self.root.path))
-        return replace(entry, id=str(own), metadata={"image": path}, problem=problem or entry.problem)
+        return replace(entry, id=str(own), metadata={"image": path}, problem=entry.problem or problem)
 
 
 def tables(source: Place, output: Place, script: ScriptArguments) -> tuple[Place, list[str]]:
