@@ -1,8 +1,11 @@
 """Fixtures that all tests share."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from twins import make_twin
@@ -12,3 +15,17 @@ from twins import make_twin
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the folder of the tiny backbone of a name in `twins.TWINS`, or "text-only"; made once, to be read only."""
     return cache(lambda name: make_twin(name, tmp_path_factory.mktemp("twins") / name))
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[Path], ModuleType]:
+    """Give a function that imports a script, without running it."""
+
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look for the annotations' names
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,6 +1,6 @@
 """What compression keeps of similarities, on vectors worked out by hand."""
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -9,12 +9,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def compression() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "compression.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def compression(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(Path(__file__).resolve().parents[2] / "benchmarks" / "compression.py")
 
 
 def test_binary_similarity_is_the_dimensions_less_twice_the_hamming_distance(compression: ModuleType) -> None:

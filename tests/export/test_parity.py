@@ -1,6 +1,5 @@
 """recipes/parity.py against real HTTP servers of a real model: one that agrees, and ones that do not."""
 
-import importlib.util
 import json
 import socket
 import subprocess
@@ -96,13 +95,9 @@ def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], s
 
 
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
+def recipe(script: Callable[[Path], ModuleType]) -> ModuleType:
     """Give the script as a module."""
-    spec = importlib.util.spec_from_file_location("parity_recipe", ROOT / "recipes" / "parity.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the annotations' names
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "recipes" / "parity.py")
 
 
 def parity(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """The recipes as a user starts them, and small files to train on."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -35,19 +34,6 @@ def launch() -> Callable[..., str]:
         return done.stdout
 
     return run
-
-
-@pytest.fixture(scope="session")
-def script() -> Callable[[Path], ModuleType]:
-    """Give a function that imports a script, without running it."""
-
-    def load(path: Path) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture(scope="session")
