@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow trust audit lint format clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,13 @@ test: .venv/installed ## run the whole suite
 test-slow: .venv/installed ## run what takes long: kills, load, Ray, a real browser (Chromium must be there)
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+
+trust: .venv/installed ## count what tests/trust tries, with five minutes of load each: benchmarks/trust.json
+	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust.py
+
+audit: .venv/installed ## look for known vulnerabilities in the pins
+	$(BIN)/python tests/trust/audit.py
 
 lint: .venv/installed ## check style
 	$(BIN)/ruff check .

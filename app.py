@@ -29,6 +29,8 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 STYLE = Path(examples.__file__).parent / "style.css"
 AUTOMATIC = "the one that fits what is given"
 MOST_COMPARED = 12  # texts, and pictures, of a heat map
+LONGEST = 4000  # characters of a query, of its instruction, and of a heat map's texts
+KEPT = 3600  # seconds that what visitors upload stays on disk
 PRIVATE = {"api_visibility": "private"}  # programs ask `unime serve`
 NO_PROGRESS = gr.Progress()
 
@@ -56,7 +58,7 @@ def build(first: Collection, second: OpenedOnce | None, world: bool) -> gr.Block
         world (`bool`): Whether it is the OpenMoji world, for which there are example queries.
     """
     samples = examples.queries() if world else {}
-    with gr.Blocks(title="UniME", analytics_enabled=False) as demo:
+    with gr.Blocks(title="UniME", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as demo:
         gr.HTML(_masthead(first))
         with gr.Tab("Search"):
             _search_tab(first, samples)
@@ -96,7 +98,7 @@ class Query(NamedTuple):
 
 
 def _query(action: str, samples: dict[str, Sample], opening: str = "") -> Query:
-    text = gr.Textbox(opening, label="Text", placeholder="What are you looking for?", max_length=4000, max_lines=4)
+    text = gr.Textbox(opening, label="Text", placeholder="What are you looking for?", max_length=LONGEST, max_lines=4)
     picture = picture_field(label="Picture", sources=["upload", "clipboard"], height=190, buttons=[])
     with gr.Accordion("Instruction and number of results", open=False):
         instruction = gr.Dropdown(
@@ -131,7 +133,7 @@ def _search_tab(collection: Collection, samples: dict[str, Sample]) -> None:
             found = gr.HTML(draw_found(collection.search(*opening)) if samples else "", elem_id="found")
 
     def answer(text: str, picture: Image.Image | None, choice: str, count: int) -> str:
-        if not _given(text, picture):
+        if not _given(text, picture, choice):
             return gr.skip()
         with _one_sentence():
             return draw_found(collection.search(text, picture, chosen_instruction(choice), int(count)))
@@ -153,7 +155,7 @@ def _compare_tab(first: Collection, second: OpenedOnce, samples: dict[str, Sampl
     def answer(
         text: str, picture: Image.Image | None, choice: str, count: int, progress: gr.Progress = NO_PROGRESS
     ) -> tuple[str, str]:
-        if not _given(text, picture):
+        if not _given(text, picture, choice):
             return gr.skip()
         with _one_sentence():
             other = second(lambda stage, done, total: progress((done, total), desc=stage))
@@ -168,7 +170,7 @@ def _similarity_tab(collection: Collection) -> None:
     texts, pictures = next(iter(samples.values()))
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            lines = gr.Textbox("\n".join(texts), label="Texts, one a line", lines=6, max_lines=12, max_length=8000)
+            lines = gr.Textbox("\n".join(texts), label="Texts, one a line", lines=6, max_lines=12, max_length=LONGEST)
             gallery = gr.Gallery(
                 pictures,
                 label="Pictures",
@@ -194,6 +196,8 @@ def _similarity_tab(collection: Collection) -> None:
         if not texts or not paths:
             gr.Warning("Give a line of text and a picture at least.")
             return gr.skip()
+        if not _short(text):
+            return gr.skip()
         if max(len(texts), len(paths)) > MOST_COMPARED:
             gr.Warning(f"Give at most {MOST_COMPARED} texts and {MOST_COMPARED} pictures.")
             return gr.skip()
@@ -208,9 +212,17 @@ def _similarity_tab(collection: Collection) -> None:
         )
 
 
-def _given(text: str | None, picture: Image.Image | None) -> bool:
+def _given(text: str | None, picture: Image.Image | None, choice: str | None) -> bool:
     if not (text or "").strip() and picture is None:
         gr.Warning("Type a text or give a picture first.")
+        return False
+    return _short(text) and _short(choice)
+
+
+def _short(text: str | None) -> bool:
+    """Whether a text is no longer than its field takes: a program that speaks to the page need not mind the field."""
+    if len(text or "") > LONGEST:
+        gr.Warning(f"Give at most {LONGEST:,} characters.")
         return False
     return True
 

@@ -2,14 +2,20 @@
 
 import hashlib
 import json
+import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, try_to_load_from_cache
+from jinja2 import Environment, TemplateSyntaxError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from .configuration_unime import UniMEConfig
 from .modeling_unime import UniMEModel
@@ -18,6 +24,8 @@ from .processing_unime import processor_from_backbone
 
 TRAINING_RECORD = "training.json"  # beside a trained checkpoint: its stages and their settings
 DECIDING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configurations, template, tokenizer
+# Weights as transformers, PEFT and sentence-transformers (whose modules have folders) would look for them.
+PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin", "[0-9]*_*/pytorch_model.bin")
 PROSE = ("results-", TRAINING_RECORD)  # names of files that say how good a model is or how it came about
 
 # Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
@@ -35,6 +43,70 @@ PROMPTS = {
 }
 
 
+@contextmanager
+def only_data(checkpoint: str | Path) -> Iterator[None]:
+    """Let nothing run that a checkpoint brings.
+
+    What is loaded inside must pass `trust_remote_code=False`, lest transformers ask on the terminal whether to run it,
+    and for weights `use_safetensors=True`, which refuses a pickle of the Hub.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder or Hub id.
+
+    Raises:
+        ValueError: The weights are a pickle, or the checkpoint wants to run code of its own.
+    """
+    for pickle in (file for name in PICKLES for file in sorted(Path(checkpoint).glob(name))):
+        if not any(pickle.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{checkpoint} holds its weights as a pickle ({pickle.name}), which can run code when it is read: "
+                "take safetensors, or convert it where you trust who made it"
+            )
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{checkpoint} wants to run code of its own, which is never done here: take a model of a type that "
+            "transformers or sentence-transformers itself knows"
+        ) from None
+
+
+def read_config(checkpoint: str) -> PreTrainedConfig:
+    """Read the configuration of a folder or Hub id, and run no code of it.
+
+    Raises:
+        ValueError: See [`only_data`]; or a file of the folder is damaged.
+    """
+    require_whole(checkpoint)
+    with only_data(checkpoint):
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+
+
+def require_whole(checkpoint: str | Path) -> None:
+    """Refuse a folder with files that were cut short, when they were copied or downloaded, say.
+
+    Raises:
+        ValueError: One is not what its name says; or the weights lack a file that their index names.
+    """
+    folder = Path(checkpoint)
+    for file in _deciding(folder) if folder.is_dir() else ():
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):  # compares the sizes that its head gives with the file's
+                    pass
+            elif file.suffix == ".jinja":
+                Environment().parse(file.read_text())
+            elif file.suffix == ".json":
+                content = json.loads(file.read_text())
+                if file.name.endswith(".safetensors.index.json"):
+                    for name in sorted({*content["weight_map"].values()} - {path.name for path in folder.iterdir()}):
+                        raise ValueError(f"it names {name}, which is not there")
+        except (ValueError, SafetensorError, TemplateSyntaxError) as error:
+            raise ValueError(f"{file} is damaged ({error}): copy or download the checkpoint again") from None
+
+
 def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
     """Load a UniME checkpoint, or wrap a native image-text backbone.
 
@@ -46,11 +118,28 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
         `tuple[UniMEModel, ProcessorMixin]`: The model and its processor with UniME's chat template.
 
     Raises:
-        ValueError: The backbone is not an image-text model.
+        ValueError: The backbone is not an image-text model, its weights are a pickle, or it wants to run code. Or the
+            checkpoint is damaged or incomplete.
     """
-    if AutoConfig.from_pretrained(path).model_type == UniMEConfig.model_type:
-        return UniMEModel.from_pretrained(path, **kwargs), AutoProcessor.from_pretrained(path)
-    return UniMEModel.from_backbone(path, **kwargs), processor_from_backbone(path)
+    own = read_config(path).model_type == UniMEConfig.model_type
+    with only_data(path):
+        if not own:
+            model = UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
+            return model, processor_from_backbone(path, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        if processor.chat_template is None:
+            raise ValueError(f"{path} lacks chat_template.jinja, its prompt: copy or download the checkpoint again")
+        model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
+    if report["missing_keys"]:  # transformers would go on with random ones
+        raise ValueError(
+            f"{path} lacks weights, such as {min(report['missing_keys'])}: copy or download the checkpoint again"
+        )
+    return model, processor
+
+
+def without_home(text: str) -> str:
+    """A path or a command as others may read it: `~` in place of the home folder, which names its user."""
+    return text.replace(os.path.expanduser("~") + os.sep, "~" + os.sep)
 
 
 def revision(checkpoint: str) -> str:
@@ -67,11 +156,15 @@ def revision(checkpoint: str) -> str:
         cached = try_to_load_from_cache(checkpoint, "config.json")  # in a folder that has the commit's name
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in DECIDING and not path.name.startswith(PROSE):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    for path in _deciding(folder):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
+
+
+def _deciding(folder: Path) -> list[Path]:
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in DECIDING)
+    return [path for path in files if not path.name.startswith(PROSE)]
 
 
 def save_checkpoint(
@@ -82,6 +175,8 @@ def save_checkpoint(
     state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write everything that loads: weights, code, processor, template, sentence-transformers modules and a card.
+
+    All files are written beside those that the folder holds, and take their places when the last one is complete.
 
     Args:
         model ([`UniMEModel`]): The model; LoRA adapters must have been merged into it.
@@ -95,6 +190,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: The model carries unmerged adapters, or the processor has no chat template.
+        OSError: The files cannot be written, because the disk is full, say; the folder holds what it held before.
     """
     if any("lora_" in name for name, _ in model.named_parameters()):
         raise ValueError(
@@ -103,11 +199,27 @@ def save_checkpoint(
     if processor.chat_template is None:
         raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory, state_dict=state_dict)
-    processor.save_pretrained(directory)
-    write_sentence_transformer(model, directory)
-    (directory / "README.md").write_text(model_card(model) if card is None else card)
+    backbone = model.config.backbone_config
+    backbone._name_or_path = without_home(backbone._name_or_path)
+    part = directory / ".part"
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed here
+    try:
+        part.mkdir(parents=True)
+        model.save_pretrained(part, state_dict=state_dict)
+        processor.save_pretrained(part)
+        write_sentence_transformer(model, part)
+        (part / "README.md").write_text(model_card(model) if card is None else card)
+        written = [path.relative_to(part) for path in sorted(part.rglob("*")) if path.is_file()]
+        for path in written:
+            (directory / path).parent.mkdir(exist_ok=True)
+            (part / path).replace(directory / path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{directory} cannot be written ({error}): make room on its disk and save again") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    for path in directory.glob("model*.safetensors*"):  # of an earlier save in more or fewer files
+        if path.relative_to(directory) not in written:
+            path.unlink()
     return directory
 
 

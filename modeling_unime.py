@@ -1,13 +1,23 @@
 """UniME: a native image-text model of transformers whose last token is the embedding of what it has read."""
 
-from collections.abc import Sequence
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
@@ -16,6 +26,7 @@ from .processing_unime import Item, micro_batches
 
 
 WINDOW = 4096  # items that `encode` renders and sorts at a time: enough to sort well, few enough to keep in memory
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -142,16 +153,23 @@ class UniMEModel(PreTrainedModel):
             items (`list`): The items; a single one gives a single vector.
             processor (`ProcessorMixin`, *optional*, defaults to the one saved with the checkpoint): UniME's processor.
             max_tokens (`int`): Token budget of a micro-batch: memory and speed, not results, depend on it.
-            max_length (`int`, *optional*): Most tokens of one item; longer user texts are shortened.
+            max_length (`int`, *optional*, defaults to what tokenizer and model are made for):
+                Most tokens of one item; longer user texts are shortened.
             embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
             show_progress_bar (`bool`): Show progress.
 
         Returns:
             `np.ndarray` of shape `(len(items), dimensions)`, float32: Unit vectors in the order of `items`.
+
+        Raises:
+            ValueError: An item is malformed, does not fit into `max_length`, or alone does not fit into memory.
         """
-        single = isinstance(items, (str, dict)) or not isinstance(items, Sequence)
+        single = isinstance(items, (str, bytes)) or not isinstance(items, Sequence)
         items = [items] if single else items
         processor = processor or self._saved_processor()
+        if max_length is None:  # many a tokenizer knows no limit, and none knows that of the model
+            positions = self.config.get_text_config().max_position_embeddings
+            max_length = min(processor.tokenizer.model_max_length, positions)
         embeddings = np.zeros((len(items), embedding_dim or self.config.hidden_size), dtype=np.float32)
         in_training = [module for module in self.modules() if module.training]  # some parts may not be, as frozen ones
         self.eval()
@@ -159,14 +177,63 @@ class UniMEModel(PreTrainedModel):
             with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
                 for start in range(0, len(items), WINDOW):
                     chunk = items[start : start + WINDOW]
-                    for indices, batch in micro_batches(processor, chunk, max_tokens, max_length, first=start):
-                        output = self(**batch.to(self.device), embedding_dim=embedding_dim)
-                        embeddings[[start + i for i in indices]] = output.embeddings.cpu().numpy()
+                    batches = micro_batches(processor, chunk, max_tokens, max_length, first=start)
+                    embedded = self.embed_micro_batches(batches, chunk, processor, max_length, embedding_dim, start)
+                    for indices, vectors in embedded:
+                        embeddings[[start + i for i in indices]] = vectors
                         progress.update(len(indices))
         finally:
             for module in in_training:
                 module.training = True
         return embeddings[0] if single else embeddings
+
+    @torch.no_grad()
+    def embed_micro_batches(
+        self,
+        batches: Iterable[tuple[list[int], BatchFeature]],
+        items: Sequence[Item],
+        processor: ProcessorMixin,
+        max_length: int | None = None,
+        embedding_dim: int | None = None,
+        first: int = 0,
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Embed micro-batches; one for which memory does not suffice is made again as two, which is logged.
+
+        Args:
+            batches (`Iterable`): What [`micro_batches`] made of `items` with `processor`, `max_length` and `first`.
+            embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
+
+        Yields:
+            `tuple[list[int], np.ndarray]`: Positions of items, and their unit vectors `(items, dimensions)`, float32.
+
+        Raises:
+            ValueError: Memory does not suffice for an item alone.
+        """
+        waiting = deque(batches)
+        while waiting:
+            indices, batch = waiting.popleft()
+            tokens = batch["input_ids"].numel()
+            try:
+                vectors = self(**batch.to(self.device), embedding_dim=embedding_dim).embeddings.cpu().numpy()
+            except RuntimeError as error:
+                # The CPU's allocator, unlike those of accelerators, has no class of error of its own.
+                if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                    raise
+            else:
+                yield indices, vectors
+                continue
+            # Outside `except`: the error holds on to the tensors of the failed pass.
+            if len(indices) == 1:
+                raise ValueError(
+                    f"item {first + indices[0]} ({tokens} tokens) does not fit into the memory of {self.device} even "
+                    "alone: shorten its text, make its pictures smaller, or free memory"
+                )
+            logger.warning(
+                f"{len(indices)} items with {tokens} tokens do not fit into the memory of {self.device} together: "
+                "trying them in halves; a smaller token budget saves the time"
+            )
+            halves = micro_batches(processor, [items[i] for i in indices], tokens // 2, max_length)
+            waiting.extendleft(([indices[i] for i in inner], half) for inner, half in halves)
 
     def _saved_processor(self) -> ProcessorMixin:
         if not self.name_or_path:

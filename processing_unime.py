@@ -5,14 +5,17 @@ An *item* is a `str`, a `PIL.Image`, or a dict with any of `"text"`, `"image"` (
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 
 Item = str | Image.Image | Mapping[str, Any]
+KEYS = ("text", "image", "instruction")  # of an item that is a dict
 SUMMARY = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, as its README words it
 
 # The one source of every prompt. Pictures come first, the instruction is the system message (where
@@ -116,7 +119,8 @@ def as_item(item: Item) -> dict[str, Any]:
     """Spell an item out as a dict with `text`, `images` (a list) and `instruction`.
 
     Raises:
-        ValueError: The item holds neither text nor image, or a value of the wrong type.
+        ValueError: The item holds neither text nor image, a value of the wrong type, a text that is not valid Unicode,
+            or something that no model would see.
     """
     if isinstance(item, str):
         item = {"text": item}
@@ -126,17 +130,51 @@ def as_item(item: Item) -> dict[str, Any]:
         raise ValueError(
             f"expected a str, a PIL image or a dict with 'text' and/or 'image', got {type(item).__name__}"
         )
-    text, images, instruction = item.get("text"), item.get("image"), item.get("instruction")
+    unknown = [repr(key) for key in item if key not in KEYS]
+    if unknown:
+        raise ValueError(f"an item has no {', '.join(unknown)}: leave that out, the keys are {', '.join(KEYS)}")
+    text, images, instruction = (item.get(key) for key in KEYS)
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     for name, value in (("text", text), ("instruction", instruction)):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"'{name}' must be a str, got {type(value).__name__}")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, which no tokenizer takes
+            raise ValueError(f"'{name}' is not valid Unicode at character {error.start}: mend it") from None
     for image in images:
         if not isinstance(image, Image.Image):
-            raise ValueError(f"'image' must be a PIL image or a list of them, got {type(image).__name__}")
+            raise ValueError(
+                f"'image' must be a PIL image or a list of them, got {type(image).__name__}: open it with PIL.Image"
+            )
     if text is None and not images:
         raise ValueError(f"expected 'text' or 'image' (or both), got the keys {sorted(item)}")
     return {"text": text, "images": images, "instruction": instruction}
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Make of a picture what the model sees, which is what a viewer shows: RGB, upright, on white where transparent.
+
+    Upright is as the EXIF orientation says. Of an animation this is the frame it stands at, the first of a file that
+    was just opened; of 16 bits a pixel the upper 8 are kept. A picture that is like that already is given back itself.
+
+    Raises:
+        ValueError: It has no pixels, or such as are no colours.
+        Exception: It is damaged; for broken files Pillow's decoders raise errors of many kinds.
+    """
+    if 0 in picture.size:
+        raise ValueError(f"it has {picture.width} x {picture.height} pixels: give one that has any")
+    picture.load()
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("I", "F"):  # Pillow would cut all values at 255
+        raise ValueError(f"its pixels are numbers of mode {picture.mode}: save it with 8 or 16 bits a pixel")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -171,22 +209,18 @@ def micro_batches(
         `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
 
     Raises:
-        ValueError: An item is malformed, or cannot fit because its prompt and pictures alone exceed `max_length`.
+        ValueError: An item is malformed, a picture of it is damaged or of a shape that the processor refuses, or it
+            cannot fit because its prompt and pictures alone exceed `max_length`.
     """
-    spelt = []
-    for position, item in enumerate(items):
-        try:
-            spelt.append(as_item(item))
-        except ValueError as error:
-            raise ValueError(f"item {first + position}: {error}") from None
+    spelt = [_spell_out(item, first + position) for position, item in enumerate(items)]
     if not spelt:
         return []
     texts = _render(processor, spelt)
-    lengths = _lengths(processor, spelt, texts)
+    lengths = _lengths(processor, spelt, texts, first)
     limit = processor.tokenizer.model_max_length if max_length is None else max_length
-    for position, length in enumerate(lengths):
+    for position, (item, text, length) in enumerate(zip(spelt, texts, lengths, strict=True)):
         if length > limit:
-            spelt[position], texts[position] = _shorten(processor, spelt[position], length, limit, first + position)
+            spelt[position], texts[position] = _shorten(processor, item, text, length, limit, first + position)
             lengths[position] = limit
 
     order = sorted(range(len(spelt)), key=lambda i: (bool(spelt[i]["images"]), lengths[i]))
@@ -201,6 +235,17 @@ def micro_batches(
     return [(group, _tensors(processor, [spelt[i] for i in group], [texts[i] for i in group])) for group in groups]
 
 
+def _spell_out(item: Item, position: int) -> dict[str, Any]:
+    try:
+        spelt = as_item(item)
+    except ValueError as error:
+        raise ValueError(f"item {position}: {error}") from None
+    try:
+        return spelt | {"images": [as_rgb(image) for image in spelt["images"]]}
+    except Exception as error:
+        raise ValueError(f"item {position}: its picture cannot be read ({error}): mend or replace it") from None
+
+
 def _render(processor: ProcessorMixin, items: list[dict[str, Any]]) -> list[str]:
     return processor.apply_chat_template([messages(item) for item in items], tokenize=False)
 
@@ -211,11 +256,21 @@ def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
 
 
-def _lengths(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str]) -> list[int]:
-    """Count the tokens of each rendered item, its picture's included."""
+def _lengths(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str], first: int) -> list[int]:
+    """Count the tokens of each rendered item, its pictures' included; the first item has the number `first`."""
     lengths = [len(ids) for ids in processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]]
     sizes = [tuple(image.size for image in item["images"]) for item in items]
-    image_tokens = {several: _image_tokens(processor, several) for several in set(sizes) if several}
+    image_tokens: dict[tuple[tuple[int, int], ...], int] = {}
+    for position, several in enumerate(sizes, first):
+        if several and several not in image_tokens:
+            try:
+                image_tokens[several] = _image_tokens(processor, several)
+            except ValueError as error:
+                shapes = " and ".join(f"{width} x {height}" for width, height in several)
+                raise ValueError(
+                    f"item {position}: the model's processor takes no picture of {shapes} pixels ({error}): "
+                    "cut or scale it"
+                ) from None
     return [
         length + image_tokens[several] - len(several) if several else length
         for length, several in zip(lengths, sizes, strict=True)
@@ -230,25 +285,29 @@ def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...])
 
 
 def _shorten(
-    processor: ProcessorMixin, item: dict[str, Any], length: int, limit: int, position: int
+    processor: ProcessorMixin, item: dict[str, Any], text: str, length: int, limit: int, position: int
 ) -> tuple[dict[str, Any], str]:
-    """Cut the end of the user's text, token by token of its own, until the rendered item fits."""
-    kept = processor.tokenizer(item["text"] or "", add_special_tokens=False)["input_ids"]
-    while length > limit:
-        kept = kept[: max(0, len(kept) - (length - limit))]
-        shorter = item | {"text": processor.tokenizer.decode(kept) if kept else item["text"] and ""}
+    """Keep the longest beginning of the user's text, in tokens of its own, with which the rendered item fits."""
+
+    def cut(count: int) -> tuple[dict[str, Any], str, int]:
+        shorter = item | {"text": item["text"] and processor.tokenizer.decode(own[:count])}
         (text,) = _render(processor, [shorter])
-        (length,) = _lengths(processor, [shorter], [text])
-        if not kept and length > limit:
-            raise ValueError(
-                f"item {position} needs {length} tokens for its prompt and pictures alone, but max_length is {limit}: "
-                "raise max_length or make its pictures smaller"
-            )
+        return shorter, text, of_pictures + _lengths(processor, [shorter | {"images": []}], [text], position)[0]
+
+    of_pictures = length - _lengths(processor, [item | {"images": []}], [text], position)[0]
+    own = processor.tokenizer(item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
+    # A control string is one token of its own and several once it is broken: their number is found by trying.
+    shorter, text, length = cut(bisect_right(range(1, len(own) + 1), limit, key=lambda count: cut(count)[2]))
+    if length > limit:
+        raise ValueError(
+            f"item {position} needs {length} tokens for its prompt and pictures alone, but max_length is {limit}: "
+            "raise max_length or make its pictures smaller"
+        )
     return shorter, text
 
 
 def _tensors(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str]) -> BatchFeature:
-    images = [[image.convert("RGB") for image in item["images"]] for item in items]
+    images = [item["images"] for item in items]
     return processor(
         text=texts,
         images=images if any(images) else None,
@@ -258,4 +317,4 @@ def _tensors(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list
     )
 
 
-__all__ = ["Item", "as_item", "chat_template", "messages", "micro_batches", "processor_from_backbone"]
+__all__ = ["Item", "as_item", "as_rgb", "chat_template", "messages", "micro_batches", "processor_from_backbone"]

@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --clients 1 8 64 --seconds 10
 
-Each client sends a request, waits for the answer and sends the next. Every vector is held against `UniMEModel.encode`.
-With `--hostile 0.05`, that share of the requests is broken, too large, or hangs up; they must fail, and nobody else.
+Every vector is held against `UniMEModel.encode`, and the server's memory is watched. With `--hostile 0.05`, that share
+of the requests is broken, too large, or hangs up; they must fail, and nobody else.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import torch
+from load import Load, put_load
 from PIL import Image
 from trl import TrlParser
 
@@ -33,6 +34,7 @@ from unime import load_model
 
 SERVE = "import typer; from unime.cli.serve import serve; typer.run(serve)"
 POOL = 200  # different items
+BATCH_ITEMS = {"batched": 64, "answered one by one": 1}
 
 
 @dataclass
@@ -42,7 +44,9 @@ class ScriptArguments:
     model: str = field(default="checkpoints/unime-tiny", metadata={"help": "Checkpoint."})
     device: str = field(default="cpu", metadata={"help": "Where the server computes."})
     clients: list[int] = field(default_factory=lambda: [1, 8, 64], metadata={"help": "Clients at a time."})
-    seconds: float = field(default=10.0, metadata={"help": "Length of each measurement, after a second of warming."})
+    kinds: list[str] = field(default_factory=lambda: [*BATCH_ITEMS], metadata={"help": "How requests are answered."})
+    seconds: float = field(default=10.0, metadata={"help": "Length of each measurement."})
+    warm: float = field(default=1.0, metadata={"help": "Seconds of the same load before it."})
     pictures: float = field(default=0.25, metadata={"help": "Share of items that have a picture."})
     hostile: float = field(default=0.0, metadata={"help": "Share of requests that are broken, too large or hang up."})
     tolerance: float = field(default=1e-5, metadata={"help": "Largest difference of a vector's entry from `encode`."})
@@ -84,8 +88,8 @@ def hostile_bodies() -> list[bytes]:
 
 
 @contextmanager
-def served(script: ScriptArguments, batch_items: int) -> Iterator[str]:
-    """Start a server and give its address."""
+def served(script: ScriptArguments, batch_items: int) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Start a server and give it with its address."""
     options = ["--model", script.model, "--device", script.device, "--port", "0", "--batch-items", str(batch_items)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -99,40 +103,24 @@ def served(script: ScriptArguments, batch_items: int) -> Iterator[str]:
                 break
             except httpx2.ConnectError:  # the model is not warm yet
                 time.sleep(0.1)
-        yield address
+        yield process, address
     finally:
         process.terminate()
         process.wait()
 
 
-async def load(
-    script: ScriptArguments, address: str, clients: int, sent: list[Any], truth: np.ndarray
-) -> tuple[list[float], int]:
-    """Return the seconds of each good request, and how many hostile ones were refused."""
-    latencies: list[float] = []
-    refused = 0
-    begin = time.perf_counter() + 1
-    bodies = hostile_bodies() if script.hostile else []
+async def load(script: ScriptArguments, clients: int, batch_items: int, sent: list[Any], truth: np.ndarray) -> Load:
+    """Start a server and measure it."""
+    bodies = hostile_bodies()
 
-    async def client(number: int, http: httpx2.AsyncClient) -> None:
-        nonlocal refused
-        own = random.Random(number)
-        while time.perf_counter() < begin + script.seconds:
-            if own.random() < script.hostile:
-                await misbehave(own, http)
-                refused += 1
-                continue
-            item = own.randrange(POOL)
-            started = time.perf_counter()
-            answer = await http.post("/embeddings", json={"input": [sent[item]], "encoding_format": "base64"})
-            seconds = time.perf_counter() - started
-            assert answer.status_code == 200, answer.text
-            vector = np.frombuffer(base64.b64decode(answer.json()["data"][0]["embedding"]), "<f4")
-            np.testing.assert_allclose(vector, truth[item], rtol=0, atol=script.tolerance)
-            if started + seconds >= begin:
-                latencies.append(seconds)
+    async def ask(own: random.Random) -> None:
+        item = own.randrange(POOL)
+        answer = await http.post("/embeddings", json={"input": [sent[item]], "encoding_format": "base64"})
+        assert answer.status_code == 200, answer.text
+        vector = np.frombuffer(base64.b64decode(answer.json()["data"][0]["embedding"]), "<f4")
+        np.testing.assert_allclose(vector, truth[item], rtol=0, atol=script.tolerance)
 
-    async def misbehave(own: random.Random, http: httpx2.AsyncClient) -> None:
+    async def misbehave(own: random.Random) -> None:
         if own.random() < 0.3:
             try:
                 await http.post("/embeddings", json={"input": ["gone"] * 5}, timeout=own.choice([0.001, 0.02]))
@@ -143,11 +131,9 @@ async def load(
         assert 400 <= answer.status_code < 500, answer.text
 
     limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as http:
-        async with asyncio.TaskGroup() as group:
-            for number in range(clients):
-                group.create_task(client(number, http))
-    return latencies, refused
+    with served(script, batch_items) as (process, address):
+        async with httpx2.AsyncClient(base_url=address, timeout=300, limits=limits) as http:
+            return await put_load(process, ask, misbehave, clients, script.hostile, script.warm, script.seconds)
 
 
 def main(script: ScriptArguments) -> None:
@@ -155,20 +141,15 @@ def main(script: ScriptArguments) -> None:
     model, processor = load_model(script.model, dtype="float32")
     truth = model.encode(items, processor)
     rows = []
-    print("| clients | requests are | p50, ms | p95, ms | p99, ms | items/s |\n|---|---|---|---|---|---|")
+    print("| clients | requests are | p50, ms | p95, ms | p99, ms | items/s | MB |\n|---|---|---|---|---|---|---|")
     for clients in script.clients:
-        for name, batch_items in (("batched", 64), ("answered one by one", 1)):
-            with served(script, batch_items) as address:
-                latencies, refused = asyncio.run(load(script, address, clients, sent, truth))
-            if not latencies:
-                raise ValueError(f"no request was answered within {script.seconds} seconds: raise --seconds")
-            p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) * 1000
-            rate = len(latencies) / script.seconds
-            print(f"| {clients} | {name} | {p50:.1f} | {p95:.1f} | {p99:.1f} | {rate:.1f} |", flush=True)
-            rows.append(
-                {"clients": clients, "requests are": name, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
-                | {"items_per_second": rate, "answers_checked": len(latencies), "hostile_refused": refused}
-            )
+        for name in script.kinds:
+            row = asyncio.run(load(script, clients, BATCH_ITEMS[name], sent, truth)).row()
+            row |= {"clients": clients, "requests are": name}
+            row["items_per_second"] = row["answers_checked"] / script.seconds
+            rows.append(row)
+            times = " | ".join(f"{row[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms", "items_per_second"))
+            print(f"| {clients} | {name} | {times} | {row['memory_mb']:.0f} |", flush=True)
     machine = {"machine": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__}
     path = Path(script.output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ Every case of `tests/trust/test_bad_*.py` is one bad input, handled if the test 
 did by pytest's `record_property`: `kills`, `requests` and the `right` ones among them, `examples` of random input.
 """
 
+import os
 import platform
 import subprocess
 import sys
@@ -28,6 +29,7 @@ class ScriptArguments:
     """What to run."""
 
     processes: int = field(default=2, metadata={"help": "Processes that run tests."})
+    load_seconds: int = field(default=300, metadata={"help": "Length of each load test."})
     output: str = field(default="benchmarks/trust.json", metadata={"help": "Where the figures are written."})
 
 
@@ -57,7 +59,9 @@ def main(script: ScriptArguments) -> int:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "slow or not slow", "--numprocesses", str(script.processes)]
         status = subprocess.run(
-            [*command, "--dist", "loadfile", f"--junitxml={report}", "tests/trust"], cwd=ROOT
+            [*command, "--dist", "loadfile", f"--junitxml={report}", "tests/trust"],
+            cwd=ROOT,
+            env=os.environ | {"LOAD_SECONDS": str(script.load_seconds)},
         ).returncode
         if not report.exists():
             raise SystemExit(f"pytest ended with status {status} before it wrote its report: see above")

@@ -8,7 +8,7 @@ import typer
 
 from .embed import embed
 from .export import export
-from .options import AsJson, Dtype
+from .options import AsJson, Dtype, printable
 from .search import index, search
 from .serve import serve
 
@@ -43,23 +43,31 @@ def check_data(
     config: Annotated[Path, typer.Argument(help="YAML of a stage-2 recipe; settings of its data may follow.")],
     workers: Annotated[int, typer.Option(help="Processes that read at the same time.")] = 2,
     shown: Annotated[int, typer.Option(help="Most problems to print; all are counted.")] = 100,
+    rejected: Annotated[
+        Path | None, typer.Option(help="File to list the bad rows in; training leaves them out by the same option.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every row and picture that a recipe would train on, and name the bad ones; status 1 if there are any."""
+    from dataclasses import replace
+
     from trl import TrlParser
 
     from ..data.check import problems
+    from ..data.rejected import write_rejected
     from ..data.sources import DataArguments, open_rows
 
     arguments = ["--config", str(config), *context.args]
     data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
-    dataset = open_rows(data)
+    dataset = open_rows(replace(data, streaming=False, rejected=None))  # rows have their numbers
     found = problems(dataset, workers)
+    if rejected is not None:
+        write_rejected(rejected, found)
     if as_json:
-        typer.echo(json.dumps({"rows": len(dataset), "bad": found}, indent=2))
+        typer.echo(json.dumps({"rows": len(dataset), "bad": list(found.values())}, indent=2))
         raise typer.Exit(bool(found))
-    for problem in found[:shown]:
-        typer.echo(problem)
+    for problem in list(found.values())[:shown]:
+        typer.echo(printable(problem))
     typer.echo(
         f"{len(found)} of {len(dataset)} rows are bad" if found else f"all {len(dataset)} rows can be trained on"
     )
@@ -132,5 +140,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        typer.echo(f"unime: {error}", err=True)
+        typer.echo(printable(f"unime: {error}"), err=True)
         raise SystemExit(2) from None

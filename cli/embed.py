@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson, Device, Dtype, Identifier, Image, ImageRoot, Model, Source, Split, Text, load_onto
+from .options import (
+    AsJson,
+    Device,
+    Dtype,
+    Identifier,
+    Image,
+    ImageRoot,
+    Model,
+    Source,
+    Split,
+    Text,
+    load_onto,
+    printable,
+)
 
 
 if TYPE_CHECKING:
@@ -75,7 +88,7 @@ def embed(
             bar.advance(task, entries)
             bar.update(task, rate=f"{bar.tasks[task].speed or 0:.1f} entries/s")
             if strict and rejected:
-                typer.echo(rejected[0].reason, err=True)
+                typer.echo(printable(rejected[0].reason), err=True)
                 raise typer.Exit(1)
 
         shards = output.with_name(f".{output.name}.shards") if lance else output

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoProcessor
 from transformers.utils import cached_file
 
-from ..checkpoint import revision
+from ..checkpoint import only_data, read_config, revision
 from ..configuration_unime import UniMEConfig
 
 
@@ -21,13 +21,14 @@ def describe(checkpoint: str) -> dict[str, Any]:
     Raises:
         ValueError: It is no UniME checkpoint.
     """
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = read_config(checkpoint)
     if not isinstance(config, UniMEConfig):
         raise ValueError(
             f"{checkpoint} is of type '{config.model_type}', no UniME checkpoint: wrap a backbone by "
             "`UniMEModel.from_backbone`, and write it with `save_checkpoint`"
         )
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    with only_data(checkpoint):
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     local = Path(checkpoint).is_dir()
     weights = (get_local_safetensors_metadata if local else get_safetensors_metadata)(checkpoint)
     text = config.backbone_config.get_text_config()

@@ -24,6 +24,11 @@ Device = Annotated[str | None, typer.Option(help="Such as 'cuda:1'; by default a
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def printable(text: str) -> str:
+    """A text on one line, without what a terminal would take for a command: it may quote what strangers wrote."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
 def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrainedModel, ProcessorMixin]":
     """Load a model onto a device, by default an accelerator if there is one.
 

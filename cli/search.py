@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import AsJson, Device, Dtype, Identifier, Image, ImageRoot, Source, Split, Text, load_onto
+from .options import AsJson, Device, Dtype, Identifier, Image, ImageRoot, Source, Split, Text, load_onto, printable
 
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def search(
 
     from rich.console import Console
 
-    from ..data.rows import read_picture
+    from ..data.pictures import read_picture
     from ..search.gallery import Asked, gallery
     from ..search.query import query_item
     from ..search.store import Store
 
     store = Store.open(folder)
     store.table.count(where)  # what is wrong with the condition is said before the model is loaded
-    picture = image and read_picture(str(image), "the query", Path(), upright=True)
+    picture = image and read_picture(str(image), "the query")
     item = query_item(text, picture, store.holds_pictures, instruction)
     entries, hits = len(store), []
     if entries:
@@ -152,11 +152,8 @@ def _table(hits: "Sequence[Hit]") -> "Table":
     for rank, hit in enumerate(hits, 1):
         known = " · ".join(str(value) for value in hit.metadata.values() if value is not None)
         content = hit.text or known or _path(hit) or "(picture in the index)"
-        # What a terminal would take for a command is not shown to it.
-        cells = [
-            "".join(sign if sign.isprintable() else " " for sign in cell) for cell in (hit.id, shorten(content, 200))
-        ]
-        table.add_row(str(rank), f"{hit.score:.3f}", *map(Text, cells))
+        cells = [Text(printable(cell)) for cell in (hit.id, shorten(content, 200))]
+        table.add_row(str(rank), f"{hit.score:.3f}", *cells)
     return table
 
 

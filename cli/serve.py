@@ -14,7 +14,7 @@ from .options import Device, Dtype, Model, load_onto
 def serve(
     model: Model = "checkpoints/unime-tiny",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     dtype: Dtype = "float32",
     device: Device = None,
     api_key: Annotated[

@@ -1,11 +1,24 @@
 """What is wrong with the rows of a dataset, and their pictures, before a GPU is rented to train on them."""
 
+from typing import Any
+
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Rows
 from tqdm.auto import tqdm
 
 from .rows import content_hash
+
+
+def judged(dataset: Dataset, row: int) -> dict[str, Any] | str:
+    """Read a row with its pictures; what is wrong with it, in one sentence, if it cannot be trained on."""
+    try:
+        read = dataset[row]
+    except ValueError as error:
+        return str(error)
+    if content_hash(read["query"]) == content_hash(read["positive"]):
+        return f"{read.get('where') or f'row {row}'}: the query is its own positive; mend or remove the row"
+    return read
 
 
 class Problems(Rows):
@@ -18,35 +31,23 @@ class Problems(Rows):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> str | None:
-        try:
-            row = self.dataset[index]
-        except ValueError as error:
-            return str(error)
-        items = {"query": row["query"], "positive": row["positive"]}
-        items |= {f"negative {number}": negative for number, negative in enumerate(row["negatives"])}
-        contents = {}
-        for name, item in items.items():
-            try:
-                contents[name] = content_hash(item)
-            except ValueError as error:
-                return f"row {index} of task {row['task']}, {name}: {error}"
-        if contents["query"] == contents["positive"]:
-            return f"row {index} of task {row['task']}: the query is its own positive"
-        return None
+        found = judged(self.dataset, index)
+        return found if isinstance(found, str) else None
 
 
-def problems(dataset: Dataset, workers: int) -> list[str]:
-    """Read all rows, pictures included, and say of each bad one which it is and why.
+def problems(dataset: Dataset, workers: int) -> dict[int, str]:
+    """Read all rows, pictures included, and say of each bad one why, by its number.
 
     Args:
         dataset (`Dataset`): Rows of stage 2, as `sources.open_rows` opens them.
         workers (`int`): Processes that read at the same time; 0 for none beside this one.
     """
     loader = DataLoader(Problems(dataset), batch_size=64, num_workers=workers, collate_fn=list)
-    found = []
+    found, done = {}, 0
     with tqdm(total=len(dataset), unit="row") as bar:
         for batch in loader:
-            found += [problem for problem in batch if problem is not None]
+            found |= {row: problem for row, problem in enumerate(batch, done) if problem is not None}
+            done += len(batch)
             bar.update(len(batch))
             bar.set_postfix(bad=len(found))
     return found

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rows import content_hash, label_hash
+from .rows import content_hash, label_hash, teacher_vector
 
 
 Prepare = Callable[[Sequence[Any]], list[tuple[list[int], Mapping[str, Tensor]]]]
@@ -32,7 +32,8 @@ class ContrastiveCollator:
     Returns of a call:
         `dict`: `micro_batches` (list of tensors), `order` (items,): item of each row of the joined micro-batches,
         `query` (batch,) and `candidate` (candidates,): indices of items, `positive` (batch,): indices of candidates,
-        `content` and `label` (candidates,): hashes, label -1 where there is none.
+        `content` and `label` (candidates,): hashes, label -1 where there is none, and `found` (items, list of str):
+        where each item was met first, for errors.
     """
 
     prepare: Prepare
@@ -41,24 +42,34 @@ class ContrastiveCollator:
         items: dict[int, Any] = {}  # content hash -> item, in order of first appearance
         numbers: dict[int, int] = {}
         candidates: dict[tuple[int, int], int] = {}  # (content, label) -> index
+        found: dict[int, str] = {}  # content hash -> where it was met first
+        places = [row.get("where") or f"row {number} of the batch" for number, row in enumerate(rows)]
 
-        def number(content: int, item: Any) -> int:
+        def number(content: int, item: Any, where: str) -> int:
             items.setdefault(content, item)
+            found.setdefault(content, where)
             return numbers.setdefault(content, len(numbers))
 
-        def candidate(item: Any, label: int) -> int:
+        def candidate(item: Any, label: int, where: str) -> int:
             content = content_hash(item)
-            number(content, item)
+            number(content, item, where)
             return candidates.setdefault((content, label), len(candidates))
 
-        queries = [number(content_hash(row["query"]), row["query"]) for row in rows]
-        positives = [candidate(row["positive"], label_hash(row["task"], row["label"])) for row in rows]
+        queries = [
+            number(content_hash(row["query"]), row["query"], f"{where}, query")
+            for row, where in zip(rows, places, strict=True)
+        ]
+        positives = [
+            candidate(row["positive"], label_hash(row["task"], row["label"]), f"{where}, positive")
+            for row, where in zip(rows, places, strict=True)
+        ]
         pool = {content for content, _ in candidates}
-        for row in rows:
-            for negative in row["negatives"]:
+        for row, where in zip(rows, places, strict=True):
+            for position, negative in enumerate(row["negatives"]):
                 if content_hash(negative) not in pool:  # a negative that is a row's positive is in the pool already
-                    candidate(negative, -1)
+                    candidate(negative, -1, f"{where}, negative {position}")
         return _micro_batches(self.prepare, list(items.values())) | {
+            "found": list(found.values()),
             "query": torch.tensor(queries),
             "candidate": torch.tensor([numbers[content] for content, _ in candidates]),
             "positive": torch.tensor(positives),
@@ -75,15 +86,26 @@ class DistillationCollator:
         prepare (`Callable`): Items to `[(indices, tensors), ...]`, as [`unime.micro_batches`] does.
 
     Returns of a call:
-        `dict`: `micro_batches`, `order` (batch,) and either `teacher` (batch, teacher dimensions) or `texts`.
+        `dict`: `micro_batches`, `order` (batch,), `found` (batch, list of str) which names each text for errors, and
+        either `teacher` (batch, teacher dimensions) or `texts`.
+
+    Raises of a call:
+        ValueError: The teacher's embedding of a text is missing, not finite, or of another length than the others.
     """
 
     prepare: Prepare
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = _micro_batches(self.prepare, [{"text": row["text"]} for row in rows])
-        if "teacher" in rows[0]:
-            return batch | {
-                "teacher": torch.from_numpy(np.asarray([row["teacher"] for row in rows], dtype=np.float32))
-            }
-        return batch | {"texts": [row["text"] for row in rows]}
+        texts = [row["text"] for row in rows]
+        found = [f"the text {text!r:.80}" for text in texts]
+        batch = _micro_batches(self.prepare, [{"text": text} for text in texts]) | {"found": found}
+        if "teacher" not in rows[0]:
+            return batch | {"texts": texts}
+        vectors = [teacher_vector(row["teacher"], where) for row, where in zip(rows, found, strict=True)]
+        for vector, where in zip(vectors, found, strict=True):
+            if len(vector) != len(vectors[0]):
+                raise ValueError(
+                    f"{where}: its teacher embedding has {len(vector)} numbers, that of {found[0]} "
+                    f"{len(vectors[0])}: compute them with one teacher"
+                )
+        return batch | {"teacher": torch.from_numpy(np.stack(vectors))}

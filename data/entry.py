@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .rows import read_picture
+from .pictures import read_encoded, read_picture
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Entry:
         return digest.hexdigest()
 
     def item(self, instruction: str | None = None) -> dict[str, Any]:
-        """The entry as `UniMEModel.encode` takes it: its picture is RGB, and upright as its EXIF orientation says.
+        """The entry as `UniMEModel.encode` takes it, its picture as the model sees it.
 
         Args:
             instruction (`str`, *optional*): What is asked of it.
@@ -53,8 +53,7 @@ class Entry:
         item = {} if text is None else {"text": text}
         if self.image is not None:
             path = None if isinstance(self.image, bytes) else self.image
-            stored = {"bytes": self._encoded_picture(), "path": path}
-            item["image"] = read_picture(stored, f"entry {self.id!r}", Path(), upright=True)
+            item["image"] = read_picture({"bytes": self._encoded_picture(), "path": path}, f"entry {self.id!r}")
         return item if instruction is None else item | {"instruction": instruction}
 
     def _checked_text(self) -> str | None:
@@ -72,27 +71,14 @@ class Entry:
         return text
 
     def _encoded_picture(self) -> bytes:
-        encoded = self.image
-        if isinstance(self.image, str):
-            path = Path(self.image)
-            if not path.is_file():  # opening a pipe would wait for ever
-                raise self._error(f"its picture {path} {_what_is(path)}: mend the path or remove the entry")
-            try:
-                encoded = path.read_bytes()
-            except OSError as error:
-                raise self._error(f"its picture {path} cannot be read ({error.strerror}): mend that") from None
-        if not encoded:
-            name = f"its picture {self.image}" if isinstance(self.image, str) else "its picture"
-            raise self._error(f"{name} is empty: replace it or remove the entry")
-        return encoded
+        if isinstance(self.image, bytes):
+            if not self.image:
+                raise self._error("its picture is empty: replace it or remove the entry")
+            return self.image
+        try:
+            return read_encoded(Path(self.image))
+        except ValueError as error:
+            raise self._error(f"its picture {self.image} {error} or remove the entry") from None
 
     def _error(self, reason: str) -> ValueError:
         return ValueError(f"entry {self.id!r}: {reason}")
-
-
-def _what_is(path: Path) -> str:
-    if path.is_symlink() and not path.exists():
-        return f"is a link to {path.readlink()}, which does not exist"
-    if not path.exists():
-        return "does not exist"
-    return "is a folder" if path.is_dir() else "is no ordinary file"

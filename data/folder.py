@@ -3,41 +3,21 @@
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .entry import Entry
+from .pictures import located
 
 
 PICTURES = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 METADATA = "metadata.jsonl"
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
-
-
-def located(path: str, root: Path) -> tuple[str, str | None]:
-    """The place of a picture or text, and why it must not be opened if so.
-
-    Args:
-        path (`str`): What a row says, relative to `root` or absolute.
-        root (`Path`): Resolved folder which nothing is read outside of.
-    """
-    if ADDRESS.match(path):
-        shown = path if len(path) < 100 else path[:100] + "..."
-        return path, f"its picture {shown} is an address, and nothing is downloaded: save it and give its path"
-    try:
-        inside = Path(os.path.realpath(root / path)).is_relative_to(root)
-    except (OSError, ValueError) as error:
-        return path, f"its path {path!r} cannot be opened ({error}): mend it"
-    if not inside:
-        return path, f"its file {path} is outside of {root}: move it there, or give another image_root"
-    return str(root / path), None
 
 
 def read_folder(folder: Path, root: Path, text: str) -> tuple[list[str], Callable[[str, int], Entry]]:

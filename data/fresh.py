@@ -18,9 +18,16 @@ def load_fresh(place: str, config: str | None = None, **settings: Any) -> datase
         place (`str`): Hub id, folder or builder.
         config (`str`, *optional*): Its configuration.
         settings: `split`, `streaming`, ...
+
+    Raises:
+        ValueError: Its files are no table, or it has no such configuration, split or row.
     """
     cache = None
-    if Path(place).is_dir():
-        files = datasets.load_dataset_builder(place, config).config.data_files
-        cache = Path(datasets.config.HF_DATASETS_CACHE) / Hasher.hash(files)
-    return datasets.load_dataset(place, config, cache_dir=cache, **settings)
+    try:
+        if Path(place).is_dir():
+            files = datasets.load_dataset_builder(place, config).config.data_files
+            cache = Path(datasets.config.HF_DATASETS_CACHE) / Hasher.hash(files)
+        return datasets.load_dataset(place, config, cache_dir=cache, **settings)
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{place} cannot be read as a table ({reason}): mend its files, or name others") from None

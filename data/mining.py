@@ -95,17 +95,31 @@ def with_mined(dataset: Dataset, path: str | Path) -> Dataset:
         path (`str` or `Path`): The file: a line per row, each the numbers of rows whose positives are its negatives.
 
     Raises:
-        ValueError: The file was mined from another number of rows.
+        FileNotFoundError: There is no such file.
+        ValueError: The file was mined from another number of rows, or a line is malformed.
     """
-    lines = Path(path).read_text().splitlines()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path} of mined negatives: make it with recipes/mine.py")
+    lines = Path(path).read_bytes().splitlines()
     if len(lines) != len(dataset):
         raise ValueError(
             f"{path} holds negatives for {len(lines)} rows, but the dataset has {len(dataset)}: open it with the "
             "settings that it was mined with"
         )
     read = dataset.format["format_kwargs"]["transform"]
-    mined = dataset.with_format(None).add_column("mined", [json.loads(line) for line in lines])
+    found = [_numbers(line, f"{path}, line {number}", len(dataset)) for number, line in enumerate(lines, start=1)]
+    mined = dataset.with_format(None).add_column("mined", found)
     return mined.with_transform(partial(_add_mined, read=read, source=dataset))
+
+
+def _numbers(line: bytes, where: str, rows: int) -> list[int]:
+    try:
+        numbers = json.loads(line)
+        if all(isinstance(number, int) and 0 <= number < rows for number in numbers):
+            return numbers
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(f"{where} is no list of numbers of the {rows} rows: mine again")
 
 
 def _add_mined(batch: dict[str, list], read: Callable[[dict], dict], source: Dataset) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets
 
-from .published import chosen_sets, open_published
+from .published import chosen_sets, open_published, require_texts
 from .rows import located, with_pictures
 
 
@@ -90,13 +90,15 @@ def mmeb_train(
             How often the rows of a set come in an epoch, after the cap: 0.5 takes half of them, 2 all of them twice.
 
     Raises:
-        ValueError: There is no such set, or it lacks a column. When a row is read, its picture is missing.
+        ValueError: There is no such set, or it lacks a column or a text. When a row is read, its picture is missing.
     """
     parts, weights = [], weights or {}
     chosen_sets(weights, INSTRUCTIONS, "MMEB-train")
     for subset in chosen_sets(subsets, INSTRUCTIONS, "MMEB-train"):
         name = f"MMEB-train {subset}"
-        published = located(open_published(name, source, COLUMNS, subset, "original"), name)
+        published = open_published(name, source, COLUMNS, subset, "original")
+        require_texts(name, published, ("qry", "pos_text"))
+        published = located(published, name)
         if cap is not None and len(published) > cap:
             published = published.shuffle(seed=seed).select(range(cap))
         if subset in weights:

@@ -1,26 +1,26 @@
-"""The row contract of training data, and JSONL files in it.
+"""The row contract of training data.
 
-A row has `query` (item), `positive` (item), `negatives` (list of items, may be empty), `task` (str) and `label` (str
-or none; equal labels within a task mean the same answer). In a file a picture is a path, relative to the file's folder
-or to `image_root`.
+A row has `query` (item), `positive` (item), `negatives` (list of items, may be empty), `task` (str), `label` (str or
+none; equal labels within a task mean the same answer) and `where` (str, such as "pairs.jsonl, row 7"; what errors call
+it, may be left out). What is stored of a picture is its path or its bytes.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset, load_dataset
-from PIL import Image, ImageOps, UnidentifiedImageError
+from datasets import Dataset, IterableDataset
 
-from ..processing_unime import as_item
+from ..processing_unime import as_item, as_rgb
+from .pictures import read_picture
 
 
-ROW = ("query", "positive", "negatives", "task", "label")
+ROW = ("query", "positive", "negatives", "task", "label", "where")
 TEXT_ROW = ("text",)
+ITEM = ("text", "image", "instruction")
 SHUFFLED = 10_000  # rows of a stream, their pictures unread, among which the next one is drawn
 
 
@@ -44,39 +44,15 @@ def require_columns(dataset: Dataset | IterableDataset, needed: tuple[str, ...],
         )
 
 
-def load_rows(
-    path: str | Path, image_root: str | Path | None = None, streaming: bool = False
-) -> Dataset | IterableDataset:
-    """Open a JSONL file of rows; pictures are read when a row is, not before.
+def located(dataset: Dataset | IterableDataset, name: str, task: str | None = None) -> Dataset | IterableDataset:
+    """Add to each row where it stands, for errors, and its task: of a column, or else the dataset's name."""
 
-    Args:
-        path (`str` or `Path`): JSONL file; each line has at least `query` and `positive`, or `text` for stage 1.
-            Rows without `task` are of one task, named after the file.
-        image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative picture paths start.
-        streaming (`bool`): Read the file as training goes, instead of copying it into the cache first.
+    def place(batch: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        tasks = [name] * len(numbers) if task is None else batch[task]
+        return {"task": tasks, "where": [f"{name}, row {number}" for number in numbers]}
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: When a row is read whose picture is missing or unreadable; it names file, row and picture.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
-    dataset = load_dataset("json", data_files=str(path), split="train", streaming=streaming)
-    if "query" not in columns_of(dataset):
-        return dataset
-    return with_pictures(located(dataset, path.name), image_root or path.parent)
-
-
-def located(dataset: Dataset | IterableDataset, name: str) -> Dataset | IterableDataset:
-    """Add to each row where it stands, for errors, and its task where it has none: the dataset's name."""
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(
-            lambda row, number: {"task": name, **row, "where": f"{name}, row {number}"}, with_indices=True
-        )
-    if "task" not in dataset.column_names:
-        dataset = dataset.add_column("task", [name] * len(dataset))
-    return dataset.add_column("where", [f"{name}, row {number}" for number in range(len(dataset))])
+    # Kept on disk by `datasets`: a list in memory would grow with the rows.
+    return dataset.map(place, with_indices=True, batched=True)
 
 
 def with_pictures(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
@@ -100,69 +76,78 @@ def _read_batch(batch: dict[str, list], root: Path) -> dict[str, list]:
     return {name: [row[name] for row in read] for name in ROW}
 
 
+def required_text(text: Any, where: str) -> str:
+    """The text of a row of stage 1.
+
+    Raises:
+        ValueError: It is none, or no string of valid Unicode.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: 'text' must be a string, got {type(text).__name__}: mend it or remove the row")
+    return _checked_item({"text": text}, where)["text"]
+
+
+def teacher_vector(vector: Any, where: str) -> np.ndarray:
+    """The teacher's embedding of a text, (dimensions,) float32.
+
+    Raises:
+        ValueError: It is no list of finite numbers.
+    """
+    try:
+        numbers = np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
+        raise ValueError(f"{where}: its teacher embedding is no list of finite numbers: compute it anew")
+    return numbers
+
+
 def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Read the pictures of one [`located`] row and fill in what it leaves out.
 
     Raises:
-        ValueError: A picture is missing or unreadable; the message names dataset, row, item and picture.
+        ValueError: An item, the task or the label is malformed, or a picture is missing or unreadable; the message
+            names dataset, row, item and picture.
     """
-    where = row["where"]
+    where, negatives, label = row["where"], row.get("negatives"), row.get("label")
+    negatives = [] if negatives is None else negatives
+    if not isinstance(negatives, list):
+        raise ValueError(f"{where}: 'negatives' must be a list of items, got {type(negatives).__name__}: mend the row")
+    for name in ("task", "label"):
+        if not isinstance(row.get(name), str | int | None):
+            raise ValueError(f"{where}: '{name}' must be a string, got {type(row[name]).__name__}: mend the row")
     return {
-        "query": _read_item(row["query"], f"{where}, query", root),
-        "positive": _read_item(row["positive"], f"{where}, positive", root),
-        "negatives": [
-            _read_item(item, f"{where}, negative {number}", root)
-            for number, item in enumerate(row.get("negatives") or [])
-        ],
-        "task": row["task"],
-        "label": row.get("label"),
+        "query": _read_item(row.get("query"), f"{where}, query", root),
+        "positive": _read_item(row.get("positive"), f"{where}, positive", root),
+        "negatives": [_read_item(item, f"{where}, negative {n}", root) for n, item in enumerate(negatives)],
+        "task": str(row["task"]),
+        "label": None if label is None else str(label),
+        "where": where,
     }
 
 
-def _read_item(item: Mapping[str, Any], where: str, root: Path) -> dict[str, Any]:
+def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{where}: expected an item such as {{'text': ...}}, got {type(item).__name__}: mend the row")
+    unknown = [key for key in item if key not in ITEM]
+    if unknown:
+        raise ValueError(f"{where}: an item has {', '.join(ITEM)}, but no {unknown[0]!r}: rename or remove the key")
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
         pictures = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        for picture in pictures:
+            if not isinstance(picture, str | Mapping):
+                raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(picture).__name__}")
         item["image"] = [read_picture(picture, where, root) for picture in pictures]
-    return item
+    return _checked_item(item, where)
 
 
-def read_picture(picture: str | Mapping[str, Any], where: str, root: Path, upright: bool = False) -> Image.Image:
-    """Open a path, or what `datasets` stores for a picture (its bytes and its path), as RGB.
-
-    Of an animation this is the first frame; transparency is dropped, and of 16 bits a pixel the upper 8 are kept.
-
-    Args:
-        picture (`str` or `Mapping`): The picture.
-        where (`str`): What errors begin with.
-        root (`Path`): Folder that the path starts from.
-        upright (`bool`): Turn the picture as its EXIF orientation says, as a viewer would show it.
-
-    Raises:
-        ValueError: The picture is missing or unreadable, in one sentence.
-    """
-    stored = picture if isinstance(picture, Mapping) else {"bytes": None, "path": picture}
-    path = root / (stored["path"] or "")
+def _checked_item(item: dict[str, Any], where: str) -> dict[str, Any]:
     try:
-        with Image.open(path if stored["bytes"] is None else BytesIO(stored["bytes"])) as opened:
-            return _as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
-    except Exception as error:  # for broken files Pillow's decoders raise errors of many kinds
-        absent = stored["bytes"] is None and not path.exists()
-        # Pillow names the buffer in memory there, whose address is another one each time.
-        problem = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-        reason = "it does not exist" if absent else f"it is not a readable picture ({problem})"
-        name = "the picture" if stored["path"] is None else f"the picture {path}"
-        raise ValueError(f"{where}: cannot read {name}: {reason}; mend the path or remove the row") from None
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F"):  # Pillow would cut all values at 255
-        raise ValueError(f"its pixels are numbers of mode {picture.mode}: save it with 8 or 16 bits a pixel")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.mode in ("P", "PA") and "transparency" in picture.info:  # Pillow warns where it converts at once
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+        as_item(item)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return item
 
 
 def content_hash(item: Mapping[str, Any]) -> int:
@@ -170,10 +155,10 @@ def content_hash(item: Mapping[str, Any]) -> int:
     digest = hashlib.blake2b(digest_size=8)
     item = as_item(item)
     for text in (item["instruction"], item["text"]):
-        encoded = b"" if text is None else b"+" + text.encode("utf-8", "surrogatepass")
+        encoded = b"" if text is None else b"+" + text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     for image in item["images"]:
-        picture = image.convert("RGB")  # as the model sees it: the bytes of a palette picture do not say its colours
+        picture = as_rgb(image)  # the bytes of a palette picture do not say its colours
         digest.update(f"{picture.size}".encode() + picture.tobytes())
     return int.from_bytes(digest.digest(), "big") >> 1
 
@@ -182,4 +167,5 @@ def label_hash(task: str, label: str | None) -> int:
     """63-bit hash of a label within its task; -1 where a row has none."""
     if label is None:
         return -1
-    return int.from_bytes(hashlib.blake2b(f"{task}\0{label}".encode(), digest_size=8).digest(), "big") >> 1
+    encoded = f"{task}\0{label}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big") >> 1

@@ -1,6 +1,6 @@
 """Where training data comes from: the OpenMoji world, MMEB-train, JSONL, image folders, any dataset of the Hub."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -11,9 +11,12 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from .fresh import load_fresh
+from .jsonl import load_rows, load_texts
 from .mining import with_mined
 from .mmeb import mmeb_train
-from .rows import ROW, TEXT_ROW, columns_of, load_rows, located, read_row, require_columns, when_read
+from .pictures import root_of
+from .rejected import without_rejected
+from .rows import ROW, TEXT_ROW, columns_of, located, read_row, require_columns, required_text, when_read
 
 
 SIDES = ("query", "positive", "negative")
@@ -61,6 +64,7 @@ class DataArguments:
         default=False, metadata={"help": "Instructions for MMEB-train's candidates that have none, as in B3."}
     )
     mined: str | None = field(default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."})
+    rejected: str | None = field(default=None, metadata={"help": "Bad rows to leave out, as check-data listed them."})
     rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
 
@@ -69,16 +73,24 @@ def _check_map(data: DataArguments) -> None:
     unknown = [part for part in data.columns or () if part not in TARGETS]
     if unknown:
         raise ValueError(f"columns names {', '.join(unknown)}: the parts of a row are {', '.join(TARGETS)}")
+    several = [part for part, column in (data.columns or {}).items() if isinstance(column, list) and part != "text"]
+    if several:
+        raise ValueError(f"columns gives {several[0]} several columns: name one; only text, of stage 1, takes several")
 
 
 def _check_streaming(data: DataArguments) -> None:
-    if data.streaming and (data.mined is not None or (data.columns is None and not data.dataset.endswith(".jsonl"))):
-        what = "mined negatives" if data.mined is not None else f"the dataset '{data.dataset}'"
+    reasons = {
+        "mined negatives": data.mined is not None,
+        "what leaves out rejected rows": data.rejected is not None,
+        f"the dataset '{data.dataset}'": data.columns is None and not data.dataset.endswith(".jsonl"),
+    }
+    what = next((name for name, holds in reasons.items() if holds), None)
+    if data.streaming and what is not None:
         raise ValueError(f"{what} cannot be streamed: set streaming to false, or give a JSONL file or `columns`")
 
 
 def open_rows(data: DataArguments) -> Dataset | IterableDataset:
-    """Open rows for stage 2, with their mined negatives where there are any.
+    """Open rows for stage 2, with their mined negatives and without the rejected rows where there are any.
 
     Raises:
         ValueError: Columns are missing, or the source cannot be streamed. When a row is read, a picture is missing or
@@ -86,7 +98,8 @@ def open_rows(data: DataArguments) -> Dataset | IterableDataset:
         FileNotFoundError: There is no such file.
     """
     dataset = _open_rows(data)
-    return dataset if data.mined is None else with_mined(dataset, data.mined)
+    dataset = dataset if data.mined is None else with_mined(dataset, data.mined)
+    return dataset if data.rejected is None else without_rejected(dataset, data.rejected)
 
 
 def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
@@ -101,19 +114,17 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
         return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts, data.weights)
     if data.columns:
         return _mapped_rows(data)
-    dataset = load_rows(data.dataset, data.image_root, data.streaming)
-    require_columns(dataset, ROW[:2], "stage 2")
-    return dataset
+    return load_rows(data.dataset, data.image_root, data.streaming)
 
 
 def open_texts(data: DataArguments) -> Dataset | IterableDataset:
     """Open texts for stage 1: the column `text`, perhaps `teacher`.
 
-    Where `columns` gives `text` several columns, as those of AllNLI's triplets, each of their texts is a row; once, in
-    a stream once among its neighbours.
+    Where `columns` gives `text` several columns, as those of AllNLI's triplets, each of their texts that is not empty
+    is a row; once, in a stream once among its neighbours.
 
     Raises:
-        ValueError: The column is missing, or the source cannot be streamed.
+        ValueError: The column is missing, a row has no text, or the source cannot be streamed.
         FileNotFoundError: There is no such file.
     """
     _check_map(data)
@@ -123,8 +134,8 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
 
         return texts("train", data.rows, seed=data.world_seed)
     if not data.columns:
-        dataset = load_rows(data.dataset, streaming=data.streaming)
-    elif isinstance(data.columns.get("text"), list):
+        return load_texts(data.dataset, data.streaming)
+    if isinstance(data.columns.get("text"), list):
         dataset = _found_columns(data)
         split = partial(_one_by_row, columns=data.columns["text"])
         dataset = dataset.map(split, batched=True, remove_columns=columns_of(dataset))
@@ -134,7 +145,18 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
         dataset = _found_columns(data).select_columns(sorted(data.columns.values()))
         dataset = dataset.rename_columns({column: part for part, column in data.columns.items() if part != column})
     require_columns(dataset, TEXT_ROW, "stage 1")
+    check = partial(_require_texts, name=Path(data.dataset).name)
+    if data.streaming:
+        return dataset.map(check, with_indices=True, batched=True)
+    for number, batch in enumerate(dataset.select_columns("text").iter(1000)):
+        check(batch, range(1000 * number, 1000 * number + len(batch["text"])))
     return dataset
+
+
+def _require_texts(batch: dict[str, list], numbers: Sequence[int], name: str) -> dict[str, list]:
+    for number, text in zip(numbers, batch["text"], strict=True):
+        required_text(text, f"{name}, row {number}")
+    return batch
 
 
 def _one_by_row(batch: dict[str, list], columns: list[str]) -> dict[str, list]:
@@ -156,17 +178,15 @@ def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
     for side in data.instructions or ():
         if side not in SIDES:
             raise ValueError(f"instructions names '{side}': the sides of a row are {', '.join(SIDES)}")
-    dataset = _found_columns(data).select_columns(sorted(set(data.columns.values())))
-    for column, feature in dataset.features.items():
+    names = {column: f"own {column}" for column in data.columns.values()}  # apart from what `located` adds
+    dataset = _found_columns(data).select_columns(sorted(names)).rename_columns(names)
+    for column, feature in (dataset.features or {}).items():  # a stream may not know them
         if isinstance(feature, datasets.Image):  # read here, so that a bad picture is named
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    if data.columns.get("task", "task") != "task":
-        dataset = dataset.rename_column(data.columns["task"], "task")
-    dataset = located(dataset, Path(data.dataset).name)
-    root = Path(data.image_root or ".")
-    return when_read(
-        dataset, partial(_read_mapped, columns=data.columns, instructions=data.instructions or {}, root=root)
-    )
+    columns = {part: names[column] for part, column in data.columns.items()}
+    dataset = located(dataset, Path(data.dataset).name, columns.get("task"))
+    root = Path(data.image_root or root_of(data.dataset))
+    return when_read(dataset, partial(_read_mapped, columns=columns, instructions=data.instructions or {}, root=root))
 
 
 def _read_mapped(
@@ -180,15 +200,18 @@ def _read_mapped(
             own = {key: found[columns[f"{side}.{key}"]] for key in KEYS if f"{side}.{key}" in columns}
             return {"instruction": instructions.get(side)} | own
 
-        row = {"query": item("query"), "positive": item("positive"), "negatives": _one_by_one(item("negative"))}
-        row |= {"where": found["where"], "task": found["task"]}
-        rows.append(read_row(row | {"label": found.get(columns.get("label", "label"))}, root))
+        row = {"query": item("query"), "positive": item("positive"), "where": found["where"], "task": found["task"]}
+        row["negatives"] = _one_by_one(item("negative"), found["where"])
+        rows.append(read_row(row | {"label": found[columns["label"]] if "label" in columns else None}, root))
     return {name: [row[name] for row in rows] for name in ROW}
 
 
-def _one_by_one(item: dict[str, Any]) -> list[dict[str, Any]]:
+def _one_by_one(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The negatives of a row: one item, or lists of texts and pictures side by side."""
     content = {key: value for key, value in item.items() if key != "instruction" and value is not None}
     lists = {key: value if isinstance(value, list) else [value] for key, value in content.items()}
+    if len({len(values) for values in lists.values()}) > 1:
+        counts = " and ".join(f"{len(values)} of {key}" for key, values in lists.items())
+        raise ValueError(f"{where}: its negatives are {counts}: give equally many")
     together = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
     return [{"instruction": item["instruction"]} | one for one in together]

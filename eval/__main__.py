@@ -19,6 +19,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from ..checkpoint import revision
+from ..data.whole import whole
 from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark
 from .chart import curve
 from .embedders import load_embedder
@@ -96,17 +97,20 @@ def main(command: Sequence[str]) -> None:
     for name, tasks in opened.items():
         output = Path(args.output_dir) / (name if len(opened) > 1 else "")
         output.mkdir(parents=True, exist_ok=True)
-        (output / "results.json").write_text(json.dumps(results[name], indent=2) + "\n")
-        write_report(
-            results[name],
-            galleries(rankings[name], *tasks),
-            learning_curves(paths),
-            output / "report.html",
-            subject=subject,
-            credits=BENCHMARKS[name].credits,
-        )
+        with whole(output / "results.json") as part:
+            part.write_text(json.dumps(results[name], indent=2) + "\n")
+        with whole(output / "report.html") as part:
+            write_report(
+                results[name],
+                galleries(rankings[name], *tasks),
+                learning_curves(paths),
+                part,
+                subject=subject,
+                credits=BENCHMARKS[name].credits,
+            )
         text = table(results[name])
-        (output / "table.md").write_text(text + "\n")
+        with whole(output / "table.md") as part:
+            part.write_text(text + "\n")
         print(f"\n{text}\n")
         for title, found in results[name].items():
             own, embedded = found["seconds"], found["embedded"]

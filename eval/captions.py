@@ -6,14 +6,15 @@ caption if its picture does: R@k is the share of queries with a hit, k = 1, 5, 1
 pictures and of texts are those of the paper.
 """
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+from pyarrow import ArrowException
 
-from ..data.published import open_published
-from ..data.rows import read_picture
+from ..data.pictures import read_picture, root_of
+from ..data.published import open_published, read_json, require_texts
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
 
@@ -34,9 +35,14 @@ def coco(source: str = "royokong/coco_test") -> list[RetrievalTask]:
 
 def _captioned(name: str, source: str) -> list[RetrievalTask]:
     rows = open_published(name, source, ("image", "text"))
-    rows = rows.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
+    require_texts(name, rows, several=("text",))
+    try:
+        rows = rows.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
+    except ArrowException:
+        held = rows.features["image"]
+        raise ValueError(f"{name}: its column image holds {held}, not pictures: give it as published") from None
     texts = [list(captions)[:CAPTIONS] for captions in rows["text"]]
-    root = Path()
+    root = root_of(source)
     pictures = StoredItems(
         [{"image": row} for row in range(len(rows))],
         lambda row: read_picture(rows[row]["image"], f"{name}, row {row}", root),
@@ -47,9 +53,17 @@ def _captioned(name: str, source: str) -> list[RetrievalTask]:
 
 def sharegpt4v(captions: str | Path, image_root: str | Path) -> list[RetrievalTask]:
     """ShareGPT4V-1k: `share-captioner_coco_lcs_sam_1246k_1107.json`, and the folder of `coco`, `llava` and `sam`."""
-    items = json.loads(Path(captions).read_text(encoding="utf-8"))[:SHARED]
-    texts = [[item["conversations"][1]["value"].replace("\n", " ")] for item in items]
-    return both_ways("sharegpt4v", "long", _files("sharegpt4v", image_root, [item["image"] for item in items]), texts)
+    texts, paths = [], []
+    for row, item in enumerate(read_json("sharegpt4v", captions, list)[:SHARED]):
+        try:
+            texts.append([item["conversations"][1]["value"].replace("\n", " ")])
+            paths.append(Path(item["image"]).as_posix())
+        except (LookupError, TypeError, AttributeError):
+            raise ValueError(
+                f"sharegpt4v, row {row} has no image, or no caption as the second of its conversations: give the file "
+                "as it is published"
+            ) from None
+    return both_ways("sharegpt4v", "long", _files("sharegpt4v", image_root, paths), texts)
 
 
 def urban1k(folder: str | Path) -> list[RetrievalTask]:
@@ -63,14 +77,17 @@ def urban1k(folder: str | Path) -> list[RetrievalTask]:
         caption = folder / "caption" / f"{path.stem}.txt"
         if not caption.exists():
             raise ValueError(f"urban1k: the picture {path.name} has no caption {caption}: unpack the set again")
-        texts.append([caption.read_text(encoding="utf-8").splitlines()[0]])
+        lines = caption.read_text(encoding="utf-8", errors="surrogateescape").splitlines()  # the task refuses such
+        if not lines:
+            raise ValueError(f"urban1k: the caption {caption} is empty: unpack the set again")
+        texts.append([lines[0]])
     return both_ways("urban1k", "long", _files("urban1k", folder / "image", [path.name for path in paths]), texts)
 
 
 def _files(name: str, root: str | Path, paths: Sequence[str]) -> StoredItems:
     root = Path(root)
     for row, path in enumerate(paths):
-        if not (root / path).exists():
+        if not os.path.exists(root / path):  # which says no of what cannot be a path, too
             raise ValueError(f"{name}, row {row}: there is no picture {root / path}: give the folder it starts from")
     return StoredItems(
         [{"image": path} for path in paths],

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,21 @@ def eval_results(results: Results) -> str | None:
 
 def training_table(stages: Sequence[Mapping[str, Any]]) -> str:
     """The settings of each stage that differ from the defaults, as a Markdown table."""
-    rows = [["", *(stage["trainer"].removesuffix("Trainer") for stage in stages)], ["---"] * (1 + len(stages))]
-    rows += [
-        [name, *(str(stage[name]) for stage in stages)] for name in ("started from", "rows", "processes", "steps")
-    ]
+    rows = [["", *(stage["trainer"].removesuffix("Trainer") for stage in stages)]]
+    rows += [[name, *(stage[name] for stage in stages)] for name in ("started from", "rows", "processes", "steps")]
     names = dict.fromkeys(name for stage in stages for name in stage["arguments"])
-    rows += [[f"`{name}`", *(str(stage["arguments"].get(name, "")) for stage in stages)] for name in names]
+    rows += [[f"`{name}`", *(stage["arguments"].get(name, "") for stage in stages)] for name in names]
     if any("adapter" in stage for stage in stages):
         adapters = [stage.get("adapter", {}) for stage in stages]
         rows.append(["LoRA", *(", ".join(f"{key} {value}" for key, value in one.items()) for one in adapters)])
+    rows = [list(map(_cell, row)) for row in rows]
+    rows.insert(1, ["---"] * (1 + len(stages)))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    """What the record of the checkpoint that was started from may say, which others wrote, as one cell of text."""
+    return escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
 
 
 def evaluated_card(

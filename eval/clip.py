@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from ..processing_unime import Item, as_item
+from ..processing_unime import Item, as_item, as_rgb
 
 
 @dataclass
@@ -203,7 +203,7 @@ def _tensors(processor: CLIPProcessor, tokens: list[list[int]], images: list[lis
         tensors["input_ids"] = pad_sequence(rows, batch_first=True, padding_value=processor.tokenizer.eos_token_id)
         tensors["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     if images[0]:
-        pictures = [image.convert("RGB") for (image,) in images]
+        pictures = [as_rgb(image) for (image,) in images]
         tensors["pixel_values"] = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     return tensors
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor, CLIPProcessor, ProcessorMixin
+from transformers import AutoModel, AutoProcessor, CLIPProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from ..checkpoint import load_model
+from ..checkpoint import load_model, only_data, read_config
 from ..configuration_unime import UniMEConfig
 from ..processing_unime import Item, as_item
 from .clip import CLIPEmbedder
@@ -42,16 +42,21 @@ def load_embedder(
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it computes.
         max_length (`int`, *optional*): UniME: most tokens of one item. Others have limits of their own.
         max_tokens (`int`, *optional*, defaults to 8192): UniME: token budget of a micro-batch.
+
+    Raises:
+        ValueError: Its weights are a pickle, or it wants to run code of its own.
     """
     alone = Path(path, "modules.json").exists() and not Path(path, "config.json").exists()
-    kind = "" if alone else AutoConfig.from_pretrained(path).model_type
+    kind = "" if alone else read_config(path).model_type
     if kind == "clip":
-        processor = CLIPProcessor.from_pretrained(path)
-        model = CLIPEmbedder.from_pretrained(path, dtype=dtype).to(device)
+        with only_data(path):
+            processor = CLIPProcessor.from_pretrained(path, trust_remote_code=False)
+            model = CLIPEmbedder.from_pretrained(path, use_safetensors=True, dtype=dtype).to(device)
         return Embedder(partial(model.encode, processor=processor), processor)
     if kind in ("siglip", "siglip2"):
-        processor = AutoProcessor.from_pretrained(path)
-        model = AutoModel.from_pretrained(path, dtype=dtype).to(device).eval()
+        with only_data(path):
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+            model = AutoModel.from_pretrained(path, use_safetensors=True, dtype=dtype).to(device).eval()
         return Embedder(partial(siglip_encode, model=model, processor=processor), processor)
     if kind == UniMEConfig.model_type or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         model, processor = load_model(path, dtype=dtype)
@@ -64,7 +69,8 @@ def sentence_transformer(path: str, dtype: str = "float32", device: str | torch.
     """Load a SentenceTransformer; an item's instruction becomes its prompt."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(path, device=str(device), model_kwargs={"dtype": dtype})
+    with only_data(path):
+        model = SentenceTransformer(path, device=str(device), model_kwargs={"dtype": dtype, "use_safetensors": True})
 
     def encode(items: Sequence[Item]) -> np.ndarray:
         spelt = [as_item(item) for item in items]

@@ -102,7 +102,12 @@ def compositional_accuracy(true: np.ndarray, false: np.ndarray) -> float:
 
 
 def spearman(predictions: Sequence[float], references: Sequence[float]) -> float:
-    """Returns Spearman's rank correlation, as STS tasks report it; ties share the mean of their ranks."""
+    """Returns Spearman's rank correlation, as STS tasks report it; ties share the mean of their ranks.
+
+    Where one side is constant, and the correlation not defined, it is 0: such predictions rank nothing.
+    """
+    if min(np.ptp(predictions), np.ptp(references)) == 0:
+        return 0.0
     return float(spearmanr(predictions, references).statistic)
 
 

@@ -7,12 +7,13 @@ over the 20 sets whose training data MMEB-train holds (IND) and the 16 others (O
 The mean of the four meta-tasks, which UniME's paper prints as "Overall", is there under its own name.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.mmeb import INSTRUCTIONS, mmeb_item
-from ..data.published import chosen_sets, open_published
-from ..data.rows import read_picture
+from ..data.pictures import read_picture
+from ..data.published import chosen_sets, open_published, require_texts
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
 
@@ -95,16 +96,18 @@ def tasks(
 def _task(name: str, source: str, root: Path) -> RetrievalTask:
     meta_task, in_distribution, of_query, of_candidate = SETS[name]
     rows = open_published(f"MMEB {name}", source, COLUMNS, name)
+    require_texts(f"MMEB {name}", rows, ("qry_text",), ("tgt_text",))
     queries, pools = [], []
     numbers: dict[tuple[str, str], int] = {}  # text and path of a candidate -> its number: each is embedded once
     for number, row in enumerate(rows):
-        if not len(row["tgt_text"]) == len(row["tgt_img_path"]) > 0:
+        paths = row["tgt_img_path"] or []
+        if not len(row["tgt_text"]) == len(paths) > 0:
             raise ValueError(
-                f"MMEB {name}, row {number} has {len(row['tgt_text'])} texts and {len(row['tgt_img_path'])} pictures "
+                f"MMEB {name}, row {number} has {len(row['tgt_text'])} texts and {len(paths)} pictures "
                 "as candidates: give equally many of both, and at least one"
             )
         queries.append(mmeb_item(row["qry_text"], row["qry_img_path"], of_query))
-        candidates = zip(row["tgt_text"], row["tgt_img_path"], strict=True)
+        candidates = zip(row["tgt_text"], paths, strict=True)
         pools.append([numbers.setdefault(candidate, len(numbers)) for candidate in candidates])
     _check_pictures(name, root, [item["image"] for item in queries], [path for _, path in numbers])
 
@@ -129,7 +132,7 @@ def _check_pictures(name: str, root: Path, of_queries: list[str | None], of_cand
     places = [(f"row {row}", path) for row, path in enumerate(of_queries)]
     places += [("a candidate", path) for path in of_candidates]
     for where, path in places:
-        if not path or (root / path).exists():
+        if not path or os.path.exists(root / path):
             continue
         first = root / Path(path).parts[0]
         reason = f"there is no picture {root / path}" if first.exists() else f"there is no folder {first}"

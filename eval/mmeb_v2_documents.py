@@ -14,8 +14,8 @@ from pathlib import Path
 
 import datasets
 
-from ..data.published import chosen_sets
-from ..data.rows import read_picture
+from ..data.pictures import read_picture, root_of
+from ..data.published import chosen_sets, require_texts
 from .mmeb_v2 import open_set
 from .stored import StoredItems
 from .tasks import RetrievalTask
@@ -86,6 +86,7 @@ def _task(name: str, source: str | Path | None) -> RetrievalTask:
 
     queries, corpus = table("queries", "query-id", "query"), table("corpus", "corpus-id", "image")
     qrels = table("qrels", "query-id", "corpus-id", "score")
+    require_texts(f"MMEB-V2 {name}, queries", queries, ("query",))
 
     rows: dict[str | int, int] = {}  # id of a page -> the row of the corpus that it stands in
     for row, page in enumerate(corpus["corpus-id"]):
@@ -93,6 +94,8 @@ def _task(name: str, source: str | Path | None) -> RetrievalTask:
     numbers = {page: number for number, page in enumerate(rows)}
     relevance: dict[str | int, dict[int, float]] = {}  # id of a query -> number of a candidate -> how relevant it is
     for row, judged in enumerate(qrels):
+        if not isinstance(judged["score"], int | float):
+            raise ValueError(f"MMEB-V2 {name}, qrels row {row}: its score is {judged['score']!r}, not a number")
         if judged["score"] <= 0:
             continue
         if judged["corpus-id"] not in numbers:
@@ -109,7 +112,7 @@ def _task(name: str, source: str | Path | None) -> RetrievalTask:
                 f"give queries and qrels of one copy of {repository}"
             )
     right = [relevance[query] for query in queries["query-id"]]
-    pages = _pages(name, corpus, list(rows.values()))
+    pages = _pages(name, corpus, list(rows.values()), root_of(source or repository))
     return RetrievalTask(
         name,
         "documents",
@@ -121,12 +124,11 @@ def _task(name: str, source: str | Path | None) -> RetrievalTask:
     )
 
 
-def _pages(name: str, corpus: datasets.Dataset, rows: list[int]) -> StoredItems:
+def _pages(name: str, corpus: datasets.Dataset, rows: list[int], root: Path) -> StoredItems:
     corpus = corpus.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
     empty = corpus.data.column("image").is_null().to_pylist()
     if any(empty):
         raise ValueError(f"MMEB-V2 {name}, corpus row {empty.index(True)} has no picture: copy the dataset again")
-    root = Path()
     return StoredItems(
         [{"image": row, "instruction": CANDIDATE} for row in rows],
         lambda row: read_picture(corpus[row]["image"], f"MMEB-V2 {name}, corpus row {row}", root),

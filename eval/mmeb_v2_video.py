@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.pictures import read_picture
 from ..data.published import chosen_sets
-from ..data.rows import read_picture
 from .mmeb_v2 import open_set
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
@@ -259,6 +259,8 @@ def _task(name: str, source: str | Path | None, frame_root: Path, count: int) ->
                 raise ValueError("it has no wrong candidate")
         except ValueError as error:
             raise ValueError(f"MMEB-V2 {name}, {where}: {error}") from None
+        except (TypeError, AttributeError, LookupError) as error:  # a column of another type
+            raise ValueError(f"MMEB-V2 {name}, {where} is not as published ({error}): copy the set again") from None
         queries.append(question.query)
         positives.append(list(dict.fromkeys(map(number, question.right))))
         pools.append(list(dict.fromkeys([*positives[-1], *map(number, question.wrong)])))
@@ -267,7 +269,7 @@ def _task(name: str, source: str | Path | None, frame_root: Path, count: int) ->
         return f"{name}/{Path(path).parent.relative_to(root)}/{file_identity(path)}"
 
     def stored(items: list[Item]) -> StoredItems:
-        return StoredItems(items, lambda path: read_picture(path, f"MMEB-V2 {name}", Path()), identity)
+        return StoredItems(items, lambda path: read_picture(path, f"MMEB-V2 {name}", root), identity)
 
     return RetrievalTask(
         name,

@@ -28,8 +28,9 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor
 
+from ..checkpoint import only_data, read_config
 from ..checkpoint import revision as revision_of
 
 
@@ -55,6 +56,7 @@ class UniMEEncoder(AbsEncoder):
         max_length (`int`, *optional*, defaults to the tokenizer's): Most tokens of one item.
         max_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch.
         embed_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
+        trust_remote_code (`bool`, *optional*): Run the checkpoint's own code, where this package is not installed.
         kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `attn_implementation`, ...).
 
     Raises:
@@ -72,13 +74,14 @@ class UniMEEncoder(AbsEncoder):
         max_length: int | None = None,
         max_tokens: int = 8192,
         embed_dim: int | None = None,
+        trust_remote_code: bool = False,
         **kwargs: Any,
     ):
         self.model_prompts = self.validate_task_to_prompt_name(prompts)
         source = {"pretrained_model_name_or_path": path or name, "revision": None if path else revision}
-        source["trust_remote_code"] = True  # the checkpoint's own code, where the package is not installed
+        source["trust_remote_code"] = trust_remote_code
         self.processor = AutoProcessor.from_pretrained(**source)
-        model = AutoModel.from_pretrained(**source, **kwargs)
+        model = AutoModel.from_pretrained(**source, use_safetensors=True, **kwargs)
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.limits = {"max_length": max_length, "max_tokens": max_tokens, "embedding_dim": embed_dim}
 
@@ -155,13 +158,14 @@ def model_meta(path: str, name: str | None = None, revision: str | None = None, 
     if local and (name is None or "/" not in name):
         raise ValueError(f"the folder {path} needs a name for mteb: pass name='organization/model', got {name!r}")
     folder = path if local else snapshot_download(path, revision=revision)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    config = read_config(folder)
     if config.model_type != "unime":
         raise ValueError(
             f"{path} is of type '{config.model_type}', no UniME checkpoint: write one with `unime.save_checkpoint`"
         )
     text_config = config.backbone_config.get_text_config()
-    tokenizer = AutoProcessor.from_pretrained(folder, trust_remote_code=True).tokenizer
+    with only_data(folder):
+        tokenizer = AutoProcessor.from_pretrained(folder, trust_remote_code=False).tokenizer
     card = ModelCardData(**(metadata_load(Path(folder, "README.md")) or {}), ignore_metadata_errors=True)
     parameters = get_local_safetensors_metadata(folder).parameter_count
     name = name or path

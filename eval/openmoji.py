@@ -15,7 +15,6 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..data.captions import Caption, sample_caption, sample_scene
 from ..data.emoji import Emoji, same_picture, sources_version
@@ -73,21 +72,24 @@ def tasks(split: str = "test", size: int = 1000, seed: int = 0) -> tuple[list[Re
         _crops(split, half, source("crop")),
         *_both_ways("long", "long", *_long_captions(split, half, source("long"))),
     ]
+    return retrieval, _probes(split, half, scenes, source("probes"))
 
+
+def _stored(items: Sequence[dict]) -> StoredItems:
+    """Items whose pictures are specs, drawn when they are read."""
     world = f"{WORLD_VERSION}/{sources_version()}"
+    return StoredItems(items, draw, lambda spec: f"{world}/{spec}")
 
-    def stored(items: Sequence[dict]) -> StoredItems:
-        return StoredItems(items, draw, lambda spec: f"{world}/{spec}")
 
-    return (
-        [replace(task, queries=stored(task.queries), candidates=stored(task.candidates)) for task in retrieval],
-        [
-            replace(
-                probe, images=stored(probe.images), captions=stored(probe.captions), negatives=stored(probe.negatives)
-            )
-            for probe in _probes(split, half, scenes, source("probes"))
-        ],
-    )
+def _retrieval(
+    name: str,
+    meta_task: str,
+    queries: list[dict],
+    candidates: list[dict],
+    positives: list[list[int]],
+    pools: list[list[int]] | None = None,
+) -> RetrievalTask:
+    return RetrievalTask(name, meta_task, _stored(queries), _stored(candidates), positives, pools)
 
 
 def _captioned_scenes(split: str, size: int, rng: random.Random) -> list[tuple[Scene, Caption]]:
@@ -122,8 +124,8 @@ def _both_ways(name: str, meta_task: str, specs: list[str], texts: list[str]) ->
     asked_images = [item(image=spec, instruction=TEXT_OF_IMAGE) for spec in specs]
     images = [item(image=spec, instruction=IMAGE_TARGET) for spec in specs]
     return [
-        RetrievalTask(f"{name}_t2i", meta_task, asked_texts, images, positives),
-        RetrievalTask(f"{name}_i2t", meta_task, asked_images, [item(text) for text in texts], positives),
+        _retrieval(f"{name}_t2i", meta_task, asked_texts, images, positives),
+        _retrieval(f"{name}_i2t", meta_task, asked_images, [item(text) for text in texts], positives),
     ]
 
 
@@ -141,7 +143,7 @@ def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
             drawings_called.setdefault(called, set()).add(same_picture()[entry.index])
 
     def asked_by_name(name: str, asked: list[tuple[str, str]]) -> RetrievalTask:
-        return RetrievalTask(
+        return _retrieval(
             name,
             "retrieval",
             [item(text, instruction=IMAGE_OF_TEXT) for _, text in asked],
@@ -154,7 +156,7 @@ def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
     foreign = [rng.choice([called for called in texts_of(entry) if called[0] != "en"]) for entry in chosen]
     return [
         asked_by_name("name_t2i", [("en", entry.name) for entry in chosen]),
-        RetrievalTask(
+        _retrieval(
             "name_i2t",
             "retrieval",
             [item(image=_view(entry, rng), instruction=IDENTIFY) for entry in chosen],
@@ -176,7 +178,7 @@ def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask
     subcategories = list(dict.fromkeys(entry.subcategory for entry in categorised("train")))
     categories = list(dict.fromkeys(entry.category for entry in categorised("train")))
     return [
-        RetrievalTask(
+        _retrieval(
             name,
             "classification",
             [item(image=view, instruction=instruction) for view in views],
@@ -193,7 +195,7 @@ def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask
 def _questions(split: str, size: int, rng: random.Random) -> RetrievalTask:
     asked = [sample_question(split, rng) for _ in range(size)]
     candidates = all_answers()
-    return RetrievalTask(
+    return _retrieval(
         "question",
         "vqa",
         [item(question.text, question.scene.spec, QUESTION) for question in asked],
@@ -214,7 +216,7 @@ def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
     position = {entry: index for index, entry in enumerate(candidates)}
     # Fewer held-out tones than queries: each is asked for again, from another picture.
     asked = [targets[index % min(len(targets), size)] for index in range(size)]
-    return RetrievalTask(
+    return _retrieval(
         "composed",
         "retrieval",
         [
@@ -245,7 +247,7 @@ def _crops(split: str, size: int, rng: random.Random) -> RetrievalTask:
         own = [position[spec] for spec in crops]
         strangers = [index for index in range(len(specs)) if index not in own]
         pools.append(own + rng.sample(strangers, min(len(strangers), CROP_POOL - len(own))))
-    return RetrievalTask(
+    return _retrieval(
         "crop",
         "grounding",
         [item(f'"{expression.text}"', expression.scene.spec, CROP) for expression in asked],
@@ -271,9 +273,9 @@ def _probes(split: str, size: int, scenes: list[tuple[Scene, Caption]], rng: ran
     return [
         CompositionalTask(
             kind,
-            [item(image=scene.spec, instruction=TEXT_OF_IMAGE) for scene, _, _ in rows],
-            [{"text": caption.text} for _, caption, _ in rows],
-            [{"text": edited.text} for _, _, edited in rows],
+            _stored([item(image=scene.spec, instruction=TEXT_OF_IMAGE) for scene, _, _ in rows]),
+            _stored([{"text": caption.text} for _, caption, _ in rows]),
+            _stored([{"text": edited.text} for _, _, edited in rows]),
         )
         for kind, rows in probes.items()
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..checkpoint import revision
+from ..checkpoint import revision, without_home
 
 
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "pillow", "numpy")
@@ -25,12 +25,12 @@ def record(model: str, processor: ProcessorMixin | None, command: Sequence[str],
         settings: What else was chosen (`dtype`, `max_length`, `seed`, ...).
     """
     return {
-        "model": model,
+        "model": without_home(model),
         "revision": revision(model),
         **settings,
         "prompts": processor and processor.chat_template,
         "pixels": processor and _plain(processor.image_processor.to_dict()),
-        "command": shlex.join(["python", "-m", "unime.eval", *command]),
+        "command": without_home(shlex.join(["python", "-m", "unime.eval", *command])),
         "libraries": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import ProcessorMixin, Siglip2Model, SiglipModel
 
-from ..processing_unime import Item, as_item
+from ..processing_unime import Item, as_item, as_rgb
 
 
 @torch.no_grad()
@@ -59,5 +59,5 @@ def _texts(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, texts: 
 
 
 def _images(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, images: list) -> torch.Tensor:
-    inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+    inputs = processor(images=[as_rgb(image) for image in images], return_tensors="pt")
     return model.get_image_features(**inputs.to(model.device, model.dtype)).pooler_output

@@ -1,11 +1,10 @@
 """Embeddings of an evaluation: each distinct item is embedded once, and once only if they are kept on disk.
 
-On disk a window of items is two files, vectors and keys, of which the keys come last: what was cut off is made again,
-what was finished never. Processes of one launch take turns with the windows and read each other's.
+On disk a window of items is one file of keys and vectors, sealed by its checksum: what was cut off or damaged is made
+again, what is intact never. Processes of one launch take turns with the windows and read each other's.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import distributed
 
+from ..data.whole import intact, whole
 from ..processing_unime import Item, as_item
 from .stored import StoredItems
 
@@ -37,8 +37,7 @@ class EmbeddingStore:
         self.alive: list[Item] = []  # a key holds ids of pictures, valid only as long as the pictures live
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for keys in sorted(folder.glob("*.json")):
-                self._read(keys)
+            self._read("*.*.npy")
             if distributed.is_initialized():
                 distributed.barrier()  # all know the same before the first writes more
 
@@ -66,7 +65,7 @@ class EmbeddingStore:
             distributed.barrier()
             for window in windows:
                 if window[0][0] not in self.rows:
-                    self._read(self._file([key for key, _ in window]))
+                    self._read(f"{_name([key for key, _ in window])}.*.npy")
         return np.stack([self.rows[key] for key in keys])
 
     def _embed(self, items: list[Item]) -> np.ndarray:
@@ -78,23 +77,20 @@ class EmbeddingStore:
         self.seconds += time.perf_counter() - start
         return vectors
 
-    def _file(self, keys: Sequence[str]) -> Path:
-        return self.folder / f"{hashlib.blake2b(''.join(keys).encode(), digest_size=16).hexdigest()}.json"
-
     def _write(self, keys: Sequence[str], vectors: np.ndarray) -> None:
-        file = self._file(keys)
-        for path, write in (
-            (file.with_suffix(".npy"), lambda part: np.save(part, vectors)),
-            (file, lambda part: part.write(json.dumps(keys).encode())),
-        ):
-            part = path.with_suffix(path.suffix + ".part")
-            with part.open("wb") as opened:
-                write(opened)
-            part.rename(path)
+        table = np.empty(len(keys), [("key", "S32"), ("vector", np.float32, vectors.shape[1])])
+        table["key"], table["vector"] = keys, vectors
+        with whole(self.folder / f"{_name(keys)}.npy", sealed=True) as part, part.open("wb") as file:
+            np.save(file, table)
 
-    def _read(self, file: Path) -> None:
-        vectors = np.load(file.with_suffix(".npy"), mmap_mode="r")
-        self.rows.update(zip(json.loads(file.read_text()), vectors, strict=True))
+    def _read(self, pattern: str) -> None:
+        for file in intact(self.folder, pattern):
+            table = np.load(file, mmap_mode="r")
+            self.rows.update(zip(table["key"].astype(str).tolist(), table["vector"], strict=True))
+
+
+def _name(keys: Sequence[str]) -> str:
+    return hashlib.blake2b("".join(keys).encode(), digest_size=16).hexdigest()
 
 
 def _key(item: Item) -> tuple:

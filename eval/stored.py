@@ -1,6 +1,7 @@
 """Items whose pictures are read when they are embedded or shown, and known by a key until then."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _pictures(stored: Any) -> list[Any]:
 def file_identity(path: str | Path) -> str:
     """A file's name, size and time of change; of a file that is not there, which an error will name, the name."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         return str(path)
     status = path.stat()
     return f"{path.name}/{status.st_size}/{status.st_mtime_ns}"

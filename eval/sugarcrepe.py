@@ -4,11 +4,12 @@ Right if and only if the picture is strictly nearer to its caption. A group (rep
 its kinds, whatever their sizes. Prompts of pictures and texts are those of the paper, without instruction.
 """
 
-import json
+import os
 from pathlib import Path
 
+from ..data.pictures import read_picture
 from ..data.probes import KINDS
-from ..data.rows import read_picture
+from ..data.published import read_json
 from .stored import StoredItems, file_identity
 from .tasks import CompositionalTask
 
@@ -29,12 +30,13 @@ def tasks(folder: str | Path, image_root: str | Path) -> list[CompositionalTask]
 def _task(kind: str, path: Path, root: Path) -> CompositionalTask:
     if not path.exists():
         raise ValueError(f"there is no file {path}: give the folder data/ of SugarCrepe")
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = read_json("SugarCrepe", path, dict)
     for number, row in rows.items():
-        missing = [key for key in ("filename", "caption", "negative_caption") if key not in row]
+        texts = {key: value for key, value in row.items() if isinstance(value, str)} if isinstance(row, dict) else {}
+        missing = [key for key in ("filename", "caption", "negative_caption") if key not in texts]
         if missing:
             raise ValueError(f"{path.name}, row {number} lacks {', '.join(missing)}")
-        if not (root / row["filename"]).exists():
+        if not os.path.exists(root / row["filename"]):
             raise ValueError(
                 f"{path.name}, row {number}: there is no picture {root / row['filename']}: give COCO's val2017"
             )

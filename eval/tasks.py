@@ -1,6 +1,8 @@
 """What an evaluation asks, and the one function that answers it for any embedder."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..processing_unime import Item
+from ..processing_unime import Item, as_item
 from .metrics import (
     compositional_accuracy,
     first_is_best,
@@ -20,6 +22,7 @@ from .metrics import (
 )
 from .rankings import shown_probes, shown_queries
 from .store import EmbeddingStore
+from .stored import StoredItems
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
@@ -79,6 +82,15 @@ class RetrievalTask:
                 f"task '{self.name}' has {len(self.queries)} queries and {len(self.pools)} pools; "
                 "give each query its pool, or none."
             )
+        _check_items(self)
+        if self.relevance is not None and list(map(len, self.relevance)) != list(map(len, self.positives)):
+            raise ValueError(f"task '{self.name}' needs the relevance of each positive of each query, and no other.")
+        for query, pool in enumerate(self.pools or ()):
+            if not all(0 <= candidate < len(self.candidates) for candidate in pool):
+                raise ValueError(
+                    f"query {query} of task '{self.name}' has the pool {pool}; "
+                    f"name candidates from 0 to {len(self.candidates) - 1}."
+                )
         for query, right in enumerate(self.positives):
             allowed = range(len(self.candidates)) if self.pools is None else set(self.pools[query])
             if not right or not all(candidate in allowed for candidate in right):
@@ -116,6 +128,14 @@ class SimilarityTask:
                 f"task '{self.name}' has {len(self.first)} and {len(self.second)} items and {len(self.similarities)} "
                 "similarities; give equally many of each, and at least two."
             )
+        for pair, similarity in enumerate(self.similarities):
+            if not isinstance(similarity, (int, float)) or not math.isfinite(similarity):
+                raise ValueError(
+                    f"pair {pair} of task '{self.name}' has the similarity {similarity!r}; give a finite number."
+                )
+        if min(self.similarities) == max(self.similarities):
+            raise ValueError(f"all similarities of task '{self.name}' are {self.similarities[0]}; there is no rank.")
+        _check_items(self)
 
 
 @dataclass(frozen=True)
@@ -145,6 +165,23 @@ class CompositionalTask:
                 f"task '{self.name}' has {len(self.images)} images, {len(self.captions)} captions and "
                 f"{len(self.negatives)} negatives; give equally many of each, and at least one."
             )
+        _check_items(self)
+
+
+Task = RetrievalTask | SimilarityTask | CompositionalTask
+
+
+def _check_items(task: Task) -> None:
+    """Name an item that cannot be embedded; pictures that are stored are read later."""
+    for role, items in task.roles.items():
+        stored = items.stored if isinstance(items, StoredItems) else items
+        for number, item in enumerate(stored):
+            if isinstance(items, StoredItems) and item.get("image") is not None:
+                item = {"text": item.get("text") or "", "instruction": item.get("instruction")}
+            try:
+                as_item(item)
+            except ValueError as error:
+                raise ValueError(f"{role} {number} of task '{task.name}': {error}") from None
 
 
 def evaluate(
@@ -183,6 +220,9 @@ def evaluate(
     found, kinds = {}, {}
     rankings = {"retrieval": {}, "compositional": {}}
     every = [*tasks, *compositional_tasks]
+    names = Counter(task.name for task in every)
+    if names and max(names.values()) > 1:
+        raise ValueError(f"two tasks are called '{names.most_common(1)[0][0]}'; give each a name of its own.")
     with tqdm(total=sum(map(_size, every)), disable=not progress, desc=model, unit="item") as bar:
         for task in every:
             bar.set_postfix_str(task.name)
@@ -222,7 +262,7 @@ def evaluate(
     return results, rankings
 
 
-def _size(task: RetrievalTask | SimilarityTask | CompositionalTask) -> int:
+def _size(task: Task) -> int:
     return sum(map(len, task.roles.values()))
 
 
@@ -253,7 +293,7 @@ def _compare(task: SimilarityTask, first: np.ndarray, second: np.ndarray) -> dic
     return {"meta_task": task.meta_task, "metric": "spearman", "spearman": score, "pairs": len(first)}
 
 
-def _finite(rows: np.ndarray, task: RetrievalTask | SimilarityTask | CompositionalTask, role: str) -> np.ndarray:
+def _finite(rows: np.ndarray, task: Task, role: str) -> np.ndarray:
     broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(broken):
         raise ValueError(

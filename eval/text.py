@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.published import chosen_sets, open_published
+from ..data.published import chosen_sets, open_published, require_texts
 from .tasks import RetrievalTask, SimilarityTask
 
 
@@ -42,6 +42,7 @@ def sts(source: str = "mteb", subsets: Sequence[str] | None = None) -> list[Simi
 
 def _judged(name: str, place: str) -> SimilarityTask:
     rows = open_published(name, place, ("sentence1", "sentence2", "score"))
+    require_texts(name, rows, ("sentence1", "sentence2"))
     first, second = ([{"text": text} for text in rows[column]] for column in ("sentence1", "sentence2"))
     return SimilarityTask(name, first, second, list(rows["score"]))
 
@@ -53,6 +54,7 @@ def nli(source: str = "sentence-transformers/all-nli", premises: int = PREMISES)
         ValueError: It lacks a column.
     """
     rows = open_published("AllNLI", source, ("anchor", "positive", "negative"), "triplet")
+    require_texts("AllNLI", rows, ("anchor", "positive", "negative"))
     follows: dict[str, set[str]] = {}
     hypotheses: dict[str, int] = {}
     for row in rows:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
-from ..data.rows import read_picture
+from ..data.pictures import read_picture
 from ..search.html import data_url, templates
 from ..search.store import Hit
 from .collection import Found
@@ -63,9 +62,7 @@ def _source(picture: str | bytes | Image.Image) -> str:
     """A small copy of a picture as an address that holds it: the page asks for no files of this machine."""
     if not isinstance(picture, bytes):
         try:
-            small = (
-                picture.copy() if isinstance(picture, Image.Image) else read_picture(picture, "", Path(), upright=True)
-            )
+            small = picture.copy() if isinstance(picture, Image.Image) else read_picture(picture, "")
         except ValueError:  # the file has gone, or has been damaged, since it was indexed
             return ""
         small.thumbnail((SHOWN, SHOWN))

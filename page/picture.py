@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..data.rows import read_picture
+from ..data.pictures import FORMATS, read_picture
 
 
 MOST_PIXELS = 50_000_000  # opened, 150 MB
@@ -21,10 +21,10 @@ def open_upload(path: str) -> Image.Image:
     """
     name = escape(Path(path).name)
     try:
-        with Image.open(path) as unread:
+        with Image.open(path, formats=FORMATS) as unread:
             width, height = unread.size
         if width * height <= MOST_PIXELS:
-            return read_picture(path, name, Path(), upright=True)
+            return read_picture(path, name)
     except Image.DecompressionBombError:
         raise _refused(
             f"{name} is too large: give a picture of at most {MOST_PIXELS // 10**6} million pixels"

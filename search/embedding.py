@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoint import PROMPTS
 from ..data.corpus import Entry
+from ..data.halving import by_halves
 
 
 WINDOW = 1024  # entries
@@ -157,13 +157,8 @@ def _vectors(
     model: PreTrainedModel, processor: ProcessorMixin, items: Sequence[dict[str, Any]], dimensions: int | None
 ) -> list[np.ndarray | str]:
     """The vector of each item, or what the processor or the model says of one that they refuse."""
-    try:
-        vectors = model.encode(items, processor, embedding_dim=dimensions)
-    except ValueError as error:
-        if len(items) == 1:
-            return [str(error)]
-        half = len(items) // 2
-        parts = (items[:half], items[half:])
-        return list(chain.from_iterable(_vectors(model, processor, part, dimensions) for part in parts))
     unusable = f"the model gave no finite vector in {model.dtype}: take another dtype"
-    return [vector if np.isfinite(vector).all() else unusable for vector in vectors]
+    return [
+        str(found) if isinstance(found, ValueError) else found if np.isfinite(found).all() else unusable
+        for found in by_halves(lambda some: model.encode(some, processor, embedding_dim=dimensions), items, ValueError)
+    ]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
 
 from ..data.entry import Entry
 
@@ -115,16 +114,12 @@ def rows(entries: Sequence[Entry], contents: Mapping[str, str], vectors: np.ndar
 
 
 def thumbnail(picture: str | bytes, longest: int = THUMBNAIL) -> bytes:
-    """A small copy of a picture (a path, or encoded), upright: WebP, at most `longest` pixels wide and high.
+    """A small copy of what the model sees of a picture (a path, or encoded): WebP, at most `longest` pixels a side.
 
     Raises:
-        ValueError, OSError: It cannot be read.
+        ValueError: It cannot be read.
     """
-    with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-        if opened.has_transparency_data:  # which the model does not see, but who looks at the picture does
-            small = ImageOps.exif_transpose(opened).convert("RGBA")
-        else:
-            small = Entry("picture", image=picture).item()["image"]
+    small = Entry("picture", image=picture).item()["image"]
     small.thumbnail((longest, longest))
     data = BytesIO()
     small.save(data, "WEBP", quality=85)

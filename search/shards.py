@@ -1,13 +1,14 @@
 """Embeddings of a corpus as a folder of Parquet files, which a killed job continues.
 
 A shard holds the embeddings of `WINDOW` entries that follow each other. Its name has its number and a hash of what
-those entries are, so that the next run knows which shards it need not make; it is written under another name and then
-renamed, so that it is there whole or not at all. pandas, Polars, DuckDB and `datasets` read the folder as one table.
+those entries are, so that the next run knows which shards it need not make; it is there whole or not at all, and its
+pages have checksums, so that a damaged one is found and made again. pandas, Polars, DuckDB and `datasets` read the
+folder as one table.
 """
 
 import hashlib
 import json
-import os
+import logging
 import re
 import shutil
 from collections import deque
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.corpus import Entry
+from ..data.whole import whole
 from .embedding import THREADS, WINDOW, Rejected, embed_entries
 
 
@@ -31,6 +33,7 @@ NAME = re.compile(r"\d{6}-[0-9a-f]{32}\.parquet")
 SETTINGS, REJECTED = b"unime", b"unime.rejected"  # keys of a shard's metadata
 
 Settings = Mapping[str, str | int | None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,18 +121,34 @@ def write_shards(
 
 
 def _require_own(folder: Path, settings: Settings) -> None:
-    """Refuse a folder that holds anything but shards that were made with these settings."""
+    """Refuse a folder that holds anything but shards that were made with these settings; remove damaged ones."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.endswith(".part"):
             continue
         if not NAME.fullmatch(path.name):
             raise ValueError(f"{folder} holds {path.name}, which is no embeddings: name a new folder")
+        if not _is_intact(path):
+            logger.warning("%s is damaged: it is removed and made again", path)
+            path.unlink()
+            continue
         recorded = json.loads(pq.read_schema(path).metadata[SETTINGS])
         for name, value in settings.items():
             if recorded[name] != value:
                 raise ValueError(
                     f"{folder} holds embeddings with the {name} {recorded[name]!r}, not {value!r}: name a new folder"
                 )
+
+
+def _is_intact(shard: Path) -> bool:
+    try:
+        pq.read_table(shard, page_checksum_verification=True)
+    except pa.ArrowInvalid:
+        return False
+    except OSError as error:
+        if error.errno is not None:  # the file cannot be opened, which says nothing of its content
+            raise
+        return False
+    return True
 
 
 def _write(path: Path, entries: Sequence[Entry], found: Sequence[np.ndarray | Rejected], settings: Settings) -> None:
@@ -144,9 +163,8 @@ def _write(path: Path, entries: Sequence[Entry], found: Sequence[np.ndarray | Re
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), settings["dimensions"]),
     }
     metadata = {SETTINGS: json.dumps(dict(settings)), REJECTED: json.dumps([asdict(one) for one in rejected])}
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), part)
-    part.replace(path)
+    with whole(path) as part:
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), part, write_page_checksum=True)
 
 
 def rejected_in(shard: Path) -> list[Rejected]:

@@ -17,10 +17,11 @@ from typing import Any, TextIO
 
 import numpy as np
 from filelock import FileLock, Timeout
-from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..checkpoint import revision
+from ..checkpoint import read_config, revision
 from ..data.entry import Entry
+from ..data.whole import whole
 from .changes import Report, changes_of
 from .embedding import Rejected, embed_entries
 from .rows import metadata_of
@@ -92,7 +93,7 @@ class Store:
         """Open an index.
 
         Raises:
-            ValueError: The folder holds no index.
+            ValueError: The folder holds no index, or a damaged one.
         """
         file = Path(folder) / RECORD
         if not file.is_file():
@@ -116,15 +117,15 @@ class Store:
             ValueError: The folder holds something already.
         """
         folder = Path(folder)
-        part = folder / f"{RECORD}.part"  # a killed run may have left it
-        if folder.is_file() or folder.is_dir() and any(path != part for path in folder.iterdir()):
+        # A killed run may have left a part of the record.
+        if folder.is_file() or folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir()):
             raise ValueError(f"{folder} holds something already: give a new folder for the index")
-        dimensions = AutoConfig.from_pretrained(checkpoint).get_text_config().hidden_size
+        dimensions = read_config(checkpoint).get_text_config().hidden_size
         place = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
         record = Record(place, revision(checkpoint), dimensions, instruction)
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(record), indent=2) + "\n")
-        part.replace(folder / RECORD)
+        with whole(folder / RECORD) as part:
+            part.write_text(json.dumps(asdict(record), indent=2) + "\n")
         return cls(folder, record)
 
     def __len__(self) -> int:
@@ -144,6 +145,11 @@ class Store:
         if Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
             raise ValueError(f"there is no model {checkpoint}: give the folder where it is now (--model)")
         found = revision(checkpoint)
+        if found == "unknown":  # whoever made the index has named it, not who searches it
+            raise ValueError(
+                f"the model {checkpoint} of {self.folder} is not on this machine, and nothing is downloaded unasked: "
+                f"look at it and run `hf download {checkpoint}`, or give the folder where it is (--model)"
+            )
         if found != self.record.revision:
             raise ValueError(
                 f"{self.folder} holds vectors of {self.record.checkpoint} (revision {self.record.revision}), and "

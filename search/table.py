@@ -2,8 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,58 @@ IDS_AT_ONCE = 1000  # in a filter
 SMALL_PARTS = 20  # parts of the table: when there are more they are merged
 
 
+def _in_one_sentence(method: Callable) -> Callable:
+    """Say plainly what LanceDB cannot read or write: it tells an error of the disk from damaged content."""
+
+    @wraps(method)
+    def call(self: "EntryTable", *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except RuntimeError as error:
+            reason = re.sub(r"^lance error: |LanceError\(IO\): |, /[^ ]*\.rs:.*$", "", str(error).splitlines()[0])
+            if "(os error" in reason:
+                raise OSError(
+                    f"{self.folder} cannot be read or written ({reason}): mend that and try again, for what was "
+                    "indexed is kept"
+                ) from None
+            raise ValueError(
+                f"{self.folder} is damaged ({reason}): try again, lest it was just being written, or else remove the "
+                "folder and make the index anew"
+            ) from None
+
+    return call
+
+
 class EntryTable:
     """Rows of entries and their vectors; see [`rows.own_schema`] for the columns.
 
     Args:
         folder (`Path`): Where it lies; an empty table is made where there is none.
         dimensions (`int`): Of a vector.
+
+    Raises:
+        ValueError: From all methods: files of the table are damaged.
+        OSError: From all methods: files of the table cannot be read or written, because the disk is full, say.
     """
 
+    @_in_one_sentence
     def __init__(self, folder: Path, dimensions: int):
+        self.folder = folder
         # Each search sees what another process has written since.
         database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
         try:
             self.table = database.open_table(NAME)
         except ValueError:
+            if any(folder.glob(f"{NAME}.lance/data/*")):
+                raise ValueError(
+                    f"{folder} is damaged (the list of what its table holds is gone): remove the folder and make the "
+                    "index anew"
+                ) from None
             # There is none, or no more than the folder that a killed run has made for it.
             mode = "overwrite" if any(folder.glob(f"{NAME}*")) else "create"
             self.table = database.create_table(NAME, schema=own_schema(dimensions), mode=mode)
 
+    @_in_one_sentence
     def __len__(self) -> int:
         return self.table.count_rows()
 
@@ -48,6 +83,7 @@ class EntryTable:
     def schema(self) -> pa.Schema:
         return self.table.schema
 
+    @_in_one_sentence
     def hashes(self) -> dict[str, tuple[str, str]]:
         """The hashes of content and details by id: a few hundred bytes of memory an entry."""
         known = {}
@@ -56,6 +92,7 @@ class EntryTable:
             known.update(zip(ids, zip(contents, details, strict=True), strict=True))
         return known
 
+    @_in_one_sentence
     def widen(self, schema: pa.Schema) -> None:
         """Add the columns that the table lacks, empty.
 
@@ -73,6 +110,7 @@ class EntryTable:
         if added:
             self.table.add_columns(pa.schema(added))
 
+    @_in_one_sentence
     def write(
         self, entries: Sequence[Entry], vectors: np.ndarray, contents: Mapping[str, str], renewed: set[str]
     ) -> None:
@@ -86,6 +124,7 @@ class EntryTable:
         if not pc.all(old).as_py():
             self.table.add(table.filter(pc.invert(old)))
 
+    @_in_one_sentence
     def describe(self, entries: Sequence[Entry], contents: Mapping[str, str]) -> None:
         """Write metadata and places of pictures anew, with the vectors that are there."""
         for start in range(0, len(entries), IDS_AT_ONCE):
@@ -95,18 +134,21 @@ class EntryTable:
             known = np.array([vectors[entry.id] for entry in window])
             self.write(window, known, contents, vectors.keys())
 
+    @_in_one_sentence
     def delete(self, ids: Sequence[str]) -> int:
         """Remove rows; returns how many."""
         for start in range(0, len(ids), IDS_AT_ONCE):
             self.table.delete(_in(ids[start : start + IDS_AT_ONCE]))
         return len(ids)
 
+    @_in_one_sentence
     def merge(self) -> None:
         """Merge the parts of the table, and free what its former versions and killed runs have left on disk."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # readers of a former version would fail: ours read the last
             self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
 
+    @_in_one_sentence
     def tidy(self) -> None:
         """Merge many small parts, and make the approximate index where one is needed and does not fit the rows."""
         many = self.table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_PARTS
@@ -116,6 +158,7 @@ class EntryTable:
         if neighbours.outdated(self.table) or many and len(self) > neighbours.EXACT_UP_TO:
             neighbours.build(self.table)
 
+    @_in_one_sentence
     def count(self, where: str | None) -> int:
         """How many rows pass a filter.
 
@@ -132,6 +175,7 @@ class EntryTable:
                 f"{', '.join(names)}, such as \"id = 'a'\""
             ) from None
 
+    @_in_one_sentence
     def nearest(self, vector: np.ndarray, k: int, where: str | None = None) -> list[dict[str, Any]]:
         """The rows nearest to a vector, without the [`HIDDEN`] columns, with `_distance`: 1 - cosine."""
         count = self.count(where)

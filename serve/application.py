@@ -44,7 +44,9 @@ def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI
         if api_key is not None and not secrets.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
             raise ApiError(401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'", "invalid_api_key")
 
-    app = FastAPI(title="UniME", description="Multimodal embeddings.", lifespan=lifespan)
+    # No page of FastAPI's, for those fetch their scripts from elsewhere: /openapi.json says the same.
+    about = {"title": "UniME", "description": "Multimodal embeddings.", "docs_url": None, "redoc_url": None}
+    app = FastAPI(lifespan=lifespan, **about)
     router = APIRouter(prefix="/v1", dependencies=[Depends(authorise)])
     served = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "unime"}
     schema = {"content": {"application/json": {"schema": EmbeddingRequest.model_json_schema()}}, "required": True}

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
+from ..data.halving import by_halves
 from ..modeling_unime import UniMEModel
 from ..processing_unime import micro_batches
 
@@ -58,7 +59,8 @@ class Embedder:
             `list`: For each task what it gave, or its error: [`RefusedItem`] if the item is to blame.
         """
         refusals = [self._refusal(task) for task in tasks]
-        embedded = iter(self._halving([task for task, no in zip(tasks, refusals, strict=True) if no is None]))
+        taken = [task for task, no in zip(tasks, refusals, strict=True) if no is None]
+        embedded = iter(by_halves(self._together, taken, Exception))
         return [next(embedded) if no is None else no for no in refusals]
 
     def _refusal(self, task: Task) -> RefusedItem | None:
@@ -75,30 +77,24 @@ class Embedder:
             'or send "truncate_prompt_tokens": -1 to have texts shortened'
         )
 
-    def _halving(self, tasks: list[Task]) -> list[Embedded | Exception]:
-        """Embed together; where that fails try the halves, so that only the item at fault has an error."""
-        try:
-            return self._together(tasks)
-        except Exception as error:
-            if len(tasks) == 1:
-                return [error]
-        middle = len(tasks) // 2
-        return self._halving(tasks[:middle]) + self._halving(tasks[middle:])
-
     @torch.inference_mode()
     def _together(self, tasks: list[Task]) -> list[Embedded]:
+        batches, tokens = self._prepare(tasks)
+        items = [task.item for task in tasks]
         results: dict[int, Embedded] = {}
-        for positions, batch, lengths in self._prepare(tasks):
-            vectors = self.model(**batch.to(self.model.device)).embeddings.cpu().numpy()
+        for positions, vectors in self.model.embed_micro_batches(batches, items, self.processor, self.max_tokens):
             if not np.isfinite(vectors).all():
                 raise FloatingPointError("a vector is not finite: serve the model in another --dtype")
-            for position, vector, tokens in zip(positions, vectors, lengths, strict=True):
-                results[position] = Embedded(vector, tokens)
+            for position, vector in zip(positions, vectors, strict=True):
+                results[position] = Embedded(vector, tokens[position])
         return [results[position] for position in range(len(tasks))]
 
-    def _prepare(self, tasks: list[Task]) -> list[tuple[list[int], Any, list[int]]]:
-        """Render and check all tasks before the model computes any: a refusal costs no forward pass."""
-        prepared = []
+    def _prepare(self, tasks: list[Task]) -> tuple[list[tuple[list[int], BatchFeature]], dict[int, int]]:
+        """Render and check all tasks before the model computes any: a refusal costs no forward pass.
+
+        Returns the micro-batches, and the number of tokens by the task's position.
+        """
+        prepared, tokens = [], {}
         for shorten in (False, True):
             chosen = [position for position, task in enumerate(tasks) if task.shorten == shorten]
             items = [tasks[position].item for position in chosen]
@@ -111,5 +107,7 @@ class Embedder:
                 lengths = batch["attention_mask"].sum(dim=1).tolist()
                 if max(lengths) > self.max_tokens:
                     raise self._too_long(max(lengths))
-                prepared.append(([chosen[index] for index in indices], batch, lengths))
-        return prepared
+                positions = [chosen[index] for index in indices]
+                prepared.append((positions, batch))
+                tokens.update(zip(positions, lengths, strict=True))
+        return prepared, tokens

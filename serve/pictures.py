@@ -4,7 +4,9 @@ import base64
 import re
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from ..processing_unime import as_rgb
 
 
 # OpenAI's list. Pillow opens far more, some by starting other programs (EPS), which strangers should not reach.
@@ -44,12 +46,12 @@ def open_picture(encoded: bytes, where: str) -> Image.Image:
 
 
 def decode_picture(opened: Image.Image, where: str) -> Image.Image:
-    """Decode to RGB, turned the way its camera says; of an animation the first frame.
+    """Decode as [`as_rgb`] does: upright, on white where it is transparent; of an animation the first frame.
 
     Raises:
         ValueError: The file is damaged.
     """
     try:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+        return as_rgb(opened)
     except Exception:
         raise ValueError(f"{where}: the picture is damaged or cut short: send it again") from None

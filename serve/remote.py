@@ -7,6 +7,8 @@ address it has must be public, and the connection goes to the address that was c
 import asyncio
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import httpx2
@@ -15,7 +17,10 @@ import httpx2
 Address = IPv4Address | IPv6Address
 REDIRECTS = 3
 AT_A_TIME = 8
-NAT64 = ip_network("64:ff9b::/96")  # an IPv4 address in disguise, which a gateway may take into its own network
+LOOKUPS = ThreadPoolExecutor(AT_A_TIME, "lookup")  # threads of their own: a name server that stalls holds up no others
+# All of IPv6 that is given out for the internet; beyond it are IPv4 addresses in disguise (::10.0.0.1, NAT64), which a
+# gateway may take into its own network, and Python calls them global.
+GIVEN_OUT = ip_network("2000::/3")
 
 
 def is_public(address: Address) -> bool:
@@ -24,7 +29,7 @@ def is_public(address: Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if inner is not None:
             return is_public(inner)
-        if address in NAT64 or address.teredo is not None or address.is_site_local:
+        if address not in GIVEN_OUT:
             return False
     return address.is_global and not address.is_multicast
 
@@ -99,7 +104,8 @@ async def _fetch(
 
 
 async def _resolve(host: str, port: int, where: str, allowed: Callable[[Address], bool]) -> str:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(LOOKUPS, look_up)
     addresses = [ip_address(sockaddr[0].split("%")[0]) for *_, sockaddr in found]
     if not all(map(allowed, addresses)):
         raise ValueError(f"{where}: the picture's address is not on the public internet: send the picture itself")

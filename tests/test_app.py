@@ -44,6 +44,13 @@ def test_blank_lines_are_no_texts(app: dict[str, Any]) -> None:
     assert app["lines_of"](" pizza \n\n   \nrocket") == ["pizza", "rocket"]
 
 
+def test_a_text_longer_than_its_field_is_refused_whoever_sends_it(app: dict[str, Any]) -> None:
+    assert app["_given"]("a" * app["LONGEST"], None, app["AUTOMATIC"])
+    for text, choice in (("a" * 4001, app["AUTOMATIC"]), ("a cat", "b" * 4001)):
+        with pytest.warns(UserWarning, match="Give at most 4,000 characters"):
+            assert not app["_given"](text, None, choice)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

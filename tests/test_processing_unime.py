@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.Image import Transpose
 from transformers import AutoProcessor, ProcessorMixin
 from twins import TWINS
 
 from unime import micro_batches, processor_from_backbone
-from unime.processing_unime import as_item, messages
+from unime.processing_unime import as_item, as_rgb, messages
 
 
 RED = Image.new("RGB", (40, 56), "red")
@@ -274,3 +275,33 @@ def test_pictures_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> No
     ((_, plain),) = micro_batches(llava, [RED])
     ((_, other),) = micro_batches(llava, [RED.convert(mode)])
     assert other["pixel_values"].shape == plain["pixel_values"].shape
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),  # as EXIF numbers them
+    [
+        (2, Transpose.FLIP_LEFT_RIGHT),
+        (3, Transpose.ROTATE_180),
+        (4, Transpose.FLIP_TOP_BOTTOM),
+        (5, Transpose.TRANSPOSE),
+        (6, Transpose.ROTATE_270),
+        (7, Transpose.TRANSVERSE),
+        (8, Transpose.ROTATE_90),
+    ],
+)
+def test_a_picture_is_turned_once_as_its_camera_says(llava: ProcessorMixin, orientation: int, turn: Transpose) -> None:
+    lying = Image.effect_noise((48, 24), 90).convert("RGB")
+    upright = lying.transpose(turn)
+    lying.getexif()[ExifTags.Base.Orientation] = orientation
+    seen = as_rgb(lying)
+    assert seen.size == upright.size and seen.tobytes() == upright.tobytes()
+    assert as_rgb(seen) is seen
+    ((_, found),), ((_, wanted),) = micro_batches(llava, [lying]), micro_batches(llava, [upright])
+    assert found["pixel_values"].equal(wanted["pixel_values"])
+
+
+def test_a_plain_picture_is_not_copied_and_none_is_changed() -> None:
+    assert as_rgb(RED) is RED
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
+    assert as_rgb(clear).getpixel((0, 0)) == (255, 204, 204)  # a fifth of red, on white
+    assert clear.mode == "RGBA" and clear.getpixel((0, 0)) == (255, 0, 0, 51)

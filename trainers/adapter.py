@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils import load_peft_weights
+from safetensors.torch import load_file
 from torch.nn import Module
 from transformers import PreTrainedModel
+from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..checkpoint import TRAINING_RECORD, load_model, save_checkpoint
+from ..checkpoint import TRAINING_RECORD, load_model, only_data, require_whole, save_checkpoint, without_home
 
 
 SAME = 0.999  # cosine of an embedding before and after merging; weights in half precision are rounded once more
@@ -44,10 +45,12 @@ def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
 
     Raises:
         ValueError: Keys or shapes of the file and of the model differ; PEFT itself would only warn, and leave the
-            adapter without effect.
+            adapter without effect. Or its weights are a pickle, or cut short.
     """
-    adapted = get_peft_model(model, PeftConfig.from_pretrained(path))
-    found = load_peft_weights(str(path), device="cpu")
+    require_whole(path)
+    with only_data(path):
+        adapted = get_peft_model(model, PeftConfig.from_pretrained(path))
+        found = load_file(Path(path) / "adapter_model.safetensors")
     expected = get_peft_model_state_dict(adapted)
     faults = {
         "missing": [key for key in expected if key not in found],
@@ -59,6 +62,17 @@ def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
         raise ValueError(f"the adapter in {path} does not fit this model ({counts}): load the model it was trained on")
     set_peft_model_state_dict(adapted, found)
     return adapted.eval()
+
+
+def make_publishable(adapter: str | Path) -> None:
+    """Take out of a saved adapter what only concerns this machine.
+
+    `Trainer` leaves its settings there, with the Hub's token and as a pickle, and PEFT the path of the model.
+    """
+    Path(adapter, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    for name in ("adapter_config.json", "README.md"):
+        file = Path(adapter, name)
+        file.write_text(without_home(file.read_text()))
 
 
 def merge_adapter(model: PeftModel) -> Module:

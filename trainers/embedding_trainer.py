@@ -1,9 +1,11 @@
 """What the trainers of both stages share: gradient caching, one loss over all processes, logging, saving."""
 
+import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sized
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +14,18 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
 
-from ..checkpoint import save_checkpoint
+from ..checkpoint import only_data, save_checkpoint
 from ..modeling_unime import UniMEModel
 from ..processing_unime import micro_batches
+from .adapter import make_publishable
 from .distributed import sum_gradients
 from .embedding_config import EmbeddingConfig
+from .finite import all_finite, not_finite, refuse_spoilt_weights
 from .frozen import PicturesOnce, sees_frozen
-from .gradient_cache import MicroBatch, cached_loss, send_back
+from .gradient_cache import MicroBatch, SendBack, cached_loss, send_back
+from .resume import saving
 from .sharding import common_plan, is_sharded, sum_when_reducing
 from .training_record import write_training_record
 from .zero import through
@@ -66,6 +71,10 @@ class EmbeddingTrainer(Trainer, ABC):
             if dataset is not None:
                 batch_size = args.train_batch_size if dataset is train_dataset else args.eval_batch_size
                 self._check_rows(name, dataset, batch_size)
+        if isinstance(train_dataset, IterableDataset) and args.dataloader_drop_last:
+            # `Trainer` leaves out a short last batch, which may hold no negative at all, of a stored dataset only.
+            size = args.train_batch_size * args.world_size
+            train_dataset = train_dataset.map(dict, batched=True, batch_size=size, drop_last_batch=True)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
@@ -74,6 +83,7 @@ class EmbeddingTrainer(Trainer, ABC):
             )
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:
+            set_seed(args.seed)  # as `Trainer` does, too late for the first weights of an adapter
             model = get_peft_model(model, peft_config)
         super().__init__(
             model=model,
@@ -90,6 +100,7 @@ class EmbeddingTrainer(Trainer, ABC):
                 "gradient caching runs a model several times per step, which FSDP1 does not allow: launch with FSDP2 "
                 "(fsdp_version: 2), DeepSpeed, or plain data parallelism (distributed_type: MULTI_GPU)"
             )
+        self._inputs: Batch = {}  # of the step that is being taken
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     @abstractmethod
@@ -104,7 +115,15 @@ class EmbeddingTrainer(Trainer, ABC):
     def compute_loss(
         self, model: Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of a batch; its backward goes through the micro-batches one by one."""
+        """Return the loss of a batch; its backward goes through the micro-batches one by one.
+
+        Raises:
+            ValueError: The loss is not finite; the message names the step and the rows.
+        """
+        back = through(model) if self.is_deepspeed_enabled else send_back
+        return self._loss(model, inputs, self.args.kept_graphs, back)
+
+    def _loss(self, model: Module, inputs: Batch, kept_graphs: int, back: SendBack) -> Tensor:
         statistics = self._statistics["train" if self.model.training else "eval"]
         micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
         if is_sharded(self.model) or self.is_deepspeed_enabled:
@@ -117,7 +136,12 @@ class EmbeddingTrainer(Trainer, ABC):
             for name, value in scalars.items():
                 statistics[name].append(value)
             cuts = [self.batch_loss(cut, inputs)[0] for cut in self._cut(embeddings)]
-            return torch.stack([loss, *cuts]).mean()
+            loss = torch.stack([loss, *cuts]).mean()
+            if not loss.isfinite():  # in all processes: it is the same loss
+                spoilt = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
+                what = f"the loss is {loss.item()}"
+                raise not_finite(what, self.state.global_step + 1, [inputs["found"][item] for item in spoilt])
+            return loss
 
         def embed(tensors: MicroBatch) -> Tensor:
             # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per
@@ -127,8 +151,7 @@ class EmbeddingTrainer(Trainer, ABC):
         embedder = self._embedder
         if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
             embed = PicturesOnce(embedder.backbone, embed)
-        back = through(model) if self.is_deepspeed_enabled else send_back
-        return cached_loss(embed, micro_batches, loss_fn, self.args.kept_graphs, back)
+        return cached_loss(embed, micro_batches, loss_fn, kept_graphs, back)
 
     @property
     def _embedder(self) -> Module:
@@ -143,6 +166,7 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""
+        self._inputs = inputs
         if self.is_deepspeed_enabled:  # `Trainer` would send the loss through the engine, as if it were a micro-batch
             model.train()
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
@@ -155,6 +179,35 @@ class EmbeddingTrainer(Trainer, ABC):
         loss = super().training_step(model, inputs, num_items_in_batch)
         sum_gradients(self.model.parameters())
         return loss
+
+    def _get_grad_norm(self, model: Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
+        # `Trainer` asks before the optimizer's step, which it would take whatever the gradient is.
+        norm = super()._get_grad_norm(model, grad_norm)
+        # A gradient scaler provokes overflows and passes these steps over.
+        if self.accelerator.scaler is None and not math.isfinite(norm):
+            what = f"the norm of the gradient is {float(norm)}"
+            raise not_finite(what, self.state.global_step + 1, self._spoiling(model))
+        return norm
+
+    def _spoiling(self, model: Module) -> list[str]:
+        """Name the items of the micro-batch whose backward gives the first gradient that is not finite."""
+        inputs, finite = self._prepare_inputs(self._inputs), []
+
+        def watched(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
+            send_back(embeddings, gradient, last)
+            finite.append(all_finite(parameter.grad for parameter in self.model.parameters()))
+
+        found = inputs["found"]
+        if is_sharded(self.model) or self.is_deepspeed_enabled:  # their micro-batches run in all processes together
+            return found
+        self.model.zero_grad()
+        with self.compute_loss_context_manager():
+            loss = self._loss(model, inputs, 0, watched)  # no graph is kept: they are sent back in their order
+        loss.backward()
+        if False not in finite:
+            return []
+        sizes = [len(tensors["input_ids"]) for tensors in inputs["micro_batches"]]
+        return [found[item] for item in inputs["order"].split(sizes)[finite.index(False)].tolist()]
 
     def prediction_step(
         self, model: Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -175,13 +228,20 @@ class EmbeddingTrainer(Trainer, ABC):
         """Write a checkpoint that loads everywhere, or the adapter where one is trained.
 
         The folders that the trainer writes on its way (`_internal_call`) are those of any `Trainer`: made to resume.
+
+        Raises:
+            ValueError: A weight is not finite; nothing is written.
         """
+        if not is_sharded(self.model):
+            refuse_spoilt_weights(self.model.named_parameters(), self.state.global_step)
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
         directory = output_dir or self.args.output_dir
         if isinstance(self.model, PeftModel):
             super().save_model(directory)
+            if self.args.should_save:
+                make_publishable(directory)
         else:
             self._save_checkpoint_of_all(directory)
         if self.args.should_save:
@@ -197,6 +257,10 @@ class EmbeddingTrainer(Trainer, ABC):
         if self.args.should_save:
             save_checkpoint(model, self.processing_class, directory, state_dict=weights)
 
+    def _save_checkpoint(self, model: Module, trial: Any) -> None:
+        with saving(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")):
+            super()._save_checkpoint(model, trial)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         # What comes after this, `trainer_state.json`, says that the checkpoint is complete: of all processes.
@@ -208,7 +272,10 @@ class EmbeddingTrainer(Trainer, ABC):
             return
         # `save_pretrained` may write a backbone's weights under their historical names. `Trainer` would look for the
         # present names, find none, warn, and train on from random weights; `from_pretrained` knows both.
-        saved, report = type(self.model).from_pretrained(resume_from_checkpoint, output_loading_info=True)
+        with only_data(resume_from_checkpoint):
+            saved, report = type(self.model).from_pretrained(
+                resume_from_checkpoint, use_safetensors=True, output_loading_info=True
+            )
         if report["missing_keys"]:
             raise ValueError(f"{resume_from_checkpoint} lacks weights, such as {min(report['missing_keys'])}")
         self.model.load_state_dict(saved.state_dict())
@@ -217,6 +284,10 @@ class EmbeddingTrainer(Trainer, ABC):
         # `Trainer` asks whether all steps are done only after a step: started again at its end, it takes one more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
+        if self.state.global_step == 0:  # `Trainer` would end here, and save the model as if it were trained
+            raise ValueError(
+                f"train_dataset ended before one batch of {self.args.train_batch_size} rows: lower the batch size"
+            )
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

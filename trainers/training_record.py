@@ -9,7 +9,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from ..checkpoint import TRAINING_RECORD
+from ..checkpoint import TRAINING_RECORD, without_home
+from ..data.whole import whole
 from ..modeling_unime import UniMEModel
 
 
@@ -30,7 +31,7 @@ def write_training_record(trainer: Trainer, model: UniMEModel, directory: str | 
     before = Path(started_from, TRAINING_RECORD)
     own = {
         "trainer": type(trainer).__name__,
-        "started from": started_from,
+        "started from": without_home(started_from),
         "rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Sized) else "a stream",
         "processes": trainer.args.world_size,
         "steps": trainer.state.global_step,
@@ -41,7 +42,8 @@ def write_training_record(trainer: Trainer, model: UniMEModel, directory: str | 
         targets = adapter.target_modules if isinstance(adapter.target_modules, str) else sorted(adapter.target_modules)
         own["adapter"] = {"rank": adapter.r, "alpha": adapter.lora_alpha, "targets": targets}
     stages = [*(json.loads(before.read_text()) if before.is_file() else []), own]
-    Path(directory, TRAINING_RECORD).write_text(json.dumps(stages, indent=1) + "\n")
+    with whole(Path(directory, TRAINING_RECORD)) as part:
+        part.write_text(json.dumps(stages, indent=1) + "\n")
 
 
 def changed(args: TrainingArguments) -> dict[str, Any]:

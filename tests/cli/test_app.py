@@ -66,8 +66,8 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     gone, same, empty, count = bad.stdout.splitlines()
     assert bad.exit_code == 1 and count == "3 of 6 rows are bad"
     assert gone.startswith("bad.jsonl, row 1, positive: cannot read the picture") and "it does not exist" in gone
-    assert same == "row 3 of task bad.jsonl: the query is its own positive"
-    assert empty.startswith("row 4 of task bad.jsonl, query: expected 'text' or 'image'")
+    assert same == "bad.jsonl, row 3: the query is its own positive; mend or remove the row"
+    assert empty.startswith("bad.jsonl, row 4, query: ") and "'text' or 'image'" in empty
     told = check("bad.jsonl", "--json")
     assert told.exit_code == 1
     assert json.loads(told.stdout) == {"rows": 6, "bad": [gone, same, empty]}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -192,7 +193,9 @@ def test_wrong_use_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     pictures, output = tmp_path / "pictures", tmp_path / "vectors"
     subprocess.run([sys.executable, ROOT / "recipes" / "tiny" / "pictures.py", pictures], check=True)
     assert len(list(pictures.glob("*.png"))) == 3773
@@ -206,6 +209,7 @@ def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path) -> 
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    record_property("kills", 2)
     before = files(output)
     kept = sum(pq.read_metadata(path).num_rows for path in output.glob("0*.parquet"))
     assert 2048 <= kept < 3773

@@ -67,7 +67,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path: Path) -> None:
     palette = Image.new("P", (4, 3), 1)
     palette.putpalette([*BLUE, *RED])
     palette.save(tmp_path / "palette.png", transparency=bytes([0, 128]))
-    assert opened("palette.png").getpixel((0, 0)) == RED  # transparency is dropped
+    assert opened("palette.png").getpixel((0, 0)) == (255, 127, 127)  # half transparent, on white
     frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, BLUE)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert opened("moving.gif").getpixel((0, 0)) == RED

@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from unime.data.rows import ROW, content_hash, label_hash, load_rows, require_columns
+from unime.data.jsonl import load_rows, load_texts
+from unime.data.rows import ROW, content_hash, label_hash, require_columns
 
 
 def noise(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
@@ -79,6 +80,7 @@ def test_columns_that_a_file_leaves_out_are_filled_in(tmp_path: Path) -> None:
         "negatives": [],
         "task": "pairs.jsonl",
         "label": None,
+        "where": "pairs.jsonl, row 0",
     }
 
 
@@ -100,7 +102,7 @@ def test_an_item_may_hold_several_pictures(tmp_path: Path) -> None:
 
 def test_texts_for_the_first_stage_are_read_as_they_are(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0, 1]}])
-    assert list(load_rows(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]
+    assert list(load_texts(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]
 
 
 def picture_rows(folder: Path) -> Path:
@@ -121,7 +123,7 @@ def picture_rows(folder: Path) -> Path:
 def test_a_missing_picture_is_named_with_its_file_and_row(tmp_path: Path) -> None:
     dataset = load_rows(picture_rows(tmp_path))
     assert dataset[0]["positive"]["image"][0].size == (8, 6)
-    with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist; mend"):
+    with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist: mend"):
         dataset[1]
 
 

@@ -128,7 +128,9 @@ def assert_as_expected(output: Path, expected: tuple[dict[str, np.ndarray], dict
     assert {line["id"]: line["reason"] for line in lines} == reasons
 
 
-def test_a_killed_worker_is_replaced_and_no_row_is_lost_or_written_twice(rows, expected, address, start, tmp_path):
+def test_a_killed_worker_is_replaced_and_no_row_is_lost_or_written_twice(
+    rows, expected, address, start, tmp_path, record_property
+):
     output = tmp_path / "output"
     small = ("--image_root", rows.parent, "--workers", 2, "--rows_per_file", 2)
     run = start(rows, output, "--address", address, *small)
@@ -141,12 +143,15 @@ def test_a_killed_worker_is_replaced_and_no_row_is_lost_or_written_twice(rows, e
     ]
     assert len(workers) == 2
     workers[0].send_signal(signal.SIGKILL)
+    record_property("kills", 1)
     assert len(done(output)) < 30  # in the middle
     assert run.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
     assert_as_expected(output, expected)
 
 
-def test_after_a_killed_driver_the_same_command_does_the_rest(rows, expected, address, start, tmp_path):
+def test_after_a_killed_driver_the_same_command_does_the_rest(
+    rows, expected, address, start, tmp_path, record_property
+):
     output = tmp_path / "output"
     small = ("--image_root", rows.parent, "--workers", 2, "--rows_per_file", 2)
     run = start(rows, output, "--address", address, *small)
@@ -154,6 +159,7 @@ def test_after_a_killed_driver_the_same_command_does_the_rest(rows, expected, ad
     assert run.poll() is None, (tmp_path / "log").read_text()[-3000:]
     run.kill()
     run.wait()
+    record_property("kills", 1)
     time.sleep(5)  # Ray ends the workers of a driver that is gone
     kept = {path: path.stat().st_mtime_ns for path in done(output)}
     assert 3 <= len(kept) < 30

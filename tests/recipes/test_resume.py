@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -56,12 +57,19 @@ def kill_while_saving(training: subprocess.Popen, folder: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "processes"), [("stage1", 1), ("stage2", 2)])
 def test_a_training_killed_during_a_save_ends_with_the_same_weights(
-    stage: str, processes: int, twin, texts: Path, pairs: Path, tmp_path: Path
+    stage: str,
+    processes: int,
+    twin,
+    texts: Path,
+    pairs: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ):
     dataset = texts if stage == "stage1" else pairs
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(stage, processes, twin("llava"), dataset, whole))
     kill_while_saving(start(stage, processes, twin("llava"), dataset, killed), killed / "checkpoint-3")
+    record_property("kills", 1)
     assert last_complete_checkpoint(killed) in [str(killed / f"checkpoint-{step}") for step in (2, 3)]
     finish(start(stage, processes, twin("llava"), dataset, killed))
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,11 @@ def rows(store: Store) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: Path):
+def test_a_run_that_is_killed_at_any_moment_loses_and_doubles_nothing(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+):
     model, processor = load_model(TINY, dtype="float32")
-    size, folder = 4000, tmp_path / "index"
+    size, folder, ends = 4000, tmp_path / "index", []
     arguments = [sys.executable, "-c", RUN, str(folder), TINY, str(size)]
 
     def run(until: str | None, wait: float = 0) -> str:
@@ -58,7 +61,7 @@ def test_a_run_that_is_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: 
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
         process.stdout.close()
-        process.wait()
+        ends.append(process.wait())
         return said
 
     counts = []
@@ -72,6 +75,7 @@ def test_a_run_that_is_killed_at_any_moment_loses_and_doubles_nothing(tmp_path: 
                 row["text"] == f"number {name} of many" and row["n"] == int(name) for name, row in found.items()
             )
     assert counts == sorted(counts) and 0 < counts[-1] < size  # each run has gone on where the last one was killed
+    record_property("kills", ends.count(-signal.SIGKILL))
     last = run(None)
     assert last == f"done {size - counts[-1]}"
     found = rows(Store.open(folder))

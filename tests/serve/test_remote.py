@@ -149,7 +149,53 @@ def test_what_is_no_web_address_is_refused(url: str):
         ("::ffff:127.0.0.1", False),
         ("2002:7f00:1::", False),  # 127.0.0.1 in a 6to4 address
         ("64:ff9b::a00:1", False),  # 10.0.0.1 behind NAT64
+        ("64:ff9b:1::a00:1", False),  # the same by a network's own prefix (RFC 8215)
+        ("::7f00:1", False),  # 127.0.0.1 in the notation that IPv6 gave up
+        ("::ffff:0:a00:1", False),  # 10.0.0.1, translated (RFC 2765)
+        ("2001:0:7f00:1::", False),  # Teredo
+        ("5f00::1", False),  # segment routing inside a network
     ],
 )
 def test_public_addresses(address: str, public: bool):
     assert is_public(ip_address(address)) is public
+
+
+def test_a_name_is_looked_up_once_so_that_it_cannot_change_its_address(web: str, monkeypatch: pytest.MonkeyPatch):
+    port = int(web.rpartition(":")[2])
+    answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
+    looked_up = []
+
+    def rebinding(host: str, *_: object, **__: object) -> list[tuple]:
+        own = host if host[0].isdigit() else looked_up.append(host) or next(answers)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (own, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    (picture,) = fetch(f"http://rebinding.example:{port}/picture")
+    assert picture == f"the picture of rebinding.example:{port}".encode()
+    assert looked_up == ["rebinding.example"]
+
+
+def test_a_name_server_that_stalls_holds_up_no_others_work(monkeypatch: pytest.MonkeyPatch):
+    end = threading.Event()
+
+    def stalling(*_: object, **__: object) -> list[tuple]:
+        end.wait(60)
+        raise socket.gaierror
+
+    async def main() -> None:
+        asking = [
+            asyncio.create_task(fetch_pictures([(f"http://{name}.example/", "item 0") for name in range(8)], 1, 0.5))
+            for _ in range(5)  # 40 names: more than asyncio has threads
+        ]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(20):
+            assert await asyncio.to_thread(lambda: "decoded") == "decoded"
+        for refused in await asyncio.gather(*asking, return_exceptions=True):
+            assert "not fetched within 0.5 seconds" in str(refused)
+        end.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", stalling)
+    try:
+        asyncio.run(main())
+    finally:
+        end.set()

@@ -3,8 +3,6 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -214,51 +212,3 @@ def test_distillation_of_one_text_is_an_error():
 def test_distillation_needs_one_teacher_embedding_per_text():
     with pytest.raises(ValueError, match="got 3 for 2 texts"):
         distillation(torch.eye(2), torch.eye(3))
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> dict[str, object]:
-    """Cosines of any queries with any pool, ties among them, any exclusions, and any settings of the loss."""
-    batch, pool = draw(st.integers(1, 5)), draw(st.integers(2, 7))
-    values = st.integers(-10, 10).map(lambda tenth: tenth / 10)
-    rows = st.lists(st.lists(values, min_size=pool, max_size=pool), min_size=batch, max_size=batch)
-    flags = st.lists(st.lists(st.booleans(), min_size=pool, max_size=pool), min_size=batch, max_size=batch)
-    excluded = torch.tensor(draw(flags))
-    positive = torch.tensor(draw(st.lists(st.integers(0, pool - 1), min_size=batch, max_size=batch)))
-    allowed = ~excluded
-    allowed[torch.arange(batch), positive] = False
-    if not allowed.any():  # the loss refuses it: no query has a negative
-        excluded[0, (positive[0] + 1) % pool] = False
-    return {
-        "cosines": torch.tensor(draw(rows)),
-        "positive": positive,
-        "excluded": excluded,
-        "beta": draw(st.none() | st.sampled_from([-0.15, 0.0, 0.15])),
-        "k": draw(st.none() | st.integers(1, 9)),
-        "fewer": draw(st.sampled_from(["mask", "repeat"])),
-    }
-
-
-@given(batches())
-@settings(deadline=None, max_examples=300)
-def test_no_query_learns_from_its_positive_as_a_negative_or_from_what_was_dropped(batch: dict[str, object]):
-    # As above, a query's coordinates are its cosines: their gradient says what the loss looked at.
-    cosines, positive, excluded = (batch.pop(name) for name in ("cosines", "positive", "excluded"))
-    cosines.requires_grad_()
-    loss, _ = contrastive_loss(cosines, torch.eye(cosines.shape[1]), positive, excluded, temperature=1.0, **batch)
-    loss.backward()
-    pushed, used = cosines.grad > 0, cosines.grad != 0
-    for row, own in enumerate(positive.tolist()):
-        known = cosines[row].tolist()
-        limit = math.inf if batch["beta"] is None else torch.tensor(known[own]).add(batch["beta"]).item()
-        left = {
-            number
-            for number, value in enumerate(known)
-            if number != own and not excluded[row, number] and value <= limit
-        }
-        taken = set(pushed[row].nonzero().flatten().tolist())
-        assert own not in taken and taken <= left
-        assert set(used[row].nonzero().flatten().tolist()) == (taken | {own} if taken else set())
-        assert len(taken) == min(len(left), batch["k"] or len(left))
-        hardest = sorted((known[number] for number in left), reverse=True)[: len(taken)]
-        assert sorted((known[number] for number in taken), reverse=True) == hardest

@@ -1,0 +1,197 @@
+"""Load on the web page: visitors who search by text, picture, or both, all at once.
+
+    python benchmarks/page_load.py --clients 64 --seconds 300 --hostile 0.05
+
+Visitors speak to the page as a browser does: upload, join the queue, read the events. Every answer must hold what the
+same search finds in this process, and the page's memory is watched. With `--hostile 0.05`, that share of the requests
+is broken, too large, forged, or hangs up; they must fail, and nobody else.
+"""
+
+import asyncio
+import html
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from load import Load, put_load
+from PIL import Image
+from trl import TrlParser
+
+from unime.page.collection import Collection, open_index, open_world
+
+
+ROOT = Path(__file__).resolve().parents[1]
+POOL = 60  # different queries
+CARD = re.compile(r'<p class="name" title="([^"]*)">.*?<span>(-?\d\.\d{3})</span></p>', re.DOTALL)
+AUTOMATIC = "the one that fits what is given"
+LARGEST = 25 * 2**20  # bytes of an upload
+
+
+@dataclass
+class ScriptArguments:
+    """What to measure."""
+
+    index: str | None = field(default=None, metadata={"help": "Index to search; default: the OpenMoji world."})
+    clients: int = field(default=64, metadata={"help": "Clients at a time."})
+    seconds: float = field(default=30.0, metadata={"help": "Length of the measurement."})
+    warm: float = field(default=10.0, metadata={"help": "Seconds of the same load before it."})
+    hostile: float = field(default=0.0, metadata={"help": "Share of requests that are broken, forged or hang up."})
+    tolerance: float = field(default=0.002, metadata={"help": "Largest difference of a score; 3 digits are shown."})
+    output: str = field(
+        default="benchmarks/results/page_load.json", metadata={"help": "Where the figures are written."}
+    )
+
+
+def queries() -> list[tuple[str, Image.Image | None]]:
+    """Texts, pictures, and both in turn, no two alike."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(POOL):
+        picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((96, 96))
+        text = f"number {number} " + " ".join(rng.choice(["red", "cat", "of", "sun", "hats"], 1 + number % 9))
+        found.append((text if number % 3 else "", None if number % 3 == 1 else picture))
+    return found
+
+
+@contextmanager
+def opened(script: ScriptArguments) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Start the page and give it with its address."""
+    command = [sys.executable, str(ROOT / "app.py"), *(["--index", script.index] if script.index else [])]
+    with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as uploads:
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "GRADIO_TEMP_DIR": uploads}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            while True:
+                log.seek(0)
+                said = log.read()
+                if address := re.search(r"Running on local URL:\s+(\S+)", said):
+                    break
+                if process.poll() is not None:
+                    raise ValueError(f"the page did not start: {said[-2000:]}")
+                time.sleep(0.2)
+            yield process, address[1]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+class Visitor:
+    """Speaks to the page as its own script does."""
+
+    def __init__(self, http: httpx2.AsyncClient, function: int):
+        self.http, self.function = http, function
+
+    async def upload(self, name: str, content: bytes) -> dict[str, Any]:
+        answer = await self.http.post("/gradio_api/upload", files={"files": (name, content)})
+        answer.raise_for_status()
+        return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+
+    async def ask(self, data: Any, function: int | None = None, **options: Any) -> dict[str, Any]:
+        """Ask, and wait for the event with the answer or the error."""
+        session = f"{random.getrandbits(64):x}"
+        body = {"data": data, "fn_index": self.function if function is None else function, "session_hash": session}
+        (await self.http.post("/gradio_api/queue/join", json=body, **options)).raise_for_status()
+        address = f"/gradio_api/queue/data?session_hash={session}"
+        async with self.http.stream("GET", address, **options) as events:
+            async for line in events.aiter_lines():
+                event = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {"msg": ""}
+                if event["msg"] == "process_completed":
+                    return event
+        return {"success": False}
+
+
+async def search_function(http: httpx2.AsyncClient) -> int:
+    """The number by which the page knows the search."""
+    config = (await http.get("/config")).json()
+    found = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "found")
+    return next(one["id"] for one in config["dependencies"] if one["outputs"] == [found] and len(one["inputs"]) == 4)
+
+
+async def load(script: ScriptArguments, collection: Collection) -> Load:
+    """Open the page and measure it."""
+    asked = queries()
+    truth = [collection.search(text, picture).hits for text, picture in asked]
+    files = []
+    for _, picture in asked:
+        buffer = BytesIO()
+        if picture is not None:
+            picture.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+
+    async def ask(own: random.Random) -> None:
+        number = own.randrange(POOL)
+        file = await visitor.upload(f"{number}.png", files[number]) if files[number] else None
+        event = await visitor.ask([asked[number][0], file, AUTOMATIC, 12])
+        assert event["success"], event
+        cards = [(html.unescape(name), float(score)) for name, score in CARD.findall(event["output"]["data"][0])]
+        scores = {hit.id: hit.score for hit in truth[number]}
+        assert len(cards) == len(truth[number]) and {name for name, _ in cards} == scores.keys(), (cards, scores)
+        assert all(abs(score - scores[name]) <= script.tolerance for name, score in cards), (cards, scores)
+
+    async def misbehave(own: random.Random) -> None:
+        forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+        attack = own.randrange(8)
+        try:
+            if attack == 0:
+                event = await stranger.ask(["a cat", await stranger.upload("a.png", b"no picture"), AUTOMATIC, 12])
+            elif attack == 1:
+                event = await stranger.ask(["a cat", forged, AUTOMATIC, 12])
+            elif attack == 2:
+                event = await stranger.ask(["a cat", None, AUTOMATIC, 10**9])
+            elif attack == 3:
+                event = await stranger.ask(["far too long " * 50_000, None, AUTOMATIC, 12])
+                # The page says so and leaves what was there.
+                event["success"] = event["success"] and CARD.search(str(event["output"]["data"]))
+            elif attack == 4:
+                event = await stranger.ask([{"a": [1]}, 5, None, "many"])
+            elif attack == 5:
+                event = await stranger.ask(["a cat", None, AUTOMATIC, 12], function=10**6)
+            elif attack == 6:
+                event = {"success": await stranger.upload("a.png", bytes(LARGEST + 1))}
+            else:
+                event = await stranger.ask(["gone", None, AUTOMATIC, 12], timeout=own.choice([0.001, 0.02]))
+                event["success"] = False  # it was answered before it hung up
+        except (httpx2.TransportError, httpx2.HTTPStatusError):
+            return
+        assert not event["success"], (attack, event)
+
+    # Connections that the page may close at any moment, as after an upload that is too large, are not used again.
+    once, kept = httpx2.Limits(max_keepalive_connections=0), httpx2.Limits(keepalive_expiry=2)
+    with opened(script) as (process, address):
+        async with (
+            httpx2.AsyncClient(base_url=address, timeout=300, limits=kept) as http,
+            httpx2.AsyncClient(base_url=address, timeout=300, limits=once) as other,
+        ):
+            visitor = Visitor(http, await search_function(http))
+            stranger = Visitor(other, visitor.function)
+            return await put_load(process, ask, misbehave, script.clients, script.hostile, script.warm, script.seconds)
+
+
+def main(script: ScriptArguments) -> None:
+    collection = open_index(script.index) if script.index else open_world(ROOT / "checkpoints" / "unime-tiny")
+    row = {"clients": script.clients} | asyncio.run(load(script, collection)).row()
+    print("| clients | p50, ms | p95, ms | p99, ms | MB |\n|---|---|---|---|---|")
+    times = " | ".join(f"{row[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
+    print(f"| {script.clients} | {times} | {row['memory_mb']:.0f} |")
+    machine = {"machine": platform.platform(), "cores": os.cpu_count()}
+    path = Path(script.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(machine | {"settings": asdict(script), "rows": [row]}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments,)).parse_args_and_config())

@@ -1,0 +1,64 @@
+"""What the tables of bad inputs share: the committed model, a server of it, and what is said of wrong input."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from transformers import ProcessorMixin
+
+from unime import UniMEModel, load_model
+from unime.serve.application import create_app
+from unime.serve.embedding import Embedder
+from unime.serve.limits import Limits
+from unime.serve.service import EmbeddingService
+
+
+TINY = str(Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[UniMEModel, ProcessorMixin]:
+    """Give the committed model and its processor, to be left as they are."""
+    return load_model(TINY, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def encode(tiny: tuple[UniMEModel, ProcessorMixin]) -> Callable[[Any], np.ndarray]:
+    """Embed with the committed model."""
+    model, processor = tiny
+    return lambda items: model.encode(items, processor)
+
+
+@pytest.fixture(scope="session")
+def said() -> Callable[..., str]:
+    """Give the one sentence with which a call refuses what it is given."""
+
+    def say(call: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
+        with pytest.raises(kind) as caught:
+            call()
+        message = str(caught.value)
+        assert message and "\n" not in message and "Traceback" not in message
+        return message
+
+    return say
+
+
+@pytest.fixture(scope="session")
+def ask(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[Any], np.ndarray | str]]:
+    """Ask the server for one item: its vector, or the sentence with which the server refuses it."""
+    with TestClient(create_app(EmbeddingService("unime-tiny", Embedder(*tiny), Limits(), max_wait=0))) as client:
+
+        def embed(item: Any) -> np.ndarray | str:
+            answer = client.post("/v1/embeddings", json={"input": [item]})
+            if answer.status_code == 200:
+                (one,) = answer.json()["data"]
+                return np.array(one["embedding"], np.float32)
+            assert answer.status_code == 400, answer.text
+            message = answer.json()["error"]["message"]
+            assert "\n" not in message
+            return message
+
+        yield embed

@@ -1,0 +1,114 @@
+"""Every kind of bad table of a corpus: a bad entry is listed and the others are embedded, a bad table is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from small_index import TINY
+
+from unime.data.corpus import open_corpus
+from unime.search.store import REJECTED, Store
+
+
+Said = Callable[..., str]
+
+# name -> (a line between two good ones, the id that it is listed under, why)
+LINES: dict[str, tuple[bytes, str, str]] = {
+    "broken JSON": (b'{"text": "a', "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
+    "JSON list": (b"[1]", "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
+    "JSON 100,000 deep": (b"[" * 100_000, "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
+    "blank line": (b"", "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
+    "bytes that are no UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
+    "text a number": (b'{"text": 3}', "1", "its text is of type int: make it a string"),
+    "text a list": (b'{"text": ["a"]}', "1", "its text is of type list: make it a string"),
+    "text null": (b'{"text": null}', "1", "it has neither a text nor a picture: give it one of them, or remove it"),
+    "neither text nor picture": (b'{"id": "k"}', "k", "it has neither a text nor a picture: give it one of them, or"),
+    "picture a number": (b'{"image": 3}', "1", "its picture is of type int: make it one path"),
+    "pictures a list": (b'{"image": ["a.png"]}', "1", "its picture is of type list: make it one path"),
+    "picture missing": (b'{"image": "gone.png"}', "1", "its picture {folder}/gone.png does not exist"),
+    "text a lone surrogate": (b'{"text": "a\\ud800"}', "1", "its text is not valid Unicode at character 1: mend it"),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_path: Path, tiny: Any):
+    line, name, reason = LINES[kind]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a cat"}\r\n' + line + b'\r\n{"text": "a dog"}\r\n')
+    store = Store.create(tmp_path / "index", TINY, None)
+    synced = store.update(open_corpus(path), lambda: tiny)
+    assert (synced.embedded, synced.rejected, len(store)) == (2, 1, 2)
+    (rejected,) = [json.loads(one) for one in (tmp_path / "index" / REJECTED).read_text().splitlines()]
+    assert rejected["id"] == name
+    assert rejected["reason"].startswith(f"entry {name!r}: {reason.format(path=path, folder=tmp_path)}")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "{path} is empty: there is nothing to embed"),
+        (b"\n", "{path} has no column text or image: it has none; name those of the text, the picture and the id"),
+        (
+            b'{"id": 1}\n',
+            "{path} has no column text or image: it has id; name those of the text, the picture and the id",
+        ),
+        (
+            b'{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n',
+            "rows 0 and 1 (counted from 0) have the same id '1': make ids unique, or name another column",
+        ),
+        (
+            b'{"id": "1", "text": "a"}\n{"text": "b"}\n',
+            "rows 0 and 1 (counted from 0) have the same id '1': make ids unique, or name another column",
+        ),
+    ],
+    ids=["empty", "blank", "columns missing", "id twice", "id that is the number of another row"],
+)
+def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: Path, said: Said):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert said(lambda: open_corpus(path)) == reason.format(path=path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "reason"),
+    [
+        ({"text": [1]}, "0", "entry '0': its text is of type int: make it a string"),
+        ({"text": [["a"]]}, "0", "entry '0': its text is of type list: make it a string"),
+        ({"text": [None], "id": ["k"]}, "k", "entry 'k': it has neither a text nor a picture"),
+        ({"image": [1]}, "0", "entry '0': its picture is of type int: make it one path"),
+        ({"image": [b"no picture"]}, "0", "entry '0': "),
+    ],
+    ids=["text a number", "text a list", "neither text nor picture", "picture a number", "bytes that are no picture"],
+)
+def test_a_bad_row_of_a_table_is_named(columns: dict[str, list], name: str, reason: str, tmp_path: Path, said: Said):
+    Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    (entry,) = open_corpus(tmp_path / "rows.parquet")
+    assert entry.id == name and said(entry.item).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "reason"),
+    [
+        (
+            {"text": ["a", "b"], "id": [1, 1]},
+            {},
+            "rows 0 and 1 (counted from 0) have the same id '1': make ids unique",
+        ),
+        ({"caption": ["a"]}, {}, "has no column text or image: it has caption; name those of the text, the picture"),
+        (
+            {"text": ["a"]},
+            {"identifier": "key"},
+            "has no column key: it has text; name those of the text",
+        ),
+        ({"text": ["a"]}, {"text": "title"}, "has no column title: it has text; name those of the text, the picture"),
+    ],
+    ids=["id twice", "columns missing", "id missing", "text missing"],
+)
+def test_a_bad_table_is_refused(
+    columns: dict[str, list], more: dict[str, str], reason: str, tmp_path: Path, said: Said
+):
+    Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
+    assert reason in said(lambda: open_corpus(tmp_path / "rows.parquet", **more))

@@ -1,0 +1,190 @@
+"""Every kind of path that a picture may not have, wherever rows give paths: one sentence, and nothing is opened."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import gradio
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from small_index import TINY, rows
+
+from unime import load_model
+from unime.data.corpus import open_corpus
+from unime.data.jsonl import load_rows
+from unime.data.rows import read_row
+from unime.data.sources import DataArguments, open_rows
+from unime.eval.captions import flickr30k, sharegpt4v, urban1k
+from unime.page.picture import open_upload
+from unime.search.store import Store
+
+
+Said = Callable[..., str]
+
+NOWHERE = "does not exist"
+OUTSIDE = "is outside of {root}: move it there, or give another image_root"
+ADDRESS = "is an address, and nothing is downloaded: save it and give its path"
+
+# name -> (the path as a row gives it, what is said of it)
+PATHS = {
+    "missing": ("gone.png", NOWHERE),
+    "folder": ("folder.png", "is a folder"),
+    "broken symlink": ("broken.png", "is a link to nowhere.png, which does not exist"),
+    "symlink to itself": ("loop.png", "is a link to loop.png, which does not exist"),
+    "pipe": ("pipe.png", "is no ordinary file"),
+    "upwards": ("../secret.png", OUTSIDE),
+    "upwards and down again": ("folder.png/../../secret.png", OUTSIDE),
+    "absolute": ("{outside}/secret.png", OUTSIDE),
+    "symlink to outside": ("link.png", OUTSIDE),
+    "symlinked folder outside": ("away/secret.png", OUTSIDE),
+    "device": ("/dev/zero", OUTSIDE),
+    "home": ("~/secret.png", NOWHERE),
+    "url": ("https://example.org/cat.png", ADDRESS),
+    "file url": ("file:///etc/passwd", ADDRESS),
+    "data url": ("data:image/png;base64," + "A" * 9999, ADDRESS),
+    "null byte": ("a\0b.png", "cannot be opened (embedded null byte): mend it"),
+    "too long": ("a" * 300 + ".png", "cannot be read (File name too long): mend that"),
+    "no name": ("", "is a folder"),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures that are none; a good one lies in it, and another where no row may reach."""
+    outside = tmp_path_factory.mktemp("outside")
+    root = outside / "root"
+    root.mkdir()
+    for place in (outside / "secret.png", root / "good.png"):
+        Image.new("RGB", (40, 24), "red").save(place)
+    (root / "folder.png").mkdir()
+    (root / "broken.png").symlink_to("nowhere.png")
+    (root / "loop.png").symlink_to("loop.png")
+    (root / "link.png").symlink_to(outside / "secret.png")
+    (root / "away").symlink_to(outside)
+    os.mkfifo(root / "pipe.png")
+    return root
+
+
+def path_of(name: str, root: Path) -> str:
+    return PATHS[name][0].format(outside=root.parent)
+
+
+def reason(name: str, root: Path) -> str:
+    return PATHS[name][1].format(root=root)
+
+
+def write(folder: Path, lines: list[dict]) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-training row")
+def test_a_training_row_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+    items = [{"query": {"text": "a"}, "positive": {"image": path}} for path in ("good.png", path_of(name, root))]
+    training = load_rows(write(tmp_path, items), image_root=root)
+    assert training[0]["positive"]["image"][0].size == (40, 24)
+    message = said(lambda: training[1])
+    assert message.startswith("rows.jsonl, row 1, positive: ") and reason(name, root) in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-mapped columns")
+def test_a_dataset_of_paths_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+    paths = ["good.png", path_of(name, root)]
+    data = datasets.Dataset.from_dict({"caption": ["a", "b"], "picture": paths})
+    (tmp_path / "pairs").mkdir()
+    data.to_parquet(tmp_path / "pairs" / "train.parquet")
+    columns = {"query.text": "caption", "positive.image": "picture"}
+    training = open_rows(DataArguments(str(tmp_path / "pairs"), image_root=str(root), columns=columns))
+    assert training[0]["positive"]["image"][0].size == (40, 24)
+    message = said(lambda: training[1])
+    assert message.startswith("pairs, row 1, positive: ") and reason(name, root) in message
+
+
+@pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-evaluation")
+def test_an_evaluation_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+    """Pictures that are not there are refused as the set is opened, all others when they are read."""
+    talk = [{"value": ""}, {"value": "a caption"}]
+    captions = tmp_path / "captions.json"
+    captions.write_text(
+        json.dumps([{"image": path, "conversations": talk} for path in ("good.png", path_of(name, root))])
+    )
+    message = said(lambda: sharegpt4v(captions, root)[0].candidates[1])
+    absent = f"sharegpt4v, row 1: there is no picture {root / path_of(name, root)}: give the folder it starts from"
+    assert message == absent or message.startswith("sharegpt4v: ") and reason(name, root) in message
+
+
+STORED = ["upwards", "absolute", "symlink to outside", "device", "url", "missing", "pipe"]
+
+
+@pytest.mark.parametrize("name", STORED, ids=lambda name: f"{name}-stored picture")
+def test_a_picture_column_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+    """A dataset may hold the path of a picture in place of its bytes: it is bound to the dataset's own folder."""
+    row = {"image": {"bytes": None, "path": path_of(name, root)}, "text": ["a caption"]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))})
+    source = root / f"stored {name}"
+    source.mkdir()
+    pq.write_table(pa.Table.from_pylist([row], features.arrow_schema), source / "test.parquet")
+    for place in ("pipe.png", "link.png"):
+        os.link(root / place, source / place, follow_symlinks=False)
+    message = said(lambda: flickr30k(str(source))[0].candidates[0])
+    assert message.startswith("flickr30k, row 0: ") and reason(name, source) in message
+
+
+@pytest.fixture(scope="module")
+def indexed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict[str, str]]:
+    """Index a corpus of all paths, and a good one; returns the rows of the index and the reasons of the others."""
+    folder = tmp_path_factory.mktemp("index")
+    lines = [{"id": name, "image": path_of(name, root)} for name in PATHS] + [{"id": "good", "image": "good.png"}]
+    store = Store.create(folder / "index", TINY)
+    store.sync(open_corpus(write(folder, lines), image_root=root), *load_model(TINY, dtype="float32"))
+    listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
+    return rows(store), {one["id"]: one["reason"] for one in listed}
+
+
+@pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-index")
+def test_an_index_lists_the_path_as_rejected(name: str, root: Path, indexed: tuple[dict, dict[str, str]]) -> None:
+    found, reasons = indexed
+    assert list(found) == ["good"] and len(reasons) == len(PATHS)
+    assert reasons[name].startswith(f"entry '{name}': ") and reason(name, root) in reasons[name]
+    assert "\n" not in reasons[name]
+
+
+@pytest.fixture
+def unreadable() -> Iterator[Path]:
+    """Give a folder whose picture its reader may not read."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        (folder / "image").mkdir()
+        (folder / "caption").mkdir()
+        (folder / "caption" / "1.txt").write_text("red")
+        Image.new("RGB", (40, 24), "red").save(folder / "image" / "1.jpg")
+        (folder / "image" / "1.jpg").chmod(0)
+        user = os.geteuid()
+        if user == 0:  # whom no mode of a file keeps from reading it
+            os.seteuid(65534)
+        yield folder
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("door", ["training row", "evaluation", "corpus", "page"])
+def test_an_unreadable_file_is_refused(door: str, unreadable: Path, said: Said) -> None:
+    path = unreadable / "image" / "1.jpg"
+    row = {"query": {"text": "a"}, "positive": {"image": "image/1.jpg"}, "task": "t", "where": "row 0"}
+    message = {
+        "training row": lambda: said(lambda: read_row(row, unreadable)),
+        "evaluation": lambda: said(lambda: urban1k(unreadable)[0].candidates[0]),
+        "corpus": lambda: said(lambda: open_corpus(path.parent)[0].item()),
+        "page": lambda: said(lambda: open_upload(str(path)), gradio.Error),
+    }[door]()
+    if door == "page":  # strangers are not told what this machine holds
+        assert "1.jpg cannot be read as a picture: give a PNG, JPEG, WebP or GIF file" in message
+    else:
+        assert f"{path}" in message and "cannot be read (Permission denied): mend that or remove the " in message

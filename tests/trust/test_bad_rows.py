@@ -1,0 +1,304 @@
+"""Every kind of bad row and bad dataset that training may meet: one sentence that names it, or a stated result."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from PIL import Image
+from typer.testing import CliRunner
+
+from unime.cli.app import app
+from unime.data.sources import DataArguments, open_rows, open_texts
+
+
+Said = Callable[..., str]
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "stage2.yaml"
+GOOD = {"query": {"text": "a cat"}, "positive": {"image": "0.png", "text": "Katze"}}
+NO_OBJECT = " is no JSON object: mend or remove the line"
+NO_ITEM = "expected an item such as {'text': ...}, got "
+
+# name -> (a row, or a line as it stands in the file; what is said after "rows.jsonl, row 1")
+ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
+    "broken JSON": (b'{"query": {"tex', NO_OBJECT),
+    "JSON list": (b"[1, 2]", NO_OBJECT),
+    "JSON number": (b"3", NO_OBJECT),
+    "blank line": (b"", NO_OBJECT),
+    "bytes that are no UTF-8": (b'{"query": {"text": "\xe4"}, "positive": {"text": "b"}}', NO_OBJECT),
+    "bytes of nothing": (b"\0" * 9, NO_OBJECT),
+    "JSON 100,000 deep": (b"[" * 100_000, NO_OBJECT),
+    "query missing": ({"positive": {"text": "b"}}, f", query: {NO_ITEM}NoneType: mend the row"),
+    "query null": (GOOD | {"query": None}, f", query: {NO_ITEM}NoneType: mend the row"),
+    "query a string": (GOOD | {"query": "a"}, f", query: {NO_ITEM}str: mend the row"),
+    "query a list": (GOOD | {"query": ["a"]}, f", query: {NO_ITEM}list: mend the row"),
+    "positive missing": ({"query": {"text": "a"}}, f", positive: {NO_ITEM}NoneType: mend the row"),
+    "positive a number": (GOOD | {"positive": 3}, f", positive: {NO_ITEM}int: mend the row"),
+    "item without content": (GOOD | {"query": {}}, ", query: expected 'text' or 'image'"),
+    "item with an instruction alone": (
+        GOOD | {"query": {"instruction": "Find:"}},
+        ", query: expected 'text' or 'image'",
+    ),
+    "item of nulls": (GOOD | {"query": {"text": None, "image": None}}, ", query: expected 'text' or 'image'"),
+    "item with an unknown key": (
+        GOOD | {"query": {"text": "a", "instructions": "Find:"}},
+        ", query: an item has text, image, instruction, but no 'instructions': rename or remove the key",
+    ),
+    "text a number": (GOOD | {"query": {"text": 3}}, ", query: 'text' must be a str, got int"),
+    "text a list": (GOOD | {"query": {"text": ["a"]}}, ", query: 'text' must be a str, got list"),
+    "text a lone surrogate": (GOOD | {"query": {"text": "a\ud800"}}, ", query: 'text' is not valid Unicode"),
+    "instruction a number": (
+        GOOD | {"query": {"text": "a", "instruction": 3}},
+        ", query: 'instruction' must be a str, got int",
+    ),
+    "image a number": (GOOD | {"query": {"image": 3}}, ", query: 'image' must be a path or a list of them, got int"),
+    "image a nested list": (
+        GOOD | {"query": {"image": [["0.png"]]}},
+        ", query: 'image' must be a path or a list of them, got list",
+    ),
+    "image missing": (GOOD | {"positive": {"image": "gone.png"}}, ", positive: cannot read the picture "),
+    "second image missing": (
+        GOOD | {"query": {"image": ["0.png", "gone.png"]}},
+        ", query: cannot read the picture ",
+    ),
+    "negatives a string": (GOOD | {"negatives": "b"}, ": 'negatives' must be a list of items, got str: mend the row"),
+    "negatives an item": (
+        GOOD | {"negatives": {"text": "b"}},
+        ": 'negatives' must be a list of items, got dict: mend the row",
+    ),
+    "negatives a number": (GOOD | {"negatives": 0}, ": 'negatives' must be a list of items, got int: mend the row"),
+    "negatives of strings": (GOOD | {"negatives": ["b"]}, f", negative 0: {NO_ITEM}str: mend the row"),
+    "negatives with a null": (
+        GOOD | {"negatives": [{"text": "b"}, None]},
+        f", negative 1: {NO_ITEM}NoneType: mend the row",
+    ),
+    "negative without content": (GOOD | {"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
+    "negative picture missing": (
+        GOOD | {"negatives": [{"image": "gone.png"}]},
+        ", negative 0: cannot read the picture ",
+    ),
+    "label a list": (GOOD | {"label": ["cat"]}, ": 'label' must be a string, got list: mend the row"),
+    "label an object": (GOOD | {"label": {"name": "cat"}}, ": 'label' must be a string, got dict: mend the row"),
+    "label a fraction": (GOOD | {"label": 0.5}, ": 'label' must be a string, got float: mend the row"),
+    "task a list": (GOOD | {"task": ["names"]}, ": 'task' must be a string, got list: mend the row"),
+}
+
+
+def written(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
+    """Write rows and a picture that they may name."""
+    Image.new("RGB", (24, 24), "red").save(folder / "0.png")
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (folder / "rows.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_bad_row_is_named_when_it_is_read(kind: str, streaming: bool, tmp_path: Path, said: Said):
+    bad, reason = ROWS[kind]
+    dataset = open_rows(DataArguments(str(written(tmp_path, GOOD, bad, GOOD)), streaming=streaming))
+    assert said(lambda: list(dataset)).startswith(f"rows.jsonl, row 1{reason}")
+    if not streaming:
+        assert [dataset[row]["where"] for row in (0, 2)] == ["rows.jsonl, row 0", "rows.jsonl, row 2"]
+
+
+@pytest.mark.parametrize("kind", [*ROWS, "query its own positive"])
+def test_a_bad_row_is_listed_by_check_data_and_left_out_of_training(kind: str, tmp_path: Path):
+    same = {"query": {"text": "a cat"}, "positive": {"text": "a cat"}}
+    bad, reason = ROWS.get(kind, (same, ": the query is its own positive; mend or remove the row"))
+    path, listed = written(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}), tmp_path / "rejected.jsonl"
+    command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected", listed]
+    checked = CliRunner().invoke(app, [str(word) for word in command])
+    assert checked.exit_code == 1, checked.output
+    problem, count = checked.stdout.splitlines()
+    assert problem.startswith(f"rows.jsonl, row 1{reason}") and count == "1 of 3 rows are bad"
+    assert [json.loads(line) for line in listed.read_text().splitlines()] == [{"row": 1, "reason": problem}]
+    kept = open_rows(DataArguments(str(path), rejected=str(listed)))
+    assert [row["query"]["text"] for row in kept] == ["a cat", "a dog"]
+    assert len(kept.with_format(None)["task"][:]) == 2  # blocks of one task need it
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"query": {"text": "2020-01-01"}}, {"query": {"text": "2020-01-01"}}),
+        ({"query": {"text": "1"}}, {"query": {"text": "1"}}),
+        ({"query": {"text": "a", "instruction": None, "image": None}}, {"query": {"text": "a"}}),
+        ({"negatives": None}, {"negatives": []}),
+        ({"negatives": [{"text": "b"}, {"text": "b"}]}, {"negatives": [{"text": "b"}] * 2}),
+        ({"label": 3}, {"label": "3"}),
+        ({"label": ""}, {"label": ""}),
+        ({"task": None}, {"task": "rows.jsonl"}),
+        ({"task": 7}, {"task": "7"}),
+        ({"where": "elsewhere", "source": [1, {}]}, {"where": "rows.jsonl, row 1"}),
+        ({"query": {"text": "x" * 1_000_000}}, {"query": {"text": "x" * 1_000_000}}),
+        ({"query": {"text": "שלום 🐈 \u2028 \x85 \r\n"}}, {"query": {"text": "שלום 🐈 \u2028 \x85 \r\n"}}),
+    ],
+    ids=[
+        "text like a date", "text like a number", "nulls for what is not there", "no negatives", "a negative twice",
+        "label a number", "empty label", "no task", "task a number", "columns of the user", "a million characters",
+        "separators of lines in a text",
+    ],
+)  # fmt: skip
+def test_an_odd_row_is_taken_as_it_is_written(
+    row: dict[str, Any], found: dict[str, Any], streaming: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = written(tmp_path, GOOD, GOOD | row)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as some editors on Windows save
+    by_place = {one["where"]: one for one in open_rows(DataArguments(str(path), streaming=streaming))}
+    read = by_place["rows.jsonl, row 1"]
+    assert {key: read[key] for key in found} == found and by_place["rows.jsonl, row 0"]["query"] == GOOD["query"]
+    assert ("the columns where, source are no part of a row" in caplog.text) == ("source" in row)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "rows.jsonl is empty: give a JSON object on each line"),
+        (b"\n\n", "missing: query, positive; found: no JSON object. Rename or map the columns first"),
+        (b"PAR1\0\xff", "missing: query, positive; found: no JSON object. Rename or map the columns first"),
+        (b'{"text": "a"}\n', "missing: query, positive; found: text. Rename or map the columns first"),
+        (b'{"query": {"text": "a"}}\n', "missing: positive; found: query. Rename or map the columns first"),
+        (None, "there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'"),
+    ],
+    ids=["empty", "blank", "binary", "of stage 1", "a column missing", "absent"],
+)
+def test_a_file_without_rows_is_refused_when_it_is_opened(
+    content: bytes | None, reason: str, streaming: bool, tmp_path: Path, said: Said
+):
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    kind = ValueError if content is not None else FileNotFoundError
+    message = said(lambda: open_rows(DataArguments(str(path), streaming=streaming)), kind)
+    assert message.endswith(reason.format(path=path))
+
+
+TEXTS: dict[str, tuple[Any, str]] = {
+    "text null": ({"text": None}, "'text' must be a string, got NoneType: mend it or remove the row"),
+    "text missing": ({}, "'text' must be a string, got NoneType: mend it or remove the row"),
+    "text a number": ({"text": 3}, "'text' must be a string, got int: mend it or remove the row"),
+    "text a list": ({"text": ["a"]}, "'text' must be a string, got list: mend it or remove the row"),
+    "text a lone surrogate": ({"text": "a\ud800"}, "'text' is not valid Unicode at character 1"),
+    "teacher null": ({"text": "b", "teacher": None}, "its teacher embedding is no list of finite numbers"),
+    "teacher a number": ({"text": "b", "teacher": 3}, "its teacher embedding is no list of finite numbers"),
+    "teacher of strings": ({"text": "b", "teacher": ["x"]}, "its teacher embedding is no list of finite numbers"),
+    "teacher empty": ({"text": "b", "teacher": []}, "its teacher embedding is no list of finite numbers"),
+    "teacher NaN": (
+        {"text": "b", "teacher": [1, float("nan")]},
+        "its teacher embedding is no list of finite",
+    ),
+    "teacher infinite": ({"text": "b", "teacher": [1, float("inf")]}, "its teacher embedding is no list of finite"),
+    "teacher nested": ({"text": "b", "teacher": [[1, 2]]}, "its teacher embedding is no list of finite numbers"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_bad_text_of_stage_1_is_named(kind: str, streaming: bool, tmp_path: Path, said: Said):
+    bad, reason = TEXTS[kind]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"text": "a", "teacher": [1, 2]}, bad)))
+    message = said(lambda: list(open_texts(DataArguments(str(path), streaming=streaming))))
+    assert message.startswith(f"texts.jsonl, row 1: {reason}")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., DataArguments]:
+    """Give a function that writes a dataset as the Hub has them, and says how its columns are read."""
+
+    def write(columns: dict[str, list], read: dict[str, Any], features: Features | None = None, **more: Any) -> Any:
+        (tmp_path / "hub").mkdir()
+        Dataset.from_dict(columns, features).to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
+        return DataArguments(dataset=str(tmp_path / "hub"), columns=read, **more)
+
+    return write
+
+
+PAIR = {"query.text": "a", "positive.text": "b"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "read", "reason"),
+    [
+        ({"a": ["x", None], "b": ["y", "z"]}, PAIR, "hub, row 1, query: expected 'text' or 'image'"),
+        ({"a": ["x", "y"], "b": [1, 2]}, PAIR, "hub, row 0, positive: 'text' must be a str, got int"),
+        (
+            {"a": ["x"], "b": ["y"], "n": [["u", "v"]], "i": [["0.png"]]},
+            PAIR | {"negative.text": "n", "negative.image": "i"},
+            "hub, row 0: its negatives are 2 of text and 1 of image: give equally many",
+        ),
+        ({"a": ["x"], "b": ["y"], "n": [["u", None]]}, PAIR | {"negative.text": "n"}, "hub, row 0, negative 1: "),
+        ({"a": ["x"], "b": ["y"], "l": [[1]]}, PAIR | {"label": "l"}, "hub, row 0: 'label' must be a string"),
+        ({"a": ["x"]}, PAIR, "missing: b; found: a. Rename or map the columns first"),
+        ({"a": ["x"], "b": ["y"]}, {"query.text": "a"}, "columns says nothing of the positive: give positive.text"),
+        ({"a": ["x"], "b": ["y"]}, PAIR | {"candidate.text": "b"}, "columns names candidate.text: the parts of a row"),
+        ({"a": ["x"], "b": ["y"]}, PAIR | {"query.text": ["a", "b"]}, "columns gives query.text several columns"),
+    ],
+    ids=[
+        "text null", "text of numbers", "negatives of unequal number", "a negative null", "label a list",
+        "column missing", "no positive", "unknown part", "several columns",
+    ],
+)  # fmt: skip
+def test_a_bad_table_is_named(
+    columns: dict[str, list], read: dict[str, Any], reason: str, table: Callable, said: Said
+):
+    data = table(columns, read)
+    assert reason in said(lambda: list(open_rows(data)))
+
+
+def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, said: Said):
+    stream = open_rows(table({"a": ["x", None], "b": ["y", "z"]}, PAIR, streaming=True))
+    assert said(lambda: list(stream)).startswith("hub, row 1, query: expected 'text' or 'image'")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"split": "test"}, "hub cannot be read as a table (Unknown split"),
+        ({"config_name": "french"}, "hub cannot be read as a table (BuilderConfig 'french' not found"),
+        ({"instructions": {"target": "Find:"}}, "instructions names 'target': the sides of a row are query, positive"),
+        ({"streaming": True, "mined": "x"}, "mined negatives cannot be streamed: set streaming to false"),
+        ({"streaming": True, "rejected": "x"}, "what leaves out rejected rows cannot be streamed: set streaming to"),
+    ],
+    ids=["split", "configuration", "side", "mined stream", "rejected stream"],
+)
+def test_wrong_settings_of_a_table_are_named(more: dict[str, Any], reason: str, table: Callable, said: Said):
+    assert reason in said(lambda: open_rows(table({"a": ["x"], "b": ["y"]}, PAIR, **more)))
+
+
+def test_a_file_that_is_no_table_is_named(table: Callable, said: Said):
+    data = table({"a": ["x"], "b": ["y"]}, PAIR)
+    file = Path(data.dataset, "train-00000-of-00001.parquet")
+    file.write_bytes(file.read_bytes()[:-9])  # as of a download that was cut off
+    assert f"{data.dataset} cannot be read as a table (" in said(lambda: open_rows(data))
+
+
+def test_a_table_without_rows_is_named(table: Callable, said: Said):
+    data = table({"a": [], "b": []}, PAIR, Features({"a": Value("string"), "b": Value("string")}))
+    assert f"{data.dataset} cannot be read as a table (" in said(lambda: open_rows(data))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_columns_may_be_called_as_ours_and_read_twice(streaming: bool, table: Callable):
+    columns = {"where": ["in Rome"], "task": ["a task"], "kind": [1]}
+    features = Features({"where": Value("string"), "task": Value("string"), "kind": ClassLabel(names=["cat", "dog"])})
+    read = {"query.text": "where", "positive.text": "task", "task": "kind", "label": "kind"}
+    (row,) = open_rows(table(columns, read, features, streaming=streaming))
+    assert (row["query"]["text"], row["positive"]["text"]) == ("in Rome", "a task")
+    assert (row["task"], row["label"], row["where"]) == ("1", "1", "hub, row 0")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+@pytest.mark.parametrize(
+    ("texts", "got"), [(["a", None], "row 1: 'text' must be a string, got NoneType"), ([1, 2], "row 0: 'text' must")]
+)
+def test_a_column_that_holds_no_texts_is_named(
+    texts: list[Any], got: str, streaming: bool, table: Callable, said: Said
+):
+    data = table({"sentence": texts}, {"text": "sentence"}, streaming=streaming)
+    assert f"hub, {got}" in said(lambda: list(open_texts(data)))

@@ -1,0 +1,229 @@
+"""Every kind of text at every door: each gives the vector that `encode` gives, or one sentence says why none."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_index import TINY, rows
+from transformers import ProcessorMixin
+
+from unime import UniMEModel, load_model, micro_batches
+from unime.checkpoint import PROMPTS
+from unime.data.collator import ContrastiveCollator, DistillationCollator
+from unime.data.corpus import open_corpus
+from unime.data.jsonl import load_rows, load_texts
+from unime.eval.store import EmbeddingStore
+from unime.page.collection import Collection
+from unime.search.query import query_item
+from unime.search.store import Store
+
+
+Said = Callable[..., str]
+Encode = Callable[[Any], np.ndarray]
+Loaded = tuple[UniMEModel, ProcessorMixin]
+
+WORDS = "a pizza to the left of a cat, " * 33_334  # a million characters
+TEXTS = {
+    "a million characters": WORDS,
+    "one word of a million characters": "a" * 1_000_000,
+    "line feeds alone but for the end": "\n" * 10_000 + "a cat",
+    "control characters": "a" + "".join(map(chr, [*range(32), *range(127, 160)])) + "cat",
+    "null characters": "\0a\0cat\0",
+    "escape sequences": "\x1b[31mred\x1b[0m \x1b]0;title\x07",
+    "right to left": "قطة على اليسار من כלב",
+    "direction overrides": "\u202ea cat\u202c \u2066a dog\u2069",
+    "emoji": "👩🏽\u200d🚀🏳️\u200d🌈👨\u200d👩\u200d👧\u200d👦",
+    "combining marks": "c" + "\u0301\u0302\u0303" * 60 + "at",
+    "no characters": "\ufffe\uffff\U0010ffff\ue000",
+    "byte order mark": "\ufeffa cat",
+    "line separators": "a\r\ncat\u2028and\u2029a\x85dog\x0b",
+    "template code": "{{ messages }}{% for x in y %}{# a #} {{ 7 * 7 }}",
+    "markup": "<script>alert(1)</script>&amp;<img src=x onerror=alert(1)>",
+    "json": '"}, {"text": "a"',
+}
+BLANK = {"empty": "", "white space": " \t\n\u3000 "}
+LONE = {
+    "lone surrogate": ("a \ud800 cat", 2),
+    "surrogates in the wrong order": ("\udc00\ud800", 0),
+    "surrogate of a byte": (b"B\xe4r".decode("utf-8", "surrogateescape"), 1),
+}
+GIVEN = TEXTS | BLANK
+LONG = [name for name, text in TEXTS.items() if len(text) >= 10_000]  # more than the model reads
+SHORT = [name for name in TEXTS if name not in LONG]
+MILLIONS = LONG[:2]
+
+
+@pytest.fixture(scope="module")
+def control(tiny: Loaded) -> str:
+    """Give a text made of every control token of the model."""
+    return "".join(tiny[1].tokenizer.get_added_vocab())
+
+
+@pytest.fixture(scope="module")
+def vectors(encode: Encode) -> dict[str, np.ndarray]:
+    """The vector of every text, as `encode` gives it: what the other doors are held to."""
+    return dict(zip(GIVEN, encode(list(GIVEN.values())), strict=True))
+
+
+# encode
+
+
+@pytest.mark.parametrize("key", ["text", "instruction"])
+@pytest.mark.parametrize("name", GIVEN, ids=lambda name: f"{name}-encode")
+def test_encode_gives_a_unit_vector(name: str, key: str, encode: Encode, vectors: Any, said: Said) -> None:
+    if key == "instruction" and name in LONG:  # a prompt is never cut
+        message = said(lambda: encode([{"text": "a cat", "instruction": GIVEN[name]}]))
+        assert message.startswith("item 0 needs ") and "but max_length is 1024: raise max_length" in message
+        return
+    vector = vectors[name] if key == "text" else encode({"text": "a cat", "instruction": GIVEN[name]})
+    assert vector.shape == (192,) and np.isfinite(vector).all()
+    np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+    if name in LONG:  # what the model has no room for is cut off
+        np.testing.assert_allclose(vector, encode(GIVEN[name][:9000]), atol=1e-5)
+        assert np.abs(vector - encode(GIVEN[name][:50])).max() > 1e-4
+
+
+@pytest.mark.parametrize("key", ["text", "instruction"])
+@pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-encode")
+def test_encode_refuses_what_is_no_unicode(name: str, key: str, encode: Encode, said: Said) -> None:
+    text, place = LONE[name]
+    message = said(lambda: encode(["a cat", {"text": "a cat"} | {key: text}]))
+    assert message == f"item 1: '{key}' is not valid Unicode at character {place}: mend it"
+
+
+def test_a_text_of_control_tokens_alone_is_read_as_text(control: str, encode: Encode, tiny: Loaded) -> None:
+    _, processor = tiny
+    added = set(processor.tokenizer.get_added_vocab().values())
+
+    def frame(item: dict) -> list[int]:
+        ((_, tensors),) = micro_batches(processor, [item])
+        return [token for token in tensors["input_ids"][0].tolist() if token in added]
+
+    for item in ({"text": control}, {"text": "a cat", "instruction": control}):
+        assert frame(item) == frame({"text": "a cat"})
+        assert np.isfinite(encode(item)).all()
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Rows of stage 2 with every text, and texts of stage 1; those that are no Unicode come last."""
+    folder = tmp_path_factory.mktemp("training")
+    texts = [*GIVEN.values(), *[text for text, _ in LONE.values()]]
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"query": {"text": text}, "positive": {"text": "a cat"}}) + "\n" for text in texts)
+    )
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in GIVEN.values()))
+    return load_rows(folder / "rows.jsonl"), load_texts(folder / "texts.jsonl")
+
+
+def same_tensors(found: dict, wanted: dict) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", [*SHORT, *BLANK, LONG[2]])
+def test_training_reads_the_text_as_it_was_written(name: str, stage: int, training: Any, tiny: Loaded) -> None:
+    prepare = partial(micro_batches, tiny[1], max_length=1024)
+    row = training[2 - stage][list(GIVEN).index(name)]
+    assert (row["text"] if stage == 1 else row["query"]["text"]) == GIVEN[name]
+    items = [GIVEN[name]] if stage == 1 else [GIVEN[name], "a cat"]
+    collate = DistillationCollator(prepare) if stage == 1 else ContrastiveCollator(prepare)
+    for found, (_, wanted) in zip(collate([row])["micro_batches"], prepare(items), strict=True):
+        assert same_tensors(found, dict(wanted))
+
+
+@pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-training row")
+def test_a_training_row_that_is_no_unicode_is_named(name: str, training: Any, said: Said) -> None:
+    number = len(GIVEN) + list(LONE).index(name)
+    message = said(lambda: training[0][number])
+    assert message.startswith(f"rows.jsonl, row {number}, query: 'text' is not valid Unicode at character ")
+
+
+@pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-text of stage 1")
+def test_a_text_of_stage_1_that_is_no_unicode_is_named(name: str, tmp_path: Path, said: Said) -> None:
+    lines = [json.dumps({"text": text}) + "\n" for text in ("a cat", LONE[name][0])]
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    message = said(lambda: load_texts(tmp_path / "texts.jsonl"))
+    assert message.startswith("texts.jsonl, row 1: 'text' ")
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("name", SHORT, ids=lambda name: f"{name}-evaluation")
+def test_an_evaluation_embeds_the_text(name: str, tmp_path: Path, encode: Encode, vectors: Any) -> None:
+    (vector,) = EmbeddingStore(encode, tmp_path)([TEXTS[name]])
+    np.testing.assert_allclose(vector, vectors[name], atol=1e-5)
+
+
+# Index and search
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, str]]:
+    """Index every text, of a JSONL file; returns the index and the reasons of the entries that are not in it."""
+    folder = tmp_path_factory.mktemp("index")
+    texts = GIVEN | {name: text for name, (text, _) in LONE.items()}
+    lines = [json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()]
+    (folder / "texts.jsonl").write_text("".join(lines))
+    store = Store.create(folder / "index", TINY)
+    store.sync(open_corpus(folder / "texts.jsonl"), *load_model(TINY, dtype="float32"))
+    listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
+    return store, {one["id"]: one["reason"] for one in listed}
+
+
+@pytest.mark.parametrize("name", TEXTS, ids=lambda name: f"{name}-index")
+def test_an_index_holds_the_text(name: str, indexed: tuple[Store, dict], vectors: Any) -> None:
+    row = rows(indexed[0])[name]
+    assert row["text"] == TEXTS[name]
+    np.testing.assert_allclose(row["vector"], vectors[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*BLANK, *LONE], ids=lambda name: f"{name}-index")
+def test_an_index_lists_the_text_as_rejected(name: str, indexed: tuple[Store, dict[str, str]]) -> None:
+    nothing = "it has neither a text nor a picture: give it one of them, or remove it"
+    reason = nothing if name in BLANK else f"its text is not valid Unicode at character {LONE[name][1]}: mend it"
+    assert indexed[1][name] == f"entry '{name}': {reason}"
+    assert name not in rows(indexed[0])
+
+
+@pytest.mark.parametrize("name", [*SHORT, LONG[2]], ids=lambda name: f"{name}-page")
+def test_the_page_searches_for_the_text(name: str, indexed: tuple[Store, dict], tiny: Loaded, encode: Encode) -> None:
+    page = Collection("unime-tiny", indexed[0], *tiny)
+    found = page.search(TEXTS[name], None, k=3)
+    wanted = indexed[0].search(encode({"text": TEXTS[name], "instruction": PROMPTS["query"]}), 3)
+    assert [hit.id for hit in found.hits] == [hit.id for hit in wanted] and len(found.hits) == 3
+
+
+@pytest.mark.parametrize("name", BLANK, ids=lambda name: f"{name}-search")
+def test_a_search_for_nothing_is_refused(name: str, said: Said) -> None:
+    message = said(lambda: query_item(BLANK[name]))
+    assert message == "there is nothing to search for: give a text, a picture (--image), or both"
+
+
+@pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-page")
+def test_the_page_refuses_what_is_no_unicode(name: str, indexed: tuple[Store, dict], tiny: Loaded, said: Said) -> None:
+    message = said(lambda: Collection("unime-tiny", indexed[0], *tiny).search(LONE[name][0], None))
+    assert message == f"item 0: 'text' is not valid Unicode at character {LONE[name][1]}: mend it"
+
+
+# The server
+
+
+@pytest.mark.parametrize("name", [*SHORT, *BLANK], ids=lambda name: f"{name}-server")
+def test_the_server_embeds_the_text(name: str, ask: Callable, vectors: Any) -> None:
+    np.testing.assert_allclose(ask(GIVEN[name]), vectors[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MILLIONS, ids=lambda name: f"{name}-server")
+def test_the_server_refuses_a_million_characters(name: str, ask: Callable) -> None:
+    limit = f"item 0 has {len(TEXTS[name])} characters, the limit is 100000: shorten or split it"
+    assert ask(TEXTS[name]) == limit

@@ -1,0 +1,261 @@
+"""Batches and settings that make no ordinary training: one sentence, or a loss that is worked out beforehand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
+from transformers import AutoConfig, ProcessorMixin
+
+from unime import UniMEModel, processor_from_backbone
+from unime.data.mining import mine, with_mined
+from unime.data.mmeb import mmeb_train
+from unime.data.rejected import without_rejected
+from unime.data.world import rows as world
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
+
+
+Said = Callable[..., str]
+Row = dict[str, Any]
+
+NO_NEGATIVE = (
+    "no query has a negative among the {} candidate(s) of this batch of {}: raise per_device_train_batch_size"
+)
+
+
+@pytest.fixture(scope="module")
+def processor(twin: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(str(twin("llava")))
+
+
+@pytest.fixture(scope="module")
+def model(twin: Callable[[str], Path]) -> UniMEModel:
+    torch.manual_seed(0)
+    return UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+
+
+@pytest.fixture
+def trainer(model: UniMEModel, processor: ProcessorMixin, tmp_path: Path) -> Callable[..., ContrastiveTrainer]:
+    """Give a function that makes a trainer of stage 2, which takes all rows as one batch."""
+
+    def make(rows: Any, batch: int | None = None, **more: Any) -> ContrastiveTrainer:
+        settings = {"use_cpu": True, "max_steps": 1, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+        size = len(rows) if batch is None else batch
+        args = ContrastiveConfig(str(tmp_path), per_device_train_batch_size=size, **settings | more)
+        return ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
+
+    return make
+
+
+@pytest.fixture
+def loss(trainer: Callable[..., ContrastiveTrainer]) -> Callable[..., float]:
+    """Give a function that returns the loss of rows, without training on them."""
+
+    def compute(rows: list[Row], **more: Any) -> float:
+        made = trainer(rows, **more)
+        with torch.no_grad():
+            return made.compute_loss(made.model.eval(), made.data_collator(rows)).item()
+
+    return compute
+
+
+def row(number: int, *negatives: Any, label: str | None = None, positive: Any = None) -> Row:
+    item = {"text": f"answer {number}"} if positive is None else positive
+    items = {"query": {"text": f"question {number}"}, "positive": item, "negatives": list(negatives)}
+    return items | {"task": "names", "label": label}
+
+
+ROWS = [row(number) for number in range(6)]
+PICTURE = {"image": Image.new("RGB", (24, 24), "red")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "pool"),
+    [
+        (ROWS[:1], 1),
+        ([row(0, label="cat")], 1),
+        ([row(0, {"text": "answer 0"})], 1),
+        ([row(0, {"text": "answer 0"}, {"text": "answer 0"})] * 3, 1),
+        ([ROWS[0]] * 4, 1),
+        ([row(0, positive=PICTURE)] * 4, 1),
+        ([row(number, positive={"text": "yes"}) for number in range(4)], 1),
+        ([row(number, label="cat") for number in range(4)], 4),
+    ],
+    ids=[
+        "one row", "one row with a label", "one row whose negative is its positive", "only positives as negatives",
+        "identical rows", "identical rows of pictures", "one answer to all", "one label for all",
+    ],
+)  # fmt: skip
+def test_a_batch_without_any_negative_is_refused(rows: list[Row], pool: int, trainer: Callable, said: Said):
+    sentence = said(lambda: trainer(rows).train())
+    assert sentence.startswith(NO_NEGATIVE.format(pool, len(rows)))
+    assert sentence.endswith("give the rows negatives, or check that not all rows share one answer")
+
+
+@pytest.mark.parametrize(
+    ("odd", "plain"),
+    [
+        ([*ROWS[:5], row(5, {"text": "answer 5"})], ROWS),
+        ([*ROWS[:5], row(5, {"text": "answer 0"})], ROWS),
+        ([*ROWS[:5], row(5, {"text": "no"}, {"text": "no"})], [*ROWS[:5], row(5, {"text": "no"})]),
+        ([row(0, {"text": "no"}), row(1, {"text": "no"})], [row(0, {"text": "no"}), row(1)]),
+        ([row(number, label=f"answer {number}") for number in range(6)], ROWS),
+        ([row(0, label="once"), *ROWS[1:]], ROWS),
+        ([row(0, label=""), *ROWS[1:]], ROWS),
+        ([*ROWS, *ROWS], ROWS),
+        ([row | {"where": "pairs.jsonl, row 0"} for row in ROWS], ROWS),
+    ],
+    ids=[
+        "negative that is the positive", "negative that is another's positive", "negative twice",
+        "negative of two rows", "labels that differ", "label that occurs once", "empty label", "every row twice",
+        "the same place for all",
+    ],
+)  # fmt: skip
+def test_what_says_nothing_new_leaves_the_loss_as_it_is(odd: list[Row], plain: list[Row], loss: Callable):
+    assert loss(odd) == pytest.approx(loss(plain), abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [5, 6, 1000])
+def test_k_of_the_pool_or_beyond_takes_all_negatives(k: int, loss: Callable):
+    assert loss(ROWS, k=k, beta=None) == pytest.approx(loss(ROWS, k=None, beta=None), abs=1e-6)
+
+
+def test_k_beyond_the_pool_repeats_the_negatives_where_that_is_asked_for(loss: Callable):
+    # Two rows: one negative each, which comes three times: log(1 + 3 e^d) in place of log(1 + e^d).
+    once, thrice = (loss(ROWS[:2], k=k, beta=None, temperature=1e6, fewer="repeat") for k in (1, 3))
+    assert once == pytest.approx(np.log(2), abs=1e-4) and thrice == pytest.approx(np.log(4), abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [0, 3], ids=["none", "three"])
+def test_a_stream_shorter_than_a_batch_is_no_training(size: int, trainer: Callable, said: Said):
+    stream = IterableDataset.from_generator(lambda: iter(ROWS[:size]))
+    sentence = said(lambda: trainer(stream, batch=4).train())
+    assert sentence == (
+        "train_dataset ended before one batch of 4 rows: lower the batch size" if size else "train_dataset is empty"
+    )
+
+
+def test_the_short_last_batch_of_a_stream_is_left_out(trainer: Callable):
+    stream = IterableDataset.from_generator(lambda: iter(ROWS[:5]))  # the fifth alone would have no negative
+    batches = list(trainer(stream, batch=2).get_train_dataloader())
+    assert [len(batch["query"]) for batch in batches] == [2, 2]
+    whole = list(trainer(stream, batch=2, dataloader_drop_last=False).get_train_dataloader())
+    assert [len(batch["query"]) for batch in whole] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([], "train_dataset is empty"),
+        (ROWS[:3], "train_dataset has 3 rows, fewer than one batch of 4: lower the batch size"),
+        ([{"query": {"text": "a"}}] * 4, "train_dataset lacks the column(s) positive, negatives, task, label: "),
+        (Dataset.from_dict({"query": []}), "train_dataset is empty"),
+    ],
+    ids=["list without rows", "fewer than a batch", "columns missing", "table without rows"],
+)
+def test_a_dataset_that_gives_no_batch_is_refused(rows: Any, reason: str, trainer: Callable, said: Said):
+    assert said(lambda: trainer(rows, batch=4)).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "reason"),
+    [
+        ([[1.0, 0.0], [1.0]], "the text 'b': its teacher embedding has 1 numbers, that of the text 'a' 2: compute"),
+        ([[1.0, 0.0], None], "the text 'b': its teacher embedding is no list of finite numbers: compute it anew"),
+        ([[1.0, float("nan")], [1.0, 0.0]], "the text 'a': its teacher embedding is no list of finite numbers"),
+        ([[1.0, 0.0]], "distillation compares the texts of a batch with each other, and a batch of one has none"),
+    ],
+    ids=["another length", "missing", "NaN", "batch of one"],
+)
+def test_a_bad_teacher_is_named(
+    teachers: list, reason: str, model: UniMEModel, processor: ProcessorMixin, tmp_path: Path, said: Said
+):
+    texts = Dataset.from_dict({"text": ["a", "b"][: len(teachers)], "teacher": teachers})
+    args = DistillationConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=len(teachers), report_to="none")
+    assert reason in said(lambda: DistillationTrainer(model, args, texts, processing_class=processor).train())
+
+
+def test_identical_texts_of_stage_1_teach_nothing_and_break_nothing(
+    model: UniMEModel, processor: ProcessorMixin, tmp_path: Path
+):
+    # All similarities are 1, the teacher's and the student's: two uniform distributions, whose divergence is 0.
+    texts = Dataset.from_dict({"text": ["a"] * 4, "teacher": [[1.0, 0.0]] * 4})
+    args = DistillationConfig(
+        str(tmp_path), use_cpu=True, per_device_train_batch_size=4, max_steps=1, report_to="none"
+    )
+    trainer = DistillationTrainer(model, args, texts, processing_class=processor)
+    assert trainer.train().training_loss == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["[]"], "holds negatives for 1 rows, but the dataset has 2"),
+        (["[]", "nonsense"], "line 2 is no list of numbers of the 2 rows: mine again"),
+        (["[]", "[2]"], "line 2 is no list of numbers of the 2 rows: mine again"),
+        (["[-1]", "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
+        (['["0"]', "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
+        (["3", "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
+        (None, "there is no file {path} of mined negatives: make it with recipes/mine.py"),
+    ],
+    ids=["other dataset", "no JSON", "row beyond", "row before", "row a string", "no list", "absent"],
+)
+def test_a_wrong_file_of_mined_negatives_is_named(lines: list[str] | None, reason: str, tmp_path: Path, said: Said):
+    path = tmp_path / "negatives.jsonl"
+    if lines is not None:
+        path.write_text("\n".join(lines))
+    message = said(lambda: with_mined(world("train", 2), path), ValueError if lines else FileNotFoundError)
+    assert reason.format(path=path) in message
+
+
+@pytest.mark.parametrize(
+    ("candidates", "positive", "found"),
+    [(1, [0], [[]]), (2, [0, 1], [[1], [0]]), (3, [0, 0, 0], [[1, 2], [1, 2], [1, 2]])],
+    ids=["one candidate", "k beyond the pool", "one answer to all"],
+)
+def test_mining_takes_what_there_is(candidates: int, positive: list[int], found: list[list[int]]):
+    queries = np.tile(np.float32([1, 0]), (len(positive), 1))
+    pool = np.float32([[1, 0], [0.9, 0.1], [0.8, 0.2]])[:candidates]
+    mined, report = mine(queries, pool, np.array(positive), np.full(len(positive), -1), k=10)
+    assert mined == found and report["queries with fewer than k"] == len(positive)
+
+
+@pytest.mark.parametrize(
+    ("open_it", "reason"),
+    [
+        (lambda: world("train", 2, tasks=["flying"]), "the OpenMoji world has no task 'flying': choose from "),
+        (lambda: world("dev", 2), "split"),
+        (lambda: mmeb_train(subsets=["CIFAR-100"]), "there is no set 'CIFAR-100' of MMEB-train: choose from ImageNet"),
+        (lambda: mmeb_train(weights={"CIFAR-100": 2}), "there is no set 'CIFAR-100' of MMEB-train: choose from"),
+    ],
+    ids=["task of the world", "split of the world", "set", "set that has a weight"],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(open_it: Callable, reason: str, said: Said):
+    assert reason in said(open_it)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["nonsense"], "line 1 names no row: give what `unime check-data` wrote"),
+        (["[1]"], "line 1 names no row: give what `unime check-data` wrote"),
+        (['{"row": 0, "reason": "bad"}', "{}"], "line 2 names no row: give what `unime check-data` wrote"),
+        (
+            ['{"row": 5, "reason": "bad"}'],
+            "line 1 rejects row 5, but the dataset has 2: open it with the settings that",
+        ),
+        (['{"row": -1, "reason": "bad"}'], "line 1 rejects row -1, but the dataset has 2: open it with the settings"),
+        (None, "there is no file {path} of rejected rows: make it with `unime check-data`"),
+    ],
+    ids=["no JSON", "a list", "no row", "another dataset", "before the first", "absent"],
+)
+def test_a_wrong_list_of_rejected_rows_is_named(lines: list[str] | None, reason: str, tmp_path: Path, said: Said):
+    path = tmp_path / "rejected.jsonl"
+    if lines is not None:
+        path.write_text("\n".join(lines))
+    message = said(lambda: without_rejected(world("train", 2), path), ValueError if lines else FileNotFoundError)
+    assert reason.format(path=path) in message

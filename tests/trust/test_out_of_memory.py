@@ -1,0 +1,133 @@
+"""A micro-batch that does not fit into memory is halved, tried again and reported; an item alone is named."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ProcessorMixin
+
+from unime import UniMEModel, load_model
+from unime.data.corpus import Entry
+from unime.search.embedding import embed_entries
+from unime.serve.embedding import Embedder, Task
+
+
+TINY = str(Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny")
+COLOURS = ["red", "green", "blue", "white"]
+ITEMS = [f"number {number}" + " and more" * number for number in range(12)] + [
+    {"text": colour, "image": Image.new("RGB", (40, 40), colour)} for colour in COLOURS
+]
+LONG = "a very long text " * 30
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[UniMEModel, ProcessorMixin]:
+    return load_model(TINY, dtype="float32")
+
+
+@contextmanager
+def memory_for(model: UniMEModel, tokens: int) -> Iterator[None]:
+    """Fail as an accelerator does wherever a pass has more than so many tokens, padding included."""
+
+    def allocate(_: UniMEModel, __: tuple, inputs: dict) -> None:
+        if inputs["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    hook = model.register_forward_pre_hook(allocate, with_kwargs=True)
+    yield
+    hook.remove()
+
+
+@pytest.mark.parametrize("tokens", [60, 100, 250])
+def test_encode_gives_the_same_vectors_in_less_memory_and_says_so(
+    loaded: tuple[UniMEModel, ProcessorMixin], caplog: pytest.LogCaptureFixture, tokens: int
+) -> None:
+    model, processor = loaded
+    expected = model.encode(ITEMS, processor)
+    assert not caplog.records
+    with memory_for(model, tokens), caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(model.encode(ITEMS, processor), expected, atol=1e-5)
+    assert caplog.records
+    for record in caplog.records:
+        assert "do not fit into the memory of cpu together: trying them in halves" in record.getMessage()
+
+
+def test_an_item_that_does_not_fit_alone_is_named(
+    loaded: tuple[UniMEModel, ProcessorMixin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    monkeypatch.setattr("unime.modeling_unime.WINDOW", 5)  # the item is the third of its window
+    with memory_for(model, 60), pytest.raises(ValueError) as error:
+        model.encode([*ITEMS[:7], LONG], processor)
+    assert str(error.value).startswith("item 7 (") and "\n" not in str(error.value)
+    assert "does not fit into the memory of cpu even alone: shorten its text" in str(error.value)
+
+
+def test_another_failure_is_no_lack_of_memory(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
+    model, processor = loaded
+
+    def fail(_: UniMEModel, __: tuple) -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    hook = model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        model.encode(ITEMS, processor)
+    hook.remove()
+
+
+def test_a_long_job_rejects_what_does_not_fit_and_goes_on(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
+    model, processor = loaded
+    entries = [Entry(str(number), text) for number, text in enumerate([*ITEMS[:4], LONG, *ITEMS[4:8]])]
+    with memory_for(model, 60):
+        (window,) = embed_entries(model, processor, entries)
+    assert [entry.id for entry in window.entries] == ["0", "1", "2", "3", "5", "6", "7", "8"]
+    np.testing.assert_allclose(window.vectors, model.encode(ITEMS[:8], processor), atol=1e-5)
+    (rejected,) = window.rejected
+    assert rejected.id == "4" and "even alone: shorten its text" in rejected.reason
+
+
+def test_a_server_answers_all_but_the_request_that_does_not_fit(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
+    model, processor = loaded
+    embedder = Embedder(model, processor)
+    tasks = [Task({"text": text}, shorten=number % 2 == 0) for number, text in enumerate([*ITEMS[:4], LONG])]
+    usual = embedder(tasks)
+    with memory_for(model, 60):
+        *good, bad = embedder(tasks)
+    for before, after in zip(usual, good, strict=False):
+        np.testing.assert_allclose(after.vector, before.vector, atol=1e-5)
+        assert after.tokens == before.tokens
+    assert isinstance(bad, ValueError) and "even alone" in str(bad)
+
+
+REAL = """
+import logging, resource, sys
+from pathlib import Path
+import numpy as np
+import torch
+from unime import load_model
+
+torch.set_num_threads(1)
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+model, processor = load_model(sys.argv[1], dtype="float32")
+items = [f"number {number} " + "and so on " * 40 for number in range(256)]
+expected = model.encode(items, processor, max_tokens=1000)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 120 * 2**20, resource.RLIM_INFINITY))
+found = model.encode(items, processor, max_tokens=10**6)
+np.testing.assert_allclose(found, expected, atol=1e-5)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_memory_is_really_full_embeds_in_halves() -> None:
+    done = subprocess.run([sys.executable, "-c", REAL, TINY], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "do not fit into the memory of cpu together" in done.stdout and done.stdout.endswith("equal\n")

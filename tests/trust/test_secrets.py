@@ -1,0 +1,109 @@
+"""What is published, printed or logged holds no token and does not name the user of the machine."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+from typer.testing import CliRunner
+
+from unime import load_model, save_checkpoint
+from unime.checkpoint import without_home
+from unime.cli.app import app
+from unime.eval.card import evaluated_card, write_files
+from unime.eval.record import record
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, merge_checkpoint
+
+
+TOKEN = "hf_aVerySecretTokenOfTheHub"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the home folder of a user whose environment holds tokens."""
+    home = tmp_path / "home" / "alice"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "UNIME_API_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, TOKEN)
+    return home
+
+
+def leaks(folder: Path) -> list[str]:
+    """Name the files that hold the token or the user's name; those that resume a training never leave the machine."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "checkpoint-" not in str(path)]
+    assert files
+    return [path.name for path in files if TOKEN.encode() in path.read_bytes() or b"alice" in path.read_bytes()]
+
+
+ROWS = [
+    {"query": {"text": name}, "positive": {"text": name * 2}, "negatives": [], "task": "letters", "label": None}
+    for name in "abcdefgh"
+]
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_what_training_leaves_to_be_published(
+    twin: Callable[[str], Path],
+    home: Path,
+    kind: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    shutil.copytree(twin("llava"), home / "backbone")
+    base = str(save_checkpoint(*load_model(str(home / "backbone"), dtype="float32"), home / "base"))
+    assert leaks(home / "base") == []
+    settings = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
+    args = ContrastiveConfig(str(home / "run"), hub_token=TOKEN, logging_steps=1, save_steps=1, **settings)
+    lora = LoraConfig(r=2, target_modules=["q_proj"]) if kind == "adapter" else None
+    model, processor = load_model(base)
+    with caplog.at_level(logging.DEBUG):
+        trainer = ContrastiveTrainer(model, args, train_dataset=ROWS, processing_class=processor, peft_config=lora)
+        trainer.train()
+        trainer.save_model()
+    made = home / "run"
+    assert leaks(made) == []
+    assert not list(made.glob("*.bin"))  # nothing to publish is a pickle either
+    if kind == "adapter":
+        assert "base_model: ~/base" in (made / "README.md").read_text()
+        made = merge_checkpoint(base, made, home / "merged")
+    write_files(made, evaluated_card(load_model(str(made))[0], "unime"))
+    assert "~/base" in (made / "README.md").read_text()  # it still says what training started from
+    assert leaks(made) == []
+    assert TOKEN not in caplog.text and TOKEN not in "".join(capfd.readouterr())
+
+
+def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, twin: Callable[[str], Path]):
+    model = str(shutil.copytree(twin("llava"), home / "model"))
+    found = record(model, None, ["--models", f"UniME={model}", "--output_dir", str(home / "results")], seed=1)
+    assert found["model"] == "~/model"
+    assert found["command"] == "python -m unime.eval --models UniME=~/model --output_dir ~/results"
+    assert "alice" not in json.dumps(found) and TOKEN not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{home}/a/b", "~/a/b"),
+        ("--model X={home}/a --to {home}/b", "--model X=~/a --to ~/b"),
+        ("{home}s/a", "{home}s/a"),  # another user's, whose name begins alike
+        ("org/model", "org/model"),
+        ("runs/model", "runs/model"),
+    ],
+)
+def test_the_home_folder_is_shown_as_a_tilde(home: Path, text: str, shown: str):
+    assert without_home(text.format(home=home)) == shown.format(home=home)
+
+
+def test_a_user_whose_home_is_the_root_keeps_his_paths(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/")
+    assert without_home("/models/a") == "/models/a"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["serve", "--help"], ["serve", "--port", "99999"], ["info", "/none"]])
+def test_no_command_prints_what_the_environment_keeps_secret(home: Path, command: list[str]):
+    done = CliRunner().invoke(app, command)
+    assert TOKEN not in done.output and TOKEN not in str(done.exception)
