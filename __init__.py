@@ -2,10 +2,11 @@
 
 from transformers import AutoConfig, AutoModel
 
+from .batching_unime import micro_batches
 from .checkpoint import load_model, push_checkpoint, save_checkpoint
 from .configuration_unime import UniMEConfig
 from .modeling_unime import UniMEModel, UniMEOutput
-from .processing_unime import micro_batches, processor_from_backbone
+from .processing_unime import processor_from_backbone
 
 
 # A checkpoint carries the code that loads it (`auto_map`); where this package is installed, its classes are used.

@@ -30,6 +30,7 @@ STYLE = Path(examples.__file__).parent / "style.css"
 AUTOMATIC = "the one that fits what is given"
 MOST_COMPARED = 12  # texts, and pictures, of a heat map
 LONGEST = 4000  # characters of a query, of its instruction, and of a heat map's texts
+WAITING = 256  # requests in line; who comes then is told that the page is busy
 KEPT = 3600  # seconds that what visitors upload stays on disk
 PRIVATE = {"api_visibility": "private"}  # programs ask `unime serve`
 NO_PROGRESS = gr.Progress()
@@ -68,7 +69,7 @@ def build(first: Collection, second: OpenedOnce | None, world: bool) -> gr.Block
             with gr.Tab("Compare"):
                 _compare_tab(first, second, samples)
         gr.HTML(_colophon(world))
-    return demo
+    return demo.queue(max_size=WAITING)
 
 
 def _masthead(collection: Collection) -> str:

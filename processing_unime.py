@@ -1,17 +1,17 @@
-"""From items to tensors: the chat template that holds every prompt, and micro-batches under a token budget.
+"""Items, and the chat template that holds every prompt.
 
 An *item* is a `str`, a `PIL.Image`, or a dict with any of `"text"`, `"image"` (one image or a list) and
 `"instruction"`. The backbone's own processor does the tokenising and the pixels; nothing here knows an architecture.
 """
 
+import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
 
 
 Item = str | Image.Image | Mapping[str, Any]
@@ -188,133 +188,40 @@ def messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     return turns
 
 
-def micro_batches(
-    processor: ProcessorMixin,
-    items: Sequence[Item],
-    max_tokens: int = 8192,
-    max_length: int | None = None,
-    first: int = 0,
-) -> list[tuple[list[int], BatchFeature]]:
-    """Render items, sort them by (has image, tokens) and cut them into micro-batches of at most `max_tokens`.
-
-    Args:
-        processor (`ProcessorMixin`): Processor whose chat template is UniME's (see [`chat_template`]).
-        items (`list`): The items.
-        max_tokens (`int`): Budget of a micro-batch: rows times tokens of its longest row. One row alone may exceed it.
-        max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`):
-            Most tokens of one item. Longer user texts are shortened; prompts and image tokens never are.
-        first (`int`): Number that errors give to the first item, where `items` are a window of a longer list.
-
-    Returns:
-        `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
+def spell_out(item: Item, number: int) -> dict[str, Any]:
+    """Spell out the item that errors call `number`, as [`as_item`] does, its pictures as the model sees them.
 
     Raises:
-        ValueError: An item is malformed, a picture of it is damaged or of a shape that the processor refuses, or it
-            cannot fit because its prompt and pictures alone exceed `max_length`.
+        ValueError: It is malformed, or a picture of it is damaged.
     """
-    spelt = [_spell_out(item, first + position) for position, item in enumerate(items)]
-    if not spelt:
-        return []
-    texts = _render(processor, spelt)
-    lengths = _lengths(processor, spelt, texts, first)
-    limit = processor.tokenizer.model_max_length if max_length is None else max_length
-    for position, (item, text, length) in enumerate(zip(spelt, texts, lengths, strict=True)):
-        if length > limit:
-            spelt[position], texts[position] = _shorten(processor, item, text, length, limit, first + position)
-            lengths[position] = limit
-
-    order = sorted(range(len(spelt)), key=lambda i: (bool(spelt[i]["images"]), lengths[i]))
-    groups: list[list[int]] = []
-    for position in order:
-        group = groups[-1] if groups else None
-        same_kind = group is not None and bool(spelt[group[0]]["images"]) == bool(spelt[position]["images"])
-        if same_kind and (len(group) + 1) * lengths[position] <= max_tokens:
-            group.append(position)
-        else:
-            groups.append([position])
-    return [(group, _tensors(processor, [spelt[i] for i in group], [texts[i] for i in group])) for group in groups]
-
-
-def _spell_out(item: Item, position: int) -> dict[str, Any]:
     try:
         spelt = as_item(item)
     except ValueError as error:
-        raise ValueError(f"item {position}: {error}") from None
+        raise ValueError(f"item {number}: {error}") from None
     try:
         return spelt | {"images": [as_rgb(image) for image in spelt["images"]]}
     except Exception as error:
-        raise ValueError(f"item {position}: its picture cannot be read ({error}): mend or replace it") from None
+        raise ValueError(f"item {number}: its picture cannot be read ({error}): mend or replace it") from None
 
 
-def _render(processor: ProcessorMixin, items: list[dict[str, Any]]) -> list[str]:
-    return processor.apply_chat_template([messages(item) for item in items], tokenize=False)
+def spelt_hash(item: Mapping[str, Any]) -> int:
+    """63-bit hash of what a spelt-out item shows the model: equal items have equal hashes in every process."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in (item["instruction"], item["text"]):
+        encoded = b"" if text is None else b"+" + text.encode()
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    for picture in item["images"]:
+        digest.update(f"{picture.size}".encode() + picture.tobytes())
+    return int.from_bytes(digest.digest(), "big") >> 1
 
 
-def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
-    # As `apply_chat_template` does: a prompt that writes its own beginning-of-sequence token gets no second one.
-    bos = processor.tokenizer.bos_token
-    return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-
-
-def _lengths(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str], first: int) -> list[int]:
-    """Count the tokens of each rendered item, its pictures' included; the first item has the number `first`."""
-    lengths = [len(ids) for ids in processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]]
-    sizes = [tuple(image.size for image in item["images"]) for item in items]
-    image_tokens: dict[tuple[tuple[int, int], ...], int] = {}
-    for position, several in enumerate(sizes, first):
-        if several and several not in image_tokens:
-            try:
-                image_tokens[several] = _image_tokens(processor, several)
-            except ValueError as error:
-                shapes = " and ".join(f"{width} x {height}" for width, height in several)
-                raise ValueError(
-                    f"item {position}: the model's processor takes no picture of {shapes} pixels ({error}): "
-                    "cut or scale it"
-                ) from None
-    return [
-        length + image_tokens[several] - len(several) if several else length
-        for length, several in zip(lengths, sizes, strict=True)
-    ]
-
-
-def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
-    """Ask the processor itself how many tokens one item's pictures of these (width, height) take together."""
-    images = [Image.new("RGB", size) for size in sizes]  # LLaVA-OneVision tiles a picture only where it is alone
-    output = processor(text=[processor.image_token * len(sizes)], images=[images], add_special_tokens=False)
-    return len(output["input_ids"][0])
-
-
-def _shorten(
-    processor: ProcessorMixin, item: dict[str, Any], text: str, length: int, limit: int, position: int
-) -> tuple[dict[str, Any], str]:
-    """Keep the longest beginning of the user's text, in tokens of its own, with which the rendered item fits."""
-
-    def cut(count: int) -> tuple[dict[str, Any], str, int]:
-        shorter = item | {"text": item["text"] and processor.tokenizer.decode(own[:count])}
-        (text,) = _render(processor, [shorter])
-        return shorter, text, of_pictures + _lengths(processor, [shorter | {"images": []}], [text], position)[0]
-
-    of_pictures = length - _lengths(processor, [item | {"images": []}], [text], position)[0]
-    own = processor.tokenizer(item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
-    # A control string is one token of its own and several once it is broken: their number is found by trying.
-    shorter, text, length = cut(bisect_right(range(1, len(own) + 1), limit, key=lambda count: cut(count)[2]))
-    if length > limit:
-        raise ValueError(
-            f"item {position} needs {length} tokens for its prompt and pictures alone, but max_length is {limit}: "
-            "raise max_length or make its pictures smaller"
-        )
-    return shorter, text
-
-
-def _tensors(processor: ProcessorMixin, items: list[dict[str, Any]], texts: list[str]) -> BatchFeature:
-    images = [item["images"] for item in items]
-    return processor(
-        text=texts,
-        images=images if any(images) else None,
-        padding=True,
-        return_tensors="pt",
-        **_text_options(processor, texts[0]),
-    )
-
-
-__all__ = ["Item", "as_item", "as_rgb", "chat_template", "messages", "micro_batches", "processor_from_backbone"]
+__all__ = [
+    "Item",
+    "as_item",
+    "as_rgb",
+    "chat_template",
+    "messages",
+    "processor_from_backbone",
+    "spell_out",
+    "spelt_hash",
+]

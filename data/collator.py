@@ -80,14 +80,15 @@ class ContrastiveCollator:
 
 @dataclass
 class DistillationCollator:
-    """Collate texts for the distillation stage, with their teacher embeddings where the rows carry them.
+    """Collate texts for the distillation stage; every distinct text is embedded once, however many rows have it.
 
     Args:
         prepare (`Callable`): Items to `[(indices, tensors), ...]`, as [`unime.micro_batches`] does.
 
     Returns of a call:
-        `dict`: `micro_batches`, `order` (batch,), `found` (batch, list of str) which names each text for errors, and
-        either `teacher` (batch, teacher dimensions) or `texts`.
+        `dict`: `micro_batches`, `order` (texts,), `found` (texts, list of str) which names each text for errors,
+        `text` (batch,): which text is that of each row, and `teacher` (batch, teacher dimensions) where the rows carry
+        it, else `texts` (list of str).
 
     Raises of a call:
         ValueError: The teacher's embedding of a text is missing, not finite, or of another length than the others.
@@ -96,11 +97,17 @@ class DistillationCollator:
     prepare: Prepare
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        texts = [row["text"] for row in rows]
-        found = [f"the text {text!r:.80}" for text in texts]
-        batch = _micro_batches(self.prepare, [{"text": text} for text in texts]) | {"found": found}
+        contents = [content_hash({"text": row["text"]}) for row in rows]
+        texts = {content: row["text"] for content, row in zip(contents, rows, strict=True)}  # by first appearance
+        numbers = {content: number for number, content in enumerate(texts)}
+        names = {content: f"the text {text!r:.80}" for content, text in texts.items()}
+        batch = _micro_batches(self.prepare, [{"text": text} for text in texts.values()]) | {
+            "found": list(names.values()),
+            "text": torch.tensor([numbers[content] for content in contents]),
+        }
         if "teacher" not in rows[0]:
-            return batch | {"texts": texts}
+            return batch | {"texts": list(texts.values())}
+        found = [names[content] for content in contents]
         vectors = [teacher_vector(row["teacher"], where) for row, where in zip(rows, found, strict=True)]
         for vector, where in zip(vectors, found, strict=True):
             if len(vector) != len(vectors[0]):

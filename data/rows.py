@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ..processing_unime import as_item, as_rgb
+from ..processing_unime import as_item, as_rgb, spelt_hash
 from .pictures import read_picture
 
 
@@ -152,15 +152,8 @@ def _checked_item(item: dict[str, Any], where: str) -> dict[str, Any]:
 
 def content_hash(item: Mapping[str, Any]) -> int:
     """63-bit hash of what an item shows the model: equal items have equal hashes in every process."""
-    digest = hashlib.blake2b(digest_size=8)
     item = as_item(item)
-    for text in (item["instruction"], item["text"]):
-        encoded = b"" if text is None else b"+" + text.encode()
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    for image in item["images"]:
-        picture = as_rgb(image)  # the bytes of a palette picture do not say its colours
-        digest.update(f"{picture.size}".encode() + picture.tobytes())
-    return int.from_bytes(digest.digest(), "big") >> 1
+    return spelt_hash(item | {"images": [as_rgb(image) for image in item["images"]]})
 
 
 def label_hash(task: str, label: str | None) -> int:

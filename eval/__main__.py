@@ -51,7 +51,7 @@ class EvaluationArguments:
     )
     dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
     max_length: int | None = field(default=None, metadata={"help": "UniME: most tokens of one item."})
-    max_tokens: int = field(default=8192, metadata={"help": "UniME: token budget of a micro-batch."})
+    max_tokens: int | None = field(default=None, metadata={"help": "UniME: token budget of a micro-batch."})
 
 
 def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:

@@ -31,7 +31,7 @@ def load_embedder(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     max_length: int | None = None,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
 ) -> Embedder:
     """Load a model.
 
@@ -41,7 +41,7 @@ def load_embedder(
         dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights.
         device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it computes.
         max_length (`int`, *optional*): UniME: most tokens of one item. Others have limits of their own.
-        max_tokens (`int`, *optional*, defaults to 8192): UniME: token budget of a micro-batch.
+        max_tokens (`int`, *optional*, defaults to the model's `token_budget`): UniME: of a micro-batch.
 
     Raises:
         ValueError: Its weights are a pickle, or it wants to run code of its own.

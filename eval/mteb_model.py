@@ -54,7 +54,7 @@ class UniMEEncoder(AbsEncoder):
         prompts (`dict[str, str]`, *optional*): Instructions by task, task type or side, such as
             `{"document": "Represent the given image.", "Any2AnyRetrieval-query": "Find a picture of:"}`.
         max_length (`int`, *optional*, defaults to the tokenizer's): Most tokens of one item.
-        max_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch.
+        max_tokens (`int`, *optional*, defaults to the model's `token_budget`): Of a micro-batch.
         embed_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
         trust_remote_code (`bool`, *optional*): Run the checkpoint's own code, where this package is not installed.
         kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `attn_implementation`, ...).
@@ -72,7 +72,7 @@ class UniMEEncoder(AbsEncoder):
         path: str | None = None,
         prompts: dict[str, str] | None = None,
         max_length: int | None = None,
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
         embed_dim: int | None = None,
         trust_remote_code: bool = False,
         **kwargs: Any,

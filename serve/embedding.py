@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import ProcessorMixin
 
+from ..batching_unime import MicroBatch, plan
 from ..data.halving import by_halves
 from ..modeling_unime import UniMEModel
-from ..processing_unime import micro_batches
+from ..processing_unime import spell_out
 
 
 UNLIMITED = sys.maxsize
@@ -42,13 +43,13 @@ class Embedder:
     Args:
         model ([`UniMEModel`]): The model.
         processor (`ProcessorMixin`): Its processor.
-        micro_batch_tokens (`int`): Token budget of one forward pass.
+        micro_batch_tokens (`int`, *optional*, defaults to the model's `token_budget`): Of one forward pass.
     """
 
-    def __init__(self, model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int = 8192):
+    def __init__(self, model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int | None = None):
         self.model = model.eval()
         self.processor = processor
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens = micro_batch_tokens or model.token_budget
         text = model.config.backbone_config.get_text_config()
         self.max_tokens = min(processor.tokenizer.model_max_length, text.max_position_embeddings)
 
@@ -79,35 +80,30 @@ class Embedder:
 
     @torch.inference_mode()
     def _together(self, tasks: list[Task]) -> list[Embedded]:
-        batches, tokens = self._prepare(tasks)
-        items = [task.item for task in tasks]
+        batches = self._plan(tasks)
+        tokens = {row.number: row.length for batch in batches for row in batch.rows}
         results: dict[int, Embedded] = {}
-        for positions, vectors in self.model.embed_micro_batches(batches, items, self.processor, self.max_tokens):
+        for positions, vectors in self.model.embed_micro_batches(batches):
             if not np.isfinite(vectors).all():
                 raise FloatingPointError("a vector is not finite: serve the model in another --dtype")
             for position, vector in zip(positions, vectors, strict=True):
                 results[position] = Embedded(vector, tokens[position])
         return [results[position] for position in range(len(tasks))]
 
-    def _prepare(self, tasks: list[Task]) -> tuple[list[tuple[list[int], BatchFeature]], dict[int, int]]:
-        """Render and check all tasks before the model computes any: a refusal costs no forward pass.
-
-        Returns the micro-batches, and the number of tokens by the task's position.
-        """
-        prepared, tokens = [], {}
+    def _plan(self, tasks: list[Task]) -> list[MicroBatch]:
+        """Render and check all tasks before the model computes any: a refusal costs no forward pass."""
+        batches = []
         for shorten in (False, True):
-            chosen = [position for position, task in enumerate(tasks) if task.shorten == shorten]
-            items = [tasks[position].item for position in chosen]
+            chosen = {position: task.item for position, task in enumerate(tasks) if task.shorten == shorten}
             limit = self.max_tokens if shorten else UNLIMITED
             try:
-                batches = micro_batches(self.processor, items, self.micro_batch_tokens, limit)
+                items = {position: spell_out(item, position) for position, item in chosen.items()}
+                batches += plan(
+                    self.processor, items, self.micro_batch_tokens, limit, share_prefixes=self.model.reads_texts_alone
+                )
             except ValueError as error:
                 raise RefusedItem(f"the model's processor refuses it: {str(error).removeprefix('item 0 ')}") from error
-            for indices, batch in batches:
-                lengths = batch["attention_mask"].sum(dim=1).tolist()
-                if max(lengths) > self.max_tokens:
-                    raise self._too_long(max(lengths))
-                positions = [chosen[index] for index in indices]
-                prepared.append((positions, batch))
-                tokens.update(zip(positions, lengths, strict=True))
-        return prepared, tokens
+        longest = max(row.length for batch in batches for row in batch.rows)
+        if longest > self.max_tokens:
+            raise self._too_long(longest)
+        return batches

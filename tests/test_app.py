@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
+from small_index import TINY, corpus
 
 from unime import load_model
 from unime.checkpoint import PROMPTS
 from unime.data.corpus import open_corpus
 from unime.data.emoji import catalogue, pictures
+from unime.page.collection import Collection
 from unime.search.store import Store
 
 
@@ -49,6 +52,24 @@ def test_a_text_longer_than_its_field_is_refused_whoever_sends_it(app: dict[str,
     for text, choice in (("a" * 4001, app["AUTOMATIC"]), ("a cat", "b" * 4001)):
         with pytest.warns(UserWarning, match="Give at most 4,000 characters"):
             assert not app["_given"](text, None, choice)
+
+
+@pytest.fixture
+def small(app: dict[str, Any], tmp_path: Path) -> Any:
+    """Give a page of six words that is not open yet."""
+    loaded = load_model(TINY, dtype="float32")
+    store = Store.create(tmp_path / "index", TINY)
+    store.sync(corpus(), *loaded)
+    return app["build"](Collection("six words", store, *loaded), None, world=False)
+
+
+def test_a_full_queue_sends_further_visitors_away(app: dict[str, Any], small: Any) -> None:
+    search = next(number for number, one in small.fns.items() if len(one.inputs) == 4)
+    body = {"data": ["pizza", None, app["AUTOMATIC"], 3], "fn_index": search, "session_hash": "visitor"}
+    client = TestClient(small.app)  # not entered, so that what answers the queue is not started
+    answers = [client.post("/gradio_api/queue/join", json=body) for _ in range(257)]
+    assert [answer.status_code for answer in answers] == [200] * 256 + [503]
+    assert answers[-1].json() == {"detail": "Queue is full. Max size is 256 and size is 256."}
 
 
 @pytest.mark.parametrize(
@@ -183,6 +204,19 @@ def test_an_instruction_of_ones_own_is_used(page: Any) -> None:
     field.press("Enter")
     page.get_by_role("button", name="Search", exact=True).click()
     page.get_by_text("“Find the <b>food</b>:”").wait_for()
+
+
+@pytest.mark.slow
+def test_a_visitor_before_a_full_queue_is_told_to_come_back(browser: Any, small: Any) -> None:
+    small.queue(max_size=0).launch(prevent_thread_lock=True, quiet=True)
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(small.local_url)
+    page.get_by_label("Text", exact=True).first.fill("pizza")
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_text("This application is currently busy. Please try again.").wait_for()
+    page.close()
+    small.close()
 
 
 @pytest.mark.slow

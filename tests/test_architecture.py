@@ -15,7 +15,15 @@ FOLDERS = ["data", "trainers", "eval", "search", "page", "serve", "export", "cli
 MAX_LINES = 320
 
 # A room is a root file (by name) or a folder of the package; each may import the rooms in its set.
-FILES = ["configuration_unime", "processing_unime", "modeling_unime", "checkpoint", "__init__"]
+FILES = [
+    "configuration_unime",
+    "processing_unime",
+    "batching_unime",
+    "decoder_unime",
+    "modeling_unime",
+    "checkpoint",
+    "__init__",
+]
 MAY_IMPORT = {room: set(FILES[:position]) for position, room in enumerate(FILES)} | {
     "data": {*FILES, "data"},
     "trainers": {*FILES, "data", "trainers"},
@@ -133,7 +141,7 @@ def test_a_wrong_import_is_found_and_the_file_named(name: str, source: str, reas
     ("name", "source"),
     [
         ("modeling_unime.py", "from .configuration_unime import UniMEConfig\nimport torch"),
-        ("data/world.py", "from .emoji import catalogue\nfrom ..processing_unime import micro_batches"),
+        ("data/world.py", "from .emoji import catalogue\nfrom ..batching_unime import micro_batches"),
         ("trainers/losses.py", "from .. import UniMEModel\nfrom ..data.collator import ContrastiveCollator"),
     ],
 )

@@ -26,6 +26,7 @@ FILES = {
     "1_Pooling/config.json",
     "2_Normalize/config.json",
     "README.md",
+    "batching_unime.py",
     "chat_template.jinja",
     "config.json",
     "config_sentence_transformers.json",
@@ -33,6 +34,7 @@ FILES = {
     "model.safetensors",
     "modeling_unime.py",
     "modules.json",
+    "decoder_unime.py",
     "processing_unime.py",
     "processor_config.json",
     "sentence_bert_config.json",
@@ -229,7 +231,7 @@ def test_what_is_pushed_is_what_is_saved(twin: Callable[[str], Path], monkeypatc
 
 def test_the_committed_checkpoint_carries_the_present_code() -> None:
     root = Path(__file__).resolve().parents[1]
-    for name in ("configuration_unime.py", "modeling_unime.py", "processing_unime.py"):
+    for name in sorted(name for name in FILES if name.endswith("_unime.py")):
         copied = root / "checkpoints" / "unime-tiny" / name
         assert copied.read_text() == (root / name).read_text(), f"copy {name} anew"
     template = processor_from_backbone(str(root / "checkpoints" / "tiny-backbone")).chat_template

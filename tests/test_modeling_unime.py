@@ -112,8 +112,13 @@ def test_left_and_right_padding_give_the_same_vectors(model: UniMEModel, folder:
         for side in ("left", "right"):
             processor = processor_from_backbone(folder)
             processor.tokenizer.padding_side = side
-            tensors = one_batch(processor, items)
-            assert (tensors["attention_mask"] == 0).any()
+            spelt = [as_item(item) for item in items]
+            prompts = processor.apply_chat_template([messages(item) for item in spelt], tokenize=False)
+            images = [item["images"] for item in spelt]
+            tensors = processor(
+                text=prompts, images=images if any(images) else None, padding=True, return_tensors="pt"
+            )
+            assert (tensors["attention_mask"][:, 0 if side == "left" else -1] == 0).any()
             embeddings.append(model(**tensors).embeddings)
         torch.testing.assert_close(*embeddings, atol=1e-5, rtol=0)
 
@@ -268,6 +273,24 @@ def test_encode_works_through_long_lists_window_by_window(
     np.testing.assert_allclose(model.encode(ITEMS, processor), whole, atol=1e-5)
     with pytest.raises(ValueError, match="item 7: 'text' must be a str"):
         model.encode([*ITEMS[:7], {"text": 3}], processor)
+
+
+def test_equal_items_are_embedded_once(
+    model: UniMEModel, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modeling_unime, "WINDOW", 5)  # equal items in several windows
+    copies = [item.copy() if isinstance(item, Image.Image) else item for item in ITEMS]
+    as_dict = {"text": ITEMS[0]}
+    rows = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    embeddings = model.encode([*ITEMS, *copies, as_dict], processor)
+    hook.remove()
+    assert sum(rows) == len(ITEMS)
+    assert np.array_equal(embeddings[: len(ITEMS)], embeddings[len(ITEMS) : -1])
+    assert np.array_equal(embeddings[0], embeddings[-1])
+    np.testing.assert_allclose(embeddings[: len(ITEMS)], model.encode(ITEMS, processor), atol=1e-5)
 
 
 def test_encode_uses_the_processor_saved_with_the_checkpoint(

@@ -1,4 +1,4 @@
-"""Items become the prompts written here by hand, user text stays text, and micro-batches keep their budget."""
+"""Items become the prompts written here by hand, and user text stays text."""
 
 import random
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 from PIL.Image import Transpose
+from token_ids import ids
 from transformers import AutoProcessor, ProcessorMixin
 from twins import TWINS
 
@@ -76,15 +77,6 @@ def processor(name: str, twin: Callable[[str], Path]) -> ProcessorMixin:
 @pytest.fixture(scope="module")
 def llava(twin: Callable[[str], Path]) -> ProcessorMixin:
     return processor_from_backbone(twin("llava"))
-
-
-def ids(processor: ProcessorMixin, items: list, **options) -> list[list[int]]:
-    """Return the token ids of each item, without padding, in the items' order."""
-    rows = {}
-    for indices, tensors in micro_batches(processor, items, **options):
-        for index, row, mask in zip(indices, tensors["input_ids"], tensors["attention_mask"], strict=True):
-            rows[index] = row[mask.bool()].tolist()
-    return [rows[index] for index in range(len(items))]
 
 
 @pytest.mark.parametrize(("item", "images", "inside"), PROMPTS)
@@ -175,99 +167,6 @@ def test_a_control_string_in_a_text_is_read_as_text(llava: ProcessorMixin) -> No
     assert llava.tokenizer.decode(row) == (
         "<s>USER: see < image> and < /s>\nSummarize the above sentence in one word: ASSISTANT:"
     )
-
-
-@pytest.mark.parametrize("size", [(24, 24), (40, 56), (24, 96), (200, 30)])
-@pytest.mark.parametrize("others", [[], [RED, BLUE]])
-def test_pictures_have_the_tokens_that_their_processor_says(
-    processor: ProcessorMixin, size: tuple[int, int], others: list[Image.Image]
-) -> None:
-    images = [Image.new("RGB", size, "green"), *others]
-    native = processor(text=[processor.image_token * len(images)], images=[images], add_special_tokens=False)
-    wanted = native["input_ids"][0].count(processor.image_token_id)
-    (row,) = ids(processor, [{"image": images, "text": "<image> a cat"}])
-    assert row.count(processor.image_token_id) == wanted > 0
-    longest = len(row)  # the length that decides about truncation and budget is the one that comes out
-    assert ids(processor, [{"image": images, "text": "<image> a cat"}], max_length=longest) == [row]
-
-
-def test_micro_batches_cover_all_items_sort_them_and_keep_the_budget(processor: ProcessorMixin) -> None:
-    sizes = [(24, 24), (80, 24), (48, 48)]
-    items = [f"a cat {'and a dog ' * (i % 5)}" for i in range(20)]
-    items += [{"image": Image.new("RGB", sizes[i % 3]), "text": f"number {i}"} for i in range(12)]
-    random.Random(1).shuffle(items)
-    budget = 400
-    batches = micro_batches(processor, items, max_tokens=budget)
-    assert sorted(index for indices, _ in batches for index in indices) == list(range(len(items)))
-    lengths = []
-    for indices, tensors in batches:
-        kinds = {isinstance(items[index], dict) for index in indices}
-        assert len(kinds) == 1 and ("pixel_values" in tensors) == kinds.pop()
-        assert len(indices) == 1 or tensors["input_ids"].numel() <= budget
-        lengths += [(isinstance(items[indices[0]], dict), int(length)) for length in tensors["attention_mask"].sum(1)]
-    assert lengths == sorted(lengths)
-    assert any(len(indices) > 1 for indices, _ in batches)
-
-
-def test_no_items_make_no_micro_batches(llava: ProcessorMixin) -> None:
-    assert micro_batches(llava, []) == []
-
-
-@pytest.mark.parametrize("image", [None, RED])
-@pytest.mark.parametrize("instruction", [None, "Find it:"])
-def test_truncation_shortens_the_text_of_the_user_only(
-    processor: ProcessorMixin, image: Image.Image | None, instruction: str | None
-) -> None:
-    def item(text: str) -> dict:
-        return {"text": text, "instruction": instruction} | ({"image": image} if image else {})
-
-    text = "one, two, three, " * 40
-    short, long = ids(processor, [item(";"), item(text)])
-    limit = len(short) + 40
-    (cut,) = ids(processor, [item(text)], max_length=limit)
-    assert limit - 4 <= len(cut) <= limit < len(long)
-    head, tail = processor.tokenizer.decode(short).split(";")  # the head holds every image token
-    whole = processor.tokenizer.decode(cut)
-    assert whole.startswith(head) and whole.endswith(tail)
-    kept = whole[len(head) : -len(tail)]
-    assert kept and text.startswith(kept)
-
-
-def test_truncation_keeps_the_budget_and_the_neighbours(processor: ProcessorMixin) -> None:
-    items = ["a cat", "a dog and " * 100, {"image": RED, "text": "日本 " * 100}]
-    (cat,) = ids(processor, items[:1])
-    cut = ids(processor, items, max_length=160)
-    assert cut[0] == cat
-    assert all(len(row) <= 160 for row in cut)
-
-
-def test_what_cannot_fit_is_refused_by_number(processor: ProcessorMixin) -> None:
-    fits = {"text": "a cat", "instruction": "Find it:"}
-    (row,) = ids(processor, [fits])
-    for wrong in (RED, {"image": RED, "text": "a cat"}, {"text": "a cat", "instruction": "Find " * 100}):
-        with pytest.raises(ValueError, match=r"item 1 needs \d+ tokens for its prompt and pictures alone.* raise max"):
-            micro_batches(processor, [fits, wrong], max_length=len(row))
-
-
-@pytest.mark.parametrize(
-    ("item", "reason"),
-    [
-        (None, "got NoneType"),
-        (3, "got int"),
-        ({}, "expected 'text' or 'image'"),
-        ({"image": []}, "expected 'text' or 'image'"),
-        ({"instruction": "Find it:"}, "expected 'text' or 'image'"),
-        ({"text": 3}, "'text' must be a str, got int"),
-        ({"text": "a cat", "instruction": ["Find"]}, "'instruction' must be a str, got list"),
-        ({"image": "cat.png"}, "'image' must be a PIL image or a list of them, got str"),
-        ({"image": [RED, None]}, "'image' must be a PIL image or a list of them, got NoneType"),
-    ],
-)
-def test_a_bad_item_is_named(llava: ProcessorMixin, item: object, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^item 2: .*{reason}"):
-        micro_batches(llava, ["a cat", RED, item])
-    with pytest.raises(ValueError, match="^item 4098: "):
-        micro_batches(llava, ["a cat", RED, item], first=4096)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])

@@ -66,9 +66,13 @@ class DistillationTrainer(EmbeddingTrainer):
 
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare the texts of all processes with each other, in the student's eyes and in the teacher's."""
-        known = batch["teacher"] if "teacher" in batch else self.teacher(batch["texts"])
-        student, _ = gather(embeddings)
-        teacher, _ = gather(torch.as_tensor(known, dtype=torch.float32, device=embeddings.device))
+        text = batch["text"]
+        if "teacher" in batch:
+            known = batch["teacher"]
+        else:
+            known = torch.as_tensor(self.teacher(batch["texts"]), dtype=torch.float32, device=text.device)[text]
+        student, _ = gather(embeddings[text])
+        teacher, _ = gather(known)
         loss = distillation_kl(
             student,
             teacher,

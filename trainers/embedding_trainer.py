@@ -16,15 +16,16 @@ from torch.nn import Module
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
 
+from ..batching_unime import micro_batches
 from ..checkpoint import only_data, save_checkpoint
 from ..modeling_unime import UniMEModel
-from ..processing_unime import micro_batches
 from .adapter import make_publishable
 from .distributed import sum_gradients
 from .embedding_config import EmbeddingConfig
 from .finite import all_finite, not_finite, refuse_spoilt_weights
 from .frozen import PicturesOnce, sees_frozen
 from .gradient_cache import MicroBatch, SendBack, cached_loss, send_back
+from .graph_memory import GraphMemory
 from .resume import saving
 from .sharding import common_plan, is_sharded, sum_when_reducing
 from .training_record import write_training_record
@@ -121,12 +122,13 @@ class EmbeddingTrainer(Trainer, ABC):
             ValueError: The loss is not finite; the message names the step and the rows.
         """
         back = through(model) if self.is_deepspeed_enabled else send_back
-        return self._loss(model, inputs, self.args.kept_graphs, back)
+        return self._loss(model, inputs, self.args.graph_memory, back)
 
-    def _loss(self, model: Module, inputs: Batch, kept_graphs: int, back: SendBack) -> Tensor:
+    def _loss(self, model: Module, inputs: Batch, gigabytes: float, back: SendBack) -> Tensor:
         statistics = self._statistics["train" if self.model.training else "eval"]
         micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
-        if is_sharded(self.model) or self.is_deepspeed_enabled:
+        together = is_sharded(self.model) or self.is_deepspeed_enabled
+        if together:
             micro_batches, rows = common_plan(micro_batches)
             to_item_order = rows[to_item_order]
 
@@ -151,7 +153,8 @@ class EmbeddingTrainer(Trainer, ABC):
         embedder = self._embedder
         if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
             embed = PicturesOnce(embedder.backbone, embed)
-        return cached_loss(embed, micro_batches, loss_fn, kept_graphs, back)
+        memory = GraphMemory(gigabytes, self.model, together)
+        return cached_loss(embed, micro_batches, loss_fn, memory, back)
 
     @property
     def _embedder(self) -> Module:
@@ -202,7 +205,7 @@ class EmbeddingTrainer(Trainer, ABC):
             return found
         self.model.zero_grad()
         with self.compute_loss_context_manager():
-            loss = self._loss(model, inputs, 0, watched)  # no graph is kept: they are sent back in their order
+            loss = self._loss(model, inputs, 0, watched)
         loss.backward()
         if False not in finite:
             return []

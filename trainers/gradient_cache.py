@@ -3,22 +3,26 @@
 A loss that compares all items of a batch needs all their embeddings at once, but the gradient of an embedding with
 respect to the weights needs only its own micro-batch. So:
 
-1. Embed every micro-batch but the last few without building a graph, noting the state of the random number generators
-   before each; the last ones, whose turn in step 3 comes first, keep their graphs.
+1. Embed the micro-batches. The first one keeps its graph, and so do as many as a memory budget has room for. The
+   others build none, and the state of the random number generators before each is noted.
 2. Compute the loss of all embeddings together, and its gradient with respect to the embeddings: the cache.
 3. When the loss is sent backward, send the slices of the cache that belong to the kept graphs through them; then embed
    each other micro-batch again, now with a graph and the same random numbers (so that dropout falls as before), and
    send its slice through.
 
-The gradients are those of the whole batch held in memory at once. As many graphs exist at a time as are kept, one by
-default, and the price is a second forward pass of all other micro-batches.
+The gradients are those of the whole batch held in memory at once. The price of a small budget is the second forward
+pass: where a forward pass costs 1 and a backward pass 2 (1 with frozen weights, whose gradients nobody asks for), a
+step costs 4 (3) without any graph kept and 3 (2) with all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
+
+from .graph_memory import GraphMemory
 
 
 MicroBatch = Mapping[str, Tensor]
@@ -56,7 +60,7 @@ def cached_loss(
     embed: Callable[[MicroBatch], Tensor],
     micro_batches: Sequence[MicroBatch],
     loss_fn: Callable[[Tensor], Tensor],
-    kept_graphs: int = 1,
+    memory: GraphMemory | None = None,
     send_back: SendBack = send_back,
 ) -> Tensor:
     """Compute a loss of all items whose `backward()` runs micro-batch by micro-batch.
@@ -66,7 +70,9 @@ def cached_loss(
         micro_batches (`Sequence`): The micro-batches. With one only, nothing is embedded twice.
         loss_fn (`Callable`): Maps all embeddings `(all items, dimensions)`, in the order of the micro-batches, to a
             scalar. It runs once, so it may gather across processes.
-        kept_graphs (`int`, *optional*, defaults to 1): Micro-batches that are embedded once only, for their memory.
+        memory ([`GraphMemory`], *optional*):
+            The budget of this step. Graphs are kept until it is used up, so one at most goes beyond it. Without any,
+            only that of the first micro-batch is kept.
         send_back (`Callable`, *optional*): Sends a gradient through a micro-batch's graph, see [`send_back`].
 
     Returns:
@@ -76,32 +82,38 @@ def cached_loss(
     if not torch.is_grad_enabled():
         return loss_fn(torch.cat([embed(tensors) for tensors in micro_batches]))
 
-    first_kept = max(0, len(micro_batches) - kept_graphs)
-    earlier, last = micro_batches[:first_kept], micro_batches[first_kept:]
-    states, parts = [], []
-    with torch.no_grad():
-        for tensors in earlier:
-            states.append(RandomState(tensors))
-            parts.append(embed(tensors))
+    kept: dict[int, Tensor] = {}  # number of a micro-batch -> its embeddings, with their graph
+    states: dict[int, RandomState] = {}  # of the others
+    parts = []
+    for number, tensors in enumerate(micro_batches):
+        room = memory is not None and memory.left > 0
+        if room or number == 0:
+            with memory.counting(tensors) if room else nullcontext():
+                kept[number] = embed(tensors)
+            parts.append(kept[number].detach())
+        else:
+            states[number] = RandomState(tensors)
+            with torch.no_grad():
+                parts.append(embed(tensors))
     # Under an outer autocast, some versions of torch reuse weights cast without a graph, which know no gradient.
     torch.clear_autocast_cache()
-    kept = [embed(tensors) for tensors in last]
 
-    embeddings = torch.cat([*parts, *(part.detach() for part in kept)]).requires_grad_()
+    embeddings = torch.cat(parts).requires_grad_()
     autocast = _autocast_options(embeddings.device.type)
     loss = loss_fn(embeddings)
     (cache,) = torch.autograd.grad(loss, embeddings)
-    slices = cache.split([len(part) for part in [*parts, *kept]])
+    slices = cache.split([len(part) for part in parts])
 
     def send_all_back(gradient: Tensor) -> None:
-        while kept:  # from the end; each graph is freed before the next is walked
-            part = kept.pop()
-            send_back(part, slices[first_kept + len(kept)] * gradient, not (kept or earlier))
-        for number, (tensors, state) in enumerate(zip(earlier, states, strict=True), start=1):
-            with state.fork(), torch.enable_grad(), torch.autocast(**autocast):
-                state.restore()
-                again = embed(tensors)
-            send_back(again, slices[number - 1] * gradient, number == len(earlier))
+        for number, tensors in enumerate(micro_batches):
+            if number in states:
+                with states[number].fork(), torch.enable_grad(), torch.autocast(**autocast):
+                    states[number].restore()
+                    part = embed(tensors)
+            else:
+                part = kept.pop(number)
+            send_back(part, slices[number] * gradient, number == len(micro_batches) - 1)
+            del part  # and its graph with it, before the next one is built
 
     loss = loss.detach().requires_grad_()
     loss.register_hook(send_all_back)

@@ -47,7 +47,9 @@ def common_plan(micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], 
     plan: list[MicroBatch] = []
     starts = [0] * len(micro_batches)
     rows = 0
-    for kind in sorted({kind for of_one in everyone for kind in of_one}):
+    # Pictures first: ZeRO-3 takes the first gradients of a step as they come and adds later ones to what its buffers
+    # hold, which for a weight that the first micro-batch does not use is the gradient of the step before.
+    for kind in sorted({kind for of_one in everyone for kind in of_one}, key=lambda kind: (-len(kind), kind)):
         own = [position for position, own_kind in enumerate(kinds) if own_kind == kind]
         filler = micro_batches[own[0]] if own else None
         if not all(kind in of_one for of_one in everyone):

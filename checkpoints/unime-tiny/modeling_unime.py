@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoProcessor,
     BatchFeature,
+    Cache,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -21,8 +23,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
+from .batching_unime import MicroBatch, plan
 from .configuration_unime import UniMEConfig
-from .processing_unime import Item, micro_batches
+from .decoder_unime import FAMILIES, read_after, read_packed, read_prefix
+from .processing_unime import Item, spell_out, spelt_hash
 
 
 WINDOW = 4096  # items that `encode` renders and sorts at a time: enough to sort well, few enough to keep in memory
@@ -57,6 +61,19 @@ def embeddings_of(hidden: Tensor, mask: Tensor, embedding_dim: int | None = None
     last = (mask.long() * positions).argmax(dim=1).to(hidden.device)
     pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last].float()
     return nn.functional.normalize(pooled[:, :embedding_dim], dim=-1)
+
+
+def _made_ahead(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
+    """Yield micro-batches with their tensors; a thread makes the next while the model works on the last."""
+    with ThreadPoolExecutor(1) as thread:
+        before = None
+        for batch in batches:
+            following = batch, thread.submit(batch.tensors)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = following
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 class UniMEModel(PreTrainedModel):
@@ -114,6 +131,8 @@ class UniMEModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         embedding_dim: int | None = None,
+        prefix: Cache | None = None,
+        ends: Tensor | None = None,
         **kwargs,
     ) -> UniMEOutput:
         """Embed a batch.
@@ -122,6 +141,10 @@ class UniMEModel(PreTrainedModel):
             input_ids (`Tensor` of shape `(batch, tokens)`): Rendered prompts, padded on either side.
             attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*, defaults to all ones): 0 marks padding.
             embedding_dim (`int`, *optional*): Keep this many leading dimensions and normalise again (Matryoshka).
+            prefix (`Cache`, *optional*): What [`read_prefix`] made of tokens that come before all rows; these are
+                texts, padded on the right.
+            ends (`Tensor` of shape `(texts,)`, *optional*): Where texts that are packed into one row end, whose
+                `position_ids` `(1, tokens)` begin anew with every text.
             kwargs: The backbone's other inputs (`pixel_values`, `image_grid_thw`, ...).
 
         Raises:
@@ -129,12 +152,19 @@ class UniMEModel(PreTrainedModel):
         """
         if embedding_dim is not None and not 1 <= embedding_dim <= self.config.hidden_size:
             raise ValueError(f"embedding_dim must be between 1 and {self.config.hidden_size}, got {embedding_dim}")
+        if ends is not None:
+            hidden = read_packed(self.backbone, input_ids, **kwargs)
+            last = hidden[:, ends.to(hidden.device)].transpose(0, 1)
+            return UniMEOutput(embeddings_of(last, torch.ones_like(ends)[:, None], embedding_dim), hidden)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if prefix is not None:
+            hidden = read_after(self.backbone, prefix, input_ids, mask)
+            return UniMEOutput(embeddings_of(hidden, mask, embedding_dim), hidden)
         kwargs = {
             name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in kwargs.items()
         } | {"return_dict": True, "use_cache": False}
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return UniMEOutput(embeddings_of(hidden, mask, embedding_dim), hidden)
 
     @torch.no_grad()
@@ -142,21 +172,25 @@ class UniMEModel(PreTrainedModel):
         self,
         items: Sequence[Item] | Item,
         processor: ProcessorMixin | None = None,
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
         max_length: int | None = None,
         embedding_dim: int | None = None,
         show_progress_bar: bool = False,
+        packed: bool = False,
     ) -> np.ndarray:
         """Embed items: texts, pictures, or dicts with `text`, `image` and `instruction`.
 
         Args:
             items (`list`): The items; a single one gives a single vector.
             processor (`ProcessorMixin`, *optional*, defaults to the one saved with the checkpoint): UniME's processor.
-            max_tokens (`int`): Token budget of a micro-batch: memory and speed, not results, depend on it.
+            max_tokens (`int`, *optional*, defaults to [`token_budget`]): Token budget of a micro-batch: memory and
+                speed, not results, depend on it.
             max_length (`int`, *optional*, defaults to what tokenizer and model are made for):
                 Most tokens of one item; longer user texts are shortened.
             embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
             show_progress_bar (`bool`): Show progress.
+            packed (`bool`): Read the texts of a micro-batch as one row without padding, for flash attention. Other
+                kinds of attention compute a mask of all tokens by all tokens, and are slower so.
 
         Returns:
             `np.ndarray` of shape `(len(items), dimensions)`, float32: Unit vectors in the order of `items`.
@@ -164,6 +198,11 @@ class UniMEModel(PreTrainedModel):
         Raises:
             ValueError: An item is malformed, does not fit into `max_length`, or alone does not fit into memory.
         """
+        if packed and not self.reads_texts_alone:
+            raise ValueError(
+                f"packed is known to be exact for {', '.join(sorted(FAMILIES))}, and the backbone is of type "
+                f"'{self.config.backbone_config.model_type}': leave it out"
+            )
         single = isinstance(items, (str, bytes)) or not isinstance(items, Sequence)
         items = [items] if single else items
         processor = processor or self._saved_processor()
@@ -171,69 +210,91 @@ class UniMEModel(PreTrainedModel):
             positions = self.config.get_text_config().max_position_embeddings
             max_length = min(processor.tokenizer.model_max_length, positions)
         embeddings = np.zeros((len(items), embedding_dim or self.config.hidden_size), dtype=np.float32)
+        first_of: dict[int, int] = {}  # content -> number of the item that had it first
         in_training = [module for module in self.modules() if module.training]  # some parts may not be, as frozen ones
         self.eval()
         try:
             with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
                 for start in range(0, len(items), WINDOW):
-                    chunk = items[start : start + WINDOW]
-                    batches = micro_batches(processor, chunk, max_tokens, max_length, first=start)
-                    embedded = self.embed_micro_batches(batches, chunk, processor, max_length, embedding_dim, start)
-                    for indices, vectors in embedded:
-                        embeddings[[start + i for i in indices]] = vectors
-                        progress.update(len(indices))
+                    sources, new = [], {}
+                    for number, item in enumerate(items[start : start + WINDOW], start):
+                        spelt = spell_out(item, number)
+                        sources.append(first_of.setdefault(spelt_hash(spelt), number))
+                        if sources[-1] == number:
+                            new[number] = spelt
+                    progress.update(len(sources) - len(new))
+                    batches = plan(
+                        processor, new, max_tokens or self.token_budget, max_length, self.reads_texts_alone, packed
+                    )
+                    for numbers, vectors in self.embed_micro_batches(batches, embedding_dim):
+                        embeddings[numbers] = vectors
+                        progress.update(len(numbers))
+                    embeddings[start : start + WINDOW] = embeddings[sources]
         finally:
             for module in in_training:
                 module.training = True
         return embeddings[0] if single else embeddings
 
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a micro-batch without a graph: what stays in the caches of a CPU, or keeps an accelerator busy."""
+        return 512 if self.device.type == "cpu" else 8192
+
+    @property
+    def reads_texts_alone(self) -> bool:
+        """Whether the decoder alone may read texts: after a prefix that they share, or packed into one row."""
+        return self.config.backbone_config.model_type in FAMILIES
+
     @torch.no_grad()
     def embed_micro_batches(
-        self,
-        batches: Iterable[tuple[list[int], BatchFeature]],
-        items: Sequence[Item],
-        processor: ProcessorMixin,
-        max_length: int | None = None,
-        embedding_dim: int | None = None,
-        first: int = 0,
+        self, batches: Iterable[MicroBatch], embedding_dim: int | None = None
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Embed micro-batches; one for which memory does not suffice is made again as two, which is logged.
 
         Args:
-            batches (`Iterable`): What [`micro_batches`] made of `items` with `processor`, `max_length` and `first`.
+            batches (`Iterable`): What [`plan`] made.
             embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
 
         Yields:
-            `tuple[list[int], np.ndarray]`: Positions of items, and their unit vectors `(items, dimensions)`, float32.
+            `tuple[list[int], np.ndarray]`: Numbers of items, and their unit vectors `(items, dimensions)`, float32.
 
         Raises:
             ValueError: Memory does not suffice for an item alone.
         """
-        waiting = deque(batches)
-        while waiting:
-            indices, batch = waiting.popleft()
-            tokens = batch["input_ids"].numel()
-            try:
-                vectors = self(**batch.to(self.device), embedding_dim=embedding_dim).embeddings.cpu().numpy()
-            except RuntimeError as error:
-                # The CPU's allocator, unlike those of accelerators, has no class of error of its own.
-                if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-                    raise
-            else:
-                yield indices, vectors
-                continue
-            # Outside `except`: the error holds on to the tensors of the failed pass.
-            if len(indices) == 1:
-                raise ValueError(
-                    f"item {first + indices[0]} ({tokens} tokens) does not fit into the memory of {self.device} even "
-                    "alone: shorten its text, make its pictures smaller, or free memory"
+        tokens_read, prefix = (), None
+        for batch, tensors in _made_ahead(batches):
+            if batch.prefix != tokens_read:
+                tokens_read, prefix = batch.prefix, read_prefix(self.backbone, batch.prefix) if batch.prefix else None
+            waiting = deque([(batch, tensors)])
+            while waiting:
+                batch, tensors = waiting.popleft()
+                vectors = self._embed_if_it_fits(tensors, embedding_dim, prefix)
+                if vectors is not None:
+                    yield batch.numbers, vectors
+                    continue
+                size = tensors["input_ids"].numel()
+                if len(batch.rows) == 1:
+                    raise ValueError(
+                        f"item {batch.numbers[0]} ({size} tokens) does not fit into the memory of {self.device} even "
+                        "alone: shorten its text, make its pictures smaller, or free memory"
+                    )
+                logger.warning(
+                    f"{len(batch.rows)} items of {size} tokens do not fit into the memory of {self.device} together: "
+                    "trying them in halves; a smaller token budget saves the time"
                 )
-            logger.warning(
-                f"{len(indices)} items with {tokens} tokens do not fit into the memory of {self.device} together: "
-                "trying them in halves; a smaller token budget saves the time"
-            )
-            halves = micro_batches(processor, [items[i] for i in indices], tokens // 2, max_length)
-            waiting.extendleft(([indices[i] for i in inner], half) for inner, half in halves)
+                waiting.extendleft((half, half.tensors()) for half in reversed(batch.halves()))
+
+    def _embed_if_it_fits(
+        self, tensors: BatchFeature, embedding_dim: int | None, prefix: Cache | None
+    ) -> np.ndarray | None:
+        try:
+            output = self(**tensors.to(self.device), embedding_dim=embedding_dim, prefix=prefix)
+            return output.embeddings.cpu().numpy()
+        except RuntimeError as error:  # which holds on to the tensors of the pass until this function is left
+            # The CPU's allocator, unlike those of accelerators, has no class of error of its own.
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                return None
+            raise
 
     def _saved_processor(self) -> ProcessorMixin:
         if not self.name_or_path:

@@ -108,8 +108,18 @@ def test_texts_come_with_the_embeddings_of_their_teacher() -> None:
 
 def test_texts_come_as_they_are_for_a_teacher_that_runs_along() -> None:
     batch = DistillationCollator(backwards)([{"text": "a cat"}, {"text": "a cat"}])
-    assert batch["texts"] == ["a cat", "a cat"] and "teacher" not in batch
-    assert embedded(batch) == hashes("a cat", "a cat")
+    assert batch["texts"] == ["a cat"] and "teacher" not in batch
+    assert embedded(batch) == hashes("a cat")
+
+
+def test_a_text_of_several_rows_is_embedded_once_and_keeps_the_teacher_of_each_row() -> None:
+    texts = ["a cat", "a dog", "a cat", "a bird", "a dog"]
+    rows = [{"text": text, "teacher": [float(number), 1.0]} for number, text in enumerate(texts)]
+    batch = DistillationCollator(backwards)(rows)
+    assert embedded(batch) == hashes("a cat", "a dog", "a bird")
+    assert batch["text"].tolist() == [0, 1, 0, 2, 1]
+    assert batch["teacher"][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert batch["found"] == ["the text 'a cat'", "the text 'a dog'", "the text 'a bird'"]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2-vl"])

@@ -27,6 +27,7 @@ from unime.trainers.embedding_trainer import EmbeddingTrainer
 from unime.trainers.sharding import is_sharded
 
 
+SOME_GRAPHS = 4e-4  # GB: room for one micro-batch of the rows below or two, never for all of a step
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
@@ -121,8 +122,13 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
         "disable_tqdm": True,
     }
     stages = {
-        "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"symmetric": True, "k": 3}, contrastive_rows()),
-        "distillation": (DistillationTrainer, DistillationConfig, {"kept_graphs": 2}, distillation_rows()),
+        "contrastive": (
+            ContrastiveTrainer,
+            ContrastiveConfig,
+            {"symmetric": True, "k": 3, "graph_memory": SOME_GRAPHS},
+            contrastive_rows(),
+        ),
+        "distillation": (DistillationTrainer, DistillationConfig, {}, distillation_rows()),
     }
     if way == "zero2":  # differs from stage 3 in what is sharded, not in what is asked of the trainers
         del stages["distillation"]

@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import ProcessorMixin
 
+from unime import micro_batches
 from unime.trainers import DistillationConfig, DistillationTrainer, distillation_kl
 
 
@@ -81,6 +82,34 @@ def test_the_loss_is_the_kl_of_the_whole_batch(make_trainer: Callable, processor
     student = torch.from_numpy(trainer.model.encode([{"text": text} for text in TEXTS], processor))
     expected = distillation_kl(student, TEACHER, student_temperature=0.2, teacher_temperature=0.3)
     torch.testing.assert_close(loss.detach(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("teacher", ["stored", "online"])
+def test_texts_that_repeat_are_embedded_once_and_count_as_often_as_they_occur(
+    teacher: str, make_trainer: Callable, processor: ProcessorMixin
+):
+    texts = [TEXTS[number] for number in (0, 1, 2, 0, 3, 0, 2, 4)]
+    vectors = encode(texts).tolist()
+    columns, options = {"text": texts, "teacher": vectors}, {}
+    if teacher == "online":
+        columns, options = {"text": texts}, {"teacher": encode}
+    trainer = make_trainer(columns, options, per_device_train_batch_size=8)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    assert sum(len(tensors["input_ids"]) for tensors in batch["micro_batches"]) == 5
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    once = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
+
+    trainer.model.zero_grad()
+    embedded = [trainer.model(**tensors).embeddings for _, tensors in micro_batches(processor, texts, 1)]
+    order = torch.tensor([index for indices, _ in micro_batches(processor, texts, 1) for index in indices])
+    student = torch.cat(embedded)[torch.argsort(order)]
+    twice = distillation_kl(student, torch.tensor(vectors), student_temperature=0.1, teacher_temperature=0.1)
+    twice.backward()
+    torch.testing.assert_close(loss, twice)
+    assert len(once) > 10
+    for name, gradient in once.items():
+        torch.testing.assert_close(gradient, trainer.model.get_parameter(name).grad, atol=1e-6, rtol=1e-4)
 
 
 def test_the_loss_falls(make_trainer: Callable):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, ProcessorMixin
 from unime import UniMEModel, micro_batches, processor_from_backbone
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, cached_loss
 from unime.trainers.frozen import PicturesOnce, sees_frozen
+from unime.trainers.graph_memory import GraphMemory
 
 
 BACKBONES = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "idefics3"]
@@ -47,10 +48,11 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
     def embed(tensors: dict[str, Tensor]) -> Tensor:
         return model(**tensors).embeddings
 
-    def gradients(embed: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Any]:
+    def gradients(embed: Callable[[dict[str, Tensor]], Tensor], gigabytes: float = 0.0) -> dict[str, Any]:
         torch.manual_seed(7)
         model.zero_grad()
-        loss = cached_loss(embed, batches, lambda embeddings: (embeddings @ embeddings.T).exp().sum())
+        memory = GraphMemory(gigabytes, model)
+        loss = cached_loss(embed, batches, lambda embeddings: (embeddings @ embeddings.T).exp().sum(), memory)
         loss.backward()
         return {"loss": loss.detach(), "random": torch.rand(3)} | {
             name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
@@ -64,6 +66,11 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
     once = gradients(PicturesOnce(model.backbone, embed))
     assert len(calls) == 4
     torch.testing.assert_close(once, twice, atol=0, rtol=0)
+    for gigabytes in (1e-9, 1e-3, 1):
+        calls.clear()
+        kept = gradients(PicturesOnce(model.backbone, embed), gigabytes)
+        assert len(calls) == 4
+        torch.testing.assert_close(kept, twice, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("trained", ["language model", "projector too"])
@@ -82,11 +89,11 @@ def test_the_trainers_compute_pictures_again_only_if_they_may_change(
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
     batch = trainer.data_collator(rows)
     pictures = sum("pixel_values" in tensors for tensors in batch["micro_batches"])
-    last = "pixel_values" in batch["micro_batches"][-1]  # its graph is kept: it is embedded once anyway
+    first = "pixel_values" in batch["micro_batches"][0]  # its graph is kept: it is embedded once anyway
     calls = count_pictures(model)
     trainer.compute_loss(model.train(), batch).backward()
     assert pictures > 10
-    assert len(calls) == (pictures if trained == "language model" else 2 * pictures - last)
+    assert len(calls) == (pictures if trained == "language model" else 2 * pictures - first)
     with torch.no_grad():
         trainer.compute_loss(model.eval(), batch)
     assert "get_image_features" not in vars(model.backbone)

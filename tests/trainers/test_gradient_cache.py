@@ -8,6 +8,7 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, micro_batches
 from unime.trainers import cached_loss, contrastive_loss
+from unime.trainers.graph_memory import GraphMemory
 
 
 KINDS = ["text", "image", "mixed"]
@@ -29,7 +30,7 @@ def loss_of(embeddings: Tensor) -> Tensor:
 
 
 def gradients(
-    model: UniMEModel, batches: list[dict[str, Tensor]], cached: bool, scale: float = 1.0, kept_graphs: int = 1
+    model: UniMEModel, batches: list[dict[str, Tensor]], cached: bool, scale: float = 1.0, gigabytes: float = 0.0
 ) -> dict[str, Any]:
     def embed(tensors: dict[str, Tensor]) -> Tensor:
         return model(**tensors).embeddings
@@ -37,7 +38,7 @@ def gradients(
     torch.manual_seed(7)
     model.zero_grad()
     if cached:
-        loss = cached_loss(embed, batches, loss_of, kept_graphs)
+        loss = cached_loss(embed, batches, loss_of, GraphMemory(gigabytes, model))
     else:
         loss = loss_of(torch.cat([embed(tensors) for tensors in batches]))
     (scale * loss).backward()
@@ -59,18 +60,55 @@ def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
     torch.testing.assert_close(cached, plain, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kept_graphs", [0, 1, 2, 100])
-def test_any_number_of_kept_graphs_gives_the_same_gradients(
-    kept_graphs: int, make_model: Callable, processor: ProcessorMixin, picture: Callable
+def held_by(model: UniMEModel, tensors: dict[str, Tensor]) -> float:
+    """Gigabytes that the graph of a micro-batch holds."""
+    memory = GraphMemory(1, model)
+    with memory.counting(tensors):
+        output = model(**tensors).embeddings
+    assert output.requires_grad  # and kept until here, and with it its graph
+    return 1 - memory.left / 1e9
+
+
+@pytest.mark.parametrize("budget", ["none", "one byte", "a graph and a half", "all but one", "plenty"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_budget_gives_the_same_gradients(
+    kind: str, budget: str, make_model: Callable, processor: ProcessorMixin, picture: Callable
 ):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
-    assert len(batches) > 3
+    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, picture), 60)]
+    number = len(batches)
+    assert number > 3
+    sizes = [held_by(model, tensors) for tensors in batches]
+    # The budget in gigabytes, and how many graphs are kept: the last of them may go beyond the budget.
+    gigabytes, kept = {
+        "none": (0, 1),
+        "one byte": (1e-9, 1),
+        "a graph and a half": (sizes[0] + sizes[1] / 2, 2),
+        "all but one": (sum(sizes[:-1]) - 1e-9, number - 1),
+        "plenty": (1, number),
+    }[budget]
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    cached = gradients(model, batches, cached=True, kept_graphs=kept_graphs)
-    assert len(calls) == 2 * len(batches) - min(kept_graphs, len(batches))
+    cached = gradients(model, batches, cached=True, gigabytes=gigabytes)
+    assert len(calls) == 2 * number - kept
     torch.testing.assert_close(cached, gradients(model, batches, cached=False), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("gigabytes", [0, 1e-9, 1])
+def test_the_last_gradient_that_is_sent_back_is_called_the_last(
+    gigabytes: float, make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
+    model = make_model()
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
+    said = []
+
+    def send_back(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
+        said.append(last)
+        embeddings.backward(gradient)
+
+    memory = GraphMemory(gigabytes, model)
+    cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, memory, send_back).backward()
+    assert said == [False] * (len(batches) - 1) + [True]
 
 
 def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, picture: Callable):
@@ -123,17 +161,24 @@ def test_a_scaled_loss_scales_the_gradients(make_model: Callable, processor: Pro
             torch.testing.assert_close(scaled[name], 8 * plain[name])
 
 
-def test_activation_checkpointing_changes_nothing(make_model: Callable, processor: ProcessorMixin, picture: Callable):
+@pytest.mark.parametrize("gigabytes", [0, 1e-4, 1])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_nothing(
+    reentrant: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, picture: Callable
+):
     model = make_model(dropout=0.3).train()
     batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
-    plain = gradients(model, batches, cached=False)
-    model.gradient_checkpointing_enable()
-    torch.testing.assert_close(gradients(model, batches, cached=True), plain, atol=1e-6, rtol=0)
+    plain, whole = gradients(model, batches, cached=False), held_by(model, batches[0])
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert 0 < held_by(model, batches[0]) < whole / 2
+    torch.testing.assert_close(gradients(model, batches, cached=True, gigabytes=gigabytes), plain, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("gigabytes", [0, 1e-9, 1])
 @pytest.mark.parametrize("backward_inside", [True, False])
 def test_autocast_holds_for_the_second_pass_too(
-    backward_inside: bool, make_model: Callable, processor: ProcessorMixin, picture: Callable
+    backward_inside: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, picture: Callable
 ):
     model = make_model(dropout=0.3).train()
     batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", picture), 60)]
@@ -143,7 +188,8 @@ def test_autocast_holds_for_the_second_pass_too(
     torch.manual_seed(7)
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of)
+        memory = GraphMemory(gigabytes, model)
+        loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, memory)
         if backward_inside:
             loss.backward()
     if not backward_inside:
@@ -153,7 +199,9 @@ def test_autocast_holds_for_the_second_pass_too(
         if parameter.grad is not None:
             # Plain autograd adds up the gradients of a weight in bfloat16, the cache in float32.
             torch.testing.assert_close(parameter.grad, plain[name], atol=2e-2, rtol=2e-2)
-    assert all(parameter.grad is not None for parameter in model.backbone.get_decoder().parameters())
+    assert plain.keys() - {"loss", "random"} == {
+        n for n, weight in model.named_parameters() if weight.grad is not None
+    }
 
 
 def test_without_grad_mode_only_the_loss_is_computed(
