@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow trust audit lint format clean
+.PHONY: help demo test test-slow bench trust audit lint format clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,11 @@ test: .venv/installed ## run the whole suite
 test-slow: .venv/installed ## run what takes long: kills, load, Ray, a real browser (Chromium must be there)
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+
+# One after the other: two at a time would slow each other.
+bench: .venv/installed ## measure speed and memory beside peers, half an hour on an idle machine: benchmarks/results
+	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,bench]"
+	for name in encode training memory growth limit bits; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 trust: .venv/installed ## count what tests/trust tries, with five minutes of load each: benchmarks/trust.json
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"

@@ -238,7 +238,7 @@ class UniMEModel(PreTrainedModel):
     @property
     def token_budget(self) -> int:
         """Tokens of a micro-batch without a graph: what stays in the caches of a CPU, or keeps an accelerator busy."""
-        return 512 if self.device.type == "cpu" else 8192
+        return 1024 if self.device.type == "cpu" else 8192
 
     @property
     def reads_texts_alone(self) -> bool:

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -19,14 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
-import torch
 from load import Load, put_load
 from PIL import Image
+from record import write
 from trl import TrlParser
 
 from unime import load_model
@@ -150,10 +148,7 @@ def main(script: ScriptArguments) -> None:
             rows.append(row)
             times = " | ".join(f"{row[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms", "items_per_second"))
             print(f"| {clients} | {name} | {times} | {row['memory_mb']:.0f} |", flush=True)
-    machine = {"machine": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__}
-    path = Path(script.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(machine | {"settings": asdict(script), "rows": rows}, indent=2) + "\n")
+    write(script.output, asdict(script), rows)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ Both embed the same texts, from strings to vectors, on the same number of thread
 the rounds; the last column is how many times as fast ONNX Runtime is.
 """
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 import torch
+from alternation import alternate
 from transformers import AutoTokenizer, HfArgumentParser
 
 from unime import load_model
@@ -36,13 +34,6 @@ class ScriptArguments:
     threads: int = field(default=1, metadata={"help": "Threads of either runtime."})
 
 
-def seconds(work: Callable[..., Any], *arguments: Any) -> float:
-    """Run once and return the wall time."""
-    start = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - start
-
-
 def main(script: ScriptArguments) -> None:
     torch.set_num_threads(script.threads)
     model, processor = load_model(script.model, dtype="float32")
@@ -54,16 +45,18 @@ def main(script: ScriptArguments) -> None:
         session = onnxruntime.InferenceSession(folder / "model.onnx", options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         print(f"{script.model}, {script.threads} threads, largest difference {difference:.1e}")
-        print(f"{'texts':>6}{'words':>7}{'torch, ms':>11}{'ONNX, ms':>10}{'times as fast':>15}")
+        print(f"{'texts':>6}{'words':>7}{'torch, ms':>11}{'ONNX, ms':>11}{'times as fast':>15}")
         for batch_size in script.batch_sizes:
             for words in script.words:
                 texts = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(words)) for i in range(batch_size)]
-                ours, theirs = [], []
-                for _ in range(script.rounds + 1):
-                    ours.append(seconds(model.encode, texts, processor))
-                    theirs.append(seconds(embed_texts, session, tokenizer, texts))
-                ours, theirs = statistics.median(ours[1:]), statistics.median(theirs[1:])  # the first warms up
-                print(f"{batch_size:>6}{words:>7}{1e3 * ours:>11.2f}{1e3 * theirs:>10.2f}{ours / theirs:>15.2f}")
+                ways = {
+                    "torch": partial(model.encode, texts, processor),
+                    "ONNX": partial(embed_texts, session, tokenizer, texts),
+                }
+                alternate(ways, 1)  # warms up
+                found = alternate(ways, script.rounds)
+                milliseconds = "".join(f"{1e3 * found.median(way):>11.2f}" for way in ways)
+                print(f"{batch_size:>6}{words:>7}{milliseconds}{found.ratio('torch', 'ONNX'):>15.2f}")
 
 
 if __name__ == "__main__":

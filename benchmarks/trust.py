@@ -1,9 +1,10 @@
-"""What the tests of trust tried and how much of it was handled: runs `tests/trust`, writes `benchmarks/trust.json`.
+"""What the tests of trust tried and how much of it was handled: runs them, writes `benchmarks/trust.json`.
 
     python benchmarks/trust.py
 
 Every case of `tests/trust/test_bad_*.py` is one bad input, handled if the test passed. The others say how much they
 did by pytest's `record_property`: `kills`, `requests` and the `right` ones among them, `examples` of random input.
+Some kills stand beside the tests of what they kill, outside of `tests/trust`.
 """
 
 import os
@@ -22,6 +23,13 @@ from trl import TrlParser
 
 
 ROOT = Path(__file__).resolve().parents[1]
+TESTS = [
+    "tests/trust",
+    "tests/cli/test_embed.py::test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled",
+    "tests/recipes/test_embed_corpus.py",
+    "tests/recipes/test_resume.py",
+    "tests/search/test_killed.py",
+]
 
 
 @dataclass
@@ -59,7 +67,7 @@ def main(script: ScriptArguments) -> int:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "slow or not slow", "--numprocesses", str(script.processes)]
         status = subprocess.run(
-            [*command, "--dist", "loadfile", f"--junitxml={report}", "tests/trust"],
+            [*command, "--dist", "loadfile", f"--junitxml={report}", *TESTS],
             cwd=ROOT,
             env=os.environ | {"LOAD_SECONDS": str(script.load_seconds)},
         ).returncode

@@ -9,14 +9,12 @@ clusters of unequal size, or (`--data world`) are embeddings of texts of the Ope
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import HnswSq, IvfFlat, IvfPq, IvfRq, IvfSq
 from lancedb.table import Table
+from record import write
 from trl import TrlParser
 
 from unime import load_model
@@ -178,12 +177,8 @@ def main(script: ScriptArguments) -> None:
                 for row in json.loads(done.stdout.splitlines()[-1]):
                     results.append(row)
                     print("| " + " | ".join(str(row[name]) for name in SAID) + " |", flush=True)
-    output = Path(script.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()}
     settings = {"data": script.data, "dimensions": script.dimensions, "queries": script.queries, "noise": script.noise}
-    record = {"lancedb": version("lancedb"), "machine": machine, "settings": settings, "results": results}
-    output.write_text(json.dumps(record, indent=2) + "\n")
+    write(script.output, settings, results, "lancedb")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def serve(
     batch_items: Annotated[int, typer.Option(min=1, help="Most items of a batch; 1 answers one by one.")] = 64,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="Longest wait of an idle model for more items.")] = 1,
     micro_batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Token budget of one forward pass: 512 on the CPU, 8192 elsewhere.")
+        int | None, typer.Option(min=1, help="Token budget of one forward pass: 1024 on the CPU, 8192 elsewhere.")
     ] = None,
 ) -> None:
     """Serve embeddings over HTTP in OpenAI's format, pictures included, until SIGTERM or Ctrl-C."""

@@ -1,5 +1,6 @@
 """The report of trust counts what tests say of themselves."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -38,3 +39,10 @@ def test_what_was_tried_and_what_was_handled_are_counted(script: Callable):
         "random examples": {"run": 40, "tests_failed": 0},
         "other tests": {"run": 2, "passed": 1},
     }
+
+
+def test_every_test_that_kills_is_run(script: Callable):
+    run = [ROOT / name.partition("::")[0] for name in script(ROOT / "benchmarks" / "trust.py").TESTS]
+    says_so = re.compile(r'record_property\("kills"')
+    killing = [path for path in (ROOT / "tests").rglob("test_*.py") if says_so.search(path.read_text())]
+    assert killing and all(any(path.is_relative_to(one) for one in run) for path in killing)

@@ -55,6 +55,7 @@ def kill_while_saving(training: subprocess.Popen, folder: Path) -> None:
     assert training.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "processes"), [("stage1", 1), ("stage2", 2)])
 def test_a_training_killed_during_a_save_ends_with_the_same_weights(
     stage: str,

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 
@@ -36,8 +37,9 @@ class Web(BaseHTTPRequestHandler):
         elif self.path == "/endless":
             self.send_response(200)
             self.end_headers()
-            for _ in range(1000):
-                self.wfile.write(b"x" * 1000)
+            with suppress(ConnectionError):  # the client hangs up
+                for _ in range(1000):
+                    self.wfile.write(b"x" * 1000)
         elif self.path == "/slow":
             time.sleep(1)
         else:
@@ -173,6 +175,14 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_its_address(web: str,
     (picture,) = fetch(f"http://rebinding.example:{port}/picture")
     assert picture == f"the picture of rebinding.example:{port}".encode()
     assert looked_up == ["rebinding.example"]
+
+
+def test_proxies_of_the_environment_are_not_asked(web: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert fetch(f"{web}/picture")
 
 
 def test_a_name_server_that_stalls_holds_up_no_others_work(monkeypatch: pytest.MonkeyPatch):

@@ -58,15 +58,17 @@ def main() -> int:
     pins = pinned(PINS.read_text())
     found = listed(pins, advisories["fixed"])
     known = sum(map(len, advisories["fixed"].values()))
-    print(f"{known} advisories of {advisories['knowledge']} and before: {len(found)} hold for the pins")
+    written = f"written down from memory on {advisories['compiled']}, known until {advisories['knowledge']}"
+    print(f"{known} advisories, {written}: {len(found)} hold for the pins")
     command = ["-m", "pip_audit", "--requirement", str(PINS), "--no-deps", "--disable-pip", "--format", "json"]
-    done = subprocess.run([sys.executable, *command, "--progress-spinner", "off"], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, *command, "--progress-spinner", "off"], capture_output=True, text=True)
     if done.stdout.startswith("{"):
         more, skipped = audited(done.stdout)
         print(f"pip-audit: {len(pins) - skipped} of {len(pins)} packages looked up, {len(more)} vulnerabilities")
         found += more
     else:
-        print("pip-audit is not installed, or has no source within reach: only the list was looked at")
+        reason = done.stderr.strip().rpartition("\n")[2]
+        print(f"pip-audit looked nothing up, only the list was looked at: {reason}")
     for sentence in found:
         print(sentence)
     return int(bool(found))

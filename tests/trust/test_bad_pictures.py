@@ -16,7 +16,8 @@ import pytest
 import torch
 import typer
 from odd_pictures import BAD, GOOD
-from PIL import Image
+from PIL import Image, ImageOps
+from sentence_transformers import SentenceTransformer
 from small_index import TINY, rows
 from transformers import ProcessorMixin
 from twins import TWINS
@@ -30,6 +31,7 @@ from unime.data.jsonl import load_rows
 from unime.eval.captions import urban1k
 from unime.eval.store import EmbeddingStore
 from unime.page.picture import open_upload
+from unime.processing_unime import as_rgb
 from unime.search.store import Store
 
 
@@ -250,3 +252,21 @@ def test_a_picture_without_pixels_is_refused(side: tuple[int, int], encode: Enco
         f"item 0: its picture cannot be read (it has {side[0]} x {side[1]} pixels: give one that has any): "
         "mend or replace it"
     )
+
+
+# sentence-transformers, which takes a picture as Pillow opened it
+
+
+@pytest.fixture(scope="module")
+def peer() -> SentenceTransformer:
+    return SentenceTransformer(TINY, trust_remote_code=True, model_kwargs={"dtype": "float32"})
+
+
+@pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-sentence-transformers")
+def test_sentence_transformers_sees_the_picture_once_it_is_prepared(
+    name: str, folder: Path, peer: SentenceTransformer, encode: Encode
+) -> None:
+    with Image.open(folder / "pictures" / f"{name}.png") as picture:
+        prepared = [as_rgb(picture)] if name == "16 bit" else [as_rgb(picture), ImageOps.exif_transpose(picture)]
+        vectors = peer.encode(prepared)
+    np.testing.assert_allclose(vectors, [encode(GOOD[name][1])] * len(prepared), atol=1e-5)

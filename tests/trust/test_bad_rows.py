@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value, config
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -208,8 +208,10 @@ def test_a_bad_text_of_stage_1_is_named(kind: str, streaming: bool, tmp_path: Pa
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Callable[..., DataArguments]:
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataArguments]:
     """Give a function that writes a dataset as the Hub has them, and says how its columns are read."""
+    # After a stream `datasets` sleeps for five seconds, lest its threads disturb a process that ends.
+    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
     def write(columns: dict[str, list], read: dict[str, Any], features: Features | None = None, **more: Any) -> Any:
         (tmp_path / "hub").mkdir()

@@ -25,11 +25,10 @@ from torch import equal
 from unime.search.store import Store
 
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "checkpoints" / "unime-tiny")
 PATIENCE = 600  # seconds
-KILLS = 8  # of each job
+KILLS = 8  # of each job; one of each training in the quick suite
 # LanceDB is left out: it starts threads, which a fork does not take along.
 IMPORTS = ["trl", "peft", "faiss", "sentence_transformers", "unime.trainers", "unime.data.sources", "unime.data.world"]
 IMPORTS += ["unime.eval.__main__", "unime.search.shards"]
@@ -44,7 +43,9 @@ def forks() -> Any:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         context.set_forkserver_preload(IMPORTS)
-        context.Process(target=os.getpid).start()
+        first = context.Process(target=os.getpid)
+        first.start()
+        first.join()  # the imports are done
     return context
 
 
@@ -70,7 +71,7 @@ def kill(record_property: Callable[[str, object], None], tmp_path: Path) -> Call
     Its arguments are what starts the job with an output, and what compares an undisturbed output with another one.
     """
 
-    def kill(begin: Callable[[Path], BaseProcess], compare: Callable[[Path, Path], None]) -> None:
+    def kill(begin: Callable[[Path], BaseProcess], compare: Callable[[Path, Path], None], times: int = KILLS) -> None:
         undisturbed = tmp_path / "undisturbed"
         began = time.monotonic()
         process = begin(undisturbed)
@@ -81,16 +82,16 @@ def kill(record_property: Callable[[str, object], None], tmp_path: Path) -> Call
         while True:
             killed = tmp_path / f"killed {finished}"
             process = begin(killed)
-            process.join(moments.uniform(0, duration) if kills < KILLS else PATIENCE)
+            process.join(moments.uniform(0, duration) if kills < times else PATIENCE)
             if process.exitcode is None:
                 process.kill()
                 process.join()
-                assert kills < KILLS, f"the job did not end within {PATIENCE} s"
+                assert kills < times, f"the job did not end within {PATIENCE} s"
                 kills += 1
                 continue
             assert process.exitcode == 0, "the same command, started again after a kill, failed"
             compare(undisturbed, killed)
-            if kills == KILLS:
+            if kills == times:
                 break
             finished += 1  # between kills: the next ones are of a job from scratch
         record_property("kills", kills)
@@ -103,8 +104,11 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_training(stage: str, start: Start, kill: Callable[..., None], twin: Callable[[str], Path], tmp_path: Path):
+def test_training(
+    stage: str, times: int, start: Start, kill: Callable[..., None], twin: Callable[[str], Path], tmp_path: Path
+):
     texts = [{"text": f"text number {number}", "teacher": np.eye(32)[number].tolist()} for number in range(32)]
     pairs = [{"query": {"text": f"number {number}"}, "positive": {"text": f"{number}"}} for number in range(32)]
     dataset = lines(tmp_path / "rows.jsonl", texts if stage == "stage1" else pairs)
@@ -123,9 +127,10 @@ def test_training(stage: str, start: Start, kill: Callable[..., None], twin: Cal
         losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
         assert len(losses[0]) == 60 and losses[0] == losses[1]
 
-    kill(begin, compare)
+    kill(begin, compare, times)
 
 
+@pytest.mark.slow
 def test_mining(start: Start, kill: Callable[..., None], tmp_path: Path):
     pairs = [{"query": {"text": f"number {n}"}, "positive": {"text": f"{n} is its name"}} for n in range(3000)]
     settings = ["--config", "recipes/tiny/stage2.yaml", "--dataset", lines(tmp_path / "rows.jsonl", pairs)]
@@ -139,6 +144,7 @@ def test_mining(start: Start, kill: Callable[..., None], tmp_path: Path):
     kill(lambda output: start("recipes/mine.py", *settings, "--output_dir", output), compare)
 
 
+@pytest.mark.slow
 def test_evaluation(start: Start, kill: Callable[..., None]):
     def compare(undisturbed: Path, killed: Path) -> None:
         results = [json.loads((output / "results.json").read_text()) for output in (undisturbed, killed)]
@@ -159,6 +165,7 @@ def corpus(tmp_path: Path) -> Path:
     return lines(tmp_path / "corpus.jsonl", texts)
 
 
+@pytest.mark.slow
 def test_embedding_of_a_corpus(start: Start, kill: Callable[..., None], corpus: Path):
     def compare(undisturbed: Path, killed: Path) -> None:
         one, other = (pd.read_parquet(output) for output in (undisturbed, killed))
@@ -171,6 +178,7 @@ def test_embedding_of_a_corpus(start: Start, kill: Callable[..., None], corpus: 
     kill(lambda output: start("unime.cli", "embed", corpus, output, "--model", TINY), compare)
 
 
+@pytest.mark.slow
 def test_indexing(start: Start, kill: Callable[..., None], corpus: Path):
     def rows(folder: Path) -> dict[str, dict[str, Any]]:
         read = Store.open(folder).table.table.to_arrow().to_pylist()

@@ -67,6 +67,8 @@ def test_what_training_leaves_to_be_published(
     made = home / "run"
     assert leaks(made) == []
     assert not list(made.glob("*.bin"))  # nothing to publish is a pickle either
+    # SECURITY.md warns of what Trainer puts into the folders that resume a training.
+    assert TOKEN.encode() in (made / "checkpoint-1" / "training_args.bin").read_bytes()
     if kind == "adapter":
         assert "base_model: ~/base" in (made / "README.md").read_text()
         made = merge_checkpoint(base, made, home / "merged")

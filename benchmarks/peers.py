@@ -1,0 +1,105 @@
+"""Four ways to embed with one checkpoint: ours, sentence-transformers', plain batches, the published snippet.
+
+All of them read the same rendered prompts, in float32, on the same device.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from items import Items
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForImageTextToText, BatchFeature, ProcessorMixin
+
+from unime import UniMEModel, load_model
+from unime.processing_unime import as_item, messages
+
+
+# Takes items and the instruction that all of them share, or None; gives unit vectors `(items, dimensions)`.
+Encode = Callable[[Items, str | None], np.ndarray]
+BATCH_SIZE = 32  # the default of sentence-transformers
+
+
+def unime(model: UniMEModel, processor: ProcessorMixin) -> Encode:
+    """`UniMEModel.encode`, as it is."""
+
+    def encode(items: Items, instruction: str | None) -> np.ndarray:
+        return model.encode(instructed(items, instruction), processor)
+
+    return encode
+
+
+def sentence_transformer(folder: Path, device: str) -> Encode:
+    """`SentenceTransformer.encode` with its defaults; the instruction is its prompt."""
+    model = SentenceTransformer(
+        str(folder), trust_remote_code=True, device=device, model_kwargs={"dtype": torch.float32}
+    )
+
+    def encode(items: Items, instruction: str | None) -> np.ndarray:
+        prompt = f"{instruction} " if instruction else None
+        return model.encode(items, prompt=prompt, batch_size=BATCH_SIZE, show_progress_bar=False)
+
+    return encode
+
+
+def plain_batches(model: UniMEModel, processor: ProcessorMixin) -> Encode:
+    """Processor, model, next batch: as the examples of transformers do it, in the order of the items."""
+
+    @torch.no_grad()
+    def encode(items: Items, instruction: str | None) -> np.ndarray:
+        spelt = instructed(items, instruction)
+        batches = (spelt[start : start + BATCH_SIZE] for start in range(0, len(spelt), BATCH_SIZE))
+        found = [model(**tensors(processor, batch).to(model.device)).embeddings for batch in batches]
+        return torch.cat(found).cpu().numpy()
+
+    return encode
+
+
+def published_snippet(model: UniMEModel, processor: ProcessorMixin) -> Encode:
+    """What the README of the published UniME does: item by item, with the language-model head and all hidden states.
+
+    The head is that of the generative class around our backbone; its values are computed and thrown away.
+    """
+    generative = AutoModelForImageTextToText.from_config(model.backbone.config).to(model.device).eval()
+    generative.model = model.backbone
+
+    @torch.no_grad()
+    def encode(items: Items, instruction: str | None) -> np.ndarray:
+        found = []
+        for item in instructed(items, instruction):
+            batch = tensors(processor, [item]).to(model.device)
+            output = generative(**batch, output_hidden_states=True, return_dict=True)
+            found.append(torch.nn.functional.normalize(output.hidden_states[-1][:, -1, :], dim=-1))
+        return torch.cat(found).cpu().numpy()
+
+    return encode
+
+
+def ways_to_embed(folder: Path, device: str) -> dict[str, Encode]:
+    """All ways to embed with a checkpoint, by name; `"unime"` is the first."""
+    model, processor = load_model(str(folder), dtype="float32")
+    model = model.to(device).eval()
+    return {
+        "unime": unime(model, processor),
+        "sentence-transformers": sentence_transformer(folder, device),
+        "plain transformers": plain_batches(model, processor),
+        "published snippet": published_snippet(model, processor),
+    }
+
+
+def instructed(items: Items, instruction: str | None) -> list[dict]:
+    """The items with one instruction, which may be None."""
+    return [
+        {key: value for key, value in as_item(item).items() if key != "images"}
+        | {"image": as_item(item)["images"] or None, "instruction": instruction}
+        for item in items
+    ]
+
+
+def tensors(processor: ProcessorMixin, items: list[dict]) -> BatchFeature:
+    """The input of a model, from items in a batch of their own."""
+    spelt = [as_item(item) for item in items]
+    texts = processor.apply_chat_template([messages(item) for item in spelt], tokenize=False)
+    images = [image for item in spelt for image in item["images"]]
+    return processor(text=texts, images=images or None, padding=True, return_tensors="pt")

@@ -1,0 +1,26 @@
+"""The items of benchmarks have the lengths and the repetitions that are said of them."""
+
+import numpy as np
+from items import INSTRUCTION, mixed, texts, with_repetitions
+from models import ROOT
+from PIL import Image
+from transformers import AutoTokenizer
+
+
+def test_texts_have_a_heavy_tail():
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "tiny-backbone")
+    lengths = np.array([len(ids) for ids in tokenizer(texts(2000))["input_ids"]])
+    assert lengths.min() >= 4 and 300 < lengths.max() <= 450
+    assert lengths.mean() > 1.4 * np.median(lengths)
+    assert 35 <= len(tokenizer(INSTRUCTION)["input_ids"]) <= 45
+
+
+def test_three_in_ten_items_are_there_already():
+    repeated = with_repetitions(texts(100))
+    assert len(repeated) == 100 and len(set(repeated)) == 70
+    assert repeated == with_repetitions(texts(100)) != with_repetitions(texts(100), seed=1)
+
+
+def test_mixed_items_are_texts_pictures_and_both():
+    text, picture, both = mixed(3)
+    assert isinstance(text, str) and isinstance(picture, Image.Image) and set(both) == {"text", "image"}
