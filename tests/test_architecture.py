@@ -20,6 +20,7 @@ FILES = [
     "processing_unime",
     "batching_unime",
     "decoder_unime",
+    "linear_unime",
     "modeling_unime",
     "checkpoint",
     "__init__",

@@ -31,6 +31,7 @@ FILES = {
     "config.json",
     "config_sentence_transformers.json",
     "configuration_unime.py",
+    "linear_unime.py",
     "model.safetensors",
     "modeling_unime.py",
     "modules.json",

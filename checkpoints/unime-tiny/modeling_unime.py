@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers.utils import ModelOutput
 from .batching_unime import MicroBatch, plan
 from .configuration_unime import UniMEConfig
 from .decoder_unime import FAMILIES, read_after, read_packed, read_prefix
+from .linear_unime import WORTH_PACKING, packed_weights
 from .processing_unime import Item, spell_out, spelt_hash
 
 
@@ -226,9 +228,11 @@ class UniMEModel(PreTrainedModel):
                     batches = plan(
                         processor, new, max_tokens or self.token_budget, max_length, self.reads_texts_alone, packed
                     )
-                    for numbers, vectors in self.embed_micro_batches(batches, embedding_dim):
-                        embeddings[numbers] = vectors
-                        progress.update(len(numbers))
+                    worth_packing = sum(batch.size for batch in batches) >= WORTH_PACKING
+                    with packed_weights(self) if worth_packing else nullcontext():
+                        for numbers, vectors in self.embed_micro_batches(batches, embedding_dim):
+                            embeddings[numbers] = vectors
+                            progress.update(len(numbers))
                     embeddings[start : start + WINDOW] = embeddings[sources]
         finally:
             for module in in_training:
