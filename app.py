@@ -31,6 +31,7 @@ AUTOMATIC = "the one that fits what is given"
 MOST_COMPARED = 12  # texts, and pictures, of a heat map
 LONGEST = 4000  # characters of a query, of its instruction, and of a heat map's texts
 WAITING = 256  # requests in line; who comes then is told that the page is busy
+SESSIONS = 256  # of which Gradio remembers the fields, some 100 kB each; nothing here needs them again
 KEPT = 3600  # seconds that what visitors upload stays on disk
 PRIVATE = {"api_visibility": "private"}  # programs ask `unime serve`
 NO_PROGRESS = gr.Progress()
@@ -269,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             footer_links=[],
             run_history=False,
             ssr_mode=False,
+            state_session_capacity=SESSIONS,
             max_file_size="25mb",
         )
     except (ValueError, OSError) as error:

@@ -16,8 +16,11 @@ ROOM = 2**31  # bytes that the packed copy of the weights may take
 WORTH_PACKING = 2048  # tokens, from which on packing takes a small part of the time that it saves
 
 
-def _product(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+def _product(packed: Tensor, layer: nn.Linear, inputs: Tensor) -> Tensor:
+    try:
+        return torch.ops.mkldnn._linear_pointwise(inputs, packed, layer.bias, "none", [], "")
+    except RuntimeError:  # oneDNN does not say why it could not; torch does, if there is no memory
+        return nn.functional.linear(inputs, layer.weight, layer.bias)
 
 
 def packs(model: nn.Module) -> bool:
@@ -39,8 +42,8 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear] if packs(model) else []
     for layer in layers:
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
-        layer.forward = partial(_product, weight, layer.bias)
+        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        layer.forward = partial(_product, packed, layer)
     try:
         yield
     finally:

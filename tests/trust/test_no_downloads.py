@@ -49,7 +49,7 @@ def watch(event: str, arguments: tuple) -> None:
 def nothing_asked_for() -> Iterator[None]:
     """Fail a test in which another machine was spoken to, though that was not forbidden to the libraries."""
     global watched
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE  # else the Hub's client would not even try
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "unset HF_HUB_OFFLINE: the Hub's client would not even try"
     watched = []
     yield
     spoken, watched = watched, None
