@@ -5,28 +5,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, try_to_load_from_cache
-from jinja2 import Environment, TemplateSyntaxError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from .checkpoint_folder import deciding_files, only_data, read_config
 from .configuration_unime import UniMEConfig
 from .modeling_unime import UniMEModel
 from .processing_unime import processor_from_backbone
 
-
-TRAINING_RECORD = "training.json"  # beside a trained checkpoint: its stages and their settings
-DECIDING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configurations, template, tokenizer
-# Weights as transformers, PEFT and sentence-transformers (whose modules have folders) would look for them.
-PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin", "[0-9]*_*/pytorch_model.bin")
-PROSE = ("results-", TRAINING_RECORD)  # names of files that say how good a model is or how it came about
 
 # Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
 # empty ones leave the one-word prompt of the chat template, so mteb finds a prompt for queries and for documents.
@@ -41,70 +33,6 @@ PROMPTS = {
     "question": "Represent the given image with the following question:",
     "crop": "Represent the given cropped image of the object",
 }
-
-
-@contextmanager
-def only_data(checkpoint: str | Path) -> Iterator[None]:
-    """Let nothing run that a checkpoint brings.
-
-    What is loaded inside must pass `trust_remote_code=False`, lest transformers ask on the terminal whether to run it,
-    and for weights `use_safetensors=True`, which refuses a pickle of the Hub.
-
-    Args:
-        checkpoint (`str` or `Path`): Folder or Hub id.
-
-    Raises:
-        ValueError: The weights are a pickle, or the checkpoint wants to run code of its own.
-    """
-    for pickle in (file for name in PICKLES for file in sorted(Path(checkpoint).glob(name))):
-        if not any(pickle.parent.glob("*.safetensors")):
-            raise ValueError(
-                f"{checkpoint} holds its weights as a pickle ({pickle.name}), which can run code when it is read: "
-                "take safetensors, or convert it where you trust who made it"
-            )
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{checkpoint} wants to run code of its own, which is never done here: take a model of a type that "
-            "transformers or sentence-transformers itself knows"
-        ) from None
-
-
-def read_config(checkpoint: str) -> PreTrainedConfig:
-    """Read the configuration of a folder or Hub id, and run no code of it.
-
-    Raises:
-        ValueError: See [`only_data`]; or a file of the folder is damaged.
-    """
-    require_whole(checkpoint)
-    with only_data(checkpoint):
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-
-
-def require_whole(checkpoint: str | Path) -> None:
-    """Refuse a folder with files that were cut short, when they were copied or downloaded, say.
-
-    Raises:
-        ValueError: One is not what its name says; or the weights lack a file that their index names.
-    """
-    folder = Path(checkpoint)
-    for file in _deciding(folder) if folder.is_dir() else ():
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, "pt"):  # compares the sizes that its head gives with the file's
-                    pass
-            elif file.suffix == ".jinja":
-                Environment().parse(file.read_text())
-            elif file.suffix == ".json":
-                content = json.loads(file.read_text())
-                if file.name.endswith(".safetensors.index.json"):
-                    for name in sorted({*content["weight_map"].values()} - {path.name for path in folder.iterdir()}):
-                        raise ValueError(f"it names {name}, which is not there")
-        except (ValueError, SafetensorError, TemplateSyntaxError) as error:
-            raise ValueError(f"{file} is damaged ({error}): copy or download the checkpoint again") from None
 
 
 def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
@@ -156,15 +84,10 @@ def revision(checkpoint: str) -> str:
         cached = try_to_load_from_cache(checkpoint, "config.json")  # in a folder that has the commit's name
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
     digest = hashlib.blake2b(digest_size=8)
-    for path in _deciding(folder):
+    for path in deciding_files(folder):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
-
-
-def _deciding(folder: Path) -> list[Path]:
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in DECIDING)
-    return [path for path in files if not path.name.startswith(PROSE)]
 
 
 def save_checkpoint(

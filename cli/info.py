@@ -8,7 +8,8 @@ from huggingface_hub import get_local_safetensors_metadata, get_safetensors_meta
 from transformers import AutoProcessor
 from transformers.utils import cached_file
 
-from ..checkpoint import only_data, read_config, revision
+from ..checkpoint import revision
+from ..checkpoint_folder import only_data, read_config
 from ..configuration_unime import UniMEConfig
 
 

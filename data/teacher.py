@@ -11,7 +11,7 @@ from datasets.fingerprint import Hasher
 from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
 
-from ..checkpoint import only_data
+from ..checkpoint_folder import only_data
 from .kept import kept_table
 
 

@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 from transformers import PreTrainedModel
 
-from ..checkpoint import TRAINING_RECORD, model_card
+from ..checkpoint import model_card
+from ..checkpoint_folder import TRAINING_RECORD
 from .benchmarks import BENCHMARKS
 
 

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel, AutoProcessor, CLIPProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from ..checkpoint import load_model, only_data, read_config
+from ..checkpoint import load_model
+from ..checkpoint_folder import only_data, read_config
 from ..configuration_unime import UniMEConfig
 from ..processing_unime import Item, as_item
 from .clip import CLIPEmbedder

@@ -30,8 +30,8 @@ from mteb.types import PromptType
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
 
-from ..checkpoint import only_data, read_config
 from ..checkpoint import revision as revision_of
+from ..checkpoint_folder import only_data, read_config
 
 
 WINDOW = 512  # items held, pictures decoded, and sorted at a time; mteb's own batches may be as small as one picture

@@ -19,7 +19,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..checkpoint import read_config, revision
+from ..checkpoint import revision
+from ..checkpoint_folder import read_config
 from ..data.entry import Entry
 from ..data.whole import whole
 from .changes import Report, changes_of

@@ -8,13 +8,38 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from twins import make_twin
+from browser import chromium
+from transformers import ProcessorMixin
+from twins import TWINS, make_twin
+
+from unime import processor_from_backbone
+
+
+browser = pytest.fixture(scope="module")(chromium)
 
 
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the folder of the tiny backbone of a name in `twins.TWINS`, or "text-only"; made once, to be read only."""
     return cache(lambda name: make_twin(name, tmp_path_factory.mktemp("twins") / name))
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each family of backbones in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def processor(family: str, twin: Callable[[str], Path]) -> ProcessorMixin:
+    """The processor of each family in turn."""
+    return processor_from_backbone(twin(family))
+
+
+@pytest.fixture(scope="session")
+def llava(twin: Callable[[str], Path]) -> ProcessorMixin:
+    """The processor of one family, where the others would do the same."""
+    return processor_from_backbone(twin("llava"))
 
 
 @pytest.fixture(scope="session")

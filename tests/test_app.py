@@ -1,9 +1,7 @@
 """The page in a real browser: what a visitor does in each tab, and what he is told when something is wrong."""
 
 import os
-import re
 import runpy
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import OWN, PATIENCE
 from fastapi.testclient import TestClient
 from PIL import Image
 from small_index import TINY, corpus
@@ -25,9 +24,6 @@ from unime.search.store import Store
 
 
 ROOT = Path(__file__).parents[1]
-SWITCHES = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-OWN = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:")
-PATIENCE = 120_000  # milliseconds: the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +117,6 @@ def server(folder: Path) -> Iterator[str]:
     process.terminate()
     process.wait()
     assert "Traceback" not in (folder / "log").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install it")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on the PATH: install Debian's package")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=SWITCHES.split())
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

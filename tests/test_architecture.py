@@ -22,6 +22,7 @@ FILES = [
     "decoder_unime",
     "linear_unime",
     "modeling_unime",
+    "checkpoint_folder",
     "checkpoint",
     "__init__",
 ]

@@ -1,16 +1,13 @@
 """Micro-batches hold every item once, keep their budget, and shorten the text of the user only."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
 from token_ids import ids
 from transformers import ProcessorMixin
-from twins import TWINS
 
-from unime import micro_batches, processor_from_backbone
+from unime import micro_batches
 from unime.batching_unime import plan
 from unime.processing_unime import spell_out
 
@@ -18,21 +15,6 @@ from unime.processing_unime import spell_out
 RED = Image.new("RGB", (40, 56), "red")
 BLUE = Image.new("RGB", (30, 30), "blue")
 INSTRUCTION = "Find an everyday picture that shows what the following words say, and nothing besides it:"
-
-
-@pytest.fixture(scope="module", params=TWINS)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def processor(name: str, twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(twin(name))
-
-
-@pytest.fixture(scope="module")
-def llava(twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(twin("llava"))
 
 
 @pytest.mark.parametrize("size", [(24, 24), (40, 56), (24, 96), (200, 30)])

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
-from twins import LAYER, TWINS
+from twins import LAYER
 
 from unime import UniMEModel, micro_batches, modeling_unime, processor_from_backbone
 from unime.processing_unime import as_item, messages
@@ -38,25 +38,15 @@ ITEMS = [
 MIXED = [ITEMS[i] for i in (1, 2, 5, 6)]  # pictures of several shapes, for tests that need one batch
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def folder(name: str, twin: Callable[[str], Path]) -> Path:
-    return twin(name)
+def folder(family: str, twin: Callable[[str], Path]) -> Path:
+    return twin(family)
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> UniMEModel:
     """Give the model in evaluation mode, to be left as it is."""
     return UniMEModel.from_backbone(folder).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> ProcessorMixin:
-    return processor_from_backbone(folder)
 
 
 def one_batch(processor: ProcessorMixin, items: list) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from PIL import ExifTags, Image
 from PIL.Image import Transpose
 from token_ids import ids
 from transformers import AutoProcessor, ProcessorMixin
-from twins import TWINS
 
 from unime import micro_batches, processor_from_backbone
 from unime.processing_unime import as_item, as_rgb, messages
@@ -64,27 +63,12 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def processor(name: str, twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(twin(name))
-
-
-@pytest.fixture(scope="module")
-def llava(twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(twin("llava"))
-
-
 @pytest.mark.parametrize(("item", "images", "inside"), PROMPTS)
 def test_prompts_are_rendered_in_the_frame_of_the_backbone(
-    name: str, processor: ProcessorMixin, item: str | dict, images: int, inside: str
+    family: str, processor: ProcessorMixin, item: str | dict, images: int, inside: str
 ) -> None:
     rendered = processor.apply_chat_template(messages(as_item(item)), tokenize=False)
-    assert rendered == FRAMES[name][images] + inside + FRAMES[name][3]
+    assert rendered == FRAMES[family][images] + inside + FRAMES[family][3]
 
 
 def test_the_template_is_saved_with_the_processor(processor: ProcessorMixin, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..checkpoint import TRAINING_RECORD, load_model, only_data, require_whole, save_checkpoint, without_home
+from ..checkpoint import load_model, save_checkpoint, without_home
+from ..checkpoint_folder import TRAINING_RECORD, only_data, require_whole
 
 
 SAME = 0.999  # cosine of an embedding before and after merging; weights in half precision are rounded once more

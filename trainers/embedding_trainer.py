@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
 
 from ..batching_unime import micro_batches
-from ..checkpoint import only_data, save_checkpoint
+from ..checkpoint import save_checkpoint
+from ..checkpoint_folder import only_data
 from ..modeling_unime import UniMEModel
 from .adapter import make_publishable
 from .distributed import sum_gradients

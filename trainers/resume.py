@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from zipfile import is_zipfile
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
+
+from ..checkpoint_folder import damage_of
 
 
 logger = logging.getLogger(__name__)
@@ -51,18 +52,9 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         except (OSError, ValueError):
             logger.warning("%s is passed over: its saving was cut off", folder)
             continue
-        cut = next((path.name for path in sorted(folder.iterdir()) if not _is_whole(path)), None)
-        if cut is None:
+        damaged = {path.name: damage for path in sorted(folder.iterdir()) if (damage := damage_of(path)) is not None}
+        if not damaged:
             return str(folder)
-        logger.warning("%s is passed over: %s was cut short", folder, cut)
+        for name, damage in damaged.items():
+            logger.warning("%s is passed over: %s is damaged (%s)", folder, name, damage)
     return None
-
-
-def _is_whole(file: Path) -> bool:
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, "pt"):  # compares the sizes that its head gives with the file's
-                return True
-        except SafetensorError:
-            return False
-    return file.suffix not in (".pt", ".pth", ".bin") or is_zipfile(file)  # whose table of contents comes last

@@ -9,7 +9,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from ..checkpoint import TRAINING_RECORD, without_home
+from ..checkpoint import without_home
+from ..checkpoint_folder import TRAINING_RECORD
 from ..data.whole import whole
 from ..modeling_unime import UniMEModel
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from browser import OWN, PATIENCE
 from PIL import Image
 
 from unime import load_model
@@ -28,10 +29,8 @@ from unime.search.store import Hit, Store
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+OWN_OR_FILE = re.compile(OWN.pattern + "|file:")  # a report is opened as one
 TINY = str(ROOT / "checkpoints" / "unime-tiny")
-SWITCHES = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-OWN = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:|file:")
-PATIENCE = 120_000  # milliseconds: the machine may be busy
 
 NAME = "<img src=x onerror=window.ran=1>"  # may be the name of a file
 HOSTILE = " ".join(
@@ -47,18 +46,6 @@ HOSTILE = " ".join(
 )
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install it")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on the PATH: install Debian's package")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=SWITCHES.split())
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """A page in which nothing that strangers wrote may have run at the end, nor asked another host."""
@@ -66,7 +53,7 @@ def page(browser: Any) -> Iterator[Any]:
     page.set_default_timeout(PATIENCE)
     wrong: list[str] = []
     page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: None if OWN.match(request.url) else wrong.append(request.url))
+    page.on("request", lambda request: None if OWN_OR_FILE.match(request.url) else wrong.append(request.url))
     yield page
     for element in page.locator("[title], img, b, h1, h3, .card, li").all()[:60]:  # what waits for a mouse
         element.dispatch_event("mouseover")
