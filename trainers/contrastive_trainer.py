@@ -47,8 +47,9 @@ class ContrastiveTrainer(EmbeddingTrainer):
         label, own_label = pool[:, 2], pool[positive, 2][:, None]
         same_label = (label == own_label) & (own_label != -1)  # (batch, gathered candidates)
         content, number = torch.unique(pool[:, 1], return_inverse=True)
-        counts = items.new_zeros(len(query), len(content)).index_add(1, number, same_label.to(items.dtype))
-        excluded = counts > 0  # (batch, distinct candidates)
+        none = torch.zeros(len(query), len(content), dtype=torch.uint8, device=pool.device)
+        # (batch, distinct candidates)
+        excluded = none.scatter_reduce(1, number.expand_as(same_label), same_label.to(torch.uint8), "amax").bool()
         places = torch.arange(len(pool), device=pool.device)
         earliest = torch.full_like(content, len(pool)).scatter_reduce(0, number, places, "amin")
         candidate, positive = pool[earliest, 0], number[positive]

@@ -1,10 +1,15 @@
 """The losses of both stages as pure functions of embeddings (UniME, arXiv 2504.17432), always computed in float32."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, normalize
+from torch.utils.checkpoint import checkpoint
+
+
+MOST_ELEMENTS = 2**20  # of a matrix of similarities at once: more rows follow each other
 
 
 def contrastive_loss(
@@ -52,16 +57,46 @@ def contrastive_loss(
     Raises:
         ValueError: No query has any negative, as in a batch of one.
     """
+
+    def of_rows(rows: slice) -> Tensor:
+        return _contrast(
+            queries[rows], candidates, positive[rows], excluded[rows], temperature, beta, k, fewer, hardness_weight
+        )
+
+    sums = _sum_by_rows(of_rows, len(queries), len(candidates))
+    loss, (filtered, hardness, chosen, of_positive, of_allowed, allowed, won) = sums[0], sums[1:].detach()
+    if allowed == 0:
+        raise ValueError(
+            f"no query has a negative among the {len(candidates)} candidate(s) of this batch of {len(queries)}: raise "
+            "per_device_train_batch_size, give the rows negatives, or check that not all rows share one answer"
+        )
+    statistics = {
+        "filtered": filtered / len(queries),
+        "hardness": hardness / chosen.clamp(min=1),
+        "positive_similarity": of_positive / len(queries),
+        "negative_similarity": of_allowed / allowed,
+        "accuracy": won / len(queries),
+    }
+    return loss / len(queries), statistics
+
+
+def _contrast(
+    queries: Tensor,
+    candidates: Tensor,
+    positive: Tensor,
+    excluded: Tensor,
+    temperature: float,
+    beta: float | None,
+    k: int | None,
+    fewer: str,
+    hardness_weight: float,
+) -> Tensor:
+    """Return the loss of each query, and what the statistics are made of, summed over the queries: shape `(8,)`."""
     with torch.autocast(queries.device.type, enabled=False):
         cosines = queries.float() @ candidates.float().T  # (batch, pool)
     rows = torch.arange(len(queries), device=queries.device)
     allowed = ~excluded
     allowed[rows, positive] = False
-    if not allowed.any():
-        raise ValueError(
-            f"no query has a negative among the {len(candidates)} candidate(s) of this batch of {len(queries)}: raise "
-            "per_device_train_batch_size, give the rows negatives, or check that not all rows share one answer"
-        )
 
     detached = cosines.detach()
     of_positive = detached[rows, positive]  # (batch,)
@@ -81,16 +116,18 @@ def contrastive_loss(
     of_chosen = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
     weighted = of_chosen / temperature + hardness_weight * detached.gather(1, chosen)
     logits = torch.cat([cosines[rows, positive][:, None] / temperature, weighted], dim=1)
-    loss = -log_softmax(logits, dim=1)[:, 0].mean()
-
-    statistics = {
-        "filtered": dropped.any(1).float().mean(),
-        "hardness": of_chosen.detach()[filled].mean() if filled.any() else torch.zeros_like(loss.detach()),
-        "positive_similarity": of_positive.mean(),
-        "negative_similarity": detached[allowed].mean(),
-        "accuracy": (detached.masked_fill(~allowed, -torch.inf).amax(1) < of_positive).float().mean(),
-    }
-    return loss, statistics
+    return torch.stack(
+        [
+            -log_softmax(logits, dim=1)[:, 0].sum(),
+            dropped.any(1).sum(),
+            of_chosen.detach().masked_fill(~filled, 0).sum(),
+            filled.sum(),
+            of_positive.sum(),
+            detached.masked_fill(~allowed, 0).sum(),
+            allowed.sum(),
+            (detached.masked_fill(~allowed, -torch.inf).amax(1) < of_positive).sum(),
+        ]
+    )
 
 
 def distillation_kl(
@@ -126,13 +163,29 @@ def distillation_kl(
             "distillation compares the texts of a batch with each other, and a batch of one has none to compare: "
             "raise per_device_train_batch_size"
         )
-    of_student = _log_similarities(student, student_temperature)
-    of_teacher = _log_similarities(teacher, teacher_temperature)
-    first, second = (of_teacher, of_student) if direction == "teacher_student" else (of_student, of_teacher)
-    return kl_div(second, first, log_target=True, reduction="batchmean")  # KL(first || second)
+    student, teacher = (normalize(embeddings.float(), dim=-1) for embeddings in (student, teacher))
+
+    def of_rows(rows: slice) -> Tensor:
+        of_student = _log_similarities(student[rows], student, student_temperature)
+        of_teacher = _log_similarities(teacher[rows], teacher, teacher_temperature)
+        first, second = (of_teacher, of_student) if direction == "teacher_student" else (of_student, of_teacher)
+        return kl_div(second, first, log_target=True, reduction="sum")  # KL(first || second)
+
+    return _sum_by_rows(of_rows, len(student), len(student)) / len(student)
 
 
-def _log_similarities(embeddings: Tensor, temperature: float) -> Tensor:
+def _log_similarities(rows: Tensor, embeddings: Tensor, temperature: float) -> Tensor:
     with torch.autocast(embeddings.device.type, enabled=False):
-        unit = normalize(embeddings.float(), dim=-1)
-        return log_softmax(unit @ unit.T / temperature, dim=1)
+        return log_softmax(rows @ embeddings.T / temperature, dim=1)
+
+
+def _sum_by_rows(of_rows: Callable[[slice], Tensor], rows: int, columns: int) -> Tensor:
+    """Sum what a function gives for slices of the rows of a matrix, of which the memory holds one slice at a time.
+
+    The backward pass computes each slice again: beside the model's passes, these products are nothing.
+    """
+    size = max(1, MOST_ELEMENTS // columns)
+    if size >= rows:
+        return of_rows(slice(rows))
+    parts = [slice(start, start + size) for start in range(0, rows, size)]
+    return sum(checkpoint(of_rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts)

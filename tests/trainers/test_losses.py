@@ -1,12 +1,14 @@
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from torch.profiler import ProfilerActivity, profile
 
-from unime.trainers import contrastive_loss, distillation_kl
+from unime.trainers import contrastive_loss, distillation_kl, losses
 
 
 # With the unit vectors of the axes as candidates, a query's coordinates are its cosines.
@@ -212,3 +214,59 @@ def test_distillation_of_one_text_is_an_error():
 def test_distillation_needs_one_teacher_embedding_per_text():
     with pytest.raises(ValueError, match="got 3 for 2 texts"):
         distillation(torch.eye(2), torch.eye(3))
+
+
+def by_slices(
+    loss_of: Callable[[Tensor, Tensor], list[Tensor]], most_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> list[Tensor]:
+    """The loss of the two tensors below, and its gradients, with a matrix of so many elements at once."""
+    monkeypatch.setattr(losses, "MOST_ELEMENTS", most_elements)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        normalize(torch.randn(rows, 8, generator=generator), dim=-1).requires_grad_() for rows in (13, 31)
+    )
+    loss, *others = loss_of(first, second)
+    loss.backward()
+    return [loss.detach(), first.grad, *([] if second.grad is None else [second.grad]), *others]
+
+
+@pytest.mark.parametrize("most_elements", [1, 4 * 31, 7 * 31 + 5])  # slices of 1, of 4 and of 7 rows, the last shorter
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"beta": None, "k": None}, {"k": 40, "fewer": "repeat"}, {"beta": -0.2, "hardness_weight": 9.0}],
+)
+def test_the_loss_in_slices_is_the_loss_at_once(
+    options: dict, most_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    excluded = torch.rand(13, 31, generator=torch.Generator().manual_seed(1)) < 0.3
+    excluded[2] = True  # a query without any negative
+
+    def loss_of(queries: Tensor, candidates: Tensor) -> list[Tensor]:
+        loss, statistics = contrastive_loss(queries, candidates, torch.arange(13), excluded, **options)
+        return [loss, *statistics.values()]
+
+    whole = by_slices(loss_of, 13 * 31, monkeypatch)
+    for ours, wanted in zip(by_slices(loss_of, most_elements, monkeypatch), whole, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
+def test_distillation_in_slices_is_distillation_at_once(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss_of(student: Tensor, others: Tensor) -> list[Tensor]:
+        teacher = others[:13].detach()
+        settings = {"student_temperature": 0.1, "teacher_temperature": 0.05, "direction": direction}
+        return [distillation_kl(student, teacher, **settings)]
+
+    whole = by_slices(loss_of, 13 * 13, monkeypatch)
+    for ours, wanted in zip(by_slices(loss_of, 4 * 13, monkeypatch), whole, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_large_batch_holds_no_whole_matrix_of_similarities() -> None:
+    queries = normalize(torch.randn(4096, 8), dim=-1).requires_grad_()
+    excluded = torch.zeros(4096, 4096, dtype=torch.bool)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss, _ = contrastive_loss(queries, queries, torch.arange(4096), excluded)
+        loss.backward()
+    largest = max(event.self_cpu_memory_usage for event in profiler.events())
+    assert largest < 4096 * 4096 * 4 / 4  # bytes: a quarter of the matrix in float32
