@@ -3,9 +3,10 @@
     python benchmarks/limit.py                       # two cores
     python benchmarks/limit.py --device cuda
 
-- *layers*: FLOP/s of the whole model against those of `torch.mm`, which multiplies the same matrices (every product
-  with the weights of an `nn.Linear`) and does nothing else. Attention, norms and activations count as time, and only
-  products as work.
+- *layers / mm*: FLOP/s of the whole model against those of `torch.mm`, which multiplies the same matrices (every
+  product with the weights of an `nn.Linear`) and does nothing else. Norms and activations count as time, and only
+  products, those of attention too, as work.
+- *layers / oneDNN*: the same against oneDNN's product of packed weights, where there is one; it may be the faster.
 - *outside the model*: share of the wall time of `encode` in which no part of the model runs.
 - *padding*: share of the language model's positions that are padding.
 - *seen before*: share of the items' tokens that stand behind the same tokens as in an earlier item, so that causal
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,6 +36,7 @@ from transformers import ProcessorMixin
 from trl import TrlParser
 
 from unime import UniMEModel, load_model
+from unime.linear_unime import packs
 
 
 @dataclass
@@ -108,16 +111,25 @@ class Watch:
         self.products.append((module.weight, inputs.numel() // inputs.shape[-1]))
 
 
-def bare_products(products: Sequence[tuple[Tensor, int]]) -> float:
-    """Seconds of `torch.mm` with the same weights and as many rows, one product after the other."""
+def bare_products(products: Sequence[tuple[Tensor, int]], packed: dict[int, Tensor] | None = None) -> float:
+    """Seconds of the same products one after the other: by `torch.mm`, or with weights that oneDNN has packed."""
     widest = max(weight.shape[1] for weight, _ in products)
     longest = max(rows for _, rows in products)
     # One buffer for all inputs: made within the clock's time, they would count too.
     numbers = torch.randn(longest * widest, dtype=products[0][0].dtype, device=products[0][0].device)
     start = _now()
     for weight, rows in products:
-        torch.mm(numbers[: rows * weight.shape[1]].view(rows, -1), weight.t())
+        inputs = numbers[: rows * weight.shape[1]].view(rows, -1)
+        if packed is None:
+            torch.mm(inputs, weight.t())
+        else:
+            torch.ops.mkldnn._linear_pointwise(inputs, packed[id(weight)], None, "none", [], "")
     return _now() - start
+
+
+def packed_flops(inputs: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """Work of a product with a packed weight, by the shapes, which `FlopCounterMode` does not know."""
+    return 2 * prod(out_shape) * inputs[-1]
 
 
 def seen_before(sequences: Sequence[Sequence[int]]) -> int:
@@ -141,12 +153,20 @@ def token_lists(items: Sequence[dict], processor: ProcessorMixin) -> list[list[i
     return found
 
 
+def flops(model: UniMEModel, processor: ProcessorMixin, items: Sequence[dict]) -> int:
+    """Operations of all products of `encode`."""
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed_flops}) as counter:
+        model.encode(items, processor)
+    return counter.get_total_flops()
+
+
 def measure(model: UniMEModel, processor: ProcessorMixin, items: Sequence[dict], rounds: int) -> dict[str, float]:
     """The figures of one workload; times are medians of the rounds, each followed by its bare products."""
-    with FlopCounterMode(display=False) as counter:
-        model.encode(items, processor)
-    work = counter.get_total_flops()
-    outside, layers = [], []
+    work, packed = flops(model, processor, items), None
+    if packs(model):
+        linear = (module.weight for module in model.modules() if type(module) is nn.Linear)
+        packed = {id(weight): torch.ops.mkldnn._reorder_linear_weight(weight.detach()) for weight in linear}
+    outside, of_mm, of_packed = [], [], []
     for _ in range(rounds):
         watch = Watch(model)
         with watch.watching():
@@ -154,14 +174,17 @@ def measure(model: UniMEModel, processor: ProcessorMixin, items: Sequence[dict],
             model.encode(items, processor)
             whole = _now() - start
         with torch.no_grad():
-            bare = bare_products(watch.products)
+            by_mm = bare_products(watch.products)
+            by_packed = bare_products(watch.products, packed)
         of_products = sum(2 * weight.numel() * rows for weight, rows in watch.products)
         outside.append(1 - watch.seconds / whole)
-        layers.append((work / watch.seconds) / (of_products / bare))
+        of_mm.append((work / watch.seconds) / (of_products / by_mm))
+        of_packed.append((work / watch.seconds) / (of_products / by_packed))
     tokens = token_lists(items, processor)
     total = sum(map(len, tokens))
     return {
-        "layers": round(median(layers), 3),
+        "layers / mm": round(median(of_mm), 3),
+        "layers / oneDNN": round(median(of_packed), 3) if packed else None,
         "outside the model": round(median(outside), 3),
         "padding": round(watch.padding / watch.positions, 4),
         "seen before": round(seen_before(tokens) / total, 3),

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from limit import Watch, bare_products, seen_before
+from limit import Watch, bare_products, flops, seen_before
 from models import checkpoint
 from peers import instructed
 
-from unime import load_model
+from unime import linear_unime, load_model
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,14 @@ def test_a_watched_model_is_counted_and_left_as_it_was(tmp_path):
     assert len(watch.products) % (7 * model.config.get_text_config().num_hidden_layers) == 0
     weights = {id(weight) for weight, _ in watch.products}
     assert weights <= {id(weight) for weight in model.parameters()} and torch.is_tensor(watch.products[0][0])
+
+
+def test_work_is_the_same_however_the_products_are_computed(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    model, processor = load_model(str(checkpoint("unime-tiny", tmp_path)), dtype="float32")
+    items = instructed([f"{number} pizzas beside a cat on a blue tile" for number in range(200)], None)
+    counted = flops(model, processor, items)
+    monkeypatch.setattr(linear_unime, "packs", lambda model: False)
+    assert counted == flops(model, processor, items) > 0
 
 
 def _rendered(items: list[dict], processor) -> list[str]:
