@@ -18,7 +18,10 @@ class ContrastiveConfig(EmbeddingConfig):
         beta (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter; `None` switches it off.
         k (`int`, *optional*, defaults to `8`): Hard negatives per query; `None` takes all.
         fewer (`str`, *optional*, defaults to `"mask"`): With fewer than `k` negatives: `"mask"` or `"repeat"`.
+        choose (`str`, *optional*, defaults to `"hardest"`): Which `k`; `"random"` and `"easiest"` are for comparison.
         hardness_weight (`float`, *optional*, defaults to `0.0`): Weighs negatives by their cosine; LLaVE takes 9.
+        mask_labels (`bool`, *optional*, defaults to `True`):
+            Candidates of the task and label of a row's positive are never its negatives.
         symmetric (`bool`, *optional*, defaults to `False`): Add the loss from candidates to queries, half and half.
         hard_after_steps (`int`, *optional*, defaults to `0`):
             Until this step take all negatives, unfiltered: the hardest alone can press a model that does not yet tell
@@ -34,6 +37,12 @@ class ContrastiveConfig(EmbeddingConfig):
         default="mask", metadata={"help": "With fewer than k negatives: leave places empty, or repeat (the paper)."}
     )
     hardness_weight: float = field(default=0.0, metadata={"help": "Weigh negatives by their cosine; LLaVE takes 9."})
+    choose: Literal["hardest", "random", "easiest"] = field(
+        default="hardest", metadata={"help": "Which k negatives; the others are for comparison."}
+    )
+    mask_labels: bool = field(
+        default=True, metadata={"help": "Candidates with the positive's label are no negatives."}
+    )
     symmetric: bool = field(default=False, metadata={"help": "Add the loss from candidates to queries."})
     hard_after_steps: int = field(default=0, metadata={"help": "Steps with all negatives before k and beta apply."})
     task_block: int = field(default=1, metadata={"help": "Rows of one task that come together; 1 mixes freely."})
@@ -48,5 +57,7 @@ class ContrastiveConfig(EmbeddingConfig):
             raise ValueError(f"hard_after_steps must not be negative, got {self.hard_after_steps}")
         if self.task_block < 1:
             raise ValueError(f"task_block must be at least 1, got {self.task_block}")
+        if self.choose not in ("hardest", "random", "easiest"):
+            raise ValueError(f"choose must be 'hardest', 'random' or 'easiest', got '{self.choose}'")
         if self.fewer not in ("mask", "repeat"):
             raise ValueError(f"fewer must be 'mask' or 'repeat', got '{self.fewer}'")

@@ -44,12 +44,13 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
         # A content is one candidate, however many processes or labels it comes from; it is the same answer as a row's
         # positive if any of its labels says so.
-        label, own_label = pool[:, 2], pool[positive, 2][:, None]
-        same_label = (label == own_label) & (own_label != -1)  # (batch, gathered candidates)
         content, number = torch.unique(pool[:, 1], return_inverse=True)
-        none = torch.zeros(len(query), len(content), dtype=torch.uint8, device=pool.device)
-        # (batch, distinct candidates)
-        excluded = none.scatter_reduce(1, number.expand_as(same_label), same_label.to(torch.uint8), "amax").bool()
+        excluded = torch.zeros(len(query), len(content), dtype=torch.bool, device=pool.device)
+        if self.args.mask_labels:
+            label = pool[:, 2]
+            own_label = label[positive].masked_fill(label[positive] == -1, -2)  # no label is no same label
+            row, place = torch.nonzero(label == own_label[:, None], as_tuple=True)
+            excluded[row, number[place]] = True
         places = torch.arange(len(pool), device=pool.device)
         earliest = torch.full_like(content, len(pool)).scatter_reduce(0, number, places, "amin")
         candidate, positive = pool[earliest, 0], number[positive]
@@ -61,6 +62,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             beta=self.args.beta if hard else None,
             k=self.args.k if hard else None,
             fewer=self.args.fewer,
+            choose=self.args.choose if hard else "hardest",
             hardness_weight=self.args.hardness_weight,
         )
         queries, candidates = items[query], items[candidate]

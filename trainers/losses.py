@@ -9,7 +9,7 @@ from torch.nn.functional import kl_div, log_softmax, normalize
 from torch.utils.checkpoint import checkpoint
 
 
-MOST_ELEMENTS = 2**20  # of a matrix of similarities at once: more rows follow each other
+MOST_ELEMENTS = 2**18  # of a matrix of similarities at once: more rows follow each other
 
 
 def contrastive_loss(
@@ -22,6 +22,7 @@ def contrastive_loss(
     beta: float | None = 0.1,
     k: int | None = 8,
     fewer: Literal["mask", "repeat"] = "mask",
+    choose: Literal["hardest", "random", "easiest"] = "hardest",
     hardness_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE over the positive and the k hardest negatives that pass the false-negative filter (§3.3, Eq. 3 and 4).
@@ -44,6 +45,8 @@ def contrastive_loss(
         fewer (`str`, *optional*, defaults to `"mask"`):
             What fills the places of a query with fewer than `k` negatives: `"mask"` leaves them empty, `"repeat"`
             takes its negatives again, hardest first, as the paper does (§3.3.2).
+        choose (`str`, *optional*, defaults to `"hardest"`):
+            Which of the negatives that pass are the `k`; `"random"` and `"easiest"` are for comparison (Figure 5).
         hardness_weight (`float`, *optional*, defaults to `0.0`):
             Weighs each negative by `exp(hardness_weight * cosine)`, a constant to the gradient (LLaVE,
             arXiv 2503.04812): the harder a negative, the more it pushes.
@@ -58,10 +61,10 @@ def contrastive_loss(
         ValueError: No query has any negative, as in a batch of one.
     """
 
+    settings = temperature, beta, k, fewer, choose, hardness_weight
+
     def of_rows(rows: slice) -> Tensor:
-        return _contrast(
-            queries[rows], candidates, positive[rows], excluded[rows], temperature, beta, k, fewer, hardness_weight
-        )
+        return _contrast(queries[rows], candidates, positive[rows], excluded[rows], *settings)
 
     sums = _sum_by_rows(of_rows, len(queries), len(candidates))
     loss, (filtered, hardness, chosen, of_positive, of_allowed, allowed, won) = sums[0], sums[1:].detach()
@@ -89,6 +92,7 @@ def _contrast(
     beta: float | None,
     k: int | None,
     fewer: str,
+    choose: str,
     hardness_weight: float,
 ) -> Tensor:
     """Return the loss of each query, and what the statistics are made of, summed over the queries: shape `(8,)`."""
@@ -102,7 +106,8 @@ def _contrast(
     of_positive = detached[rows, positive]  # (batch,)
     dropped = torch.zeros_like(allowed) if beta is None else allowed & (detached > of_positive[:, None] + beta)
     left = allowed & ~dropped
-    ranked = detached.masked_fill(~left, -torch.inf)
+    rank = detached if choose == "hardest" else -detached if choose == "easiest" else torch.rand_like(detached)
+    ranked = rank.masked_fill(~left, -torch.inf)
     slots = len(candidates) if k is None else min(k, len(candidates))
     chosen = ranked.topk(slots, dim=1).indices  # (batch, slots), hardest first
     count = left.sum(1, keepdim=True)  # (batch, 1)
@@ -188,4 +193,4 @@ def _sum_by_rows(of_rows: Callable[[slice], Tensor], rows: int, columns: int) ->
     if size >= rows:
         return of_rows(slice(rows))
     parts = [slice(start, start + size) for start in range(0, rows, size)]
-    return sum(checkpoint(of_rows, part, use_reentrant=False, preserve_rng_state=False) for part in parts)
+    return sum(checkpoint(of_rows, part, use_reentrant=False) for part in parts)

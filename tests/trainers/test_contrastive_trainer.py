@@ -76,6 +76,9 @@ def test_the_same_answer_is_never_a_negative(make_trainer: Callable, rows: list[
     loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
     # Rows 0 and 1 share a label and keep two negatives; rows 2 and 3 have no label, not a shared one, and keep three.
     assert loss.item() == pytest.approx((2 * math.log(3) + 2 * math.log(4)) / 4, abs=1e-6)
+    trainer = make_trainer(rows, **plain(mask_labels=False))  # now rows 0 and 1 are negatives of each other
+    loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
+    assert loss.item() == pytest.approx(math.log(4), abs=1e-6)
 
 
 def test_all_negatives_count_until_the_hardest_do(make_trainer: Callable, rows: list[dict[str, Any]]):
@@ -146,6 +149,7 @@ def test_k_larger_than_the_pool_trains(make_trainer: Callable, rows: list[dict[s
         ({"k": 0}, "k must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"fewer": "drop"}, "fewer must be 'mask' or 'repeat'"),
+        ({"choose": "best"}, "choose must be 'hardest', 'random' or 'easiest'"),
         ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),
     ],
 )

@@ -54,6 +54,23 @@ def test_the_filter_and_the_hardest_two_are_those_worked_by_hand():
     assert {name: value.item() for name, value in statistics.items()} == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_easiest_are_those_worked_by_hand():
+    loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=1, choose="easiest")
+    rows = [minus_log_share(0.6, 0.5), minus_log_share(0.3, 0.1), minus_log_share(0.5, 0.4), 0.0]
+    assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
+
+
+def test_random_negatives_are_any_that_pass_the_filter():
+    seen = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=1, choose="random")
+        seen.add(round(4 * loss.item() - minus_log_share(0.5, 0.4), 4))  # row 2 has one left, row 3 none
+    firsts = [minus_log_share(0.6, other) for other in (0.5, 0.65)]
+    seconds = [minus_log_share(0.3, other) for other in (0.1, 0.2, 0.35)]
+    assert seen == {round(first + second, 4) for first in firsts for second in seconds}
+
+
 def test_missing_negatives_are_repeated_hardest_first_when_asked():
     loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=3, fewer="repeat")
     rows = [
