@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench trust audit lint format clean
+.PHONY: help demo test test-slow bench trust study audit lint format clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ bench: .venv/installed ## measure speed and memory beside peers, half an hour on
 trust: .venv/installed ## count what tests/trust tries, with five minutes of load each: benchmarks/trust.json
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust.py
+
+study: .venv/installed ## ask what is not answered yet of recipes/study, two minutes a run: model_cards/study.md
+	$(BIN)/python recipes/study.py recipes/study/*.yaml
 
 audit: .venv/installed ## look for known vulnerabilities in the pins
 	$(BIN)/python tests/trust/audit.py

@@ -1,14 +1,14 @@
 """A study: steps are made when they are asked for, and once; scores become a table with paired differences."""
 
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-import yaml
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,10 +26,20 @@ before = pathlib.Path(options.start, "text").read_text() if options.start else "
 
 
 @pytest.fixture
-def study(script: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def study(script: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(ROOT / "recipes")
     yield script(ROOT / "recipes" / "study.py")
-    sys.modules.pop("launch", None)
+    for name in ("launch", "study_page"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def page(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(ROOT / "recipes" / "study_page.py")
+
+
+def seeds(*scores: float) -> dict[str, dict]:
+    return {str(seed): {"means": {"swap": score}, "curves": {}} for seed, score in enumerate(scores)}
 
 
 def test_steps_are_made_when_asked_for_and_once(study: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture):
@@ -51,8 +61,11 @@ def test_steps_are_made_when_asked_for_and_once(study: ModuleType, tmp_path: Pat
         study.Maker(steps, 7, tmp_path / "made").filled("{third}/file")
 
 
-def test_a_study_writes_scores_and_a_page(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_study_writes_scores_and_a_page(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
     asked = "question: Does it?\nanswer: It does.\nseeds: [0]\nsize: 5\nmodel: checkpoints/unime-tiny\nsteps: {}\n"
+    asked += "claims: [{claim: It may, paper: not there, better: Two, than: One, measure: all tasks}]\n"
     (tmp_path / "small.yaml").write_text(asked + "cells:\n  One: {}\n  Two: {}\n")
 
     def start(*words: str) -> None:
@@ -69,35 +82,69 @@ def test_a_study_writes_scores_and_a_page(study: ModuleType, tmp_path: Path, mon
     assert scores["One"] == scores["Two"]
     page = (tmp_path / "scores.md").read_text()
     assert "## Does it?" in page and "It does." in page and "| **Two** | 1 |" in page
+    assert (
+        "| It may | not there |  | *not measured yet* |" in page
+        and "![scores of every seed](scores/small.svg)" in page
+    )
+    assert "all tasks" in (tmp_path / "scores" / "small.svg").read_text()
+    capfd.readouterr()
+    before = (tmp_path / "scores" / "small.json").read_bytes()
+    start("--cell", "Two", "--seed", "0")  # what it gives now stands beside what is kept, which stays
+    assert (tmp_path / "scores" / "small.json").read_bytes() == before
+    assert re.search(r"\| all tasks \| ([\d.]+) \| \1 \|", capfd.readouterr().out)
+    start("--seed", "5")  # one more seed
+    assert "*not measured yet*" not in (tmp_path / "scores.md").read_text()
+    assert "![all tasks](scores/small-1.svg)" in (tmp_path / "scores.md").read_text()
+    start()
     with pytest.raises(ValueError, match="has no cell 'Three': it has One, Two"):
         start("--cell", "Three")
 
 
-def test_the_table_worked_by_hand(study: ModuleType):
-    def seeds(*scores: float) -> dict:
-        return {str(seed): {"means": {"swap": score}} for seed, score in enumerate(scores)}
-
-    written = study.table({"Plain": seeds(0.1, 0.2, 0.3), "New": seeds(0.2, 0.2, 0.6)}).splitlines()
+def test_the_table_worked_by_hand(page: ModuleType):
+    written = page.table({"Plain": seeds(0.1, 0.2, 0.3), "New": seeds(0.2, 0.2, 0.6)}).splitlines()
     assert written[2] == "| **Plain** | 3 | 20.0 ± 10.0 |"
     assert written[3] == "| **New** | 3 | 33.3 ± 23.1 |"
     # Differences of 10, 0 and 30 points; of all 27 resamples the lowest mean is 0 and the highest 30, once each.
-    low, high = study.interval(np.array([10.0, 0.0, 30.0]))
+    low, high = page.interval(np.array([10.0, 0.0, 30.0]))
     assert written[4] == f"| less Plain | 3 | +13.3 ({low:+.1f} … {high:+.1f}) |"
     means = sorted(np.mean([a, b, c]) for a in (10, 0, 30) for b in (10, 0, 30) for c in (10, 0, 30))
     assert (low, high) == pytest.approx((np.percentile(means, 2.5), np.percentile(means, 97.5)))
-    assert study.interval(np.array([5.0, 5.0])) == (5.0, 5.0)
+    assert page.interval(np.array([5.0, 5.0])) == (5.0, 5.0)
+
+
+def test_what_becomes_of_a_claim(page: ModuleType):
+    scores = {"A": seeds(0.3, 0.3, 0.4), "B": seeds(0.2, 0.1, 0.3), "C": seeds(0.35, 0.1, 0.4), "D": seeds(0.5)}
+
+    def outcome(better: str, than: str, on: str = "swap") -> str:
+        return page.verdict({"better": better, "than": than, "measure": on}, scores)[1]
+
+    assert outcome("A", "B") == "confirmed" and outcome("B", "A") == "contrary"
+    assert outcome("A", "C") == "not seen"
+    assert outcome("A", "D") == outcome("A", "E") == "not measured yet"  # one seed in common, no such cell
+    for cell, norms in {"A": (9, 1, 2, 3), "B": (9, 9, 1, 1)}.items():  # in the last two steps 2.5 and 1
+        for found in scores[cell].values():
+            found["curves"] = {"step": [1, 2, 3, 4], "grad_norm": list(norms)}
+    measured, found = page.verdict({"better": "A", "than": "B", "measure": "grad_norm"}, scores)
+    assert measured == "grad_norm +1.5 (+1.5 … +1.5; 3 seeds)" and found == "confirmed"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_can_be_asked_and_has_its_scores(study: ModuleType, path: Path):
-    asked = yaml.safe_load(path.read_text())
-    assert asked["answer"]
-    for cell, changes in asked["cells"].items():
-        assert changes.keys() <= {"model", *asked["steps"]}, cell
+def test_every_study_can_be_asked_and_its_scores_are_its_own(study: ModuleType, page: ModuleType, path: Path):
+    asked = study.read(path)
     for settings in asked["steps"].values():
         assert (ROOT / settings["script"]).exists() and (ROOT / settings["config"]).exists()
-    kept = json.loads((ROOT / "model_cards" / "study" / f"{path.stem}.json").read_text())
-    assert {cell: sorted(map(int, seeds)) for cell, seeds in kept["scores"].items()} == dict.fromkeys(
-        asked["cells"], asked["seeds"]
-    )
-    assert study.table(kept["scores"]) in (ROOT / "model_cards" / "study.md").read_text()
+    claims = asked.get("claims", [])
+    for claim in claims:
+        assert {claim["better"], claim["than"]} <= asked["cells"].keys() and claim["paper"], claim
+    file = ROOT / "model_cards" / "study" / f"{path.stem}.json"
+    if not file.exists():
+        return
+    kept, written = json.loads(file.read_text()), (ROOT / "model_cards" / "study.md").read_text()
+    assert kept["claims" if claims else "question"] == asked["claims" if claims else "question"]
+    for cell, found in kept["scores"].items():
+        for seed, scores in found.items():
+            made, _ = study.maker(asked, cell, int(seed), Path("runs/study"))
+            assert scores["made"] == made.name("evaluation"), f"{cell}, seed {seed}: its settings have changed since"
+    assert page.section(path.stem, kept, "study") in written
+    for claim in claims:
+        assert all(words in written for words in page.verdict(claim, kept["scores"])), claim

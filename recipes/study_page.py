@@ -1,0 +1,195 @@
+"""The page of all studies: what became of the claims, tables and plots, from the scores that `study.py` keeps."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+
+matplotlib.use("svg")
+matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "unime", "font.size": 9}  # equal scores, equal files
+
+from matplotlib import pyplot  # noqa: E402
+from numpy import array, mean, ndarray, percentile  # noqa: E402
+
+
+CURVES = ("step", "loss", "grad_norm", "filtered", "hardness", "accuracy")
+SHOWN = ("loss", "grad_norm", "filtered", "hardness")
+NAMES = {"grad_norm": "norm of the gradient", "filtered": "share of rows filtered", "hardness": "cosine of negatives"}
+HEAD = """# Studies
+
+Written by `make study` from the scores in `study/`: hit@1 in per cent on the test split of the OpenMoji world, mean ±
+standard deviation over seeds; below, the mean of the paired differences and the middle 95 % of its bootstrap over the
+seeds. A claim is *confirmed* where this interval lies above 0, *contrary* where it lies below, else *not seen*. Of
+three seeds all three agree in sign by chance one time in four: look at the plot for how strong a verdict is. What the
+paper (arXiv 2504.17432) measured, on models a thousand times as large, is quoted, its MMEB as printed, the plain mean
+of four kinds of task; what stands under "here" is ours. Loss and norm of the gradient are means of the second half of
+a training.
+"""
+
+Scores = dict[str, dict[str, dict[str, Any]]]  # cell -> seed -> what was found
+
+
+def value(found: dict[str, Any], name: str) -> float:
+    """A mean in per cent, or the mean of a curve over the second half of the training."""
+    if name in found["means"]:
+        return 100 * found["means"][name]
+    curve = found["curves"][name]
+    return float(mean(curve[len(curve) // 2 :]))
+
+
+def interval(differences: ndarray) -> tuple[float, float]:
+    """The middle 95 % of the means of all resamples with replacement of paired differences, each counted once."""
+    means = [mean(sample) for sample in itertools.product(differences, repeat=len(differences))]
+    low, high = percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def difference(scores: Scores, one: str, other: str, name: str) -> tuple[int, float, float, float] | None:
+    """How far a cell is above another on the seeds that both have: their number, the mean and its interval."""
+    shared = [seed for seed in scores.get(one, {}) if seed in scores.get(other, {})]
+    if len(shared) < 2:
+        return None
+    pairs = array([value(scores[one][seed], name) - value(scores[other][seed], name) for seed in shared])
+    return len(shared), float(pairs.mean()), *interval(pairs)
+
+
+def spread(values: ndarray) -> str:
+    """Mean ± standard deviation."""
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def lined(rows: list[list[str]], numbers_from: int = 1) -> str:
+    """Rows as a Markdown table, the first its head; columns of numbers to the right."""
+    head, *rest = rows
+    rule = ["---"] * numbers_from + ["---:"] * (len(head) - numbers_from)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rest])
+
+
+def table(scores: Scores) -> str:
+    """Mean and standard deviation over the seeds, in per cent; below each cell how it differs from the first."""
+    first, *_ = scores
+    names = list(next(iter(scores[first].values()))["means"])
+    rows = [["", "seeds", *names]]
+    for cell, seeds in scores.items():
+        values = [array([value(found, name) for found in seeds.values()]) for name in names]
+        rows.append([f"**{cell}**", str(len(seeds)), *map(spread, values)])
+        found = [difference(scores, cell, first, name) for name in names]
+        if cell != first and None not in found:
+            shown = [f"{middle:+.1f} ({low:+.1f} … {high:+.1f})" for _, middle, low, high in found]
+            rows.append([f"less {first}", str(found[0][0]), *shown])
+    return lined(rows)
+
+
+def verdict(claim: dict[str, str], scores: Scores) -> tuple[str, str]:
+    """What was measured of a claim, as words, and what becomes of it."""
+    found = difference(scores, claim["better"], claim["than"], claim["measure"])
+    if found is None:
+        return "", "not measured yet"
+    number, middle, low, high = found
+    digits = "+.2g" if claim["measure"] in CURVES else "+.1f"
+    measured = f"{claim['measure']} {middle:{digits}} ({low:{digits}} … {high:{digits}}; {number} seeds)"
+    return measured, "confirmed" if low > 0 else "contrary" if high < 0 else "not seen"
+
+
+def again(found: dict[str, Any], kept: dict[str, dict[str, Any]]) -> str:
+    """What a cell gave now, beside the scores that were kept of it."""
+    rows = [["", "now", f"{len(kept)} seeds before"]]
+    for name in found["means"]:
+        before = array([value(one, name) for one in kept.values()])
+        rows.append([name, f"{value(found, name):.1f}", spread(before)])
+    return lined(rows)
+
+
+def draw_scores(scores: Scores, path: Path) -> None:
+    """One panel per mean: every seed a dot, mean and standard deviation a bar; cells from top to bottom."""
+    cells = list(scores)
+    names = list(next(iter(scores[cells[0]].values()))["means"])
+    figure, panels = pyplot.subplots(
+        1, len(names), sharey=True, figsize=(1.4 * len(names) + 1.6, 0.3 * len(cells) + 1), layout="constrained"
+    )
+    for name, panel in zip(names, panels, strict=True):
+        for row, cell in enumerate(cells):
+            values = array([value(found, name) for found in scores[cell].values()])
+            deviation = values.std(ddof=1) if len(values) > 1 else 0
+            panel.plot(values, [row] * len(values), "o", color="#7aa6c2", markersize=3)
+            panel.errorbar(values.mean(), row, xerr=deviation, fmt="|", color="#16425b", capsize=2)
+        panel.set_title(name, fontsize=9)
+        panel.grid(axis="x", color="#dddddd")
+        panel.set_yticks(range(len(cells)), cells)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def draw_claim(claim: dict[str, str], scores: Scores, path: Path) -> None:
+    """The two cells of a claim: every seed a dot, the same seed joined by a line, the means as bars."""
+    figure, panel = pyplot.subplots(figsize=(2.6, 0.8), layout="constrained")
+    cells = [claim["better"], claim["than"]]
+    shared = [seed for seed in scores[cells[0]] if seed in scores[cells[1]]]
+    values = array([[value(scores[cell][seed], claim["measure"]) for seed in shared] for cell in cells])
+    panel.plot(values, [0, 1], "o-", color="#7aa6c2", markersize=3, linewidth=0.7)
+    panel.plot(values.mean(1), [0, 1], "|", color="#16425b", markersize=12, markeredgewidth=2)
+    panel.set_yticks([0, 1], cells)
+    panel.set_ylim(1.5, -0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def curves_of(scores: Scores) -> tuple[dict[str, list[dict[str, list[float]]]], list[str]]:
+    """The curves of the cells that were trained, one per seed, and the names of those that all have."""
+    curves = {cell: [found["curves"] for found in seeds.values() if found["curves"]] for cell, seeds in scores.items()}
+    curves = {cell: found for cell, found in curves.items() if found}
+    every = [one for found in curves.values() for one in found]
+    return curves, [name for name in SHOWN if every and all(name in one for one in every)]
+
+
+def draw_curves(scores: Scores, path: Path) -> None:
+    """The curves of training, mean over the seeds, one line per cell."""
+    curves, names = curves_of(scores)
+    figure, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 2.6), layout="constrained", squeeze=False)
+    for name, panel in zip(names, panels[0], strict=True):
+        for cell, found in curves.items():
+            panel.plot(found[0]["step"], mean([one[name] for one in found], axis=0), label=cell, linewidth=1.2)
+        panel.set_title(NAMES.get(name, name), fontsize=9)
+        panel.set_xlabel("step")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def section(name: str, study: dict[str, Any], folder: str) -> str:
+    """One study: its table, its plots and its answer."""
+    scores = study["scores"]
+    done, runs = sum(map(len, scores.values())), len(study["cells"]) * len(study["seeds"])
+    parts = [f"## {study['question']}", study.get("answer", "").strip(), table(scores)]
+    parts.append(f"{done} of {runs} runs are done." if done < runs else "")
+    parts.append(f"![scores of every seed]({folder}/{name}.svg)")
+    parts.append(f"![curves of training]({folder}/{name}-curves.svg)" if curves_of(scores)[1] else "")
+    parts.append(f"`python recipes/study.py recipes/study/{name}.yaml`")
+    return "\n\n".join(part for part in parts if part)
+
+
+def write_page(folder: Path) -> None:
+    """Write `FOLDER.md` and the plots in the folder, from the studies whose scores are in it."""
+    studies = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    claims = [["claim", "in the paper", "here", "verdict", "plot"]]
+    for name, study in studies.items():
+        for number, claim in enumerate(study.get("claims", []), 1):
+            measured, outcome = verdict(claim, study["scores"])
+            plot = folder / f"{name}-{number}.svg"
+            if measured:
+                draw_claim(claim, study["scores"], plot)
+            shown = f"![{claim['measure']}]({folder.name}/{plot.name})" if measured else ""
+            claims.append([claim["claim"], claim["paper"], measured, f"*{outcome}*", shown])
+        draw_scores(study["scores"], folder / f"{name}.svg")
+        if curves_of(study["scores"])[1]:
+            draw_curves(study["scores"], folder / f"{name}-curves.svg")
+    sections = [section(name, study, folder.name) for name, study in studies.items()]
+    parts = [HEAD, *([lined(claims, numbers_from=len(claims[0]))] if len(claims) > 1 else []), *sections]
+    folder.with_suffix(".md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
