@@ -67,6 +67,9 @@ class DataArguments:
     rejected: str | None = field(default=None, metadata={"help": "Bad rows to leave out, as check-data listed them."})
     rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
     world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
+    near_duplicates: int = field(
+        default=1, metadata={"help": "Negatives that a row of the OpenMoji world brings: almost its positive."}
+    )
 
 
 def _check_map(data: DataArguments) -> None:
@@ -108,7 +111,7 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
     if data.dataset == "openmoji":
         from .world import rows  # its pictures come with the package's extra `openmoji`
 
-        return rows("train", data.rows, seed=data.world_seed)
+        return rows("train", data.rows, seed=data.world_seed, negatives=data.near_duplicates)
     if data.dataset == "mmeb-train":
         root, seed = data.image_root or ".", data.world_seed
         return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts, data.weights)

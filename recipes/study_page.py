@@ -33,9 +33,10 @@ Scores = dict[str, dict[str, dict[str, Any]]]  # cell -> seed -> what was found
 
 
 def value(found: dict[str, Any], name: str) -> float:
-    """A mean in per cent, or the mean of a curve over the second half of the training."""
-    if name in found["means"]:
-        return 100 * found["means"][name]
+    """A mean or a task in per cent, or the mean of a curve over the second half of the training."""
+    for kind in ("means", "tasks"):
+        if name in found[kind]:
+            return 100 * found[kind][name]
     curve = found["curves"][name]
     return float(mean(curve[len(curve) // 2 :]))
 

@@ -137,3 +137,11 @@ def test_a_jsonl_file_can_be_streamed(folder: Path):
 def test_what_cannot_be_streamed_is_refused(more: dict[str, str]):
     with pytest.raises(ValueError, match="cannot be streamed: set streaming to false, or give a JSONL file"):
         open_rows(DataArguments(streaming=True, **more))
+
+
+def test_rows_of_the_world_bring_as_many_near_duplicates_as_asked_for():
+    def counts(**more: int) -> set[int]:
+        rows = open_rows(DataArguments(rows=60, **more)).with_format(None)
+        return {len(row["negatives"]) for row in rows if row["task"] in ("scene_t2i", "scene_i2t")}
+
+    assert (counts(), counts(near_duplicates=0), counts(near_duplicates=3)) == ({1}, {0}, {3})

@@ -39,7 +39,8 @@ def page(script: Callable[[Path], ModuleType]) -> ModuleType:
 
 
 def seeds(*scores: float) -> dict[str, dict]:
-    return {str(seed): {"means": {"swap": score}, "curves": {}} for seed, score in enumerate(scores)}
+    found = [{"means": {"swap": score}, "tasks": {"swap_obj": score / 2}, "curves": {}} for score in scores]
+    return {str(seed): one for seed, one in enumerate(found)}
 
 
 def test_steps_are_made_when_asked_for_and_once(study: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture):
@@ -119,7 +120,7 @@ def test_what_becomes_of_a_claim(page: ModuleType):
         return page.verdict({"better": better, "than": than, "measure": on}, scores)[1]
 
     assert outcome("A", "B") == "confirmed" and outcome("B", "A") == "contrary"
-    assert outcome("A", "C") == "not seen"
+    assert outcome("A", "C") == outcome("A", "C", "swap_obj") == "not seen"
     assert outcome("A", "D") == outcome("A", "E") == "not measured yet"  # one seed in common, no such cell
     for cell, norms in {"A": (9, 1, 2, 3), "B": (9, 9, 1, 1)}.items():  # in the last two steps 2.5 and 1
         for found in scores[cell].values():

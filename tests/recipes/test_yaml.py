@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 WAYS = sorted(RECIPES.glob("accelerate/*.yaml"))
-YAMLS = sorted(set(RECIPES.glob("**/*.yaml")) - set(WAYS) - set(RECIPES.glob("study/*.yaml")))
+YAMLS = sorted(set(RECIPES.glob("**/*.yaml")) - set(WAYS) - set(RECIPES.glob("study/**/*.yaml")))
 
 
 def script_of(recipe: Path) -> Path:
