@@ -61,7 +61,7 @@ class Maker:
         if step not in self.steps:
             raise ValueError(f"there is no step '{step}': the study has {', '.join(self.steps)}")
         settings = {key: self.filled(value) for key, value in self.steps[step].items()}
-        config = (ROOT / settings["config"]).read_text() if "config" in settings else ""
+        config = yaml.safe_load((ROOT / settings["config"]).read_text()) if "config" in settings else {}
         text = json.dumps([settings, config]).replace(f"{self.folder}/", "")
         return f"{step}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
