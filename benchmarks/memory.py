@@ -2,9 +2,11 @@
 
     python benchmarks/memory.py --batch_sizes 128 512 2048 --budgets 0 0.25 1
 
-Each figure is that of a process of its own: what its resident memory reached in a step above what it was before. The
-model and the tensors of the batch, pixels included, are there before; gradients, graphs, embeddings, and the matrix of
-the loss come in the step. Writes benchmarks/results/memory.json. Linux only.
+Each figure is that of a process of its own, which takes the same rows in one batch or in several: what its resident
+memory reached in their steps above what it was before. The model and the tensors of all batches, pixels included, are
+there before; gradients, graphs, embeddings, and the matrix of the loss come in the steps. So does what the allocator
+cannot give back between micro-batches of unlike shapes, which grows with their number: hence equal rows. Writes
+benchmarks/results/memory.json. Linux only.
 """
 
 import ctypes
@@ -35,21 +37,22 @@ class ScriptArguments:
 
     model: str = field(default=str(ROOT / "checkpoints/unime-tiny"), metadata={"help": "Checkpoint or backbone."})
     batch_sizes: list[int] = field(default_factory=lambda: [128, 512, 2048], metadata={"help": "Rows of a batch."})
+    rows: int = field(default=2048, metadata={"help": "Rows that all together are taken, in steps of a batch each."})
     budgets: list[float] = field(default_factory=lambda: [0, 0.25, 1], metadata={"help": "Gigabytes for kept graphs."})
     micro_batch_tokens: int = field(default=1024, metadata={"help": "Token budget of one forward pass."})
     output: str = field(default=str(ROOT / "benchmarks/results/memory.json"), metadata={"help": "Where to write."})
     only: bool = field(default=False, metadata={"help": "Measure the one batch size and budget in this process."})
 
 
-def peak(model_name: str, batch_size: int, budget: float, micro_batch_tokens: int) -> dict[str, float]:
-    """Take one step and return the growth of the peak resident memory, and what is in memory before, in MB."""
+def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, float]:
+    """Return the growth of the peak resident memory in the steps, and what of a batch is in memory before, in MB."""
     torch.set_num_threads(1)
-    model, processor = load_model(model_name, dtype="float32")
+    model, processor = load_model(script.model, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         args = ContrastiveConfig(
             folder,
             per_device_train_batch_size=batch_size,
-            micro_batch_tokens=micro_batch_tokens,
+            micro_batch_tokens=script.micro_batch_tokens,
             graph_memory=budget,
             max_steps=1,
             optim="sgd",
@@ -58,24 +61,27 @@ def peak(model_name: str, batch_size: int, budget: float, micro_batch_tokens: in
             use_cpu=True,
             disable_tqdm=True,
         )
-        dataset = rows("validation", batch_size)
+        dataset = rows("validation", script.rows)
         trainer = ContrastiveTrainer(model, args, train_dataset=dataset, processing_class=processor)
-        batch = trainer.data_collator([dataset[number] for number in range(batch_size)])
+        starts = range(0, script.rows, batch_size)
+        batches = [trainer.data_collator(list(dataset.select(range(start, start + batch_size)))) for start in starts]
         # Give back what preparing the batch took, else the step would seem to need nothing while it uses that up.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
         before = psutil.Process().memory_info().rss
-        trainer.compute_loss(model.train(), batch).backward()
+        for batch in batches:
+            trainer.compute_loss(model.train(), batch).backward()
+            model.zero_grad(set_to_none=False)
     status = Path("/proc/self/status").read_text().splitlines()
     highest = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
-    tensors = [tensor for tensors in batch["micro_batches"] for tensor in tensors.values()]
+    tensors = [tensor for tensors in batches[0]["micro_batches"] for tensor in tensors.values()]
     return {"step": (highest - before) / 1e6, "batch": sum(tensor.nbytes for tensor in tensors) / 1e6}
 
 
 def in_a_process_of_its_own(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, float]:
     command = [sys.executable, __file__, "--model", script.model, "--only", "true"]
     command += ["--batch_sizes", str(batch_size), "--budgets", str(budget)]
-    command += ["--micro_batch_tokens", str(script.micro_batch_tokens)]
+    command += ["--micro_batch_tokens", str(script.micro_batch_tokens), "--rows", str(script.rows)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"batch {batch_size} with {budget} GB failed:\n{done.stderr[-3000:]}")
@@ -84,7 +90,7 @@ def in_a_process_of_its_own(script: ScriptArguments, batch_size: int, budget: fl
 
 def main(script: ScriptArguments) -> None:
     if script.only:
-        print(json.dumps(peak(script.model, script.batch_sizes[0], script.budgets[0], script.micro_batch_tokens)))
+        print(json.dumps(peak(script, script.batch_sizes[0], script.budgets[0])))
         return
     found: list[dict[str, Any]] = []
     for budget in script.budgets:
@@ -96,13 +102,14 @@ def main(script: ScriptArguments) -> None:
                 {
                     "budget, GB": budget,
                     "batch": batch_size,
-                    "peak of the step, MB": round(measured["step"]),
+                    "peak of the steps, MB": round(measured["step"]),
                     "of that of the smallest batch": round(measured["step"] / smallest, 3),
                     "tensors of the batch, MB": round(measured["batch"]),
                 }
             )
     print(record.table(found))
-    settings = {"model": Path(script.model).name, "micro-batch tokens": script.micro_batch_tokens, "dtype": "float32"}
+    settings = {"model": Path(script.model).name, "rows": script.rows, "dtype": "float32"}
+    settings["micro-batch tokens"] = script.micro_batch_tokens
     record.write(script.output, settings, found)
 
 
