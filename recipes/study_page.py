@@ -116,7 +116,7 @@ def draw_scores(scores: Scores, path: Path) -> None:
             values = array([value(found, name) for found in scores[cell].values()])
             deviation = values.std(ddof=1) if len(values) > 1 else 0
             panel.plot(values, [row] * len(values), "o", color="#7aa6c2", markersize=3)
-            panel.errorbar(values.mean(), row, xerr=deviation, fmt="|", color="#16425b", capsize=2)
+            panel.errorbar(values.mean(), row, xerr=deviation, fmt="|", color="#16425b", capsize=2, linewidth=0.8)
         panel.set_title(name, fontsize=9)
         panel.grid(axis="x", color="#dddddd")
         panel.set_yticks(range(len(cells)), cells)
