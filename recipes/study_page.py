@@ -16,17 +16,18 @@ from numpy import array, mean, ndarray, percentile  # noqa: E402
 
 
 CURVES = ("step", "loss", "grad_norm", "filtered", "hardness", "accuracy")
+ROUNDING = 0.5  # points: how far rounding alone carried the means of a run on two processes from those on one
 SHOWN = ("loss", "grad_norm", "filtered", "hardness")
 NAMES = {"grad_norm": "norm of the gradient", "filtered": "share of rows filtered", "hardness": "cosine of negatives"}
 HEAD = """# Studies
 
 Written by `make study` from the scores in `study/`: hit@1 in per cent on the test split of the OpenMoji world, mean ±
 standard deviation over seeds; below, the mean of the paired differences and the middle 95 % of its bootstrap over the
-seeds. A claim is *confirmed* where this interval lies above 0, *contrary* where it lies below, else *not seen*. Of
-three seeds all three agree in sign by chance one time in four: look at the plot for how strong a verdict is. What the
-paper (arXiv 2504.17432) measured, on models a thousand times as large, is quoted, its MMEB as printed, the plain mean
-of four kinds of task; what stands under "here" is ours. Loss and norm of the gradient are means of the second half of
-a training.
+seeds. A claim is *confirmed* where this interval lies above 0, *contrary* where it lies below, else *not seen*, as is
+a difference under half a point, which rounding alone can make. Of three seeds all three agree in sign by chance one
+time in four: look at the plot for how strong a verdict is. What the paper (arXiv 2504.17432) measured, on models a
+thousand times as large, is quoted, its MMEB as printed, the plain mean of four kinds of task; what stands under
+"here" is ours. Loss and norm of the gradient are means of the second half of a training.
 """
 
 Scores = dict[str, dict[str, dict[str, Any]]]  # cell -> seed -> what was found
@@ -92,6 +93,8 @@ def verdict(claim: dict[str, str], scores: Scores) -> tuple[str, str]:
     number, middle, low, high = found
     digits = "+.2g" if claim["measure"] in CURVES else "+.1f"
     measured = f"{claim['measure']} {middle:{digits}} ({low:{digits}} … {high:{digits}}; {number} seeds)"
+    if claim["measure"] not in CURVES and abs(middle) < ROUNDING:
+        return measured, "not seen"
     return measured, "confirmed" if low > 0 else "contrary" if high < 0 else "not seen"
 
 

@@ -49,6 +49,17 @@ def test_micro_batches_cover_all_items_sort_them_and_keep_the_budget(processor: 
     assert any(len(indices) > 1 for indices, _ in batches)
 
 
+def test_a_micro_batch_ends_where_lengths_differ_much(llava: ProcessorMixin) -> None:
+    items = {number: spell_out("word " * (number + 1) ** 2, number) for number in range(12)}
+    batches = plan(llava, items, max_tokens=400)
+    assert sorted(number for batch in batches for number in batch.numbers) == list(items)
+    assert 1 < len(batches) < 12
+    for batch in batches:
+        lengths = [row.length for row in batch.rows]
+        assert batch.padding == len(lengths) * max(lengths) - sum(lengths) <= 20  # 5 % of the budget
+    assert all(batch.padding == 0 for batch in plan(llava, items, max_tokens=400, packed=True))
+
+
 def test_no_items_make_no_micro_batches(llava: ProcessorMixin) -> None:
     assert micro_batches(llava, []) == []
 

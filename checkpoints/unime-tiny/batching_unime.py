@@ -15,6 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .processing_unime import Item, messages, spell_out
 
 
+MOST_PADDING = 0.05  # of the budget of a micro-batch
 WORTH_A_PASS = 256  # tokens that sharing a prefix must save, for which the model makes a pass of its own
 
 
@@ -70,6 +71,11 @@ class MicroBatch:
             return sum(row.length for row in self.rows)
         return len(self.rows) * (self.rows[-1].length - len(self.prefix))
 
+    @property
+    def padding(self) -> int:
+        """Tokens that the model reads in vain."""
+        return self.size - sum(row.length - len(self.prefix) for row in self.rows)
+
     def halves(self) -> tuple["MicroBatch", "MicroBatch"]:
         """Return two micro-batches of the same rows."""
         middle = len(self.rows) // 2
@@ -105,6 +111,8 @@ def plan(
 ) -> list[MicroBatch]:
     """Render items, sort them by (has image, prefix, tokens) and cut them into micro-batches of at most `max_tokens`.
 
+    A micro-batch ends sooner where lengths differ much: at most 5 % of the budget are padding.
+
     Args:
         processor (`ProcessorMixin`): Processor whose chat template is UniME's (see [`chat_template`]).
         items (`dict`): Items by the numbers that errors call them, spelt out by [`spell_out`].
@@ -132,7 +140,7 @@ def plan(
         joined = None
         if groups and groups[-1].prefix == prefix(row) and groups[-1].of_pictures == bool(row.item["images"]):
             joined = replace(groups[-1], rows=[*groups[-1].rows, row])
-        if joined and joined.size <= max_tokens:
+        if joined and joined.size <= max_tokens and joined.padding <= MOST_PADDING * max_tokens:
             groups[-1].rows.append(row)
         else:
             groups.append(MicroBatch(processor, [row], prefix(row), packed))

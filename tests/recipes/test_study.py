@@ -121,6 +121,8 @@ def test_what_becomes_of_a_claim(page: ModuleType):
 
     assert outcome("A", "B") == "confirmed" and outcome("B", "A") == "contrary"
     assert outcome("A", "C") == outcome("A", "C", "swap_obj") == "not seen"
+    scores["F"] = seeds(0.304, 0.303, 0.404)
+    assert outcome("F", "A") == "not seen"  # 0.37 points: rounding could do it
     assert outcome("A", "D") == outcome("A", "E") == "not measured yet"  # one seed in common, no such cell
     for cell, norms in {"A": (9, 1, 2, 3), "B": (9, 9, 1, 1)}.items():  # in the last two steps 2.5 and 1
         for found in scores[cell].values():
