@@ -95,9 +95,7 @@ def test_matryoshka_is_the_mean_over_the_whole_and_its_cuts(
     (expected / 3).backward()
     torch.testing.assert_close(loss, expected / 3)
     gradients = [[parameter.grad for parameter in one.model.parameters()] for one in (several, plain)]
-    torch.testing.assert_close(
-        *gradients, atol=1e-5, rtol=1e-4
-    )  # a temperature of 0.02 makes rounding 50 times as large
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)  # 0.02 makes rounding 50-fold
 
 
 def test_matryoshka_dimensions_that_make_no_sense_are_refused(
