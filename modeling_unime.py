@@ -26,8 +26,9 @@ from transformers.utils import ModelOutput
 
 from .batching_unime import MicroBatch, plan
 from .configuration_unime import UniMEConfig
-from .decoder_unime import FAMILIES, last_layer_for, read_after, read_packed, read_prefix
+from .decoder_unime import FAMILIES, read_after, read_packed, read_prefix
 from .linear_unime import WORTH_PACKING, packed_weights
+from .pooling_unime import embeddings_of, last_layer_for
 from .processing_unime import Item, spell_out, spelt_hash
 
 
@@ -46,28 +47,6 @@ class UniMEOutput(ModelOutput):
 
     embeddings: Tensor | None = None
     last_hidden_state: Tensor | None = None
-
-
-def last_tokens(mask: Tensor) -> Tensor:
-    """Return the position `(batch,)` of the last token that a mask `(batch, tokens)` attends to."""
-    positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (mask.long() * positions).argmax(dim=1)
-
-
-def embeddings_of(hidden: Tensor, mask: Tensor, embedding_dim: int | None = None) -> Tensor:
-    """Normalise the hidden state of the last token that `mask` attends to, whichever side is padded.
-
-    Args:
-        hidden (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, normed.
-        mask (`Tensor` of shape `(batch, tokens)`): 0 marks padding.
-        embedding_dim (`int`, *optional*): Keep this many leading dimensions (Matryoshka).
-
-    Returns:
-        `Tensor` of shape `(batch, dimensions)`, float32: Unit vectors.
-    """
-    last = last_tokens(mask).to(hidden.device)
-    pooled = hidden[torch.arange(hidden.shape[0], device=hidden.device), last].float()
-    return nn.functional.normalize(pooled[:, :embedding_dim], dim=-1)
 
 
 def _made_ahead(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
@@ -296,10 +275,10 @@ class UniMEModel(PreTrainedModel):
     def _embed_if_it_fits(
         self, tensors: BatchFeature, embedding_dim: int | None, prefix: Cache | None
     ) -> np.ndarray | None:
-        alone = self.reads_texts_alone and "ends" not in tensors
-        one_token = last_layer_for(self.backbone, last_tokens(tensors["attention_mask"])) if alone else nullcontext()
+        # Packed texts have their last tokens in one row; what is not causal is not known to ask for one token only.
+        rows = self.reads_texts_alone and "ends" not in tensors
         try:
-            with one_token:
+            with last_layer_for(self.backbone, tensors["attention_mask"]) if rows else nullcontext():
                 output = self(**tensors.to(self.device), embedding_dim=embedding_dim, prefix=prefix)
             return output.embeddings.cpu().numpy()
         except RuntimeError as error:  # which holds on to the tensors of the pass until this function is left

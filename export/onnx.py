@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..checkpoint import PROMPTS
-from ..modeling_unime import UniMEModel, embeddings_of
+from ..modeling_unime import UniMEModel
+from ..pooling_unime import embeddings_of
 from ..processing_unime import Item, as_item, messages
 from .plain import complete_template, new_folder
 

@@ -107,7 +107,9 @@ def write_shards(
                 yield from shard.entries
 
     found = {}  # by id: the vectors and reasons of shards that are not yet complete
-    for window in embed_entries(model, processor, missing(), settings["instruction"], settings["dimensions"]):
+    instruction, dimensions = settings["instruction"], settings["dimensions"]
+    # Windows of a shard's size: its vectors are the same to the bit, whichever others are missing beside it.
+    for window in embed_entries(model, processor, missing(), instruction, dimensions, WINDOW):
         found |= zip((entry.id for entry in window.entries), window.vectors, strict=True)
         found |= {rejected.id: rejected for rejected in window.rejected}
         report(len(window.entries) + len(window.rejected), window.rejected)

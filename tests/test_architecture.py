@@ -21,6 +21,7 @@ FILES = [
     "batching_unime",
     "decoder_unime",
     "linear_unime",
+    "pooling_unime",
     "modeling_unime",
     "checkpoint_folder",
     "checkpoint",

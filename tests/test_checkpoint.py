@@ -36,6 +36,7 @@ FILES = {
     "modeling_unime.py",
     "modules.json",
     "decoder_unime.py",
+    "pooling_unime.py",
     "processing_unime.py",
     "processor_config.json",
     "sentence_bert_config.json",

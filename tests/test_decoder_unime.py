@@ -1,8 +1,7 @@
-"""Prefixes are read once, texts packed into one row, the last layer works for one token: the vectors stay the same."""
+"""A prefix is read once, texts are packed into one row, and their vectors stay what they were."""
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import AutoConfig, ProcessorMixin
 from twins import TWINS
 
 from unime import UniMEModel, processor_from_backbone
-from unime.decoder_unime import FAMILIES, PLAIN_DECODERS, last_layer_for
+from unime.decoder_unime import FAMILIES
 
 
 INSTRUCTION = "Find an everyday picture that shows what the following words say, and nothing besides it:"
@@ -72,46 +71,6 @@ def test_packed_texts_do_not_see_each_other(
     together = model.encode(ITEMS, processor, max_tokens=max_tokens, packed=True)
     np.testing.assert_allclose(together, model.encode(ITEMS, processor), atol=1e-5)
     model.set_attn_implementation("sdpa")
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_last_layer_works_for_the_last_tokens(
-    loaded: tuple[UniMEModel, ProcessorMixin], attention: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, processor = loaded
-    model.set_attn_implementation(attention)
-    shapes = []
-    last_mlp = model.backbone.get_decoder().layers[-1].mlp
-    hook = last_mlp.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
-    shortened = model.encode(ITEMS, processor, max_tokens=100)
-    hook.remove()
-    assert sum(rows for rows, tokens in shapes if tokens == 1) == len(ITEMS)
-    assert [rows for rows, tokens in shapes if tokens > 1] == [1, 1]  # the prefixes of both instructions
-    monkeypatch.setattr("unime.decoder_unime.PLAIN_DECODERS", frozenset())
-    np.testing.assert_allclose(shortened, model.encode(ITEMS, processor, max_tokens=100), atol=1e-6)
-    model.set_attn_implementation("sdpa")
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_another_thread_computes_the_whole_last_layer(loaded: tuple[UniMEModel, ProcessorMixin], side: str) -> None:
-    model, processor = loaded
-    texts = ["a cat", "a dog and some cats beside it"]
-    processor.tokenizer.padding_side = side
-    batch = processor(text=texts, padding=True, return_tensors="pt")
-    last = torch.tensor([batch["input_ids"].shape[1] - 1] * 2)
-    if side == "right":
-        last = batch["attention_mask"].sum(1) - 1
-    whole = model(**batch)
-    with torch.no_grad(), last_layer_for(model.backbone, last), ThreadPoolExecutor(1) as other:
-        elsewhere, here = other.submit(model, **batch).result(), model(**batch)
-    torch.testing.assert_close(elsewhere.last_hidden_state, whole.last_hidden_state)
-    assert not torch.allclose(here.last_hidden_state, whole.last_hidden_state, atol=1e-3)
-    torch.testing.assert_close(here.embeddings, whole.embeddings, atol=1e-6, rtol=0)
-
-
-def test_every_decoder_whose_last_layer_is_shortened_is_tested_here(twin: Callable[[str], Path]) -> None:
-    tested = {AutoConfig.from_pretrained(twin(name)).get_text_config().model_type for name in TWINS}
-    assert tested == PLAIN_DECODERS
 
 
 def test_after_a_prefix_too_a_micro_batch_is_halved_where_memory_lacks(

@@ -3,14 +3,7 @@
 A causal decoder computes the states of a token from itself and from those before it. So the keys and values of a
 system prompt and an instruction are the same for every text that follows them. And texts in one row need no padding,
 if none sees the others: a block-diagonal mask with `sdpa` and `eager`, the bounds of the texts with flash attention.
-
-And of the last layer only the state of the last token is asked for: what follows its attention, most of its work, is
-done for that token alone.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -31,42 +24,6 @@ FAMILIES = frozenset(
         "smolvlm",
     }
 )
-
-
-# Decoders whose layers add to their input what attention's `o_proj` gives, and to that what follows a norm.
-PLAIN_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"})
-
-
-@contextmanager
-def last_layer_for(backbone: PreTrainedModel, last: Tensor) -> Iterator[None]:
-    """Within it, the last layer of the backbone's decoder works for one token per row; the others' states are void.
-
-    Both additions of the layer spread the state of the one token over the row: where that token is, it is right.
-
-    Args:
-        backbone (`PreTrainedModel`): Whose decoder is one of `PLAIN_DECODERS`; others are left as they are.
-        last (`Tensor` of shape `(batch,)`, long): Position of the token in each row.
-    """
-    decoder = backbone.get_decoder()
-    layer = decoder.layers[-1] if decoder.config.model_type in PLAIN_DECODERS else None
-    own = get_ident()
-
-    def choose(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if get_ident() != own:  # another thread, which embeds other rows with the same model
-            return None
-        (states,) = inputs
-        rows = torch.arange(len(states), device=states.device)
-        return (states[rows, last.to(states.device)][:, None],)
-
-    # A compiled layer would be compiled anew.
-    whole = layer is None or decoder._compiled_call_impl or layer._compiled_call_impl
-    hooked = [] if whole else [layer.self_attn.o_proj, layer.post_attention_layernorm]
-    hooks = [module.register_forward_pre_hook(choose) for module in hooked]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class PrefixLayer(DynamicLayer):
@@ -117,4 +74,4 @@ def read_packed(backbone: PreTrainedModel, input_ids: Tensor, position_ids: Tens
     return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
-__all__ = ["FAMILIES", "last_layer_for", "read_after", "read_packed", "read_prefix"]
+__all__ = ["FAMILIES", "read_after", "read_packed", "read_prefix"]

@@ -263,10 +263,7 @@ def test_embeddings_of_a_corpus_are_made_again(
     before = pq.read_table(file)
     damage(file, (WAYS | CHANGED)[how])
     assert write() == 8
-    after = pq.read_table(file)
-    assert after.drop_columns("embedding").equals(before.drop_columns("embedding"))
-    vectors = [np.stack(table["embedding"].to_pylist()) for table in (before, after)]
-    np.testing.assert_allclose(*vectors, atol=1e-6)  # eight entries together instead of sixteen: rounded otherwise
+    assert pq.read_table(file).equals(before)
     assert caplog.messages == [f"{file} is damaged: it is removed and made again"]
     assert write() == 16 and len(caplog.messages) == 1
 

@@ -1,0 +1,63 @@
+"""The last layer works for the last token, and the vectors stay what they were."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, ProcessorMixin
+from twins import TWINS
+
+from unime import UniMEModel, processor_from_backbone
+from unime.pooling_unime import PLAIN_DECODERS, last_layer_for
+
+
+INSTRUCTION = "Find an everyday picture that shows what the following words say, and nothing besides it:"
+ITEMS = [{"text": f"{number} cats " + "and a dog " * (number % 5), "instruction": INSTRUCTION} for number in range(20)]
+ITEMS += [{"text": "a cat", "image": Image.new("RGB", (40, 56), "red")}, "日本"]
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def loaded(request: pytest.FixtureRequest, twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+    folder = twin(request.param)
+    return UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_last_layer_works_for_the_last_tokens(
+    loaded: tuple[UniMEModel, ProcessorMixin], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded
+    model.set_attn_implementation(attention)
+    shapes = []
+    last_mlp = model.backbone.get_decoder().layers[-1].mlp
+    hook = last_mlp.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+    shortened = model.encode(ITEMS, processor, max_tokens=100)
+    hook.remove()
+    assert sum(rows for rows, tokens in shapes if tokens == 1) == len(ITEMS)
+    assert [rows for rows, tokens in shapes if tokens > 1] == [1]  # the prefix of the instruction
+    monkeypatch.setattr("unime.pooling_unime.PLAIN_DECODERS", frozenset())
+    np.testing.assert_allclose(shortened, model.encode(ITEMS, processor, max_tokens=100), atol=1e-6)
+    model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_another_thread_computes_the_whole_last_layer(loaded: tuple[UniMEModel, ProcessorMixin], side: str) -> None:
+    model, processor = loaded
+    texts = ["a cat", "a dog and some cats beside it"]
+    batch = processor(text=texts, padding=True, padding_side=side, return_tensors="pt")
+    assert batch["attention_mask"][0, -1 if side == "right" else 0] == 0
+    whole = model(**batch)
+    with torch.no_grad(), last_layer_for(model.backbone, batch["attention_mask"]), ThreadPoolExecutor(1) as other:
+        elsewhere, here = other.submit(model, **batch).result(), model(**batch)
+    torch.testing.assert_close(elsewhere.last_hidden_state, whole.last_hidden_state)
+    assert not torch.allclose(here.last_hidden_state, whole.last_hidden_state, atol=1e-3)
+    torch.testing.assert_close(here.embeddings, whole.embeddings, atol=1e-6, rtol=0)
+
+
+def test_every_decoder_whose_last_layer_is_shortened_is_tested_here(twin: Callable[[str], Path]) -> None:
+    tested = {AutoConfig.from_pretrained(twin(name)).get_text_config().model_type for name in TWINS}
+    assert tested == PLAIN_DECODERS
