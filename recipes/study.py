@@ -5,10 +5,10 @@
     python recipes/study.py recipes/study/filter.yaml --cell "beta 0" --seed 2
 
 A study is a YAML file: `steps` are commands of this project (or a file of them, which studies share), `model` is what
-the last of them leaves to be evaluated, and each of the `cells` says what it changes. "{stage1}" stands for the folder
-that the step of this name writes, "{seed}" for the seed. A step is made when another one asks for it, and once: its
-folder is named by a hash of its settings, so that cells share what they have in common and a study that was cut off
-goes on.
+the last of them leaves to be evaluated, and each of the `cells` says what it changes, of the steps or of the
+`evaluation` that follows them. "{stage1}" stands for the folder that the step of this name writes, "{seed}" for the
+seed. A step is made when another one asks for it, and once: its folder is named by a hash of its settings, so that
+cells share what they have in common and a study that was cut off goes on.
 
 Scores go to `model_cards/study/NAME.json`, from which `study_page.py` writes tables and plots. Cells that have their
 scores are not made again, unless `--cell` names one: then what was found now stands beside what was found before.
@@ -88,7 +88,7 @@ def read(path: Path) -> dict[str, Any]:
     if isinstance(study["steps"], str):
         study["steps"] = yaml.safe_load((path.parent / study["steps"]).read_text())
     for cell, changes in study["cells"].items():
-        unknown = changes.keys() - {"model", *study["steps"]}
+        unknown = changes.keys() - {"model", "evaluation", *study["steps"]}
         if unknown:
             raise ValueError(f"the cell '{cell}' changes {', '.join(sorted(unknown))}, which is no step of the study")
     return study
@@ -100,7 +100,8 @@ def maker(study: dict[str, Any], cell: str, seed: int, folder: Path) -> tuple[Ma
     model = changes.pop("model", study["model"])
     steps = {name: settings | changes.get(name, {}) for name, settings in study["steps"].items()}
     evaluation = {"script": "-m unime.eval", "models": f"model={model}", "size": study["size"]}
-    return Maker(steps | {"evaluation": evaluation}, seed, folder), model
+    steps["evaluation"] = evaluation | changes.get("evaluation", {})
+    return Maker(steps, seed, folder), model
 
 
 def run(made: Maker, model: str) -> dict[str, Any]:
@@ -125,6 +126,19 @@ def curves(record: Path) -> dict[str, list[float]]:
     return {name: [round(entry[name], 4) for entry in logged] for name in CURVES if logged and name in logged[0]}
 
 
+def known(kept: Path, study: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """The scores that were kept of each cell, but for those whose settings have changed since: they are made again."""
+    before = json.loads(kept.read_text())["scores"] if kept.exists() else {}
+    scores: dict[str, dict[str, Any]] = {cell: {} for cell in study["cells"]}
+    for cell, own in scores.items():
+        for seed, found in before.get(cell, {}).items():
+            if found["made"] == maker(study, cell, int(seed), folder)[0].name("evaluation"):
+                own[seed] = found
+            else:
+                print(f"The settings of '{cell}' have changed since seed {seed} was made: its scores are dropped.")
+    return scores
+
+
 def write(kept: Path, study: dict[str, Any], scores: dict[str, dict[str, Any]]) -> None:
     """Keep the scores that there are, with all that the page says of the study."""
     head = {name: study[name] for name in KEPT if name in study} | {"cells": list(study["cells"])}
@@ -146,17 +160,15 @@ def main() -> None:
         if options.cell and options.cell not in study["cells"]:
             raise ValueError(f"{path} has no cell '{options.cell}': it has {', '.join(study['cells'])}")
         kept = options.scores / f"{path.stem}.json"
-        before = json.loads(kept.read_text())["scores"] if kept.exists() else {}
-        scores = {cell: dict(before.get(cell, {})) for cell in study["cells"]}
+        scores = known(kept, study, options.output_dir)
         seeds = [options.seed] if options.seed is not None else study["seeds"]
         for seed, cell in itertools.product(seeds, [options.cell] if options.cell else study["cells"]):
             made, model = maker(study, cell, seed, options.output_dir)
-            known = scores[cell].get(str(seed), {}).get("made") == made.name("evaluation")
-            if known and options.cell:
-                print(again(run(made, model), scores[cell]))
-            if not known:
+            if str(seed) not in scores[cell]:
                 scores[cell][str(seed)] = run(made, model)
                 write(kept, study, scores)
+            elif options.cell:
+                print(again(run(made, model), scores[cell]))
         write(kept, study, scores)
         write_page(options.scores)
         print(f"\n{study['question']}\n\n{table({cell: seeds for cell, seeds in scores.items() if seeds})}")

@@ -5,18 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from numpy import array, mean, ndarray, percentile
 
 
-matplotlib.use("svg")
-matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "unime", "font.size": 9}  # equal scores, equal files
-
-from matplotlib import pyplot  # noqa: E402
-from numpy import array, mean, ndarray, percentile  # noqa: E402
-
+rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "unime", "font.size": 9}  # equal scores, equal files
 
 CURVES = ("step", "loss", "grad_norm", "filtered", "hardness", "accuracy")
-ROUNDING = 0.5  # points: how far rounding alone carried the means of a run on two processes from those on one
+ROUNDING = 0.5  # points: two processes, equal to one but for rounding, differed by up to this (study of be57513)
 SHOWN = ("loss", "grad_norm", "filtered", "hardness")
 NAMES = {"grad_norm": "norm of the gradient", "filtered": "share of rows filtered", "hardness": "cosine of negatives"}
 HEAD = """# Studies
@@ -111,9 +108,8 @@ def draw_scores(scores: Scores, path: Path) -> None:
     """One panel per mean: every seed a dot, mean and standard deviation a bar; cells from top to bottom."""
     cells = list(scores)
     names = list(next(iter(scores[cells[0]].values()))["means"])
-    figure, panels = pyplot.subplots(
-        1, len(names), sharey=True, figsize=(1.4 * len(names) + 1.6, 0.3 * len(cells) + 1), layout="constrained"
-    )
+    figure = Figure((1.4 * len(names) + 1.6, 0.3 * len(cells) + 1), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True)
     for name, panel in zip(names, panels, strict=True):
         for row, cell in enumerate(cells):
             values = array([value(found, name) for found in scores[cell].values()])
@@ -126,13 +122,13 @@ def draw_scores(scores: Scores, path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def draw_claim(claim: dict[str, str], scores: Scores, path: Path) -> None:
     """The two cells of a claim: every seed a dot, the same seed joined by a line, the means as bars."""
-    figure, panel = pyplot.subplots(figsize=(2.6, 0.8), layout="constrained")
     cells = [claim["better"], claim["than"]]
+    figure = Figure((1.7 + 0.07 * max(map(len, cells)), 0.8), layout="constrained")
+    panel = figure.subplots()
     shared = [seed for seed in scores[cells[0]] if seed in scores[cells[1]]]
     values = array([[value(scores[cell][seed], claim["measure"]) for seed in shared] for cell in cells])
     panel.plot(values, [0, 1], "o-", color="#7aa6c2", markersize=3, linewidth=0.7)
@@ -141,30 +137,32 @@ def draw_claim(claim: dict[str, str], scores: Scores, path: Path) -> None:
     panel.set_ylim(1.5, -0.5)
     panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def curves_of(scores: Scores) -> tuple[dict[str, list[dict[str, list[float]]]], list[str]]:
-    """The curves of the cells that were trained, one per seed, and the names of those that all have."""
+    """The curves of the cells that were trained, one per seed, and the names of those that any has."""
     curves = {cell: [found["curves"] for found in seeds.values() if found["curves"]] for cell, seeds in scores.items()}
     curves = {cell: found for cell, found in curves.items() if found}
     every = [one for found in curves.values() for one in found]
-    return curves, [name for name in SHOWN if every and all(name in one for one in every)]
+    return curves, [name for name in SHOWN if any(name in one for one in every)]
 
 
 def draw_curves(scores: Scores, path: Path) -> None:
     """The curves of training, mean over the seeds, one line per cell."""
     curves, names = curves_of(scores)
-    figure, panels = pyplot.subplots(1, len(names), figsize=(3 * len(names), 2.6), layout="constrained", squeeze=False)
-    for name, panel in zip(names, panels[0], strict=True):
+    figure = Figure((3 * len(names), 2.6), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for name, panel in zip(names, panels, strict=True):
         for cell, found in curves.items():
-            panel.plot(found[0]["step"], mean([one[name] for one in found], axis=0), label=cell, linewidth=1.2)
+            if name in found[0]:
+                panel.plot(found[0]["step"], mean([one[name] for one in found], axis=0), label=cell, linewidth=1.2)
+            else:
+                panel.plot([], label=cell)  # takes its colour
         panel.set_title(NAMES.get(name, name), fontsize=9)
         panel.set_xlabel("step")
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def section(name: str, study: dict[str, Any], folder: str) -> str:

@@ -77,6 +77,7 @@ def test_a_study_writes_scores_and_a_page(
     start("--cell", "One")
     scores = json.loads((tmp_path / "scores" / "small.json").read_text())["scores"]
     assert scores.keys() == {"One"} and 0 < scores["One"]["0"]["means"]["all tasks"] <= 1
+    launch = study.launch
     monkeypatch.delattr(study, "launch")  # what is there is not made again: both cells evaluate the same model
     start()
     scores = json.loads((tmp_path / "scores" / "small.json").read_text())["scores"]
@@ -96,9 +97,15 @@ def test_a_study_writes_scores_and_a_page(
     start("--seed", "5")  # one more seed
     assert "*not measured yet*" not in (tmp_path / "scores.md").read_text()
     assert "![all tasks](scores/small-1.svg)" in (tmp_path / "scores.md").read_text()
-    start()
     with pytest.raises(ValueError, match="has no cell 'Three': it has One, Two"):
         start("--cell", "Three")
+    (tmp_path / "small.yaml").write_text(asked + "cells:\n  One: {}\n  Two: {evaluation: {size: 6}}\n")
+    monkeypatch.setattr(study, "launch", launch, raising=False)
+    start()  # what was asked otherwise than now is made again, the rest is not
+    changed = json.loads((tmp_path / "scores" / "small.json").read_text())["scores"]
+    assert changed["One"] == scores["One"] | {"5": changed["One"]["5"]} and changed["Two"].keys() == {"0"}
+    assert changed["Two"]["0"]["made"] != scores["Two"]["0"]["made"]
+    assert capfd.readouterr().out.count("The settings of 'Two' have changed since seed") == 2
 
 
 def test_the_table_worked_by_hand(page: ModuleType):
@@ -140,9 +147,11 @@ def test_every_study_can_be_asked_and_its_scores_are_its_own(study: ModuleType, 
     for claim in claims:
         assert {claim["better"], claim["than"]} <= asked["cells"].keys() and claim["paper"], claim
     file = ROOT / "model_cards" / "study" / f"{path.stem}.json"
-    if not file.exists():
-        return
+    assert file.exists(), "make study"
     kept, written = json.loads(file.read_text()), (ROOT / "model_cards" / "study.md").read_text()
+    assert kept["answer"] == asked["answer"], "every study whose scores are kept says what they answer"
+    assert kept["scores"].keys() == asked["cells"].keys()
+    assert all(found.keys() >= set(map(str, asked["seeds"])) for found in kept["scores"].values())
     assert kept["claims" if claims else "question"] == asked["claims" if claims else "question"]
     for cell, found in kept["scores"].items():
         for seed, scores in found.items():
