@@ -11,6 +11,7 @@ from datasets import Dataset, concatenate_datasets
 
 from .published import chosen_sets, open_published, require_texts
 from .rows import located, with_pictures
+from .target_prompts import CAPTION, CLASS, REPLY, prompted
 
 
 _IMAGE = "<|image_1|>"  # in a few sets it stands before a text that has no picture
@@ -52,12 +53,11 @@ INSTRUCTIONS = {
     ),
 }
 
-# What B3 (arXiv 2505.11293) puts before candidates that have no instruction of their own.
-_CLASS, _REPLY, _CAPTION = "Represent the class label:", "Represent the answer:", "Represent the image caption:"
+# What candidates without an instruction are, see `target_prompts`.
 TARGET_PROMPTS = {
-    **dict.fromkeys(("ImageNet_1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"), _CLASS),
-    **dict.fromkeys(("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"), _REPLY),
-    **dict.fromkeys(("VisualNews_i2t", "MSCOCO_i2t"), _CAPTION),
+    **dict.fromkeys(("ImageNet_1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"), CLASS),
+    **dict.fromkeys(("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"), REPLY),
+    **dict.fromkeys(("VisualNews_i2t", "MSCOCO_i2t"), CAPTION),
 }
 
 COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
@@ -114,7 +114,7 @@ def _row(published: dict, subset: str, prompt: str | None) -> dict:
     candidate = mmeb_item(published["pos_text"], published["pos_image_path"], of_candidate)
     return {
         "query": mmeb_item(published["qry"], published["qry_image_path"], of_query),
-        "positive": candidate | {"instruction": candidate["instruction"] or prompt},
+        "positive": prompted(candidate, prompt),
         "task": subset,
         "where": published["where"],
     }

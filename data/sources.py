@@ -61,7 +61,7 @@ class DataArguments:
         metadata={"help": "How often MMEB-train's sets come in an epoch, such as {DocVQA: 2}; else once."},
     )
     target_prompts: bool = field(
-        default=False, metadata={"help": "Instructions for MMEB-train's candidates that have none, as in B3."}
+        default=False, metadata={"help": "Instructions for candidates that have none, as in B3: MMEB-train, OpenMoji."}
     )
     mined: str | None = field(default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."})
     rejected: str | None = field(default=None, metadata={"help": "Bad rows to leave out, as check-data listed them."})
@@ -111,7 +111,13 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
     if data.dataset == "openmoji":
         from .world import rows  # its pictures come with the package's extra `openmoji`
 
-        return rows("train", data.rows, seed=data.world_seed, negatives=data.near_duplicates)
+        return rows(
+            "train",
+            data.rows,
+            seed=data.world_seed,
+            negatives=data.near_duplicates,
+            target_prompts=data.target_prompts,
+        )
     if data.dataset == "mmeb-train":
         root, seed = data.image_root or ".", data.world_seed
         return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts, data.weights)

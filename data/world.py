@@ -27,6 +27,7 @@ from .probes import any_false_caption
 from .questions import sample_expression, sample_question
 from .scenes import Scene, render_crop
 from .splits import check_split
+from .target_prompts import OF_WORLD, prompted
 from .views import View
 from .world_conversations import KINDS
 from .world_tasks import TASKS
@@ -60,10 +61,18 @@ def drawn_item(stored: dict) -> dict:
     return item
 
 
-def rows(split: str, size: int, seed: int = 0, tasks: Sequence[str] | None = None, negatives: int = 1) -> Dataset:
+def rows(
+    split: str,
+    size: int,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
+    negatives: int = 1,
+    target_prompts: bool = False,
+) -> Dataset:
     """Training rows of the given tasks (all of `TASKS` if None), mixed by their weights.
 
-    Columns: `query`, `positive` (items), `negatives` (at most `negatives` hard ones, items), `task`, `label`.
+    Columns: `query`, `positive` (items), `negatives` (at most `negatives` hard ones, items), `task`, `label`. With
+    `target_prompts` texts that are searched for have an instruction, as pictures do; evaluate with the same.
     """
     check_split(split)
     chosen = list(tasks or TASKS)
@@ -71,6 +80,8 @@ def rows(split: str, size: int, seed: int = 0, tasks: Sequence[str] | None = Non
         if task not in TASKS:
             raise ValueError(f"the OpenMoji world has no task {task!r}: choose from {', '.join(TASKS)}")
     key = {"kind": "rows", "split": split, "size": size, "seed": seed, "tasks": chosen, "negatives": negatives}
+    if target_prompts:
+        key["target_prompts"] = True
     return _stored(key, _make_rows, _ROW).with_transform(_draw_rows)
 
 
@@ -111,7 +122,11 @@ def _make_rows(key: dict) -> Iterator[dict]:
     for index in range(key["size"]):
         rng = _source(key, index)
         task = rng.choices(key["tasks"], weights)[0]
-        yield TASKS[task][0](key["split"], key["negatives"], rng) | {"task": task}
+        row = TASKS[task][0](key["split"], key["negatives"], rng) | {"task": task}
+        if "target_prompts" in key:
+            row["positive"] = prompted(row["positive"], OF_WORLD.get(task))
+            row["negatives"] = [prompted(negative, OF_WORLD.get(task)) for negative in row["negatives"]]
+        yield row
 
 
 def _make_conversations(key: dict) -> Iterator[dict]:

@@ -17,6 +17,10 @@ class BenchmarkArguments:
     split: str = field(default="test", metadata={"help": "openmoji: validation or test."})
     size: int = field(default=1000, metadata={"help": "openmoji: candidates of the scene tasks; the others follow."})
     seed: int = field(default=0, metadata={"help": "openmoji: seed of its questions."})
+    target_prompts: bool = field(
+        default=False,
+        metadata={"help": "openmoji, mmeb: instructions for candidates that have none, as it may have been trained."},
+    )
     mmeb_source: str = field(default="TIGER-Lab/MMEB-eval", metadata={"help": "mmeb: Hub id or folder."})
     mmeb_images: str = field(default="MMEB-eval", metadata={"help": "mmeb: where its images.zip was unpacked."})
     subsets: list[str] | None = field(
@@ -60,11 +64,11 @@ _FLICKR = "Pictures: COCO, under the licences of Flickr."
 
 BENCHMARKS = {
     "openmoji": Benchmark(
-        lambda args: openmoji.tasks(args.split, args.size, args.seed),
+        lambda args: openmoji.tasks(args.split, args.size, args.seed, args.target_prompts),
         "Pictures: OpenMoji (openmoji.org), CC BY-SA 4.0.",
     ),
     "mmeb": Benchmark(
-        lambda args: (mmeb.tasks(args.mmeb_source, args.mmeb_images, args.subsets), []),
+        lambda args: (mmeb.tasks(args.mmeb_source, args.mmeb_images, args.subsets, args.target_prompts), []),
         "Pictures: the sets of MMEB, each under its own licence.",
         "TIGER-Lab/MMEB-eval",
     ),

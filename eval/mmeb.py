@@ -14,6 +14,7 @@ from pathlib import Path
 from ..data.mmeb import INSTRUCTIONS, mmeb_item
 from ..data.pictures import read_picture
 from ..data.published import chosen_sets, open_published, require_texts
+from ..data.target_prompts import OF_META_TASK, prompted
 from .stored import StoredItems, file_identity
 from .tasks import RetrievalTask
 
@@ -78,7 +79,10 @@ COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 
 
 def tasks(
-    source: str = "TIGER-Lab/MMEB-eval", image_root: str | Path = ".", subsets: Sequence[str] | None = None
+    source: str = "TIGER-Lab/MMEB-eval",
+    image_root: str | Path = ".",
+    subsets: Sequence[str] | None = None,
+    target_prompts: bool = False,
 ) -> list[RetrievalTask]:
     """Open MMEB; pictures are read when they are embedded.
 
@@ -86,15 +90,18 @@ def tasks(
         source (`str`, *optional*, defaults to the Hub's): Hub id, or a folder with the same layout.
         image_root (`str` or `Path`, *optional*, defaults to the working folder): Where `images.zip` was unpacked.
         subsets (`Sequence[str]`, *optional*, defaults to all of `SETS`): The sets.
+        target_prompts (`bool`, *optional*, defaults to `False`):
+            Give candidates without an instruction that of their meta-task, as the training may have done.
 
     Raises:
         ValueError: There is no such set, it lacks a column, a row has no candidates, or pictures are missing.
     """
-    return [_task(name, source, Path(image_root)) for name in chosen_sets(subsets, SETS, "MMEB")]
+    return [_task(name, source, Path(image_root), target_prompts) for name in chosen_sets(subsets, SETS, "MMEB")]
 
 
-def _task(name: str, source: str, root: Path) -> RetrievalTask:
+def _task(name: str, source: str, root: Path, target_prompts: bool) -> RetrievalTask:
     meta_task, in_distribution, of_query, of_candidate = SETS[name]
+    prompt = OF_META_TASK[meta_task] if target_prompts and of_candidate is None else None
     rows = open_published(f"MMEB {name}", source, COLUMNS, name)
     require_texts(f"MMEB {name}", rows, ("qry_text",), ("tgt_text",))
     queries, pools = [], []
@@ -120,7 +127,7 @@ def _task(name: str, source: str, root: Path) -> RetrievalTask:
         name,
         meta_task,
         stored(queries),
-        stored([mmeb_item(text, path, of_candidate) for text, path in numbers]),
+        stored([prompted(mmeb_item(text, path, of_candidate), prompt) for text, path in numbers]),
         [pool[:1] for pool in pools],
         pools,
         distribution="IND" if in_distribution else "OOD",

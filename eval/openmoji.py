@@ -15,6 +15,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..data.captions import Caption, sample_caption, sample_scene
 from ..data.emoji import Emoji, same_picture, sources_version
@@ -25,6 +26,7 @@ from ..data.questions import answers as all_answers
 from ..data.questions import sample_expression, sample_question
 from ..data.scenes import CELLS, Scene, crop_spec
 from ..data.splits import check_split, tone_split
+from ..data.target_prompts import CAPTION, OF_WORLD, prompted
 from ..data.views import View
 from ..data.world import WORLD_VERSION, draw
 from ..data.world_items import (
@@ -48,11 +50,14 @@ FAMILY = 5
 CROP_POOL = 300
 
 
-def tasks(split: str = "test", size: int = 1000, seed: int = 0) -> tuple[list[RetrievalTask], list[CompositionalTask]]:
+def tasks(
+    split: str = "test", size: int = 1000, seed: int = 0, target_prompts: bool = False
+) -> tuple[list[RetrievalTask], list[CompositionalTask]]:
     """The benchmark's tasks, the same for equal arguments.
 
     `size` is the number of candidates of the scene and name tasks; the long, composed and crop tasks and each
-    compositional kind have half as many queries.
+    compositional kind have half as many queries. With `target_prompts` texts that are searched for have an
+    instruction, for models that were trained so.
     """
     check_split(split)
     half = size // 2
@@ -72,7 +77,20 @@ def tasks(split: str = "test", size: int = 1000, seed: int = 0) -> tuple[list[Re
         _crops(split, half, source("crop")),
         *_both_ways("long", "long", *_long_captions(split, half, source("long"))),
     ]
-    return retrieval, _probes(split, half, scenes, source("probes"))
+    probes = _probes(split, half, scenes, source("probes"))
+    if target_prompts:
+        retrieval = [
+            replace(task, candidates=_prompted(task.candidates, OF_WORLD.get(task.name))) for task in retrieval
+        ]
+        probes = [
+            replace(task, captions=_prompted(task.captions, CAPTION), negatives=_prompted(task.negatives, CAPTION))
+            for task in probes
+        ]
+    return retrieval, probes
+
+
+def _prompted(items: StoredItems, prompt: str | None) -> StoredItems:
+    return _stored([prompted(item, prompt) for item in items.stored])
 
 
 def _stored(items: Sequence[dict]) -> StoredItems:

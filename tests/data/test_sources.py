@@ -139,6 +139,14 @@ def test_what_cannot_be_streamed_is_refused(more: dict[str, str]):
         open_rows(DataArguments(streaming=True, **more))
 
 
+def test_texts_that_the_world_searches_for_have_an_instruction_when_asked():
+    def prompts(**settings: object) -> set[str | None]:
+        rows = open_rows(DataArguments(rows=40, **settings)).with_format(None)
+        return {row["positive"]["instruction"] for row in rows}
+
+    assert None in prompts() and None not in prompts(target_prompts=True)
+
+
 def test_rows_of_the_world_bring_as_many_near_duplicates_as_asked_for():
     def counts(**more: int) -> set[int]:
         rows = open_rows(DataArguments(rows=60, **more)).with_format(None)

@@ -51,6 +51,23 @@ def test_rows_of_chosen_tasks_with_more_negatives():
     assert all(len(row["negatives"]) == 3 for row in dataset)
 
 
+def test_texts_that_are_searched_for_have_an_instruction_when_asked():
+    plain, prompted = (stored(rows("train", 300, target_prompts=asked)) for asked in (False, True))
+    instructions = {}
+    for before, after in zip(plain, prompted, strict=True):
+        assert before["query"] == after["query"] and before["task"] == after["task"]
+        both = [[row["positive"], *row["negatives"]] for row in (before, after)]
+        for one, other in zip(*both, strict=True):
+            assert one["instruction"] == (None if one["image"] is None else other["instruction"])
+            assert one | {"instruction": other["instruction"]} == other
+            instructions.setdefault(after["task"], set()).add(other["instruction"])
+    assert all(len(found) == 1 and None not in found for found in instructions.values())
+    assert instructions["question"] == {"Represent the answer:"}
+    assert instructions["category"] == instructions["people_i2t"] == {"Represent the class label:"}
+    assert instructions["long_i2t"] == {"Represent the image caption:"}
+    assert instructions["composed"] == {"Represent the given image."}
+
+
 def test_equal_arguments_give_equal_rows_in_another_process():
     code = "from unime.data.world import rows; print([row for row in rows('test', 40, seed=7).with_format(None)])"
     elsewhere = subprocess.run(

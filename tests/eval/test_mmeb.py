@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from unime.data.mmeb import TARGET_PROMPTS
 from unime.eval.mmeb import SETS, tasks
 from unime.eval.store import EmbeddingStore
 from unime.eval.tasks import evaluate
@@ -105,6 +106,17 @@ def test_strings_are_taken_apart_as_published(publish: Publish):
     assert target["image"].size == (4, 4) and "text" not in target
     assert by_name["ImageNet-1K"].candidates[1] == {"text": "number 1"}
     assert by_name["ImageNet-1K"].positives[3] == by_name["ImageNet-1K"].pools[3][:1]
+
+
+def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
+    folder = publish(list(SETS))
+    for task in tasks(str(folder), folder, target_prompts=True):
+        own = SETS[task.name][3]
+        of_kind = {"classification": "Represent the class label:", "vqa": "Represent the answer:"}
+        expected = own or of_kind.get(task.meta_task, "Represent the image caption:")
+        assert {item["instruction"] for item in task.candidates} == {expected}
+        # As it was trained: in MMEB-train the set has the same.
+        assert own or TARGET_PROMPTS.get(task.name.replace("-1K", "_1K"), expected) == expected
 
 
 def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):

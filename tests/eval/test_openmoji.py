@@ -42,6 +42,24 @@ def test_sizes_are_as_asked():
     assert len(found["subcategory"].candidates) == 99 and len(found["category"].candidates) == 9
 
 
+def test_texts_that_are_searched_for_have_an_instruction_when_asked():
+    (plain, plain_probes), (prompted, prompted_probes) = made("test", 60), made("test", 60, target_prompts=True)
+    found = {}
+    for one, other in zip(plain, prompted, strict=True):
+        assert one.queries.stored == other.queries.stored and one.positives == other.positives
+        found[other.name] = {item["instruction"] for item in other.candidates}
+        for before, after in zip(one.candidates.stored, other.candidates.stored, strict=True):
+            assert before["instruction"] in (None, after["instruction"])
+            assert before | {"instruction": after["instruction"]} == after
+    assert found["category"] == found["name_i2t"] == {"Represent the class label:"}
+    assert found["question"] == {"Represent the answer:"} and found["scene_t2i"] == {"Represent the given image."}
+    assert found["scene_i2t"] == found["long_i2t"] == {"Represent the image caption:"}
+    for one, other in zip(plain_probes, prompted_probes, strict=True):
+        assert one.images.stored == other.images.stored
+        for before, after in zip((one.captions, one.negatives), (other.captions, other.negatives), strict=True):
+            assert [item | {"instruction": "Represent the image caption:"} for item in before] == list(after)
+
+
 def test_candidates_are_distinct():
     for task in by_name().values():
         keys = {

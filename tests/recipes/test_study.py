@@ -141,8 +141,11 @@ def test_what_becomes_of_a_claim(page: ModuleType):
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_can_be_asked_and_its_scores_are_its_own(study: ModuleType, page: ModuleType, path: Path):
     asked = study.read(path)
-    for settings in asked["steps"].values():
-        assert (ROOT / settings["script"]).exists() and (ROOT / settings["config"]).exists()
+    for cell in asked["cells"]:
+        made, _ = study.maker(asked, cell, 1, Path("runs/study"))
+        for settings in made.steps.values():
+            script = settings["script"].removeprefix("-m unime.")
+            assert (ROOT / script).exists() and (ROOT / settings.get("config", script)).exists()
     claims = asked.get("claims", [])
     for claim in claims:
         assert {claim["better"], claim["than"]} <= asked["cells"].keys() and claim["paper"], claim
