@@ -62,7 +62,7 @@ def spread(values: ndarray) -> str:
 
 def lined(rows: list[list[str]], numbers_from: int = 1) -> str:
     """Rows as a Markdown table, the first its head; columns of numbers to the right."""
-    head, *rest = rows
+    head, *rest = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---"] * numbers_from + ["---:"] * (len(head) - numbers_from)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rest])
 

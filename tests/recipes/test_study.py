@@ -120,6 +120,10 @@ def test_the_table_worked_by_hand(page: ModuleType):
     assert page.interval(np.array([5.0, 5.0])) == (5.0, 5.0)
 
 
+def test_a_name_with_a_bar_stays_in_its_column(page: ModuleType):
+    assert page.table({"KL(a || b)": seeds(0.1)}).splitlines()[2] == "| **KL(a \\|\\| b)** | 1 | 10.0 |"
+
+
 def test_what_becomes_of_a_claim(page: ModuleType):
     scores = {"A": seeds(0.3, 0.3, 0.4), "B": seeds(0.2, 0.1, 0.3), "C": seeds(0.35, 0.1, 0.4), "D": seeds(0.5)}
 
