@@ -24,19 +24,19 @@ seeds. A claim is *confirmed* where this interval lies above 0, *contrary* where
 a difference under half a point, which rounding alone can make. Of three seeds all three agree in sign by chance one
 time in four: look at the plot for how strong a verdict is. What the paper (arXiv 2504.17432) measured, on models a
 thousand times as large, is quoted, its MMEB as printed, the plain mean of four kinds of task; what stands under
-"here" is ours. Loss and norm of the gradient are means of the second half of a training.
+"here" is ours. Loss, norm of the gradient and the share of rows filtered are means of the second half of a training.
 """
 
 Scores = dict[str, dict[str, dict[str, Any]]]  # cell -> seed -> what was found
 
 
 def value(found: dict[str, Any], name: str) -> float:
-    """A mean or a task in per cent, or the mean of a curve over the second half of the training."""
+    """A mean or a task in per cent, or the mean of a curve over the second half of the training (`filtered` too)."""
     for kind in ("means", "tasks"):
         if name in found[kind]:
             return 100 * found[kind][name]
     curve = found["curves"][name]
-    return float(mean(curve[len(curve) // 2 :]))
+    return float(mean(curve[len(curve) // 2 :])) * (100 if name == "filtered" else 1)
 
 
 def interval(differences: ndarray) -> tuple[float, float]:
@@ -68,9 +68,14 @@ def lined(rows: list[list[str]], numbers_from: int = 1) -> str:
 
 
 def table(scores: Scores) -> str:
-    """Mean and standard deviation over the seeds, in per cent; below each cell how it differs from the first."""
+    """Mean and standard deviation over the seeds, in per cent; below each cell how it differs from the first.
+
+    The last column is the share of rows that lost a negative to the filter, where all cells were trained with one.
+    """
     first, *_ = scores
     names = list(next(iter(scores[first].values()))["means"])
+    if all("filtered" in found["curves"] for seeds in scores.values() for found in seeds.values()):
+        names.append("filtered")
     rows = [["", "seeds", *names]]
     for cell, seeds in scores.items():
         values = [array([value(found, name) for found in seeds.values()]) for name in names]

@@ -118,6 +118,13 @@ def test_the_table_worked_by_hand(page: ModuleType):
     means = sorted(np.mean([a, b, c]) for a in (10, 0, 30) for b in (10, 0, 30) for c in (10, 0, 30))
     assert (low, high) == pytest.approx((np.percentile(means, 2.5), np.percentile(means, 97.5)))
     assert page.interval(np.array([5.0, 5.0])) == (5.0, 5.0)
+    filtering = seeds(0.1, 0.2)
+    for share, found in zip((0.1, 0.3), filtering.values(), strict=True):  # the second half of the training counts
+        found["curves"] = {"step": [5, 10, 15, 20], "filtered": [0.9, 0.9, share, share + 0.1]}
+    written = page.table({"New": filtering}).splitlines()
+    assert (
+        written[0] == "|  | seeds | swap | filtered |" and written[2] == "| **New** | 2 | 15.0 ± 7.1 | 25.0 ± 14.1 |"
+    )
 
 
 def test_a_name_with_a_bar_stays_in_its_column(page: ModuleType):
