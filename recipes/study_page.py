@@ -160,7 +160,9 @@ def draw_curves(scores: Scores, path: Path) -> None:
     for name, panel in zip(names, panels, strict=True):
         for cell, found in curves.items():
             if name in found[0]:
-                panel.plot(found[0]["step"], mean([one[name] for one in found], axis=0), label=cell, linewidth=1.2)
+                steps = min((one["step"] for one in found), key=len)  # a clock may have ended a training
+                values = mean([one[name][: len(steps)] for one in found], axis=0)
+                panel.plot(steps, values, label=cell, linewidth=1.2)
             else:
                 panel.plot([], label=cell)  # takes its colour
         panel.set_title(NAMES.get(name, name), fontsize=9)

@@ -149,6 +149,16 @@ def test_what_becomes_of_a_claim(page: ModuleType):
     assert measured == "grad_norm +1.5 (+1.5 … +1.5; 3 seeds)" and found == "confirmed"
 
 
+def test_curves_end_where_the_first_seed_s_does(page: ModuleType, tmp_path: Path):
+    scores = {"Clock": seeds(0.1, 0.2), "Steps": seeds(0.1)}
+    for steps, found in zip((3, 2), scores["Clock"].values(), strict=True):
+        found["curves"] = {"step": list(range(steps)), "loss": [float(steps)] * steps, "accuracy": [0.5] * steps}
+    scores["Steps"]["0"]["curves"] = {"step": [0, 1], "loss": [1.0, 0.5], "grad_norm": [1.0, 0.5]}
+    page.draw_curves(scores, tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert "loss" in drawn and "norm of the gradient" in drawn and "Clock" in drawn and "accuracy" not in drawn
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_can_be_asked_and_its_scores_are_its_own(study: ModuleType, page: ModuleType, path: Path):
     asked = study.read(path)
