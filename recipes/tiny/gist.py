@@ -34,8 +34,7 @@ class GuidedTrainer(ContrastiveTrainer):
 
     def guided_by(self, folder: str, margin: float) -> None:
         """Take the loss with this guide; it is given embeddings, and never calls its `model`."""
-        device, weights = str(self.args.device), {"dtype": "float32"}
-        guide = SentenceTransformer(folder, trust_remote_code=True, device=device, model_kwargs=weights)
+        guide = SentenceTransformer(folder, device=str(self.args.device), model_kwargs={"dtype": "float32"})
         self.guide = guide[0].model.eval()
         self.guided = CachedGISTEmbedLoss(
             guide, guide, self.args.temperature, mini_batch_size=self.args.train_batch_size, margin=margin
