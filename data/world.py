@@ -80,8 +80,7 @@ def rows(
         if task not in TASKS:
             raise ValueError(f"the OpenMoji world has no task {task!r}: choose from {', '.join(TASKS)}")
     key = {"kind": "rows", "split": split, "size": size, "seed": seed, "tasks": chosen, "negatives": negatives}
-    if target_prompts:
-        key["target_prompts"] = True
+    key["target_prompts"] = target_prompts
     return _stored(key, _make_rows, _ROW).with_transform(_draw_rows)
 
 
@@ -123,7 +122,7 @@ def _make_rows(key: dict) -> Iterator[dict]:
         rng = _source(key, index)
         task = rng.choices(key["tasks"], weights)[0]
         row = TASKS[task][0](key["split"], key["negatives"], rng) | {"task": task}
-        if "target_prompts" in key:
+        if key["target_prompts"]:
             row["positive"] = prompted(row["positive"], OF_WORLD.get(task))
             row["negatives"] = [prompted(negative, OF_WORLD.get(task)) for negative in row["negatives"]]
         yield row

@@ -15,8 +15,12 @@ from unime import UniMEModel, processor_from_backbone
 from unime.pooling_unime import PLAIN_DECODERS, last_layer_for
 
 
-INSTRUCTION = "Find an everyday picture that shows what the following words say, and nothing besides it:"
-ITEMS = [{"text": f"{number} cats " + "and a dog " * (number % 5), "instruction": INSTRUCTION} for number in range(20)]
+INSTRUCTIONS = (
+    "Find an everyday picture that shows what the following words say, and nothing besides it:",
+    "Tell in one word what is to be seen in a picture of which someone says what comes now, in any language:",
+)
+TEXTS = [f"{number} cats " + "and a dog " * (number % 5) for number in range(40)]
+ITEMS = [{"text": text, "instruction": INSTRUCTIONS[number % 2]} for number, text in enumerate(TEXTS)]
 ITEMS += [{"text": "a cat", "image": Image.new("RGB", (40, 56), "red")}, "日本"]
 
 
@@ -38,7 +42,7 @@ def test_the_last_layer_works_for_the_last_tokens(
     shortened = model.encode(ITEMS, processor, max_tokens=100)
     hook.remove()
     assert sum(rows for rows, tokens in shapes if tokens == 1) == len(ITEMS)
-    assert [rows for rows, tokens in shapes if tokens > 1] == [1]  # the prefix of the instruction
+    assert [rows for rows, tokens in shapes if tokens > 1] == [1, 1]  # the prefixes of both instructions
     monkeypatch.setattr("unime.pooling_unime.PLAIN_DECODERS", frozenset())
     np.testing.assert_allclose(shortened, model.encode(ITEMS, processor, max_tokens=100), atol=1e-6)
     model.set_attn_implementation("sdpa")

@@ -96,6 +96,7 @@ def test_a_study_writes_scores_and_a_page(
     start("--seed", "5")  # one more seed
     assert "*not measured yet*" not in (tmp_path / "scores.md").read_text()
     assert "![all tasks](scores/small-1.svg)" in (tmp_path / "scores.md").read_text()
+    start()
     with pytest.raises(ValueError, match="has no cell 'Three': it has One, Two"):
         start("--cell", "Three")
     # What was asked otherwise than now is made again, the rest is not.
@@ -161,6 +162,8 @@ def test_curves_end_where_the_first_seed_s_does(page: ModuleType, tmp_path: Path
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_can_be_asked_and_its_scores_are_its_own(study: ModuleType, page: ModuleType, path: Path):
     asked = study.read(path)
+    for settings in asked["steps"].values():
+        assert (ROOT / settings["script"]).exists() and (ROOT / settings["config"]).exists()
     for cell in asked["cells"]:
         made, _ = study.maker(asked, cell, 1, Path("runs/study"))
         for settings in made.steps.values():
