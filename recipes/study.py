@@ -11,7 +11,8 @@ seed. A step is made when another one asks for it, and once: its folder is named
 cells share what they have in common and a study that was cut off goes on.
 
 Scores go to `model_cards/study/NAME.json`, from which `study_page.py` writes tables and plots. Cells that have their
-scores are not made again, unless `--cell` names one: then what was found now stands beside what was found before.
+scores are not made again, unless `--cell` names one: then what was found now stands beside what was found before, and
+how far the two may be apart; `--keep` adds it to what says so.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 from launch import ROOT, launch
-from study_page import CURVES, again, table, write_page
+from study_page import CURVES, again, made_again, read_scores, table, write_page
 
 
 SCORES = ROOT / "model_cards" / "study"
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=Path, help="YAML files")
     parser.add_argument("--cell", help="this cell only, even if it has its scores")
     parser.add_argument("--seed", type=int, help="this seed only; may be a new one")
+    parser.add_argument("--keep", action="store_true", help="keep what a cell gives that is made again elsewhere")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/study"), help="where the steps' folders go")
     parser.add_argument("--scores", type=Path, default=SCORES, help="where the scores go")
     options = parser.parse_args()
@@ -168,7 +170,10 @@ def main() -> None:
                 scores[cell][str(seed)] = run(made, model)
                 write(kept, study, scores)
             elif options.cell:
-                print(again(run(made, model), scores[cell]))
+                found, before = run(made, model), scores[cell][str(seed)]
+                print(again(found, before, made_again(read_scores(SCORES))))
+                if options.keep:
+                    before.setdefault("again", []).append(found["means"])
         write(kept, study, scores)
         write_page(options.scores)
         print(f"\n{study['question']}\n\n{table({cell: seeds for cell, seeds in scores.items() if seeds})}")

@@ -92,7 +92,11 @@ def test_a_study_writes_scores_and_a_page(
     before = (tmp_path / "scores" / "small.json").read_bytes()
     start("--cell", "Two", "--seed", "0")  # what it gives now stands beside what is kept, which stays
     assert (tmp_path / "scores" / "small.json").read_bytes() == before
-    assert re.search(r"\| all tasks \| ([\d.]+) \| \1 \|", capfd.readouterr().out)
+    assert re.search(r"\| all tasks \| ([\d.]+) \| \1 \| \+0.0 \|", capfd.readouterr().out)
+    start("--cell", "Two", "--seed", "0", "--keep")
+    scores = json.loads((tmp_path / "scores" / "small.json").read_text())["scores"]
+    assert scores["Two"]["0"]["again"] == [scores["Two"]["0"]["means"]] and "again" not in scores["One"]["0"]
+    assert "on the mean of tasks 1 of the 1 did" in (tmp_path / "scores.md").read_text()
     start("--seed", "5")  # one more seed
     assert "*not measured yet*" not in (tmp_path / "scores.md").read_text()
     assert "![all tasks](scores/small-1.svg)" in (tmp_path / "scores.md").read_text()
@@ -125,6 +129,26 @@ def test_the_table_worked_by_hand(page: ModuleType):
     assert (
         written[0] == "|  | seeds | swap | filtered |" and written[2] == "| **New** | 2 | 15.0 ± 7.1 | 25.0 ± 14.1 |"
     )
+
+
+def test_how_far_a_run_made_again_may_end_worked_by_hand(page: ModuleType):
+    kept = seeds(0.3, 0.4, 0.5, 0.1)
+    for seed, again in {"0": [0.31], "1": [0.39], "2": [0.52]}.items():
+        kept[seed]["again"] = [{"swap": score} for score in again]
+    pairs = page.made_again({"one": {"scores": {"A": kept, "B": seeds(0.2)}}})
+    # Differences of 1, -1 and 2 points: the root of their mean square is 1.41; Student's t with three degrees is 3.18.
+    assert page.apart(pairs, "swap") == pytest.approx([1, -1, 2])
+    assert page.reach(pairs, "swap") == pytest.approx(3.1824 * 2**0.5, abs=1e-3)
+    assert page.of_again(pairs).splitlines()[-1] == "| made again, within ± | 4.5 |"
+    assert "on the mean of tasks 3 of the 3 did" in page.of_again(pairs)
+    written = page.again(seeds(0.25)["0"], kept["3"], pairs).splitlines()
+    assert written[0] == "|  | now | before | differs by | may differ by |"
+    assert written[2] == "| swap | 25.0 | 10.0 | +15.0 | 4.5 |"
+
+
+def test_the_page_says_how_far_runs_end_that_are_made_again(page: ModuleType):
+    pairs = page.made_again(page.read_scores(ROOT / "model_cards" / "study"))
+    assert len(pairs) > 10 and page.of_again(pairs) in (ROOT / "model_cards" / "study.md").read_text()
 
 
 def test_a_name_with_a_bar_stays_in_its_column(page: ModuleType):
