@@ -2,11 +2,11 @@
 
     python benchmarks/memory.py --batch_sizes 128 512 2048 --budgets 0 0.25 1
 
-Each figure is that of a process of its own, which takes the same rows in one batch or in several: what its resident
-memory reached in their steps above what it was before. The model and the tensors of all batches, pixels included, are
-there before; gradients, graphs, embeddings, and the matrix of the loss come in the steps. So does what the allocator
-cannot give back between micro-batches of unlike shapes, which grows with their number: hence equal rows. Writes
-benchmarks/results/memory.json. Linux only.
+Each figure is that of a process of its own, which takes the same rows in one batch or in several: the peak of its
+resident memory, and how far it rose in the steps above what it was before. The model and the tensors of all batches,
+pixels included, are there before; gradients, graphs, embeddings, and the matrix of the loss come in the steps. So
+does what the allocator cannot give back between micro-batches of unlike shapes, which grows with their number: hence
+equal rows. Writes benchmarks/results/memory.json. Linux only.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ class ScriptArguments:
 
 
 def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, float]:
-    """Return the growth of the peak resident memory in the steps, and what of a batch is in memory before, in MB."""
+    """Return the peak of resident memory, its rise in the steps, and what of a batch is in memory before, in MB."""
     torch.set_num_threads(1)
     model, processor = load_model(script.model, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,8 @@ def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, f
     status = Path("/proc/self/status").read_text().splitlines()
     highest = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
     tensors = [tensor for tensors in batches[0]["micro_batches"] for tensor in tensors.values()]
-    return {"step": (highest - before) / 1e6, "batch": sum(tensor.nbytes for tensor in tensors) / 1e6}
+    held = sum(tensor.nbytes for tensor in tensors)
+    return {"peak": highest / 1e6, "rise": (highest - before) / 1e6, "batch": held / 1e6}
 
 
 def in_a_process_of_its_own(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, float]:
@@ -94,16 +95,18 @@ def main(script: ScriptArguments) -> None:
         return
     found: list[dict[str, Any]] = []
     for budget in script.budgets:
-        smallest = None
+        smallest: dict[str, float] = {}
         for batch_size in script.batch_sizes:
             measured = in_a_process_of_its_own(script, batch_size, budget)
-            smallest = smallest or measured["step"]
+            smallest = smallest or measured
             found.append(
                 {
                     "budget, GB": budget,
                     "batch": batch_size,
-                    "peak of the steps, MB": round(measured["step"]),
-                    "of that of the smallest batch": round(measured["step"] / smallest, 3),
+                    "peak, MB": round(measured["peak"]),
+                    "of that of the smallest batch": round(measured["peak"] / smallest["peak"], 3),
+                    "rise in the steps, MB": round(measured["rise"]),
+                    "of that rise": round(measured["rise"] / smallest["rise"], 3),
                     "tensors of the batch, MB": round(measured["batch"]),
                 }
             )

@@ -27,6 +27,7 @@ from .finite import all_finite, not_finite, refuse_spoilt_weights
 from .frozen import PicturesOnce, sees_frozen
 from .gradient_cache import MicroBatch, SendBack, cached_loss, send_back
 from .graph_memory import GraphMemory
+from .last_tokens import for_last_tokens
 from .resume import saving
 from .sharding import common_plan, is_sharded, sum_when_reducing
 from .training_record import write_training_record
@@ -152,8 +153,11 @@ class EmbeddingTrainer(Trainer, ABC):
             return (model if self.is_deepspeed_enabled else self.model)(**tensors).embeddings
 
         embedder = self._embedder
-        if torch.is_grad_enabled() and isinstance(embedder, UniMEModel) and sees_frozen(embedder.backbone):
-            embed = PicturesOnce(embedder.backbone, embed)
+        if isinstance(embedder, UniMEModel):
+            if not (self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing):
+                embed = for_last_tokens(embedder, embed)
+            if torch.is_grad_enabled() and sees_frozen(embedder.backbone):
+                embed = PicturesOnce(embedder.backbone, embed)
         memory = GraphMemory(gigabytes, self.model, together)
         return cached_loss(embed, micro_batches, loss_fn, memory, back)
 

@@ -21,7 +21,7 @@ def test_memory_follows_the_budget_and_not_the_batch(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
-    peaks = {(row["budget, GB"], row["batch"]): row["peak of the steps, MB"] for row in rows}
+    peaks = {(row["budget, GB"], row["batch"]): row["rise in the steps, MB"] for row in rows}
     assert peaks[8, 256] > 2.5 * peaks[8, 64]  # four times the batch
     for budget in (0, 0.2):
         assert peaks[budget, 256] < 1.3 * peaks[budget, 64]
