@@ -200,7 +200,7 @@ def spell_out(item: Item, number: int) -> dict[str, Any]:
         raise ValueError(f"item {number}: {error}") from None
     try:
         return spelt | {"images": [as_rgb(image) for image in spelt["images"]]}
-    except Exception as error:
+    except Exception as error:  # only now is it decoded, where Pillow raises errors of many kinds
         raise ValueError(f"item {number}: its picture cannot be read ({error}): mend or replace it") from None
 
 
