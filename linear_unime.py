@@ -38,9 +38,11 @@ def packs(model: nn.Module) -> bool:
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Pack the weights of the linear layers of `model` until the end of the block, where that helps.
 
-    They are copies: a change of the weights within the block does not reach the products.
+    They are copies: a change of the weights within the block does not reach the products. Layers whose `forward`
+    something has replaced, such as a block around this one, are left as they are.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Linear] if packs(model) else []
+    layers = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
+    layers = layers if packs(model) else []
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
         layer.forward = partial(_product, packed, layer)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_weights_are_plain_again_after_an_error(llava: tuple[UniMEModel, Process
         assert replaced(model)
         raise RuntimeError("stop")
     assert replaced(model) == 0
+
+
+def test_what_another_has_replaced_stays(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
+    model, _ = llava
+    first, *others = [module for module in model.modules() if type(module) is nn.Linear]
+    first.forward = hooked = partial(nn.functional.linear, weight=first.weight, bias=first.bias)
+    with packed_weights(model):
+        assert first.forward is hooked and replaced(model) == len(others) + 1
+        with packed_weights(model):  # as `encode` in a process whose server has packed them
+            pass
+        assert replaced(model) == len(others) + 1
+    assert first.forward is hooked and replaced(model) == 1
+    del first.forward
 
 
 def test_threads_may_embed_with_one_model(

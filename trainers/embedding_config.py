@@ -47,6 +47,8 @@ class EmbeddingConfig(TrainingArguments):
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would split the batch that the loss "
                 "compares: raise per_device_train_batch_size instead (micro_batch_tokens bounds the memory)"
             )
+        if self.use_liger_kernel:  # `Trainer` would apply none, and not say so
+            raise ValueError("use_liger_kernel does nothing here, as Liger knows no model of type unime: leave it out")
         if self.micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")
         if any(dimensions < 1 for dimensions in self.matryoshka_dims or ()):

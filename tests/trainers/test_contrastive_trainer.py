@@ -151,6 +151,7 @@ def test_k_larger_than_the_pool_trains(make_trainer: Callable, rows: list[dict[s
         ({"fewer": "drop"}, "fewer must be 'mask' or 'repeat'"),
         ({"choose": "best"}, "choose must be 'hardest', 'random' or 'easiest'"),
         ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),
+        ({"use_liger_kernel": True}, "use_liger_kernel does nothing here"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str, tmp_path: Path):
