@@ -41,8 +41,8 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     They are copies: a change of the weights within the block does not reach the products. Layers whose `forward`
     something has replaced, such as a block around this one, are left as they are.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
-    layers = layers if packs(model) else []
+    modules = model.modules() if packs(model) else ()
+    layers = [module for module in modules if type(module) is nn.Linear and "forward" not in vars(module)]
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
         layer.forward = partial(_product, packed, layer)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .gradient_cache import MicroBatch, SendBack, cached_loss, send_back
 from .graph_memory import GraphMemory
 from .last_tokens import for_last_tokens
 from .resume import saving
+from .rows import check_rows
 from .sharding import common_plan, is_sharded, sum_when_reducing
 from .training_record import write_training_record
 from .zero import through
@@ -73,7 +74,7 @@ class EmbeddingTrainer(Trainer, ABC):
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
             if dataset is not None:
                 batch_size = args.train_batch_size if dataset is train_dataset else args.eval_batch_size
-                self._check_rows(name, dataset, batch_size)
+                check_rows(name, dataset, self.columns, batch_size)
         if isinstance(train_dataset, IterableDataset) and args.dataloader_drop_last:
             # `Trainer` leaves out a short last batch, which may hold no negative at all, of a stored dataset only.
             size = args.train_batch_size * args.world_size
@@ -299,19 +300,3 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    def _check_rows(self, name: str, dataset: Dataset | IterableDataset, batch_size: int) -> None:
-        # The first row, not `column_names`: a transform may make the rows from other columns.
-        row = next(iter(dataset), None)
-        if row is None:
-            raise ValueError(f"{name} is empty")
-        missing = [column for column in self.columns if column not in row]
-        if missing:
-            raise ValueError(
-                f"{name} lacks the column(s) {', '.join(missing)}: {type(self).__name__} needs "
-                f"{', '.join(self.columns)}, and found {', '.join(row)}"
-            )
-        if isinstance(dataset, Sized) and len(dataset) < batch_size:
-            raise ValueError(
-                f"{name} has {len(dataset)} rows, fewer than one batch of {batch_size}: lower the batch size"
-            )

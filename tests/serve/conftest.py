@@ -27,6 +27,12 @@ def loaded() -> tuple[UniMEModel, ProcessorMixin]:
     return load_model(str(TINY), dtype="float32")
 
 
+@pytest.fixture
+def own() -> Embedder:
+    """Give an embedder of the test's own, to break or to look into."""
+    return Embedder(*load_model(str(TINY), dtype="float32"))
+
+
 @pytest.fixture(scope="session")
 def expected(loaded: tuple[UniMEModel, ProcessorMixin]) -> Callable[..., np.ndarray]:
     """Give what `encode` says of an item."""

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -15,7 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from transformers import ProcessorMixin
 
-from unime import UniMEModel, load_model
+from unime import UniMEModel
 from unime.linear_unime import packs
 from unime.serve.application import create_app
 from unime.serve.embedding import Embedder, Task
@@ -23,7 +22,6 @@ from unime.serve.limits import Limits
 from unime.serve.service import EmbeddingService
 
 
-TINY = Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny"
 Expected = Callable[..., np.ndarray]
 Make = Callable[..., EmbeddingService]
 
@@ -146,18 +144,18 @@ async def open_to(service: EmbeddingService) -> AsyncIterator[httpx2.AsyncClient
             yield http
 
 
-def test_weights_are_packed_while_the_server_works():
-    model, processor = load_model(str(TINY), dtype="float32")
-    expected = model.encode("a cat", processor)
+def test_weights_are_packed_while_the_server_works(own: Embedder):
+    model = own.model
+    expected = model.encode("a cat", own.processor)
 
     def packed() -> int:
         return sum("forward" in vars(module) for module in model.modules())
 
-    with TestClient(create_app(EmbeddingService("own", Embedder(model, processor), Limits(), max_wait=0))) as client:
+    with TestClient(create_app(EmbeddingService("own", own, Limits(), max_wait=0))) as client:
         assert bool(packed()) == packs(model)
         np.testing.assert_allclose(embed(client, input=["a cat"])[0], expected, atol=1e-6)
     assert packed() == 0
-    np.testing.assert_array_equal(model.encode("a cat", processor), expected)
+    np.testing.assert_array_equal(model.encode("a cat", own.processor), expected)
 
 
 def test_a_full_server_turns_clients_away_for_a_moment(service: Make):
@@ -234,11 +232,12 @@ def test_the_key_is_asked_for_before_anything_is_read(service: Make):
         assert client.get("/health").status_code == client.get("/metrics").status_code == 200
 
 
-def test_a_failure_inside_tells_the_client_nothing_and_the_log_no_inputs(caplog: pytest.LogCaptureFixture):
-    broken = Embedder(*load_model(str(TINY), dtype="float32"))
-    service = EmbeddingService("unime-tiny", broken, Limits(), max_wait=0)
+def test_a_failure_inside_tells_the_client_nothing_and_the_log_no_inputs(
+    own: Embedder, caplog: pytest.LogCaptureFixture
+):
+    service = EmbeddingService("unime-tiny", own, Limits(), max_wait=0)
     with TestClient(create_app(service)) as client, caplog.at_level(logging.DEBUG):
-        broken.model.backbone.to("meta")  # its weights are gone
+        own.model.backbone.to("meta")  # its weights are gone
         message = refused(client, 500, input="my secret words")
         assert message == "the server failed on this request, which is its fault"
         assert "modeling_unime.py" in caplog.text
@@ -252,19 +251,19 @@ def test_a_failure_inside_tells_the_client_nothing_and_the_log_no_inputs(caplog:
     assert "secret" not in caplog.text
 
 
-def test_a_failure_inside_is_never_blamed_on_the_client(picture: Image.Image, data_url: Callable[..., str]):
-    broken = Embedder(*load_model(str(TINY), dtype="float32"))
-    with TestClient(create_app(EmbeddingService("unime-tiny", broken, Limits(), max_wait=0))) as client:
-        broken.model.backbone.config.image_token_id += 1  # the model looks for pictures elsewhere: a ValueError
-        (error,) = broken([Task({"image": picture})])
+def test_a_failure_inside_is_never_blamed_on_the_client(
+    own: Embedder, picture: Image.Image, data_url: Callable[..., str]
+):
+    with TestClient(create_app(EmbeddingService("unime-tiny", own, Limits(), max_wait=0))) as client:
+        own.model.backbone.config.image_token_id += 1  # the model looks for pictures elsewhere: a ValueError
+        (error,) = own([Task({"image": picture})])
         assert type(error) is ValueError
         assert "the server failed" in refused(client, 500, messages=shown(None, data_url(picture)))
 
 
-def test_a_vector_that_is_not_finite_is_never_given_out():
-    broken = Embedder(*load_model(str(TINY), dtype="float32"))
-    with TestClient(create_app(EmbeddingService("unime-tiny", broken, Limits(), max_wait=0))) as client:
-        broken.model.get_input_embeddings().weight.data.fill_(float("nan"))
+def test_a_vector_that_is_not_finite_is_never_given_out(own: Embedder):
+    with TestClient(create_app(EmbeddingService("unime-tiny", own, Limits(), max_wait=0))) as client:
+        own.model.get_input_embeddings().weight.data.fill_(float("nan"))
         for encoding in ("float", "base64"):
             assert "the server failed" in refused(client, 500, input="a", encoding_format=encoding)
 
