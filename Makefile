@@ -32,7 +32,7 @@ trust: .venv/installed ## count what tests/trust tries, with five minutes of loa
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust.py
 
-study: .venv/installed ## ask what is not answered yet of recipes/study, two minutes a run: model_cards/study.md
+study: .venv/installed ## ask what is not answered yet of recipes/study, two minutes a run: studies/README.md
 	$(BIN)/python recipes/study.py recipes/study/*.yaml
 
 audit: .venv/installed ## look for known vulnerabilities in the pins

@@ -19,10 +19,10 @@ from PIL import Image
 
 from unime.checkpoint import PROMPTS
 from unime.page import examples
-from unime.page.collection import Collection, OpenedOnce, open_index, open_world
-from unime.page.drawing import draw_found, draw_heat_map
-from unime.page.picture import open_upload, picture_field
+from unime.page.collection import Collection, LazyCollection, open_index, open_openmoji
+from unime.page.drawing import render_heat_map, render_hits
 from unime.page.theme import theme
+from unime.page.uploads import image_field, open_upload
 
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -51,12 +51,12 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def build(first: Collection, second: OpenedOnce | None, world: bool) -> gr.Blocks:
+def build(first: Collection, second: LazyCollection | None, world: bool) -> gr.Blocks:
     """The page.
 
     Args:
         first ([`Collection`]): What is searched.
-        second ([`OpenedOnce`], *optional*): What it is compared with; there is no such tab without.
+        second ([`LazyCollection`], *optional*): What it is compared with; there is no such tab without.
         world (`bool`): Whether it is the OpenMoji world, for which there are example queries.
     """
     samples = examples.queries() if world else {}
@@ -101,7 +101,7 @@ class Query(NamedTuple):
 
 def _query(action: str, samples: dict[str, Sample], opening: str = "") -> Query:
     text = gr.Textbox(opening, label="Text", placeholder="What are you looking for?", max_length=LONGEST, max_lines=4)
-    picture = picture_field(label="Picture", sources=["upload", "clipboard"], height=190, buttons=[])
+    picture = image_field(label="Picture", sources=["upload", "clipboard"], height=190, buttons=[])
     with gr.Accordion("Instruction and number of results", open=False):
         instruction = gr.Dropdown(
             [AUTOMATIC, *[(f"{name}: {asked or '(one-word prompt)'}", name) for name, asked in PROMPTS.items()]],
@@ -132,18 +132,18 @@ def _search_tab(collection: Collection, samples: dict[str, Sample]) -> None:
         with gr.Column(scale=2, min_width=280):
             query = _query("Search", samples, opening[0])
         with gr.Column(scale=5, min_width=300):
-            found = gr.HTML(draw_found(collection.search(*opening)) if samples else "", elem_id="found")
+            found = gr.HTML(render_hits(collection.search(*opening)) if samples else "", elem_id="found")
 
     def answer(text: str, picture: Image.Image | None, choice: str, count: int) -> str:
         if not _given(text, picture, choice):
             return gr.skip()
         with _one_sentence():
-            return draw_found(collection.search(text, picture, chosen_instruction(choice), int(count)))
+            return render_hits(collection.search(text, picture, chosen_instruction(choice), int(count)))
 
     _on_query(query, answer, [found])
 
 
-def _compare_tab(first: Collection, second: OpenedOnce, samples: dict[str, Sample]) -> None:
+def _compare_tab(first: Collection, second: LazyCollection, samples: dict[str, Sample]) -> None:
     hint = f"""<p class="hint">The same query in {escape(first.title)} and in {escape(Path(second.source).name)}, side
         by side; what only one finds is marked. The second is opened for the first query: that takes a moment.</p>"""
     with gr.Row():
@@ -162,7 +162,7 @@ def _compare_tab(first: Collection, second: OpenedOnce, samples: dict[str, Sampl
         with _one_sentence():
             other = second(lambda stage, done, total: progress((done, total), desc=stage))
             here, there = (one.search(text, picture, chosen_instruction(choice), int(count)) for one in (first, other))
-            return draw_found(here, first.title, there.hits), draw_found(there, other.title, here.hits)
+            return render_hits(here, first.title, there.hits), render_hits(there, other.title, here.hits)
 
     _on_query(query, answer, columns)
 
@@ -190,7 +190,7 @@ def _similarity_tab(collection: Collection) -> None:
                     gr.Button(title, size="sm", min_width=60, scale=0): sample for title, sample in samples.items()
                 }
         with gr.Column(scale=5, min_width=300):
-            opening = draw_heat_map(texts, pictures, collection.similarities(texts, pictures))
+            opening = render_heat_map(texts, pictures, collection.similarities(texts, pictures))
             heat_map = gr.HTML(opening, elem_id="heat-map")
 
     def answer(text: str, uploads: list[tuple[str, str | None]] | None) -> str:
@@ -205,7 +205,7 @@ def _similarity_tab(collection: Collection) -> None:
             return gr.skip()
         pictures = [open_upload(path) for path in paths]
         with _one_sentence():
-            return draw_heat_map(texts, pictures, collection.similarities(texts, pictures))
+            return render_heat_map(texts, pictures, collection.similarities(texts, pictures))
 
     gr.on([button.click], answer, [lines, gallery], heat_map, **PRIVATE)
     for chip, (words, shown) in chips.items():
@@ -258,10 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if chosen.index:
             first = open_index(chosen.index)
-            second = OpenedOnce(open_index, chosen.compare) if chosen.compare else None
+            second = LazyCollection(open_index, chosen.compare) if chosen.compare else None
         else:
-            first = open_world(chosen.model or str(CHECKPOINTS / "unime-tiny"), _in_terminal)
-            second = OpenedOnce(open_world, chosen.compare or str(CHECKPOINTS / "tiny-backbone"))
+            first = open_openmoji(chosen.model or str(CHECKPOINTS / "unime-tiny"), _in_terminal)
+            second = LazyCollection(open_openmoji, chosen.compare or str(CHECKPOINTS / "tiny-backbone"))
         build(first, second, world=not chosen.index).launch(
             server_name=chosen.host,
             server_port=chosen.port,

@@ -12,15 +12,15 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
-from .processing_unime import Item, messages, spell_out
+from .processing_unime import Item, normalize_item, to_messages
 
 
-MOST_PADDING = 0.05  # of the budget of a micro-batch
-WORTH_A_PASS = 256  # tokens that sharing a prefix must save, for which the model makes a pass of its own
+MAX_PADDING_SHARE = 0.05  # of the budget of a micro-batch
+MIN_SHARED_PREFIX_TOKENS = 256  # tokens that sharing a prefix must save, for which the model makes a pass of its own
 
 
 @dataclass(frozen=True)
-class Row:
+class RenderedItem:
     """An item ready to be batched.
 
     Args:
@@ -50,7 +50,7 @@ class MicroBatch:
     """
 
     processor: ProcessorMixin
-    rows: list[Row]
+    rows: list[RenderedItem]
     prefix: tuple[int, ...] = ()
     packed: bool = False
 
@@ -101,21 +101,21 @@ class MicroBatch:
         return BatchFeature({"input_ids": ids, "attention_mask": mask})
 
 
-def plan(
+def plan_micro_batches(
     processor: ProcessorMixin,
     items: Mapping[int, Mapping[str, Any]],
-    max_tokens: int = 8192,
+    micro_batch_tokens: int = 8192,
     max_length: int | None = None,
     share_prefixes: bool = False,
     packed: bool = False,
 ) -> list[MicroBatch]:
-    """Render items, sort them by (has image, prefix, tokens) and cut them into micro-batches of at most `max_tokens`.
+    """Render items, sort them by (has image, prefix, tokens) and cut them into micro-batches of at most `micro_batch_tokens`.
 
     A micro-batch ends sooner where lengths differ much: at most 5 % of the budget are padding.
 
     Args:
         processor (`ProcessorMixin`): Processor whose chat template is UniME's (see [`chat_template`]).
-        items (`dict`): Items by the numbers that errors call them, spelt out by [`spell_out`].
+        items (`dict`): Items by the numbers that errors call them, spelt out by [`normalize_item`].
         max_tokens (`int`): Budget of a micro-batch: rows times tokens of its longest row. One row alone may exceed it.
         max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`):
             Most tokens of one item. Longer user texts are shortened; prompts and image tokens never are.
@@ -129,10 +129,10 @@ def plan(
     if not items:
         return []
     limit = processor.tokenizer.model_max_length if max_length is None else max_length
-    rows = [row if row.length <= limit else _shorten(processor, row, limit) for row in _read(processor, items)]
-    prefixes = _prefixes(rows) if share_prefixes and not packed else {}
+    rows = [row if row.length <= limit else _truncate(processor, row, limit) for row in _tokenize(processor, items)]
+    prefixes = _shared_prefixes(rows) if share_prefixes and not packed else {}
 
-    def prefix(row: Row) -> tuple[int, ...]:
+    def prefix(row: RenderedItem) -> tuple[int, ...]:
         return () if row.item["images"] else prefixes.get(row.item["instruction"], ())
 
     groups: list[MicroBatch] = []
@@ -140,7 +140,7 @@ def plan(
         joined = None
         if groups and groups[-1].prefix == prefix(row) and groups[-1].of_pictures == bool(row.item["images"]):
             joined = replace(groups[-1], rows=[*groups[-1].rows, row])
-        if joined and joined.size <= max_tokens and joined.padding <= MOST_PADDING * max_tokens:
+        if joined and joined.size <= micro_batch_tokens and joined.padding <= MAX_PADDING_SHARE * micro_batch_tokens:
             groups[-1].rows.append(row)
         else:
             groups.append(MicroBatch(processor, [row], prefix(row), packed))
@@ -148,9 +148,9 @@ def plan(
 
 
 def micro_batches(
-    processor: ProcessorMixin, items: Sequence[Item], max_tokens: int = 8192, max_length: int | None = None
+    processor: ProcessorMixin, items: Sequence[Item], micro_batch_tokens: int = 8192, max_length: int | None = None
 ) -> list[tuple[list[int], BatchFeature]]:
-    """Cut items into micro-batches of at most `max_tokens` and make their tensors, see [`plan`].
+    """Cut items into micro-batches of at most `micro_batch_tokens` and make their tensors, see [`plan`].
 
     Returns:
         `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
@@ -159,11 +159,14 @@ def micro_batches(
         ValueError: An item is malformed, a picture of it is damaged or of a shape that the processor refuses, or it
             cannot fit because its prompt and pictures alone exceed `max_length`.
     """
-    spelt = {position: spell_out(item, position) for position, item in enumerate(items)}
-    return [(batch.numbers, batch.tensors()) for batch in plan(processor, spelt, max_tokens, max_length)]
+    spelt = {position: normalize_item(item, position) for position, item in enumerate(items)}
+    return [
+        (batch.numbers, batch.tensors())
+        for batch in plan_micro_batches(processor, spelt, micro_batch_tokens, max_length)
+    ]
 
 
-def _prefixes(rows: list[Row]) -> dict[str | None, tuple[int, ...]]:
+def _shared_prefixes(rows: list[RenderedItem]) -> dict[str | None, tuple[int, ...]]:
     """Find what the texts of each instruction begin with: the system prompt and the instruction, as tokens."""
     texts = defaultdict(list)
     for row in rows:
@@ -173,13 +176,13 @@ def _prefixes(rows: list[Row]) -> dict[str | None, tuple[int, ...]]:
     for instruction, several in texts.items():
         # Every row keeps a token of its own, which the model reads last.
         common = os.path.commonprefix(several)[: min(map(len, several)) - 1]
-        if len(common) * (len(several) - 1) >= WORTH_A_PASS:
+        if len(common) * (len(several) - 1) >= MIN_SHARED_PREFIX_TOKENS:
             prefixes[instruction] = tuple(common)
     return prefixes
 
 
 def _render(processor: ProcessorMixin, items: Sequence[Mapping[str, Any]]) -> list[str]:
-    return processor.apply_chat_template([messages(item) for item in items], tokenize=False)
+    return processor.apply_chat_template([to_messages(item) for item in items], tokenize=False)
 
 
 def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
@@ -188,7 +191,7 @@ def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
 
 
-def _read(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[Row]:
+def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[RenderedItem]:
     """Render and tokenise items, and count their tokens, those of their pictures included."""
     texts = _render(processor, list(items.values()))
     tokens = processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]
@@ -205,7 +208,7 @@ def _read(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> 
                     f"item {number}: the model's processor takes no picture of {shapes} pixels ({error}): "
                     "cut or scale it"
                 ) from None
-        rows.append(Row(number, item, text, ids, len(ids) + of_pictures[sizes] - len(sizes)))
+        rows.append(RenderedItem(number, item, text, ids, len(ids) + of_pictures[sizes] - len(sizes)))
     return rows
 
 
@@ -216,15 +219,15 @@ def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...])
     return len(output["input_ids"][0])
 
 
-def _shorten(processor: ProcessorMixin, row: Row, limit: int) -> Row:
+def _truncate(processor: ProcessorMixin, row: RenderedItem, limit: int) -> RenderedItem:
     """Keep the longest beginning of the user's text, in tokens of its own, with which the rendered item fits."""
     of_pictures = row.length - len(row.tokens)
 
-    def cut(count: int) -> Row:
+    def cut(count: int) -> RenderedItem:
         item = {**row.item, "text": row.item["text"] and processor.tokenizer.decode(own[:count])}
         (text,) = _render(processor, [item])
         tokens = processor.tokenizer(text, **_text_options(processor, text))["input_ids"]
-        return Row(row.number, item, text, tokens, len(tokens) + of_pictures)
+        return RenderedItem(row.number, item, text, tokens, len(tokens) + of_pictures)
 
     own = processor.tokenizer(row.item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
     # A control string is one token of its own and several once it is broken: their number is found by trying.
@@ -237,4 +240,4 @@ def _shorten(processor: ProcessorMixin, row: Row, limit: int) -> Row:
     return shorter
 
 
-__all__ = ["MicroBatch", "micro_batches", "plan"]
+__all__ = ["MicroBatch", "micro_batches", "plan_micro_batches"]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from .checkpoint_folder import deciding_files, only_data, read_config
+from .checkpoint_safety import forbid_remote_code, model_files, read_config
 from .configuration_unime import UniMEConfig
 from .modeling_unime import UniMEModel
 from .processing_unime import processor_from_backbone
@@ -50,7 +50,7 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
             checkpoint is damaged or incomplete.
     """
     own = read_config(path).model_type == UniMEConfig.model_type
-    with only_data(path):
+    with forbid_remote_code(path):
         if not own:
             model = UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
             return model, processor_from_backbone(path, trust_remote_code=False)
@@ -65,12 +65,12 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
     return model, processor
 
 
-def without_home(text: str) -> str:
+def redact_home(text: str) -> str:
     """A path or a command as others may read it: `~` in place of the home folder, which names its user."""
     return text.replace(os.path.expanduser("~") + os.sep, "~" + os.sep)
 
 
-def revision(checkpoint: str) -> str:
+def fingerprint(checkpoint: str) -> str:
     """The commit of a Hub id, or a hash of the contents of a folder's files: a copy of a checkpoint is the same model.
 
     Files that decide no vector, such as the model card, do not count. A folder is read whole, which takes about as
@@ -84,7 +84,7 @@ def revision(checkpoint: str) -> str:
         cached = try_to_load_from_cache(checkpoint, "config.json")  # in a folder that has the commit's name
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
     digest = hashlib.blake2b(digest_size=8)
-    for path in deciding_files(folder):
+    for path in model_files(folder):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
@@ -123,7 +123,7 @@ def save_checkpoint(
         raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
     directory = Path(directory)
     backbone = model.config.backbone_config
-    backbone._name_or_path = without_home(backbone._name_or_path)
+    backbone._name_or_path = redact_home(backbone._name_or_path)
     part = directory / ".part"
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed here
     try:

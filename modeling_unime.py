@@ -24,15 +24,17 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
-from .batching_unime import MicroBatch, plan
+from .batching_unime import MicroBatch, plan_micro_batches
 from .configuration_unime import UniMEConfig
-from .decoder_unime import FAMILIES, read_after, read_packed, read_prefix
-from .linear_unime import WORTH_PACKING, packed_weights
-from .pooling_unime import embeddings_of, last_layer_for
-from .processing_unime import Item, spell_out, spelt_hash
+from .cpu_prepacking_unime import MIN_PREPACKING_TOKENS, prepacked_weights
+from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, forward_packed, forward_with_prefix, prefill
+from .pooling_unime import last_layer_on_last_token, pool_last_token
+from .processing_unime import Item, item_hash, normalize_item
 
 
-WINDOW = 4096  # items that `encode` renders and sorts at a time: enough to sort well, few enough to keep in memory
+ENCODE_WINDOW_ITEMS = (
+    4096  # items that `encode` renders and sorts at a time: enough to sort well, few enough to keep in memory
+)
 logger = logging.getLogger(__name__)
 
 
@@ -49,7 +51,7 @@ class UniMEOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
 
 
-def _made_ahead(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
+def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
     """Yield micro-batches with their tensors; a thread makes the next while the model works on the last."""
     with ThreadPoolExecutor(1) as thread:
         before = None
@@ -116,7 +118,7 @@ class UniMEModel(PreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        embedding_dim: int | None = None,
+        truncate_dim: int | None = None,
         prefix: Cache | None = None,
         ends: Tensor | None = None,
         **kwargs,
@@ -126,41 +128,41 @@ class UniMEModel(PreTrainedModel):
         Args:
             input_ids (`Tensor` of shape `(batch, tokens)`): Rendered prompts, padded on either side.
             attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*, defaults to all ones): 0 marks padding.
-            embedding_dim (`int`, *optional*): Keep this many leading dimensions and normalise again (Matryoshka).
-            prefix (`Cache`, *optional*): What [`read_prefix`] made of tokens that come before all rows; these are
+            truncate_dim (`int`, *optional*): Keep this many leading dimensions and normalise again (Matryoshka).
+            prefix (`Cache`, *optional*): What [`prefill`] made of tokens that come before all rows; these are
                 texts, padded on the right.
             ends (`Tensor` of shape `(texts,)`, *optional*): Where texts that are packed into one row end, whose
                 `position_ids` `(1, tokens)` begin anew with every text.
             kwargs: The backbone's other inputs (`pixel_values`, `image_grid_thw`, ...).
 
         Raises:
-            ValueError: The model does not have `embedding_dim` dimensions.
+            ValueError: The model does not have `truncate_dim` dimensions.
         """
-        if embedding_dim is not None and not 1 <= embedding_dim <= self.config.hidden_size:
-            raise ValueError(f"embedding_dim must be between 1 and {self.config.hidden_size}, got {embedding_dim}")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.config.hidden_size:
+            raise ValueError(f"truncate_dim must be between 1 and {self.config.hidden_size}, got {truncate_dim}")
         if ends is not None:
-            hidden = read_packed(self.backbone, input_ids, **kwargs)
+            hidden = forward_packed(self.backbone, input_ids, **kwargs)
             last = hidden[:, ends.to(hidden.device)].transpose(0, 1)
-            return UniMEOutput(embeddings_of(last, torch.ones_like(ends)[:, None], embedding_dim), hidden)
+            return UniMEOutput(pool_last_token(last, torch.ones_like(ends)[:, None], truncate_dim), hidden)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if prefix is not None:
-            hidden = read_after(self.backbone, prefix, input_ids, mask)
-            return UniMEOutput(embeddings_of(hidden, mask, embedding_dim), hidden)
+            hidden = forward_with_prefix(self.backbone, prefix, input_ids, mask)
+            return UniMEOutput(pool_last_token(hidden, mask, truncate_dim), hidden)
         kwargs = {
             name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in kwargs.items()
         } | {"return_dict": True, "use_cache": False}
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        return UniMEOutput(embeddings_of(hidden, mask, embedding_dim), hidden)
+        return UniMEOutput(pool_last_token(hidden, mask, truncate_dim), hidden)
 
     @torch.no_grad()
     def encode(
         self,
         items: Sequence[Item] | Item,
         processor: ProcessorMixin | None = None,
-        max_tokens: int | None = None,
+        micro_batch_tokens: int | None = None,
         max_length: int | None = None,
-        embedding_dim: int | None = None,
+        truncate_dim: int | None = None,
         show_progress_bar: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
@@ -169,11 +171,11 @@ class UniMEModel(PreTrainedModel):
         Args:
             items (`list`): The items; a single one gives a single vector.
             processor (`ProcessorMixin`, *optional*, defaults to the one saved with the checkpoint): UniME's processor.
-            max_tokens (`int`, *optional*, defaults to [`token_budget`]): Token budget of a micro-batch: memory and
+            max_tokens (`int`, *optional*, defaults to [`default_micro_batch_tokens`]): Token budget of a micro-batch: memory and
                 speed, not results, depend on it.
             max_length (`int`, *optional*, defaults to what tokenizer and model are made for):
                 Most tokens of one item; longer user texts are shortened.
-            embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
+            truncate_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
             show_progress_bar (`bool`): Show progress.
             packed (`bool`): Read the texts of a micro-batch as one row without padding, for flash attention. Other
                 kinds of attention compute a mask of all tokens by all tokens, and are slower so.
@@ -184,9 +186,9 @@ class UniMEModel(PreTrainedModel):
         Raises:
             ValueError: An item is malformed, does not fit into `max_length`, or alone does not fit into memory.
         """
-        if packed and not self.reads_texts_alone:
+        if packed and not self.supports_text_only_decoder:
             raise ValueError(
-                f"packed is known to be exact for {', '.join(sorted(FAMILIES))}, and the backbone is of type "
+                f"packed is known to be exact for {', '.join(sorted(TEXT_ONLY_DECODER_FAMILIES))}, and the backbone is of type "
                 f"'{self.config.backbone_config.model_type}': leave it out"
             )
         single = isinstance(items, (str, bytes)) or not isinstance(items, Sequence)
@@ -195,53 +197,58 @@ class UniMEModel(PreTrainedModel):
         if max_length is None:  # many a tokenizer knows no limit, and none knows that of the model
             positions = self.config.get_text_config().max_position_embeddings
             max_length = min(processor.tokenizer.model_max_length, positions)
-        embeddings = np.zeros((len(items), embedding_dim or self.config.hidden_size), dtype=np.float32)
+        embeddings = np.zeros((len(items), truncate_dim or self.config.hidden_size), dtype=np.float32)
         first_of: dict[int, int] = {}  # content -> number of the item that had it first
         in_training = [module for module in self.modules() if module.training]  # some parts may not be, as frozen ones
         self.eval()
         try:
             with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
-                for start in range(0, len(items), WINDOW):
+                for start in range(0, len(items), ENCODE_WINDOW_ITEMS):
                     sources, new = [], {}
-                    for number, item in enumerate(items[start : start + WINDOW], start):
-                        spelt = spell_out(item, number)
-                        sources.append(first_of.setdefault(spelt_hash(spelt), number))
+                    for number, item in enumerate(items[start : start + ENCODE_WINDOW_ITEMS], start):
+                        spelt = normalize_item(item, number)
+                        sources.append(first_of.setdefault(item_hash(spelt), number))
                         if sources[-1] == number:
                             new[number] = spelt
                     progress.update(len(sources) - len(new))
-                    batches = plan(
-                        processor, new, max_tokens or self.token_budget, max_length, self.reads_texts_alone, packed
+                    batches = plan_micro_batches(
+                        processor,
+                        new,
+                        micro_batch_tokens or self.default_micro_batch_tokens,
+                        max_length,
+                        self.supports_text_only_decoder,
+                        packed,
                     )
-                    worth_packing = sum(batch.size for batch in batches) >= WORTH_PACKING
-                    with packed_weights(self) if worth_packing else nullcontext():
-                        for numbers, vectors in self.embed_micro_batches(batches, embedding_dim):
+                    worth_packing = sum(batch.size for batch in batches) >= MIN_PREPACKING_TOKENS
+                    with prepacked_weights(self) if worth_packing else nullcontext():
+                        for numbers, vectors in self.embed_micro_batches(batches, truncate_dim):
                             embeddings[numbers] = vectors
                             progress.update(len(numbers))
-                    embeddings[start : start + WINDOW] = embeddings[sources]
+                    embeddings[start : start + ENCODE_WINDOW_ITEMS] = embeddings[sources]
         finally:
             for module in in_training:
                 module.training = True
         return embeddings[0] if single else embeddings
 
     @property
-    def token_budget(self) -> int:
+    def default_micro_batch_tokens(self) -> int:
         """Tokens of a micro-batch without a graph: what stays in the caches of a CPU, or keeps an accelerator busy."""
         return 1024 if self.device.type == "cpu" else 8192
 
     @property
-    def reads_texts_alone(self) -> bool:
+    def supports_text_only_decoder(self) -> bool:
         """Whether the decoder alone may read texts: after a prefix that they share, or packed into one row."""
-        return self.config.backbone_config.model_type in FAMILIES
+        return self.config.backbone_config.model_type in TEXT_ONLY_DECODER_FAMILIES
 
     @torch.no_grad()
     def embed_micro_batches(
-        self, batches: Iterable[MicroBatch], embedding_dim: int | None = None
+        self, batches: Iterable[MicroBatch], truncate_dim: int | None = None
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """Embed micro-batches; one for which memory does not suffice is made again as two, which is logged.
 
         Args:
             batches (`Iterable`): What [`plan`] made.
-            embedding_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
+            truncate_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
 
         Yields:
             `tuple[list[int], np.ndarray]`: Numbers of items, and their unit vectors `(items, dimensions)`, float32.
@@ -250,13 +257,13 @@ class UniMEModel(PreTrainedModel):
             ValueError: Memory does not suffice for an item alone.
         """
         tokens_read, prefix = (), None
-        for batch, tensors in _made_ahead(batches):
+        for batch, tensors in _prefetch(batches):
             if batch.prefix != tokens_read:
-                tokens_read, prefix = batch.prefix, read_prefix(self.backbone, batch.prefix) if batch.prefix else None
+                tokens_read, prefix = batch.prefix, prefill(self.backbone, batch.prefix) if batch.prefix else None
             waiting = deque([(batch, tensors)])
             while waiting:
                 batch, tensors = waiting.popleft()
-                vectors = self._embed_if_it_fits(tensors, embedding_dim, prefix)
+                vectors = self._embed_if_it_fits(tensors, truncate_dim, prefix)
                 if vectors is not None:
                     yield batch.numbers, vectors
                     continue
@@ -273,13 +280,13 @@ class UniMEModel(PreTrainedModel):
                 waiting.extendleft((half, half.tensors()) for half in reversed(batch.halves()))
 
     def _embed_if_it_fits(
-        self, tensors: BatchFeature, embedding_dim: int | None, prefix: Cache | None
+        self, tensors: BatchFeature, truncate_dim: int | None, prefix: Cache | None
     ) -> np.ndarray | None:
         # Packed texts have their last tokens in one row; what is not causal is not known to ask for one token only.
-        rows = self.reads_texts_alone and "ends" not in tensors
+        rows = self.supports_text_only_decoder and "ends" not in tensors
         try:
-            with last_layer_for(self.backbone, tensors["attention_mask"]) if rows else nullcontext():
-                output = self(**tensors.to(self.device), embedding_dim=embedding_dim, prefix=prefix)
+            with last_layer_on_last_token(self.backbone, tensors["attention_mask"]) if rows else nullcontext():
+                output = self(**tensors.to(self.device), truncate_dim=truncate_dim, prefix=prefix)
             return output.embeddings.cpu().numpy()
         except RuntimeError as error:  # which holds on to the tensors of the pass until this function is left
             # The CPU's allocator, unlike those of accelerators, has no class of error of its own.

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 
 # Decoders whose layers add to their input what attention's `o_proj` gives, and to that what follows a norm.
-PLAIN_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"})
+SHORTCUT_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"})
 
 
 @contextmanager
-def last_layer_for(backbone: PreTrainedModel, mask: Tensor) -> Iterator[None]:
+def last_layer_on_last_token(backbone: PreTrainedModel, mask: Tensor) -> Iterator[None]:
     """Within it, the last layer of the backbone's decoder works for the last tokens; the others' states are void.
 
     Both additions of the layer spread the state of a row's one token over the row: where that token is, it is right.
@@ -32,11 +32,11 @@ def last_layer_for(backbone: PreTrainedModel, mask: Tensor) -> Iterator[None]:
 
     def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         # Another thread embeds other rows with the same model.
-        return (_last_states(inputs[0], mask)[:, None],) if get_ident() == own else None
+        return (_last_token_states(inputs[0], mask)[:, None],) if get_ident() == own else None
 
     hooks = []
     # What is compiled would be compiled anew.
-    if decoder.config.model_type in PLAIN_DECODERS and not any(m._compiled_call_impl for m in decoder.modules()):
+    if decoder.config.model_type in SHORTCUT_DECODERS and not any(m._compiled_call_impl for m in decoder.modules()):
         layer = decoder.layers[-1]
         for module in (layer.self_attn.o_proj, layer.post_attention_layernorm):
             hooks.append(module.register_forward_pre_hook(choose, prepend=True))  # others see what is computed
@@ -47,25 +47,25 @@ def last_layer_for(backbone: PreTrainedModel, mask: Tensor) -> Iterator[None]:
             hook.remove()
 
 
-def _last_states(hidden: Tensor, mask: Tensor) -> Tensor:
+def _last_token_states(hidden: Tensor, mask: Tensor) -> Tensor:
     positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     last = (mask.long() * positions).argmax(dim=1).to(hidden.device)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
-def embeddings_of(hidden: Tensor, mask: Tensor, embedding_dim: int | None = None) -> Tensor:
+def pool_last_token(hidden: Tensor, mask: Tensor, truncate_dim: int | None = None) -> Tensor:
     """Normalise the hidden state of the last token that `mask` attends to, whichever side is padded.
 
     Args:
         hidden (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, normed.
         mask (`Tensor` of shape `(batch, tokens)`): 0 marks padding.
-        embedding_dim (`int`, *optional*): Keep this many leading dimensions (Matryoshka).
+        truncate_dim (`int`, *optional*): Keep this many leading dimensions (Matryoshka).
 
     Returns:
         `Tensor` of shape `(batch, dimensions)`, float32: Unit vectors.
     """
-    pooled = _last_states(hidden, mask).float()
-    return nn.functional.normalize(pooled[:, :embedding_dim], dim=-1)
+    pooled = _last_token_states(hidden, mask).float()
+    return nn.functional.normalize(pooled[:, :truncate_dim], dim=-1)
 
 
-__all__ = ["embeddings_of", "last_layer_for"]
+__all__ = ["pool_last_token", "last_layer_on_last_token"]

@@ -15,8 +15,8 @@ from transformers import AutoProcessor, ProcessorMixin
 
 
 Item = str | Image.Image | Mapping[str, Any]
-KEYS = ("text", "image", "instruction")  # of an item that is a dict
-SUMMARY = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, as its README words it
+ITEM_KEYS = ("text", "image", "instruction")  # of an item that is a dict
+SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, as its README words it
 
 # The one source of every prompt. Pictures come first, the instruction is the system message (where
 # sentence-transformers puts its prompts), and control tokens inside texts are broken by a space, whoever renders this.
@@ -52,10 +52,10 @@ TEMPLATE = """\
 {%- endif -%}
 {{- frame.end -}}
 """
-OPENING = TEMPLATE.partition("FRAME")[0]  # by which a template is known as UniME's
+TEMPLATE_HEAD = TEMPLATE.partition("FRAME")[0]  # by which a template is known as UniME's
 
 
-def chat_template(processor: ProcessorMixin, summary: str = SUMMARY) -> str:
+def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> str:
     """Write UniME's chat template for a backbone, keeping the frame that the backbone was trained with.
 
     The frame (role markers, picture placeholder, start of the answer) is read off the backbone's own chat template; a
@@ -101,7 +101,7 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY) -> str:
     return TEMPLATE.replace("FRAME", json.dumps(frame, ensure_ascii=False))
 
 
-def processor_from_backbone(backbone: str, summary: str = SUMMARY, **kwargs) -> ProcessorMixin:
+def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwargs) -> ProcessorMixin:
     """Load a backbone's native processor and give it UniME's chat template.
 
     Args:
@@ -110,12 +110,12 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY, **kwargs) -> 
         kwargs: Passed to `AutoProcessor.from_pretrained` (picture size, ...).
     """
     processor = AutoProcessor.from_pretrained(backbone, **kwargs)
-    if OPENING not in (processor.chat_template or ""):  # a plain export has UniME's own already
+    if TEMPLATE_HEAD not in (processor.chat_template or ""):  # a plain export has UniME's own already
         processor.chat_template = chat_template(processor, summary)
     return processor
 
 
-def as_item(item: Item) -> dict[str, Any]:
+def to_item_dict(item: Item) -> dict[str, Any]:
     """Spell an item out as a dict with `text`, `images` (a list) and `instruction`.
 
     Raises:
@@ -130,10 +130,10 @@ def as_item(item: Item) -> dict[str, Any]:
         raise ValueError(
             f"expected a str, a PIL image or a dict with 'text' and/or 'image', got {type(item).__name__}"
         )
-    unknown = [repr(key) for key in item if key not in KEYS]
+    unknown = [repr(key) for key in item if key not in ITEM_KEYS]
     if unknown:
-        raise ValueError(f"an item has no {', '.join(unknown)}: leave that out, the keys are {', '.join(KEYS)}")
-    text, images, instruction = (item.get(key) for key in KEYS)
+        raise ValueError(f"an item has no {', '.join(unknown)}: leave that out, the keys are {', '.join(ITEM_KEYS)}")
+    text, images, instruction = (item.get(key) for key in ITEM_KEYS)
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     for name, value in (("text", text), ("instruction", instruction)):
         if value is not None and not isinstance(value, str):
@@ -152,7 +152,7 @@ def as_item(item: Item) -> dict[str, Any]:
     return {"text": text, "images": images, "instruction": instruction}
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
     """Make of a picture what the model sees, which is what a viewer shows: RGB, upright, on white where transparent.
 
     Upright is as the EXIF orientation says. Of an animation this is the frame it stands at, the first of a file that
@@ -177,7 +177,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
+def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Turn a spelt-out item into the conversation that chat templates and sentence-transformers know."""
     content = [{"type": "image", "image": image} for image in item["images"]]
     if item["text"] is not None:
@@ -188,23 +188,23 @@ def messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     return turns
 
 
-def spell_out(item: Item, number: int) -> dict[str, Any]:
-    """Spell out the item that errors call `number`, as [`as_item`] does, its pictures as the model sees them.
+def normalize_item(item: Item, number: int) -> dict[str, Any]:
+    """Spell out the item that errors call `number`, as [`to_item_dict`] does, its pictures as the model sees them.
 
     Raises:
         ValueError: It is malformed, or a picture of it is damaged.
     """
     try:
-        spelt = as_item(item)
+        spelt = to_item_dict(item)
     except ValueError as error:
         raise ValueError(f"item {number}: {error}") from None
     try:
-        return spelt | {"images": [as_rgb(image) for image in spelt["images"]]}
+        return spelt | {"images": [to_rgb(image) for image in spelt["images"]]}
     except Exception as error:  # only now is it decoded, where Pillow raises errors of many kinds
         raise ValueError(f"item {number}: its picture cannot be read ({error}): mend or replace it") from None
 
 
-def spelt_hash(item: Mapping[str, Any]) -> int:
+def item_hash(item: Mapping[str, Any]) -> int:
     """63-bit hash of what a spelt-out item shows the model: equal items have equal hashes in every process."""
     digest = hashlib.blake2b(digest_size=8)
     for text in (item["instruction"], item["text"]):
@@ -217,11 +217,11 @@ def spelt_hash(item: Mapping[str, Any]) -> int:
 
 __all__ = [
     "Item",
-    "as_item",
-    "as_rgb",
+    "to_item_dict",
+    "to_rgb",
     "chat_template",
-    "messages",
+    "to_messages",
     "processor_from_backbone",
-    "spell_out",
-    "spelt_hash",
+    "normalize_item",
+    "item_hash",
 ]

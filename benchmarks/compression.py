@@ -22,10 +22,10 @@ from sentence_transformers import quantize_embeddings
 from tqdm.auto import tqdm
 from trl import TrlParser
 
-from unime.eval.embedders import load_embedder
+from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.encoders.loading import load_encoder
 from unime.eval.metrics import pessimistic_ranks, recall_at_k
-from unime.eval.openmoji import tasks
-from unime.eval.store import EmbeddingStore
+from unime.openmoji.benchmark import tasks
 
 
 PRECISIONS = ("float32", "int8", "binary", "binary, rescored")
@@ -45,7 +45,7 @@ class ScriptArguments:
 
 
 def truncated(vectors: np.ndarray, dimensions: int) -> np.ndarray:
-    """Keep the leading dimensions of `(n, d)` vectors and normalise again, as `encode(embedding_dim=...)` does."""
+    """Keep the leading dimensions of `(n, d)` vectors and normalise again, as `encode(truncate_dim=...)` does."""
     vectors = vectors[:, :dimensions]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -86,7 +86,7 @@ def bytes_of(dimensions: int, precision: str) -> int:
 
 def measure(script: ScriptArguments) -> list[dict[str, object]]:
     """One row per dimension and precision, with the mean over tasks of R@1 and R@10, and each task's."""
-    store = EmbeddingStore(load_embedder(script.model).encode)
+    store = EmbeddingCache(load_encoder(script.model).encode)
     retrieval = [task for task in tasks("test", script.size)[0] if task.meta_task == "retrieval"]
     embedded = [(task, store(task.queries), store(task.candidates)) for task in tqdm(retrieval, unit="task")]
     whole = embedded[0][1].shape[1]

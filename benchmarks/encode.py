@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from alternation import alternate
+from interleaved_timing import alternate
 from items import INSTRUCTION, Items, mixed, pictures, texts, with_repetitions
 from models import FAMILIES, TINY, checkpoint
 from peers import ways_to_embed
-from record import table, write
+from result_files import table, write
 from trl import TrlParser
 
 

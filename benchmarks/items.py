@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from unime.data.emoji import catalogue
-from unime.data.world import rows
+from unime.openmoji.catalogue import catalogue
+from unime.openmoji.dataset import openmoji_rows
 
 
 Items = Sequence[str | Image.Image | dict[str, Any]]
@@ -35,7 +35,7 @@ def texts(number: int, seed: int = 0) -> list[str]:
 def pictures(number: int, seed: int = 0) -> list[Image.Image]:
     """Scenes of the embedded world, scaled to sides of several lengths."""
     rng = random.Random(f"pictures {seed}")
-    scenes = [row["positive"]["image"] for row in rows("test", number, seed, tasks=["scene_t2i"])]
+    scenes = [row["positive"]["image"] for row in openmoji_rows("test", number, seed, tasks=["scene_t2i"])]
     return [scene.resize((rng.choice(PICTURE_SIDES), rng.choice(PICTURE_SIDES))) for scene in scenes]
 
 

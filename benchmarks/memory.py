@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import record
+import result_files
 import torch
 from trl import TrlParser
 
 from unime import load_model
-from unime.data.world import rows
+from unime.openmoji.dataset import openmoji_rows
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
@@ -53,7 +53,7 @@ def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, f
             folder,
             per_device_train_batch_size=batch_size,
             micro_batch_tokens=script.micro_batch_tokens,
-            graph_memory=budget,
+            graph_cache_gb=budget,
             max_steps=1,
             optim="sgd",
             save_strategy="no",
@@ -61,7 +61,7 @@ def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, f
             use_cpu=True,
             disable_tqdm=True,
         )
-        dataset = rows("validation", script.rows)
+        dataset = openmoji_rows("validation", script.rows)
         trainer = ContrastiveTrainer(model, args, train_dataset=dataset, processing_class=processor)
         starts = range(0, script.rows, batch_size)
         batches = [trainer.data_collator(list(dataset.select(range(start, start + batch_size)))) for start in starts]
@@ -110,10 +110,10 @@ def main(script: ScriptArguments) -> None:
                     "tensors of the batch, MB": round(measured["batch"]),
                 }
             )
-    print(record.table(found))
+    print(result_files.table(found))
     settings = {"model": Path(script.model).name, "rows": script.rows, "dtype": "float32"}
     settings["micro-batch tokens"] = script.micro_batch_tokens
-    record.write(script.output, settings, found)
+    result_files.write(script.output, settings, found)
 
 
 if __name__ == "__main__":

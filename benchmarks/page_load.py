@@ -31,7 +31,7 @@ from load import Load, put_load
 from PIL import Image
 from trl import TrlParser
 
-from unime.page.collection import Collection, open_index, open_world
+from unime.page.collection import Collection, open_index, open_openmoji
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,7 +182,7 @@ async def load(script: ScriptArguments, collection: Collection) -> Load:
 
 
 def main(script: ScriptArguments) -> None:
-    collection = open_index(script.index) if script.index else open_world(ROOT / "checkpoints" / "unime-tiny")
+    collection = open_index(script.index) if script.index else open_openmoji(ROOT / "checkpoints" / "unime-tiny")
     row = {"clients": script.clients} | asyncio.run(load(script, collection)).row()
     print("| clients | p50, ms | p95, ms | p99, ms | MB |\n|---|---|---|---|---|")
     times = " | ".join(f"{row[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms"))

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText, BatchFeature, ProcessorMixin
 
 from unime import UniMEModel, load_model
-from unime.processing_unime import as_item, messages
+from unime.processing_unime import to_item_dict, to_messages
 
 
 # Takes items and the instruction that all of them share, or None; gives unit vectors `(items, dimensions)`.
@@ -91,15 +91,15 @@ def ways_to_embed(folder: Path, device: str) -> dict[str, Encode]:
 def instructed(items: Items, instruction: str | None) -> list[dict]:
     """The items with one instruction, which may be None."""
     return [
-        {key: value for key, value in as_item(item).items() if key != "images"}
-        | {"image": as_item(item)["images"] or None, "instruction": instruction}
+        {key: value for key, value in to_item_dict(item).items() if key != "images"}
+        | {"image": to_item_dict(item)["images"] or None, "instruction": instruction}
         for item in items
     ]
 
 
 def tensors(processor: ProcessorMixin, items: list[dict]) -> BatchFeature:
     """The input of a model, from items in a batch of their own."""
-    spelt = [as_item(item) for item in items]
-    texts = processor.apply_chat_template([messages(item) for item in spelt], tokenize=False)
+    spelt = [to_item_dict(item) for item in items]
+    texts = processor.apply_chat_template([to_messages(item) for item in spelt], tokenize=False)
     images = [image for item in spelt for image in item["images"]]
     return processor(text=texts, images=images or None, padding=True, return_tensors="pt")

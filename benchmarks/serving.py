@@ -24,7 +24,7 @@ import httpx2
 import numpy as np
 from load import Load, put_load
 from PIL import Image
-from record import write
+from result_files import write
 from trl import TrlParser
 
 from unime import load_model

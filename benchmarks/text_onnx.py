@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from alternation import alternate
+from interleaved_timing import alternate
 from transformers import AutoTokenizer, HfArgumentParser
 
 from unime import load_model

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import models
-import record
+import result_files
 import torch
-from alternation import alternate
+from interleaved_timing import alternate
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
@@ -27,9 +27,9 @@ from torch import Tensor
 
 from unime import load_model
 from unime.data.teacher import load_teacher
-from unime.data.world import rows, texts
+from unime.openmoji.dataset import openmoji_rows, openmoji_texts
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
-from unime.trainers.adapter import confine
+from unime.trainers.adapter import restrict_to
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ TOLERANCE = 1e-4  # between the two values of the loss
 def pairs(number: int) -> list[dict[str, Any]]:
     """Rows of a caption and its picture, no caption twice, so that both sides have the same candidates."""
     found: dict[str, Any] = {}
-    for row in rows("train", 2 * number, tasks=["scene_t2i"], negatives=0):
+    for row in openmoji_rows("train", 2 * number, tasks=["scene_t2i"], negatives=0):
         found.setdefault(row["query"]["text"], row["positive"]["image"])
     plain = {"negatives": [], "task": "scenes", "label": None}
     return [plain | {"query": {"text": text}, "positive": {"image": image}} for text, image in found.items()][:number]
@@ -57,7 +57,7 @@ def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_
         adapter = LoraConfig(r=8, target_modules="all-linear")
     if trained == "LoRA, frozen vision":
         decoder = model.backbone.get_decoder()
-        adapter = confine(adapter, next(name for name, module in model.named_modules() if module is decoder))
+        adapter = restrict_to(adapter, next(name for name, module in model.named_modules() if module is decoder))
 
     peer = SentenceTransformer(
         str(model_folder), trust_remote_code=True, model_kwargs={"dtype": "float32"}, device=script.device
@@ -90,7 +90,7 @@ def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_
         return value.item()
 
     def ours(gigabytes: float) -> Tensor:
-        args.graph_memory = gigabytes
+        args.graph_cache_gb = gigabytes
         return trainer.compute_loss(trainer.model, batch)
 
     budgets = {f"ours, {gigabytes:g} GB": gigabytes for gigabytes in script.budgets}
@@ -125,14 +125,14 @@ def stage_1(model_folder: Path, script: argparse.Namespace, batch_size: int) -> 
     """Time a step with teacher embeddings that are stored, and with a teacher that runs along."""
     model, processor = load_model(str(model_folder), dtype="float32")
     teacher = load_teacher(script.teacher)
-    chosen = [row["text"] for row in texts("train", batch_size)]
+    chosen = [row["text"] for row in openmoji_texts("train", batch_size)]
     vectors = teacher.encode(chosen)
     stored = [{"text": text, "teacher": vector} for text, vector in zip(chosen, vectors, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationConfig(
             folder,
             per_device_train_batch_size=batch_size,
-            graph_memory=max(script.budgets),
+            graph_cache_gb=max(script.budgets),
             report_to="none",
             use_cpu=script.device == "cpu",
         )
@@ -182,9 +182,9 @@ def main() -> None:
             model_folder = models.checkpoint(name, Path(folder))
             for trained in script.trained:
                 second += stage_2(model_folder, trained, script, int(batch_size))
-                print(record.table(second[-len(script.budgets) :]), flush=True)
+                print(result_files.table(second[-len(script.budgets) :]), flush=True)
             first.append(stage_1(model_folder, script, int(batch_size)))
-            print(record.table(first[-1:]), flush=True)
+            print(result_files.table(first[-1:]), flush=True)
     settings = {
         "dtype": "float32",
         "device": script.device,
@@ -192,7 +192,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     settings |= {"micro-batch": MICRO_BATCH, "temperature": TEMPERATURE}
-    record.write(script.output, settings, second + first, "peft")
+    result_files.write(script.output, settings, second + first, "peft")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ TESTS = [
     "tests/cli/test_embed.py::test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled",
     "tests/recipes/test_embed_corpus.py",
     "tests/recipes/test_resume.py",
-    "tests/search/test_killed.py",
+    "tests/index/test_killed.py",
 ]
 
 

@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import HnswSq, IvfFlat, IvfPq, IvfRq, IvfSq
 from lancedb.table import Table
-from record import write
+from result_files import write
 from trl import TrlParser
 
 from unime import load_model
-from unime.search import neighbours
+from unime.index import ann_index
 
 
 K = 10
@@ -62,10 +62,10 @@ class ScriptArguments:
 def centres(script: ScriptArguments) -> np.ndarray:
     """What vectors are drawn around: `(number, dimensions)` unit rows."""
     if script.data == "world":
-        from unime.data.world import texts
+        from unime.openmoji.dataset import openmoji_texts
 
         model, processor = load_model(script.model, dtype="float32")
-        return model.encode(texts("train", 5000)["text"], processor)
+        return model.encode(openmoji_texts("train", 5000)["text"], processor)
     return _unit(np.random.default_rng(0).normal(size=(CLUSTERS, script.dimensions)).astype(np.float32))
 
 
@@ -91,7 +91,7 @@ def prepare(script: ScriptArguments, size: int, folder: Path) -> None:
     for start, chunk in zip(range(0, size, CHUNK), drawn(around, size, script.noise, seed=2), strict=True):
         rows = np.arange(start, start + len(chunk))
         lists = pa.FixedSizeListArray.from_arrays(pa.array(chunk.ravel()), chunk.shape[1])
-        part = pa.table({"row": pa.array(rows), neighbours.COLUMN: lists})
+        part = pa.table({"row": pa.array(rows), ann_index.COLUMN: lists})
         if table is None:
             table = lancedb.connect(folder).create_table("vectors", part)
         else:
@@ -113,10 +113,10 @@ def measure(script: ScriptArguments, kind: str, folder: Path) -> list[dict]:
     before = _highest()
     start = time.perf_counter()
     if kind == "store":
-        neighbours.build(table)
+        ann_index.build(table)
     elif kind in KINDS:
-        options = {} if kind == "hnsw_sq" else {"num_partitions": neighbours.partitions(rows)}
-        table.create_index(neighbours.COLUMN, config=KINDS[kind](distance_type="cosine", **options))
+        options = {} if kind == "hnsw_sq" else {"num_partitions": ann_index.partitions(rows)}
+        table.create_index(ann_index.COLUMN, config=KINDS[kind](distance_type="cosine", **options))
     build = time.perf_counter() - start
     built = {
         "vectors": rows,
@@ -127,9 +127,9 @@ def measure(script: ScriptArguments, kind: str, folder: Path) -> list[dict]:
     }
     settings = [(0, 0)]
     if kind == "store":
-        settings = [(neighbours.probes(rows), neighbours.REFINED)]
+        settings = [(ann_index.probes(rows), ann_index.REFINED)]
     elif kind in KINDS:
-        shares = [max(1, round(share * neighbours.partitions(rows))) for share in script.probed]
+        shares = [max(1, round(share * ann_index.partitions(rows))) for share in script.probed]
         settings = list(product([1] if kind == "hnsw_sq" else dict.fromkeys(shares), script.refine))
     return [
         built | {"probes": probes, "refine": refine} | _asked(table, kind, probes, refine, folder)
@@ -142,7 +142,7 @@ def _asked(table: Table, kind: str, probes: int, refine: int, folder: Path) -> d
     found, seconds = 0, []
     for query, right in zip(queries, exact, strict=True):
         start = time.perf_counter()
-        search = neighbours.nearest(table, query, K, exact=kind == "exact")
+        search = ann_index.nearest(table, query, K, exact=kind == "exact")
         if kind in KINDS:
             search = search.minimum_nprobes(probes).maximum_nprobes(probes).refine_factor(refine or None)
         rows = search.select(["row", "_distance"]).to_arrow()["row"].to_pylist()

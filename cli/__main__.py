@@ -1,6 +1,6 @@
 """`python -m unime.cli`, where the command's own folder is not on the path."""
 
-from .app import main
+from .main import main
 
 
 if __name__ == "__main__":

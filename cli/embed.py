@@ -27,7 +27,7 @@ from .options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..search.embedding import Rejected
+    from ..index.entry_embedding import Rejected
 
 
 def embed(
@@ -55,9 +55,9 @@ def embed(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..checkpoint import PROMPTS, revision
-    from ..data.corpus import open_corpus
-    from ..search.shards import rejected_in, write_lance, write_shards
+    from ..checkpoint import PROMPTS, fingerprint
+    from ..corpus.corpus import open_corpus
+    from ..index.parquet_shards import rejected_in, write_lance, write_shards
 
     if prompt is not None and instruction is not None:
         raise ValueError("--prompt and --instruction exclude each other: give one of them")
@@ -74,7 +74,7 @@ def embed(
     settings = {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,
         "checkpoint": model,
-        "revision": revision(model),
+        "revision": fingerprint(model),
         "instruction": instruction if prompt is None else PROMPTS[prompt],
         "dimensions": network.config.hidden_size if dimensions is None else dimensions,
         "dtype": dtype,

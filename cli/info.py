@@ -8,8 +8,8 @@ from huggingface_hub import get_local_safetensors_metadata, get_safetensors_meta
 from transformers import AutoProcessor
 from transformers.utils import cached_file
 
-from ..checkpoint import revision
-from ..checkpoint_folder import only_data, read_config
+from ..checkpoint import fingerprint
+from ..checkpoint_safety import forbid_remote_code, read_config
 from ..configuration_unime import UniMEConfig
 
 
@@ -28,7 +28,7 @@ def describe(checkpoint: str) -> dict[str, Any]:
             f"{checkpoint} is of type '{config.model_type}', no UniME checkpoint: wrap a backbone by "
             "`UniMEModel.from_backbone`, and write it with `save_checkpoint`"
         )
-    with only_data(checkpoint):
+    with forbid_remote_code(checkpoint):
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     local = Path(checkpoint).is_dir()
     weights = (get_local_safetensors_metadata if local else get_safetensors_metadata)(checkpoint)
@@ -36,7 +36,7 @@ def describe(checkpoint: str) -> dict[str, Any]:
     sentence_transformer = json.loads(Path(cached_file(checkpoint, "config_sentence_transformers.json")).read_text())
     return {
         "checkpoint": checkpoint,
-        "revision": revision(checkpoint),
+        "revision": fingerprint(checkpoint),
         "backbone": config.backbone_config.model_type,
         "language model": f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}",
         "parameters": sum(weights.parameter_count.values()),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from ..search.store import Hit
+    from ..index.index import Hit
 
 
 def index(
@@ -46,12 +46,12 @@ def index(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..data.corpus import open_corpus
-    from ..search.store import RECORD, REJECTED, Store
+    from ..corpus.corpus import open_corpus
+    from ..index.index import RECORD_FILE, REJECTED_FILE, Index
 
     corpus = open_corpus(source, text, image, identifier, image_root, split)
-    if (folder / RECORD).is_file():
-        store = Store.open(folder)
+    if (folder / RECORD_FILE).is_file():
+        store = Index.open(folder)
         model = model or store.record.checkpoint
         store.check_model(model)
         if instruction is not None and instruction != store.record.instruction:
@@ -61,7 +61,7 @@ def index(
             )
     else:
         model = model or "checkpoints/unime-tiny"
-        store = Store.create(folder, model, instruction)
+        store = Index.create(folder, model, instruction)
     with Progress(console=Console(stderr=True)) as progress:
         tasks = {}
 
@@ -71,7 +71,7 @@ def index(
             progress.update(tasks[stage], completed=done, total=total)
 
         synced = store.update(corpus, lambda: load_onto(model, dtype, device), report)
-    rejected = str(folder / REJECTED)
+    rejected = str(folder / REJECTED_FILE)
     if as_json:
         typer.echo(json.dumps({"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": rejected}))
     else:
@@ -106,14 +106,14 @@ def search(
 
     from rich.console import Console
 
-    from ..data.pictures import read_picture
-    from ..search.gallery import Asked, gallery
-    from ..search.query import query_item
-    from ..search.store import Store
+    from ..data.image_files import read_image
+    from ..index.index import Index
+    from ..index.queries import query_item
+    from ..index.results_page import QueryDescription, render_results_page
 
-    store = Store.open(folder)
+    store = Index.open(folder)
     store.table.count(where)  # what is wrong with the condition is said before the model is loaded
-    picture = image and read_picture(str(image), "the query")
+    picture = image and read_image(str(image), "the query")
     item = query_item(text, picture, store.holds_pictures, instruction)
     entries, hits = len(store), []
     if entries:
@@ -121,7 +121,7 @@ def search(
         store.check_model(checkpoint)
         network, processor = load_onto(checkpoint, dtype, device)
         hits = store.search(network.encode(item, processor), k, where)
-    asked = Asked(item.get("text"), image and str(image), item.get("instruction"), where)
+    asked = QueryDescription(item.get("text"), image and str(image), item.get("instruction"), where)
     if as_json:
         found = [
             {"rank": rank, "id": hit.id, "score": hit.score, "text": hit.text, "image": _path(hit)}
@@ -137,7 +137,7 @@ def search(
         typer.echo(f"these are all {len(hits)} entries{passing}" if hits else f"{folder} holds no entries{passing}")
     if show:
         page = folder / "gallery.html"
-        page.write_text(gallery(store, asked, hits), encoding="utf-8")
+        page.write_text(render_results_page(store, asked, hits), encoding="utf-8")
         webbrowser.open(page.resolve().as_uri())
         typer.echo(str(page), err=as_json)
 

@@ -42,7 +42,7 @@ def serve(
     import uvicorn
 
     from ..serve.application import create_app
-    from ..serve.embedding import Embedder
+    from ..serve.embedder import Embedder
     from ..serve.limits import Limits
     from ..serve.service import EmbeddingService
 

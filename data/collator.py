@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rows import content_hash, label_hash, teacher_vector
+from .rows import content_hash, label_hash, parse_teacher_embedding
 
 
 Prepare = Callable[[Sequence[Any]], list[tuple[list[int], Mapping[str, Tensor]]]]
@@ -108,7 +108,7 @@ class DistillationCollator:
         if "teacher" not in rows[0]:
             return batch | {"texts": list(texts.values())}
         found = [names[content] for content in contents]
-        vectors = [teacher_vector(row["teacher"], where) for row, where in zip(rows, found, strict=True)]
+        vectors = [parse_teacher_embedding(row["teacher"], where) for row, where in zip(rows, found, strict=True)]
         for vector, where in zip(vectors, found, strict=True):
             if len(vector) != len(vectors[0]):
                 raise ValueError(

@@ -16,15 +16,15 @@ import datasets
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
 
-from .kept import kept_table
-from .rows import ROW, read_row, required_text, teacher_vector, when_read
+from ..storage.arrow_cache import cached_table
+from .rows import ROW_COLUMNS, check_text, parse_teacher_embedding, read_row, with_lazy_transform
 
 
 logger = logging.getLogger(__name__)
 
-_STORED = Features(dict.fromkeys(("row", "task", "where"), Value("string")))
-_LOOKED_AT = 100  # lines whose keys say which columns a file has
-_BATCH = 1000  # lines that are copied into the cache at a time
+_CACHED_FEATURES = Features(dict.fromkeys(("row", "task", "where"), Value("string")))
+_COLUMN_SAMPLE_LINES = 100  # lines whose keys say which columns a file has
+_CACHE_BATCH_LINES = 1000  # lines that are copied into the cache at a time
 
 
 def load_rows(
@@ -43,9 +43,9 @@ def load_rows(
         ValueError: No line has `query` and `positive`. When a row is read: it is malformed, or its picture is missing
             or unreadable; the message names file, row and picture.
     """
-    path = _checked(path, ROW[:2], ROW[2:5], "stage 2")
-    dataset = _opened(_stored_rows, path, streaming, _STORED)
-    return when_read(dataset, partial(_read_lines, root=Path(image_root or path.parent)))
+    path = _check_file(path, ROW_COLUMNS[:2], ROW_COLUMNS[2:5], "stage 2")
+    dataset = _open_cached(_stored_rows, path, streaming, _CACHED_FEATURES)
+    return with_lazy_transform(dataset, partial(_read_lines, root=Path(image_root or path.parent)))
 
 
 def load_texts(path: str | Path, streaming: bool = False) -> Dataset | IterableDataset:
@@ -59,19 +59,19 @@ def load_texts(path: str | Path, streaming: bool = False) -> Dataset | IterableD
         FileNotFoundError: There is no such file.
         ValueError: A line has no text; the message names file and row.
     """
-    path = _checked(path, ("text",), ("teacher",), "stage 1")
+    path = _check_file(path, ("text",), ("teacher",), "stage 1")
     features = {"text": Value("string")}
     if "teacher" in _columns(path):
         features["teacher"] = List(Value("float32"))
-    return _opened(_texts, path, streaming, Features(features), teacher="teacher" in features)
+    return _open_cached(_texts, path, streaming, Features(features), teacher="teacher" in features)
 
 
-def stored_lines(path: Path) -> Dataset:
+def load_lines(path: Path) -> Dataset:
     """The lines of a file in a column `line`, mapped into memory; of bytes that are no UTF-8 no JSON can be read."""
-    return _opened(_line_rows, path, False, Features({"line": Value("string")}))
+    return _open_cached(_line_rows, path, False, Features({"line": Value("string")}))
 
 
-def _checked(path: str | Path, needed: tuple[str, ...], more: tuple[str, ...], stage: str) -> Path:
+def _check_file(path: str | Path, needed: tuple[str, ...], more: tuple[str, ...], stage: str) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
@@ -91,10 +91,12 @@ def _checked(path: str | Path, needed: tuple[str, ...], more: tuple[str, ...], s
 
 
 def _columns(path: Path) -> list[str]:
-    return list(dict.fromkeys(name for line in islice(_lines(path), _LOOKED_AT) for name in parsed(line) or ()))
+    return list(
+        dict.fromkeys(name for line in islice(_lines(path), _COLUMN_SAMPLE_LINES) for name in parse_object(line) or ())
+    )
 
 
-def _opened(
+def _open_cached(
     make: Callable[..., Iterator[dict[str, Any]]], path: Path, streaming: bool, features: Features, **settings: Any
 ) -> Dataset | IterableDataset:
     status = path.stat()
@@ -104,12 +106,12 @@ def _opened(
 
     def batches() -> Iterator[dict[str, list[Any]]]:
         rows = make(**told)
-        while batch := list(islice(rows, _BATCH)):
+        while batch := list(islice(rows, _CACHE_BATCH_LINES)):
             yield {name: [row[name] for row in batch] for name in features}
 
     # Kept under all that it was made from: a changed file is another one.
     file = f"jsonl-{Hasher.hash((make.__name__, told))}.arrow"
-    return kept_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
+    return cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
 
 
 def _lines(path: str | Path) -> Iterator[str]:
@@ -118,7 +120,7 @@ def _lines(path: str | Path) -> Iterator[str]:
             yield line.decode("utf-8-sig", "backslashreplace")  # bytes that are no UTF-8 make a line that is no JSON
 
 
-def parsed(line: str) -> dict[str, Any] | None:
+def parse_object(line: str) -> dict[str, Any] | None:
     """The JSON object that a line holds; None if it holds none."""
     try:
         row = json.loads(line)
@@ -128,7 +130,7 @@ def parsed(line: str) -> dict[str, Any] | None:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    row = parsed(line)
+    row = parse_object(line)
     if row is None:
         raise ValueError(f"{where} is no JSON object: mend or remove the line")
     return row
@@ -141,7 +143,7 @@ def _line_rows(path: str, version: str) -> Iterator[dict[str, str]]:
 def _stored_rows(path: str, version: str) -> Iterator[dict[str, str]]:
     name = Path(path).name
     for number, line in enumerate(_lines(path)):
-        task = (parsed(line) or {}).get("task")  # known before the row is read, as blocks of one task need it
+        task = (parse_object(line) or {}).get("task")  # known before the row is read, as blocks of one task need it
         task = name if task is None else str(task).encode(errors="backslashreplace").decode()
         yield {"row": line, "task": task, "where": f"{name}, row {number}"}
 
@@ -152,12 +154,12 @@ def _read_lines(batch: dict[str, list[str]], root: Path) -> dict[str, list]:
         row = _object(line, where)
         own = row.get("task")
         read.append(read_row(row | {"task": task if own is None else own, "where": where}, root))
-    return {name: [row[name] for row in read] for name in ROW}
+    return {name: [row[name] for row in read] for name in ROW_COLUMNS}
 
 
 def _texts(path: str, version: str, teacher: bool) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path)):
         where = f"{Path(path).name}, row {number}"
         row = _object(line, where)
-        text = {"text": required_text(row.get("text"), where)}
-        yield text | {"teacher": teacher_vector(row.get("teacher"), where)} if teacher else text
+        text = {"text": check_text(row.get("text"), where)}
+        yield text | {"teacher": parse_teacher_embedding(row.get("teacher"), where)} if teacher else text

@@ -15,15 +15,15 @@ import numpy as np
 from datasets import Dataset
 
 
-def mine(
+def mine_hard_negatives(
     queries: np.ndarray,
     candidates: np.ndarray,
     positive: np.ndarray,
     label: np.ndarray,
     *,
-    k: int,
-    first: int = 0,
-    last: int = 100,
+    num_negatives: int,
+    range_min: int = 0,
+    range_max: int = 100,
     max_score: float | None = None,
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
@@ -39,21 +39,21 @@ def mine(
         label (`np.ndarray` of shape `(queries,)`): Equal numbers mean the same answer, -1 means none; a candidate has
             the labels of all queries whose positive it is.
         k (`int`): Negatives per query.
-        first, last (`int`, *optional*, default to 0 and 100):
-            Look at the candidates from rank `first` to before rank `last`, counted from 0 without the positive.
+        range_min, range_max (`int`, *optional*, default to 0 and 100):
+            Look at the candidates from rank `range_min` to before rank `range_max`, counted from 0 without the positive.
         max_score (`float`, *optional*): Drop candidates more similar than this.
         absolute_margin (`float`, *optional*): Drop candidates above the positive's similarity minus this.
         relative_margin (`float`, *optional*): Drop candidates above the positive's similarity times one minus this.
 
     Returns:
-        `tuple[list[list[int]], Counter]`: Indices of candidates, hardest first, at most `k` per query; and how many
+        `tuple[list[list[int]], Counter]`: Indices of candidates, hardest first, at most `num_negatives` per query; and how many
         candidates were looked at, taken, and dropped for which reason (the first that applies).
     """
     import faiss
 
     index = faiss.IndexFlatIP(candidates.shape[1])
     index.add(np.ascontiguousarray(candidates, dtype=np.float32))
-    scores, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(last + 1, len(candidates)))
+    scores, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(range_max + 1, len(candidates)))
     of_positive = (queries * candidates[positive]).sum(axis=1)
     answers: list[set[int]] = [set() for _ in candidates]
     for candidate, answer in zip(positive, label, strict=True):
@@ -67,8 +67,8 @@ def mine(
             if candidate != own
         ]
         taken: list[int] = []
-        for candidate, score in others[first:last]:
-            if len(taken) == k:
+        for candidate, score in others[range_min:range_max]:
+            if len(taken) == num_negatives:
                 break
             report["looked at"] += 1
             if label[query] != -1 and int(label[query]) in answers[candidate]:
@@ -82,12 +82,12 @@ def mine(
             else:
                 report["taken"] += 1
                 taken.append(int(candidate))
-        report["queries with fewer than k"] += len(taken) < k
+        report["queries with fewer than num_negatives"] += len(taken) < num_negatives
         mined.append(taken)
     return mined, report
 
 
-def with_mined(dataset: Dataset, path: str | Path) -> Dataset:
+def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
     """Add to each row the negatives that `recipes/mine.py` found for it.
 
     Args:

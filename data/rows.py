@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ..processing_unime import as_item, as_rgb, spelt_hash
-from .pictures import read_picture
+from ..processing_unime import item_hash, to_item_dict, to_rgb
+from .image_files import read_image
 
 
-ROW = ("query", "positive", "negatives", "task", "label", "where")
-TEXT_ROW = ("text",)
-ITEM = ("text", "image", "instruction")
-SHUFFLED = 10_000  # rows of a stream, their pictures unread, among which the next one is drawn
+ROW_COLUMNS = ("query", "positive", "negatives", "task", "label", "where")
+TEXT_COLUMNS = ("text",)
+ITEM_COLUMNS = ("text", "image", "instruction")
+STREAM_SHUFFLE_BUFFER_ROWS = 10_000  # rows of a stream, their pictures unread, among which the next one is drawn
 
 
-def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     """The columns of a dataset; a stream may know them only from its first row."""
     return dataset.column_names or list(next(iter(dataset), {}))
 
@@ -35,7 +35,7 @@ def require_columns(dataset: Dataset | IterableDataset, needed: tuple[str, ...],
     Raises:
         ValueError: A needed column is missing.
     """
-    found = columns_of(dataset)
+    found = column_names(dataset)
     missing = [name for name in needed if name not in found]
     if missing:
         raise ValueError(
@@ -44,7 +44,9 @@ def require_columns(dataset: Dataset | IterableDataset, needed: tuple[str, ...],
         )
 
 
-def located(dataset: Dataset | IterableDataset, name: str, task: str | None = None) -> Dataset | IterableDataset:
+def with_provenance(
+    dataset: Dataset | IterableDataset, name: str, task: str | None = None
+) -> Dataset | IterableDataset:
     """Add to each row where it stands, for errors, and its task: of a column, or else the dataset's name."""
 
     def place(batch: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
@@ -55,28 +57,28 @@ def located(dataset: Dataset | IterableDataset, name: str, task: str | None = No
     return dataset.map(place, with_indices=True, batched=True)
 
 
-def with_pictures(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
-    """Have the pictures of [`located`] rows, still paths under `root`, read when a row is."""
-    return when_read(dataset, partial(_read_batch, root=Path(root)))
+def with_images(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
+    """Have the pictures of [`with_provenance`] rows, still paths under `root`, read when a row is."""
+    return with_lazy_transform(dataset, partial(_read_batch, root=Path(root)))
 
 
-def when_read(
+def with_lazy_transform(
     dataset: Dataset | IterableDataset, transform: Callable[[dict[str, list]], dict[str, list]]
 ) -> Dataset | IterableDataset:
     """Have a transform, from stored columns to those of rows, done when a row is read; a stream is shuffled first."""
     if isinstance(dataset, IterableDataset):
-        shuffled = dataset.shuffle(seed=0, buffer_size=SHUFFLED)
-        return shuffled.map(transform, batched=True, batch_size=1, remove_columns=columns_of(dataset))
+        shuffled = dataset.shuffle(seed=0, buffer_size=STREAM_SHUFFLE_BUFFER_ROWS)
+        return shuffled.map(transform, batched=True, batch_size=1, remove_columns=column_names(dataset))
     return dataset.with_transform(transform)
 
 
 def _read_batch(batch: dict[str, list], root: Path) -> dict[str, list]:
     rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     read = [read_row(row, root) for row in rows]
-    return {name: [row[name] for row in read] for name in ROW}
+    return {name: [row[name] for row in read] for name in ROW_COLUMNS}
 
 
-def required_text(text: Any, where: str) -> str:
+def check_text(text: Any, where: str) -> str:
     """The text of a row of stage 1.
 
     Raises:
@@ -87,7 +89,7 @@ def required_text(text: Any, where: str) -> str:
     return _checked_item({"text": text}, where)["text"]
 
 
-def teacher_vector(vector: Any, where: str) -> np.ndarray:
+def parse_teacher_embedding(vector: Any, where: str) -> np.ndarray:
     """The teacher's embedding of a text, (dimensions,) float32.
 
     Raises:
@@ -103,7 +105,7 @@ def teacher_vector(vector: Any, where: str) -> np.ndarray:
 
 
 def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Read the pictures of one [`located`] row and fill in what it leaves out.
+    """Read the pictures of one [`with_provenance`] row and fill in what it leaves out.
 
     Raises:
         ValueError: An item, the task or the label is malformed, or a picture is missing or unreadable; the message
@@ -129,22 +131,24 @@ def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
 def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise ValueError(f"{where}: expected an item such as {{'text': ...}}, got {type(item).__name__}: mend the row")
-    unknown = [key for key in item if key not in ITEM]
+    unknown = [key for key in item if key not in ITEM_COLUMNS]
     if unknown:
-        raise ValueError(f"{where}: an item has {', '.join(ITEM)}, but no {unknown[0]!r}: rename or remove the key")
+        raise ValueError(
+            f"{where}: an item has {', '.join(ITEM_COLUMNS)}, but no {unknown[0]!r}: rename or remove the key"
+        )
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
         pictures = item["image"] if isinstance(item["image"], list) else [item["image"]]
         for picture in pictures:
             if not isinstance(picture, str | Mapping):
                 raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(picture).__name__}")
-        item["image"] = [read_picture(picture, where, root) for picture in pictures]
+        item["image"] = [read_image(picture, where, root) for picture in pictures]
     return _checked_item(item, where)
 
 
 def _checked_item(item: dict[str, Any], where: str) -> dict[str, Any]:
     try:
-        as_item(item)
+        to_item_dict(item)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return item
@@ -152,8 +156,8 @@ def _checked_item(item: dict[str, Any], where: str) -> dict[str, Any]:
 
 def content_hash(item: Mapping[str, Any]) -> int:
     """63-bit hash of what an item shows the model: equal items have equal hashes in every process."""
-    item = as_item(item)
-    return spelt_hash(item | {"images": [as_rgb(image) for image in item["images"]]})
+    item = to_item_dict(item)
+    return item_hash(item | {"images": [to_rgb(image) for image in item["images"]]})
 
 
 def label_hash(task: str, label: str | None) -> int:

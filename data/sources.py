@@ -10,18 +10,27 @@ from typing import Any
 import datasets
 from datasets import Dataset, IterableDataset
 
-from .fresh import load_fresh
+from .dataset_loading import load_table
+from .image_files import default_image_root
 from .jsonl import load_rows, load_texts
-from .mining import with_mined
-from .mmeb import mmeb_train
-from .pictures import root_of
-from .rejected import without_rejected
-from .rows import ROW, TEXT_ROW, columns_of, located, read_row, require_columns, required_text, when_read
+from .mining import with_mined_negatives
+from .mmeb_train import mmeb_train
+from .rejected_rows import without_rejected
+from .rows import (
+    ROW_COLUMNS,
+    TEXT_COLUMNS,
+    check_text,
+    column_names,
+    read_row,
+    require_columns,
+    with_lazy_transform,
+    with_provenance,
+)
 
 
 SIDES = ("query", "positive", "negative")
-KEYS = ("text", "image", "instruction")
-TARGETS = (*(f"{side}.{key}" for side in SIDES for key in KEYS), "label", "task", "text", "teacher")
+ITEM_KEYS = ("text", "image", "instruction")
+TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "label", "task", "text", "teacher")
 
 
 @dataclass
@@ -55,19 +64,23 @@ class DataArguments:
         default="TIGER-Lab/MMEB-train", metadata={"help": "MMEB-train's Hub id, or a folder with its layout."}
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Sets of MMEB-train; all 20 if not given."})
-    cap: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
-    weights: dict[str, float] | None = field(
+    max_rows_per_subset: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
+    subset_weights: dict[str, float] | None = field(
         default=None,
         metadata={"help": "How often MMEB-train's sets come in an epoch, such as {DocVQA: 2}; else once."},
     )
     target_prompts: bool = field(
         default=False, metadata={"help": "Instructions for candidates that have none, as in B3: MMEB-train, OpenMoji."}
     )
-    mined: str | None = field(default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."})
-    rejected: str | None = field(default=None, metadata={"help": "Bad rows to leave out, as check-data listed them."})
-    rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
-    world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
-    near_duplicates: int = field(
+    mined_file: str | None = field(
+        default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."}
+    )
+    rejected_file: str | None = field(
+        default=None, metadata={"help": "Bad rows to leave out, as check-data listed them."}
+    )
+    num_rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
+    dataset_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
+    negatives_per_row: int = field(
         default=1, metadata={"help": "Negatives that a row of the OpenMoji world brings: almost its positive."}
     )
 
@@ -83,8 +96,8 @@ def _check_map(data: DataArguments) -> None:
 
 def _check_streaming(data: DataArguments) -> None:
     reasons = {
-        "mined negatives": data.mined is not None,
-        "what leaves out rejected rows": data.rejected is not None,
+        "mined negatives": data.mined_file is not None,
+        "what leaves out rejected rows": data.rejected_file is not None,
         f"the dataset '{data.dataset}'": data.columns is None and not data.dataset.endswith(".jsonl"),
     }
     what = next((name for name, holds in reasons.items() if holds), None)
@@ -101,26 +114,34 @@ def open_rows(data: DataArguments) -> Dataset | IterableDataset:
         FileNotFoundError: There is no such file.
     """
     dataset = _open_rows(data)
-    dataset = dataset if data.mined is None else with_mined(dataset, data.mined)
-    return dataset if data.rejected is None else without_rejected(dataset, data.rejected)
+    dataset = dataset if data.mined_file is None else with_mined_negatives(dataset, data.mined_file)
+    return dataset if data.rejected_file is None else without_rejected(dataset, data.rejected_file)
 
 
 def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
     _check_map(data)
     _check_streaming(data)
     if data.dataset == "openmoji":
-        from .world import rows  # its pictures come with the package's extra `openmoji`
+        from ..openmoji.dataset import openmoji_rows  # its pictures come with the package's extra `openmoji`
 
-        return rows(
+        return openmoji_rows(
             "train",
-            data.rows,
-            seed=data.world_seed,
-            negatives=data.near_duplicates,
+            data.num_rows,
+            seed=data.dataset_seed,
+            negatives=data.negatives_per_row,
             target_prompts=data.target_prompts,
         )
     if data.dataset == "mmeb-train":
-        root, seed = data.image_root or ".", data.world_seed
-        return mmeb_train(data.mmeb_source, root, data.subsets, data.cap, seed, data.target_prompts, data.weights)
+        root, seed = data.image_root or ".", data.dataset_seed
+        return mmeb_train(
+            data.mmeb_source,
+            root,
+            data.subsets,
+            data.max_rows_per_subset,
+            seed,
+            data.target_prompts,
+            data.subset_weights,
+        )
     if data.columns:
         return _mapped_rows(data)
     return load_rows(data.dataset, data.image_root, data.streaming)
@@ -139,21 +160,21 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
     _check_map(data)
     _check_streaming(data)
     if data.dataset == "openmoji":
-        from .world import texts
+        from ..openmoji.dataset import openmoji_texts
 
-        return texts("train", data.rows, seed=data.world_seed)
+        return openmoji_texts("train", data.num_rows, seed=data.dataset_seed)
     if not data.columns:
         return load_texts(data.dataset, data.streaming)
     if isinstance(data.columns.get("text"), list):
-        dataset = _found_columns(data)
-        split = partial(_one_by_row, columns=data.columns["text"])
-        dataset = dataset.map(split, batched=True, remove_columns=columns_of(dataset))
+        dataset = _open_mapped_table(data)
+        split = partial(_texts_of_rows, columns=data.columns["text"])
+        dataset = dataset.map(split, batched=True, remove_columns=column_names(dataset))
         if not data.streaming:
             dataset = Dataset.from_dict({"text": dataset.unique("text")})
     else:
-        dataset = _found_columns(data).select_columns(sorted(data.columns.values()))
+        dataset = _open_mapped_table(data).select_columns(sorted(data.columns.values()))
         dataset = dataset.rename_columns({column: part for part, column in data.columns.items() if part != column})
-    require_columns(dataset, TEXT_ROW, "stage 1")
+    require_columns(dataset, TEXT_COLUMNS, "stage 1")
     check = partial(_require_texts, name=Path(data.dataset).name)
     if data.streaming:
         return dataset.map(check, with_indices=True, batched=True)
@@ -164,17 +185,17 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
 
 def _require_texts(batch: dict[str, list], numbers: Sequence[int], name: str) -> dict[str, list]:
     for number, text in zip(numbers, batch["text"], strict=True):
-        required_text(text, f"{name}, row {number}")
+        check_text(text, f"{name}, row {number}")
     return batch
 
 
-def _one_by_row(batch: dict[str, list], columns: list[str]) -> dict[str, list]:
+def _texts_of_rows(batch: dict[str, list], columns: list[str]) -> dict[str, list]:
     texts = dict.fromkeys(text for row in zip(*(batch[column] for column in columns), strict=True) for text in row)
     return {"text": [text for text in texts if text]}
 
 
-def _found_columns(data: DataArguments) -> Dataset | IterableDataset:
-    dataset = load_fresh(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
+def _open_mapped_table(data: DataArguments) -> Dataset | IterableDataset:
+    dataset = load_table(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
     wanted = [[columns] if isinstance(columns, str) else columns for columns in data.columns.values()]
     require_columns(dataset, tuple(chain(*wanted)), f"the column map of {data.dataset}")
     return dataset
@@ -188,14 +209,16 @@ def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
         if side not in SIDES:
             raise ValueError(f"instructions names '{side}': the sides of a row are {', '.join(SIDES)}")
     names = {column: f"own {column}" for column in data.columns.values()}  # apart from what `located` adds
-    dataset = _found_columns(data).select_columns(sorted(names)).rename_columns(names)
+    dataset = _open_mapped_table(data).select_columns(sorted(names)).rename_columns(names)
     for column, feature in (dataset.features or {}).items():  # a stream may not know them
         if isinstance(feature, datasets.Image):  # read here, so that a bad picture is named
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     columns = {part: names[column] for part, column in data.columns.items()}
-    dataset = located(dataset, Path(data.dataset).name, columns.get("task"))
-    root = Path(data.image_root or root_of(data.dataset))
-    return when_read(dataset, partial(_read_mapped, columns=columns, instructions=data.instructions or {}, root=root))
+    dataset = with_provenance(dataset, Path(data.dataset).name, columns.get("task"))
+    root = Path(data.image_root or default_image_root(data.dataset))
+    return with_lazy_transform(
+        dataset, partial(_read_mapped, columns=columns, instructions=data.instructions or {}, root=root)
+    )
 
 
 def _read_mapped(
@@ -206,16 +229,16 @@ def _read_mapped(
         found = dict(zip(batch, values, strict=True))
 
         def item(side: str, found: dict[str, Any] = found) -> dict[str, Any]:
-            own = {key: found[columns[f"{side}.{key}"]] for key in KEYS if f"{side}.{key}" in columns}
+            own = {key: found[columns[f"{side}.{key}"]] for key in ITEM_KEYS if f"{side}.{key}" in columns}
             return {"instruction": instructions.get(side)} | own
 
         row = {"query": item("query"), "positive": item("positive"), "where": found["where"], "task": found["task"]}
-        row["negatives"] = _one_by_one(item("negative"), found["where"])
+        row["negatives"] = _negative_items(item("negative"), found["where"])
         rows.append(read_row(row | {"label": found[columns["label"]] if "label" in columns else None}, root))
-    return {name: [row[name] for row in rows] for name in ROW}
+    return {name: [row[name] for row in rows] for name in ROW_COLUMNS}
 
 
-def _one_by_one(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
+def _negative_items(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The negatives of a row: one item, or lists of texts and pictures side by side."""
     content = {key: value for key, value in item.items() if key != "instruction" and value is not None}
     lists = {key: value if isinstance(value, list) else [value] for key, value in content.items()}

@@ -9,16 +9,9 @@ from collections.abc import Mapping
 CLASS, REPLY, CAPTION = "Represent the class label:", "Represent the answer:", "Represent the image caption:"
 
 # By meta-task of MMEB: all candidates without an instruction that there are in it.
-OF_META_TASK = {"classification": CLASS, "vqa": REPLY, "retrieval": CAPTION}
-
-# By task of the OpenMoji world; those that are not here look for pictures, which have one.
-OF_WORLD = {
-    **dict.fromkeys(("subcategory", "category", "name_i2t", "people_i2t"), CLASS),
-    **dict.fromkeys(("scene_i2t", "arrangement_i2t", "relation_i2t", "long_i2t"), CAPTION),
-    "question": REPLY,
-}
+BY_META_TASK = {"classification": CLASS, "vqa": REPLY, "retrieval": CAPTION}
 
 
-def prompted(item: Mapping, prompt: str | None) -> dict:
+def with_instruction(item: Mapping, prompt: str | None) -> dict:
     """The item, with the prompt as its instruction if it has none."""
     return {**item, "instruction": item.get("instruction") or prompt}

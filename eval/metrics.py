@@ -37,7 +37,7 @@ def pessimistic_ranks(
     return ranks
 
 
-def first_is_best(scores: np.ndarray, pools: Sequence[Sequence[int]]) -> float:
+def argmax_ties_to_first(scores: np.ndarray, pools: Sequence[Sequence[int]]) -> float:
     """Returns hit@1 by the rule of VLM2Vec v1, for parity: the argmax over a pool whose first candidate is right.
 
     `argmax` takes the first of equal scores, so ties go to the right candidate, and a constant embedding has 100 %.

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..processing_unime import Item, as_item
+from ..processing_unime import Item, to_item_dict
+from .embedding_cache import EmbeddingCache
+from .lazy_items import LazyItems
 from .metrics import (
+    argmax_ties_to_first,
     compositional_accuracy,
-    first_is_best,
     mean_by_group,
     ndcg_at_k,
     pessimistic_ranks,
     recall_at_k,
     spearman,
 )
-from .rankings import shown_probes, shown_queries
-from .store import EmbeddingStore
-from .stored import StoredItems
+from .report_examples import shown_probes, shown_queries
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
@@ -174,18 +174,18 @@ Task = RetrievalTask | SimilarityTask | CompositionalTask
 def _check_items(task: Task) -> None:
     """Name an item that cannot be embedded; pictures that are stored are read later."""
     for role, items in task.roles.items():
-        stored = items.stored if isinstance(items, StoredItems) else items
+        stored = items.stored if isinstance(items, LazyItems) else items
         for number, item in enumerate(stored):
-            if isinstance(items, StoredItems) and item.get("image") is not None:
+            if isinstance(items, LazyItems) and item.get("image") is not None:
                 item = {"text": item.get("text") or "", "instruction": item.get("instruction")}
             try:
-                as_item(item)
+                to_item_dict(item)
             except ValueError as error:
                 raise ValueError(f"{role} {number} of task '{task.name}': {error}") from None
 
 
 def evaluate(
-    encode: Encode | EmbeddingStore,
+    encode: Encode | EmbeddingCache,
     tasks: Sequence[RetrievalTask | SimilarityTask],
     compositional_tasks: Sequence[CompositionalTask] = (),
     *,
@@ -215,7 +215,7 @@ def evaluate(
         queries of each search the five best candidates and their scores, as indices into the task (see `gallery.py`).
     """
     start = time.perf_counter()
-    store = encode if isinstance(encode, EmbeddingStore) else EmbeddingStore(encode)
+    store = encode if isinstance(encode, EmbeddingCache) else EmbeddingCache(encode)
     items_before, seconds_before = store.items, store.seconds  # a store may serve several benchmarks
     found, kinds = {}, {}
     rankings = {"retrieval": {}, "compositional": {}}
@@ -284,7 +284,7 @@ def _search(
     if task.relevance is not None:
         result["ndcg@5"] = ndcg_at_k(scores, task.positives, task.relevance, 5, task.pools)
     if task.distribution is not None and task.pools is not None:
-        result["hit@1, ties right"] = first_is_best(scores, task.pools)
+        result["hit@1, ties right"] = argmax_ties_to_first(scores, task.pools)
     return result, shown_queries(scores, ranks, task.positives, task.pools, shown)
 
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..checkpoint import PROMPTS
 from ..modeling_unime import UniMEModel
-from ..pooling_unime import embeddings_of
-from ..processing_unime import Item, as_item, messages
+from ..pooling_unime import pool_last_token
+from ..processing_unime import Item, to_item_dict, to_messages
 from .plain import complete_template, new_folder
 
 
@@ -61,7 +61,7 @@ class TextPath(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed a batch of token ids, `(batch, tokens)` both, as `(batch, dimensions)` unit vectors."""
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return embeddings_of(output.last_hidden_state, attention_mask)
+        return pool_last_token(output.last_hidden_state, attention_mask)
 
 
 def text_onnx(model: UniMEModel, processor: ProcessorMixin, directory: str | Path) -> float:
@@ -108,7 +108,7 @@ def embed_texts(
     session: onnxruntime.InferenceSession, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
 ) -> np.ndarray:
     """Embed texts, with or without an instruction, by an exported graph; `(len(items), dimensions)`, unit vectors."""
-    conversations = [messages(as_item(item)) for item in items]
+    conversations = [to_messages(to_item_dict(item)) for item in items]
     inputs = tokenizer.apply_chat_template(conversations, return_dict=True, padding=True, return_tensors="np")
     feeds = {name: inputs[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
     return session.run(["sentence_embedding"], feeds)[0]

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin
 
 from ..checkpoint import PROMPTS, write_sentence_transformer
 from ..modeling_unime import UniMEModel
-from ..processing_unime import as_item, messages
+from ..processing_unime import to_item_dict, to_messages
 
 
 CARD = """\
@@ -106,7 +106,7 @@ def complete_template(processor: ProcessorMixin) -> str:
     if processor.chat_template is None:
         raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
     tokenizer = processor.tokenizer
-    (text,) = processor.apply_chat_template([messages(as_item("a"))], tokenize=False)
+    (text,) = processor.apply_chat_template([to_messages(to_item_dict("a"))], tokenize=False)
     begin, bare = tokenizer.bos_token, tokenizer(text, add_special_tokens=False)["input_ids"]
     added = tokenizer(text)["input_ids"]
     if added == bare or (begin is not None and text.startswith(begin)):

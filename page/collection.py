@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..checkpoint import PROMPTS, load_model, revision
-from ..data.corpus import open_corpus
-from ..data.emoji import cache_folder, sources_version
-from ..search.changes import Report
-from ..search.query import query_item
-from ..search.store import RECORD, Hit, Store
+from ..checkpoint import PROMPTS, fingerprint, load_model
+from ..corpus.corpus import open_corpus
+from ..index.index import RECORD_FILE, Hit, Index
+from ..index.index_diff import Report
+from ..index.queries import query_item
+from ..openmoji.catalogue import cache_folder, sources_version
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """An answer: the instruction that was given with the query, and what was found, the nearest first."""
 
     instruction: str
@@ -31,18 +31,18 @@ class Collection:
 
     Args:
         title (`str`): Name of the model.
-        store ([`Store`]): The index.
+        store ([`Index`]): The index.
         model ([`UniMEModel`]), processor (`ProcessorMixin`): What made its vectors.
     """
 
     title: str
-    store: Store
+    store: Index
     model: PreTrainedModel
     processor: ProcessorMixin
 
     def search(
         self, text: str | None, picture: Image.Image | None, instruction: str | None = None, k: int = 12
-    ) -> Found:
+    ) -> SearchResult:
         """Find the `k` entries nearest to a text, to a picture, or to a picture with a change that the text asks for.
 
         Args:
@@ -56,7 +56,7 @@ class Collection:
         """
         item = query_item(text, picture, self.store.holds_pictures, instruction)
         hits = self.store.search(self.model.encode(item, self.processor), k)
-        return Found(item.get("instruction", ""), hits)
+        return SearchResult(item.get("instruction", ""), hits)
 
     def similarities(self, texts: Sequence[str], pictures: Sequence[Image.Image]) -> np.ndarray:
         """Cosines of texts, as queries, with pictures: `(len(texts), len(pictures))`, float32."""
@@ -72,13 +72,13 @@ def open_index(folder: str | Path, report: Report | None = None) -> Collection:
     Raises:
         ValueError: The folder holds no index, or its model has changed since.
     """
-    store = Store.open(folder)
+    store = Index.open(folder)
     checkpoint = store.record.checkpoint
     store.check_model(checkpoint)
     return Collection(_name(checkpoint), store, *load_model(checkpoint, dtype="float32"))
 
 
-def open_world(checkpoint: str | Path, report: Report | None = None) -> Collection:
+def open_openmoji(checkpoint: str | Path, report: Report | None = None) -> Collection:
     """Open the pictures of the OpenMoji world, embedded by a model; they are kept, so the next start is quick.
 
     Args:
@@ -87,15 +87,15 @@ def open_world(checkpoint: str | Path, report: Report | None = None) -> Collecti
     """
     checkpoint = str(checkpoint)
     model, processor = load_model(checkpoint, dtype="float32")
-    folder = cache_folder() / f"page-{revision(checkpoint)}-{sources_version()}"
-    store = Store.open(folder) if (folder / RECORD).is_file() else Store.create(folder, checkpoint)
+    folder = cache_folder() / f"page-{fingerprint(checkpoint)}-{sources_version()}"
+    store = Index.open(folder) if (folder / RECORD_FILE).is_file() else Index.create(folder, checkpoint)
     world = open_corpus("openmoji")
     if len(store) < len(world):  # whatever could change an entry is in the folder's name
         store.sync(world, model, processor, report)
     return Collection(_name(checkpoint), store, model, processor)
 
 
-class OpenedOnce:
+class LazyCollection:
     """A collection that is opened when it is first asked for: to load a second model takes time and memory."""
 
     def __init__(self, open: Callable[[str, Report | None], Collection], source: str):

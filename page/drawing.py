@@ -8,20 +8,20 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
-from ..data.pictures import read_picture
-from ..search.html import data_url, templates
-from ..search.store import Hit
-from .collection import Found
+from ..data.image_files import read_image
+from ..index.html_pages import data_url, templates
+from ..index.index import Hit
+from .collection import SearchResult
 
 
 SHOWN = 320  # pixels of the longer side
 
 
-def draw_found(found: Found, title: str | None = None, others: Sequence[Hit] | None = None) -> str:
+def render_hits(found: SearchResult, title: str | None = None, others: Sequence[Hit] | None = None) -> str:
     """Cards of what was found.
 
     Args:
-        found ([`Found`]): The answer.
+        found ([`SearchResult`]): The answer.
         title (`str`, *optional*): Heading.
         others (`Sequence[Hit]`, *optional*): What another model found: each card then says where the other has it.
     """
@@ -35,7 +35,7 @@ def places_elsewhere(hits: Sequence[Hit], others: Sequence[Hit]) -> list[int | N
     return [places.get(hit.id) for hit in hits]
 
 
-def draw_heat_map(texts: Sequence[str], pictures: Sequence[Image.Image], similarities: np.ndarray) -> str:
+def render_heat_map(texts: Sequence[str], pictures: Sequence[Image.Image], similarities: np.ndarray) -> str:
     """A table of texts by pictures, coloured between its least and its greatest similarity.
 
     Args:
@@ -62,7 +62,7 @@ def _source(picture: str | bytes | Image.Image) -> str:
     """A small copy of a picture as an address that holds it: the page asks for no files of this machine."""
     if not isinstance(picture, bytes):
         try:
-            small = picture.copy() if isinstance(picture, Image.Image) else read_picture(picture, "")
+            small = picture.copy() if isinstance(picture, Image.Image) else read_image(picture, "")
         except ValueError:  # the file has gone, or has been damaged, since it was indexed
             return ""
         small.thumbnail((SHOWN, SHOWN))

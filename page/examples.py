@@ -2,10 +2,10 @@
 
 from PIL import Image
 
-from ..data.corpus import open_corpus
-from ..data.emoji import catalogue
-from ..data.scenes import Placed, Scene
-from ..data.vocabulary import COLOUR_NAMES, objects
+from ..corpus.corpus import open_corpus
+from ..openmoji.catalogue import catalogue
+from ..openmoji.scenes import Placed, Scene
+from ..openmoji.vocabulary import COLOUR_NAMES, objects
 
 
 WORDS = ("pizza", "rocket", "guitarra", "vulkan", "voilier", "pingouin")
@@ -17,7 +17,7 @@ CELLS = ((3, 5), (5, 3), (1, 7), (7, 1))  # of the pizza and of the rocket, in r
 
 def queries() -> dict[str, tuple[str, Image.Image | None]]:
     """Title -> (text, picture)."""
-    astronaut, health_worker, pizza = pictures_called("woman astronaut", "health worker", "pizza")
+    astronaut, health_worker, pizza = drawings_named("woman astronaut", "health worker", "pizza")
     return {
         "pizza": ("pizza", None),
         "guitarra": ("guitarra", None),
@@ -31,12 +31,12 @@ def queries() -> dict[str, tuple[str, Image.Image | None]]:
 def heat_maps() -> dict[str, tuple[tuple[str, ...], list[Image.Image]]]:
     """Title -> (texts, pictures)."""
     return {
-        "Words of five languages": (WORDS, pictures_called(*SHOWN)),
+        "Words of five languages": (WORDS, drawings_named(*SHOWN)),
         "One pair, four arrangements": (ARRANGEMENTS, [_scene(*cells).render() for cells in CELLS]),
     }
 
 
-def pictures_called(*names: str) -> list[Image.Image]:
+def drawings_named(*names: str) -> list[Image.Image]:
     """Pictures of the world by their names, RGB on white."""
     world, places = open_corpus("openmoji"), {emoji.name: emoji.index for emoji in catalogue()}
     return [world[places[name]].item()["image"] for name in names]

@@ -40,7 +40,7 @@ def main() -> None:
         "--seconds", f"{seconds:.0f}")  # fmt: skip
     print(f"\nTrained in {(time.monotonic() - start) / 60:.1f} minutes.", flush=True)
     launch("-m", "unime.eval", "--output_dir", str(output), "--size", str(options.size),
-        "--subject", "Stage 2", "--models",
+        "--highlight", "Stage 2", "--models",
         "Before=checkpoints/tiny-backbone", f"Stage 1={stage1}", f"Stage 2={stage2}", f"CLIP={clip}")  # fmt: skip
     print(f"The checkpoint is in {stage2}.")
 

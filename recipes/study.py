@@ -10,7 +10,7 @@ the last of them leaves to be evaluated, and each of the `cells` says what it ch
 seed. A step is made when another one asks for it, and once: its folder is named by a hash of its settings, so that
 cells share what they have in common and a study that was cut off goes on.
 
-Scores go to `model_cards/study/NAME.json`, from which `study_page.py` writes tables and plots. Cells that have their
+Scores go to `studies/NAME.json`, from which `study_page.py` writes tables and plots. Cells that have their
 scores are not made again, unless `--cell` names one: then what was found now stands beside what was found before, and
 how far the two may be apart; `--keep` adds it to what says so.
 """
@@ -30,7 +30,7 @@ from launch import ROOT, launch
 from study_page import CURVES, again, made_again, read_scores, table, write_page
 
 
-SCORES = ROOT / "model_cards" / "study"
+SCORES = ROOT / "studies"
 GROUPS = ("meta_tasks", "compositional_groups")
 KEPT = ("question", "claims", "answer", "size", "seeds")  # of the study, beside its scores
 

@@ -205,14 +205,14 @@ def draw_curves(scores: Scores, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def section(name: str, study: dict[str, Any], folder: str) -> str:
+def section(name: str, study: dict[str, Any]) -> str:
     """One study: its table, its plots and its answer."""
     scores = study["scores"]
     done, runs = sum(map(len, scores.values())), len(study["cells"]) * len(study["seeds"])
     parts = [f"## {study['question']}", study.get("answer", "").strip(), table(scores)]
     parts.append(f"{done} of {runs} runs are done." if done < runs else "")
-    parts.append(f"![scores of every seed]({folder}/{name}.svg)")
-    parts.append(f"![curves of training]({folder}/{name}-curves.svg)" if curves_of(scores)[1] else "")
+    parts.append(f"![scores of every seed]({name}.svg)")
+    parts.append(f"![curves of training]({name}-curves.svg)" if curves_of(scores)[1] else "")
     parts.append(f"`python recipes/study.py recipes/study/{name}.yaml`")
     return "\n\n".join(part for part in parts if part)
 
@@ -223,7 +223,7 @@ def read_scores(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_page(folder: Path) -> None:
-    """Write `FOLDER.md` and the plots in the folder, from the studies whose scores are in it."""
+    """Write `README.md` and the plots in the folder, from the studies whose scores are in it."""
     studies = read_scores(folder)
     claims = [["claim", "in the paper", "here", "verdict", "plot"]]
     for name, study in studies.items():
@@ -232,12 +232,12 @@ def write_page(folder: Path) -> None:
             plot = folder / f"{name}-{number}.svg"
             if measured:
                 draw_claim(claim, study["scores"], plot)
-            shown = f"![{claim['measure']}]({folder.name}/{plot.name})" if measured else ""
+            shown = f"![{claim['measure']}]({plot.name})" if measured else ""
             claims.append([claim["claim"], claim["paper"], measured, f"*{outcome}*", shown])
         draw_scores(study["scores"], folder / f"{name}.svg")
         if curves_of(study["scores"])[1]:
             draw_curves(study["scores"], folder / f"{name}-curves.svg")
-    sections = [section(name, study, folder.name) for name, study in studies.items()]
+    sections = [section(name, study) for name, study in studies.items()]
     pairs = made_again(studies)
     parts = [HEAD]
     if pairs:
@@ -245,4 +245,4 @@ def write_page(folder: Path) -> None:
     if len(claims) > 1:
         parts.append(lined(claims, numbers_from=len(claims[0])))
     parts += sections
-    folder.with_suffix(".md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    (folder / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")

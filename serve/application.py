@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ..linear_unime import packed_weights
+from ..cpu_prepacking_unime import prepacked_weights
 from .errors import ApiError
 from .protocol import EmbeddingRequest
 from .service import EmbeddingService
@@ -36,7 +36,7 @@ def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with packed_weights(service.embedder.model):
+        with prepacked_weights(service.embedder.model):
             async with service.batcher:
                 await service.warm_up()
                 yield

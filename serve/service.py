@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .batching import Batcher
-from .embedding import Embedded, Embedder, RefusedItem, Task
+from .embedder import Embedded, Embedder, RefusedItem, Task
 from .errors import ApiError
 from .limits import Admission, Limits
-from .metrics import Metrics
-from .pictures import decode_picture, open_picture, read_data_url
+from .prometheus import Metrics
 from .protocol import Asked, EmbeddingRequest, read_items, read_request
-from .remote import fetch_pictures
+from .remote_images import fetch_images
+from .request_batching import Batcher
+from .request_images import decode_image, open_image, read_data_url
 
 
 class EmbeddingService:
@@ -23,7 +23,7 @@ class EmbeddingService:
 
     Args:
         name (`str`): The model's id.
-        embedder ([`Embedder`]): The model.
+        embedder ([`Encoder`]): The model.
         limits ([`Limits`]): What a request may ask.
         batch_items (`int`): Most items of a batch; a longer request takes its turns among the others.
         max_wait (`float`): Most seconds that an idle model waits for more items.
@@ -101,12 +101,12 @@ class EmbeddingService:
                 f"{remote[0][1]}: this server fetches no pictures from the web: send them as data URLs "
                 "(data:image/png;base64,...)"
             )
-        fetched = iter(await fetch_pictures(remote, self.limits.max_body) if remote else [])
+        fetched = iter(await fetch_images(remote, self.limits.max_body) if remote else [])
 
         def open_all() -> list[list[Image.Image]]:
             return [
                 [
-                    open_picture(read_data_url(url, where) if url[:5].lower() == "data:" else next(fetched), where)
+                    open_image(read_data_url(url, where) if url[:5].lower() == "data:" else next(fetched), where)
                     for url in one.pictures
                 ]
                 for one, where in ((one, f"item {number}") for number, one in enumerate(asked))
@@ -137,7 +137,7 @@ def _decode(asked: list[Asked], opened: list[list[Image.Image]]) -> list[dict[st
     return [
         {
             "text": one.text,
-            "image": [decode_picture(picture, f"item {number}") for picture in pictures],
+            "image": [decode_image(picture, f"item {number}") for picture in pictures],
             "instruction": one.instruction,
         }
         for number, (one, pictures) in enumerate(zip(asked, opened, strict=True))

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 from browser import chromium
+from tiny_models import TINY_MODELS, make_tiny_model
 from transformers import ProcessorMixin
-from twins import TWINS, make_twin
 
 from unime import processor_from_backbone
 
@@ -21,10 +21,10 @@ browser = pytest.fixture(scope="module")(chromium)
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Give the folder of the tiny backbone of a name in `twins.TWINS`, or "text-only"; made once, to be read only."""
-    return cache(lambda name: make_twin(name, tmp_path_factory.mktemp("twins") / name))
+    return cache(lambda name: make_tiny_model(name, tmp_path_factory.mktemp("twins") / name))
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=TINY_MODELS)
 def family(request: pytest.FixtureRequest) -> str:
     """The name of each family of backbones in turn."""
     return request.param

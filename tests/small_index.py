@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from unime.data.entry import Entry
-from unime.search.store import Store
+from unime.corpus.entry import Entry
+from unime.index.index import Index
 
 
 TINY = str(Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny")
@@ -19,7 +19,7 @@ def not_needed() -> Any:
     raise AssertionError("nothing was to be embedded, and the model was asked for")
 
 
-def rows(store: Store) -> dict[str, dict]:
+def rows(store: Index) -> dict[str, dict]:
     read = store.table.table.to_arrow().to_pylist()
     by_id = {row["id"]: row for row in read}
     assert len(by_id) == len(read), "an id is there twice"

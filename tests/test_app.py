@@ -17,10 +17,10 @@ from small_index import TINY, corpus
 
 from unime import load_model
 from unime.checkpoint import PROMPTS
-from unime.data.corpus import open_corpus
-from unime.data.emoji import catalogue, pictures
+from unime.corpus.corpus import open_corpus
+from unime.index.index import Index
+from unime.openmoji.catalogue import catalogue, drawings
 from unime.page.collection import Collection
-from unime.search.store import Store
 
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_a_text_longer_than_its_field_is_refused_whoever_sends_it(app: dict[str,
 def small(app: dict[str, Any], tmp_path: Path) -> Any:
     """Give a page of six words that is not open yet."""
     loaded = load_model(TINY, dtype="float32")
-    store = Store.create(tmp_path / "index", TINY)
+    store = Index.create(tmp_path / "index", TINY)
     store.sync(corpus(), *loaded)
     return app["build"](Collection("six words", store, *loaded), None, world=False)
 
@@ -138,7 +138,7 @@ def page(browser: Any, server: str) -> Iterator[Any]:
 def picture_file(folder: Path, name: str) -> str:
     """A picture of the world as a file, of another size than the page knows it."""
     index = next(emoji.index for emoji in catalogue() if emoji.name == name)
-    drawn = Image.fromarray(pictures()[index]).resize((192, 192))
+    drawn = Image.fromarray(drawings()[index]).resize((192, 192))
     paper = Image.new("RGBA", drawn.size, "white")
     Image.alpha_composite(paper, drawn).convert("RGB").save(folder / f"{name}.png")
     return str(folder / f"{name}.png")
@@ -279,7 +279,7 @@ def test_an_index_is_searched_with_its_own_model(browser: Any, folder: Path) -> 
     for name in ("volcano", "pizza"):
         picture_file(folder / "photos", name)
     checkpoint = str(ROOT / "checkpoints" / "unime-tiny")
-    store = Store.create(folder / "index", checkpoint)
+    store = Index.create(folder / "index", checkpoint)
     store.sync(open_corpus(folder / "photos"), *load_model(checkpoint, dtype="float32"))
     process, address = start(folder / "cache", folder / "index-log", "--index", str(folder / "index"))
     page = browser.new_page()

@@ -8,8 +8,8 @@ from token_ids import ids
 from transformers import ProcessorMixin
 
 from unime import micro_batches
-from unime.batching_unime import plan
-from unime.processing_unime import spell_out
+from unime.batching_unime import plan_micro_batches
+from unime.processing_unime import normalize_item
 
 
 RED = Image.new("RGB", (40, 56), "red")
@@ -37,7 +37,7 @@ def test_micro_batches_cover_all_items_sort_them_and_keep_the_budget(processor: 
     items += [{"image": Image.new("RGB", sizes[i % 3]), "text": f"number {i}"} for i in range(12)]
     random.Random(1).shuffle(items)
     budget = 400
-    batches = micro_batches(processor, items, max_tokens=budget)
+    batches = micro_batches(processor, items, micro_batch_tokens=budget)
     assert sorted(index for indices, _ in batches for index in indices) == list(range(len(items)))
     lengths = []
     for indices, tensors in batches:
@@ -50,14 +50,14 @@ def test_micro_batches_cover_all_items_sort_them_and_keep_the_budget(processor: 
 
 
 def test_a_micro_batch_ends_where_lengths_differ_much(llava: ProcessorMixin) -> None:
-    items = {number: spell_out("word " * (number + 1) ** 2, number) for number in range(12)}
-    batches = plan(llava, items, max_tokens=400)
+    items = {number: normalize_item("word " * (number + 1) ** 2, number) for number in range(12)}
+    batches = plan_micro_batches(llava, items, micro_batch_tokens=400)
     assert sorted(number for batch in batches for number in batch.numbers) == list(items)
     assert 1 < len(batches) < 12
     for batch in batches:
         lengths = [row.length for row in batch.rows]
         assert batch.padding == len(lengths) * max(lengths) - sum(lengths) <= 20  # 5 % of the budget
-    assert all(batch.padding == 0 for batch in plan(llava, items, max_tokens=400, packed=True))
+    assert all(batch.padding == 0 for batch in plan_micro_batches(llava, items, micro_batch_tokens=400, packed=True))
 
 
 def test_no_items_make_no_micro_batches(llava: ProcessorMixin) -> None:
@@ -120,8 +120,11 @@ def test_a_bad_item_is_named(llava: ProcessorMixin, item: object, reason: str) -
 
 
 def test_texts_are_read_once_and_give_the_tensors_of_the_processor(processor: ProcessorMixin) -> None:
-    items = {7: spell_out("a cat", 7), 9: spell_out({"text": "a dog and a bird", "instruction": "Find it:"}, 9)}
-    (batch,) = plan(processor, items)
+    items = {
+        7: normalize_item("a cat", 7),
+        9: normalize_item({"text": "a dog and a bird", "instruction": "Find it:"}, 9),
+    }
+    (batch,) = plan_micro_batches(processor, items)
     assert batch.numbers == [7, 9] and batch.prefix == ()
     wanted = processor(text=[row.text for row in batch.rows], padding=True, padding_side="right", return_tensors="pt")
     for name in ("input_ids", "attention_mask"):
@@ -131,8 +134,8 @@ def test_texts_are_read_once_and_give_the_tensors_of_the_processor(processor: Pr
 def test_what_texts_of_an_instruction_begin_with_is_taken_out(processor: ProcessorMixin) -> None:
     texts = [f"{number} cats " + "and dogs " * (number % 3) for number in range(30)]
     items = [{"text": text, "instruction": INSTRUCTION} for text in texts] + texts[:2] + [RED]
-    spelt = {number: spell_out(item, number) for number, item in enumerate(items)}
-    batches = plan(processor, spelt, max_tokens=300, share_prefixes=True)
+    spelt = {number: normalize_item(item, number) for number, item in enumerate(items)}
+    batches = plan_micro_batches(processor, spelt, micro_batch_tokens=300, share_prefixes=True)
     whole = dict(enumerate(ids(processor, items)))
     shared = {batch.prefix for batch in batches if batch.prefix}
     assert len(shared) == 1 and len(shared.pop()) >= len(processor.tokenizer(INSTRUCTION)["input_ids"]) - 2
@@ -147,9 +150,11 @@ def test_what_texts_of_an_instruction_begin_with_is_taken_out(processor: Process
 
 
 def test_packed_texts_are_one_row_without_padding(llava: ProcessorMixin) -> None:
-    items = {number: spell_out("a cat " * number, number) for number in range(1, 30)} | {0: spell_out(RED, 0)}
+    items = {number: normalize_item("a cat " * number, number) for number in range(1, 30)} | {
+        0: normalize_item(RED, 0)
+    }
     whole = dict(enumerate(ids(llava, [RED, *("a cat " * number for number in range(1, 30))])))
-    batches = plan(llava, items, max_tokens=400, packed=True)
+    batches = plan_micro_batches(llava, items, micro_batch_tokens=400, packed=True)
     assert max(batch.size for batch in batches) > 350
     for batch in batches[:-1]:
         tensors = batch.tensors()
@@ -163,19 +168,21 @@ def test_packed_texts_are_one_row_without_padding(llava: ProcessorMixin) -> None
 
 
 def test_a_text_keeps_a_token_after_what_it_shares(llava: ProcessorMixin) -> None:
-    items = {number: spell_out({"text": "a cat", "instruction": INSTRUCTION}, number) for number in range(30)}
-    (batch,) = plan(llava, items, share_prefixes=True)  # equal in all tokens
+    items = {number: normalize_item({"text": "a cat", "instruction": INSTRUCTION}, number) for number in range(30)}
+    (batch,) = plan_micro_batches(llava, items, share_prefixes=True)  # equal in all tokens
     assert batch.prefix and batch.tensors()["input_ids"].shape == (30, 1)
 
 
 def test_two_texts_are_not_worth_a_pass_of_their_own(llava: ProcessorMixin) -> None:
-    items = {number: spell_out({"text": f"{number} cats", "instruction": INSTRUCTION}, number) for number in range(2)}
-    (batch,) = plan(llava, items, share_prefixes=True)
+    items = {
+        number: normalize_item({"text": f"{number} cats", "instruction": INSTRUCTION}, number) for number in range(2)
+    }
+    (batch,) = plan_micro_batches(llava, items, share_prefixes=True)
     assert batch.prefix == ()
 
 
 def test_halves_are_the_same_rows(llava: ProcessorMixin) -> None:
-    (batch,) = plan(llava, {number: spell_out("a cat " * number, number) for number in range(1, 6)})
+    (batch,) = plan_micro_batches(llava, {number: normalize_item("a cat " * number, number) for number in range(1, 6)})
     first, second = batch.halves()
     assert first.numbers == [1, 2] and second.numbers == [3, 4, 5]
     assert first.tensors()["input_ids"].shape[1] < second.tensors()["input_ids"].shape[1]

@@ -4,20 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_models import LAYER, TINY_MODELS
 from transformers import AutoConfig, LlavaConfig
-from twins import LAYER, TWINS
 
 from unime import UniMEConfig
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_the_width_of_an_embedding_is_the_width_of_the_language_model(name: str, twin: Callable[[str], Path]) -> None:
     config = UniMEConfig(backbone_config=AutoConfig.from_pretrained(twin(name)))
     assert config.hidden_size == LAYER["hidden_size"]
     assert config.get_text_config() is config.backbone_config.get_text_config()
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_a_written_configuration_is_read_back_with_its_backbone(
     name: str, twin: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -11,8 +11,8 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model
 from unime.checkpoint import PROMPTS
-from unime.data.emoji import catalogue
-from unime.data.views import View
+from unime.openmoji.catalogue import catalogue
+from unime.openmoji.views import View
 
 
 TINY = Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny"
@@ -109,7 +109,7 @@ def test_quantised_and_truncated_vectors_find_the_same_pictures(
     candidates = theirs.encode(sprites, prompt_name="image")
     np.testing.assert_allclose(candidates, model.encode(items, processor), atol=1e-5)
     short = theirs.encode(sprites, prompt_name="image", truncate_dim=64, normalize_embeddings=True)
-    np.testing.assert_allclose(short, model.encode(items, processor, embedding_dim=64), atol=1e-5)
+    np.testing.assert_allclose(short, model.encode(items, processor, truncate_dim=64), atol=1e-5)
 
     # The same emoji, smaller and on another colour, find themselves.
     queries = theirs.encode([View(entry.index, 84, 6, 6, 3).render() for entry in EMOJI], prompt_name="image")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from tiny_models import LAYER
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
-from twins import LAYER
 
 from unime import UniMEModel, micro_batches, modeling_unime, processor_from_backbone
-from unime.processing_unime import as_item, messages
+from unime.processing_unime import to_item_dict, to_messages
 
 
 WIDTH = LAYER["hidden_size"]
@@ -52,7 +52,7 @@ def model(folder: Path) -> UniMEModel:
 
 def one_batch(processor: ProcessorMixin, items: list) -> dict[str, Tensor]:
     """Return the tensors of items of one kind: all with pictures or none."""
-    ((_, tensors),) = micro_batches(processor, items, max_tokens=10**6)
+    ((_, tensors),) = micro_batches(processor, items, micro_batch_tokens=10**6)
     return dict(tensors)
 
 
@@ -79,10 +79,12 @@ def test_different_items_get_different_embeddings(model: UniMEModel, processor: 
     assert (embeddings @ embeddings.T - np.eye(len(ITEMS))).max() < 0.999
 
 
-@pytest.mark.parametrize("max_tokens", [1, 200, 10**6])
-def test_a_batch_of_n_is_n_batches_of_one(model: UniMEModel, processor: ProcessorMixin, max_tokens: int) -> None:
+@pytest.mark.parametrize("micro_batch_tokens", [1, 200, 10**6])
+def test_a_batch_of_n_is_n_batches_of_one(
+    model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int
+) -> None:
     alone = np.stack([model.encode(item, processor) for item in ITEMS])
-    together = model.encode(ITEMS, processor, max_tokens=max_tokens)
+    together = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens)
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
@@ -91,7 +93,7 @@ def test_rows_of_text_among_rows_with_pictures_are_embedded_as_alone(
 ) -> None:
     image = picture(0)
     items = ["a cat", {"image": image, "text": "a cat"}]
-    prompts = processor.apply_chat_template([messages(as_item(item)) for item in items], tokenize=False)
+    prompts = processor.apply_chat_template([to_messages(to_item_dict(item)) for item in items], tokenize=False)
     mixed = processor(text=prompts, images=[[], [image]], padding=True, return_tensors="pt")
     embeddings = model(**mixed).embeddings.detach().numpy()
     np.testing.assert_allclose(embeddings, model.encode(items, processor), atol=1e-5)
@@ -103,8 +105,8 @@ def test_left_and_right_padding_give_the_same_vectors(model: UniMEModel, folder:
         for side in ("left", "right"):
             processor = processor_from_backbone(folder)
             processor.tokenizer.padding_side = side
-            spelt = [as_item(item) for item in items]
-            prompts = processor.apply_chat_template([messages(item) for item in spelt], tokenize=False)
+            spelt = [to_item_dict(item) for item in items]
+            prompts = processor.apply_chat_template([to_messages(item) for item in spelt], tokenize=False)
             images = [item["images"] for item in spelt]
             tensors = processor(
                 text=prompts, images=images if any(images) else None, padding=True, return_tensors="pt"
@@ -127,9 +129,9 @@ def test_an_embedding_is_the_last_hidden_state_of_the_native_model(model: UniMEM
 def test_leading_dimensions_are_kept_and_normalised_again(model: UniMEModel, processor: ProcessorMixin) -> None:
     whole = model.encode(MIXED, processor)[:, :8]
     expected = whole / np.linalg.norm(whole, axis=1, keepdims=True)
-    np.testing.assert_allclose(model.encode(MIXED, processor, embedding_dim=8), expected, atol=1e-6)
+    np.testing.assert_allclose(model.encode(MIXED, processor, truncate_dim=8), expected, atol=1e-6)
     tensors = one_batch(processor, MIXED)
-    forward = model(**tensors, embedding_dim=8).embeddings
+    forward = model(**tensors, truncate_dim=8).embeddings
     torch.testing.assert_close(forward.norm(dim=-1), torch.ones(4))
     torch.testing.assert_close(forward, torch.nn.functional.normalize(model(**tensors).embeddings[:, :8], dim=-1))
 
@@ -138,8 +140,8 @@ def test_leading_dimensions_are_kept_and_normalised_again(model: UniMEModel, pro
 def test_dimensions_that_the_model_does_not_have_are_refused(
     model: UniMEModel, processor: ProcessorMixin, dimensions: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"embedding_dim must be between 1 and {WIDTH}, got {dimensions}"):
-        model.encode("a cat", processor, embedding_dim=dimensions)
+    with pytest.raises(ValueError, match=f"truncate_dim must be between 1 and {WIDTH}, got {dimensions}"):
+        model.encode("a cat", processor, truncate_dim=dimensions)
 
 
 def gradients(model: UniMEModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -227,8 +229,8 @@ def test_a_configuration_gives_random_weights_in_the_wanted_dtype(folder: Path, 
 
 
 def test_encode_keeps_the_order_of_the_items(model: UniMEModel, processor: ProcessorMixin) -> None:
-    forwards = model.encode(ITEMS, processor, max_tokens=100)
-    backwards = model.encode(ITEMS[::-1], processor, max_tokens=100)
+    forwards = model.encode(ITEMS, processor, micro_batch_tokens=100)
+    backwards = model.encode(ITEMS[::-1], processor, micro_batch_tokens=100)
     assert forwards.shape == (len(ITEMS), WIDTH) and forwards.dtype == np.float32
     np.testing.assert_allclose(backwards[::-1], forwards, atol=1e-5)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import TINY_MODELS
 from transformers import AutoConfig, ProcessorMixin
-from twins import TWINS
 
 from unime import UniMEModel, processor_from_backbone
-from unime.pooling_unime import PLAIN_DECODERS, last_layer_for
+from unime.pooling_unime import SHORTCUT_DECODERS, last_layer_on_last_token
 
 
 INSTRUCTIONS = (
@@ -24,7 +24,7 @@ ITEMS = [{"text": text, "instruction": INSTRUCTIONS[number % 2]} for number, tex
 ITEMS += [{"text": "a cat", "image": Image.new("RGB", (40, 56), "red")}, "日本"]
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=TINY_MODELS)
 def loaded(request: pytest.FixtureRequest, twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
     folder = twin(request.param)
     return UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
@@ -39,12 +39,12 @@ def test_the_last_layer_works_for_the_last_tokens(
     shapes = []
     last_mlp = model.backbone.get_decoder().layers[-1].mlp
     hook = last_mlp.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
-    shortened = model.encode(ITEMS, processor, max_tokens=100)
+    shortened = model.encode(ITEMS, processor, micro_batch_tokens=100)
     hook.remove()
     assert sum(rows for rows, tokens in shapes if tokens == 1) == len(ITEMS)
     assert [rows for rows, tokens in shapes if tokens > 1] == [1, 1]  # the prefixes of both instructions
-    monkeypatch.setattr("unime.pooling_unime.PLAIN_DECODERS", frozenset())
-    np.testing.assert_allclose(shortened, model.encode(ITEMS, processor, max_tokens=100), atol=1e-6)
+    monkeypatch.setattr("unime.pooling_unime.SHORTCUT_DECODERS", frozenset())
+    np.testing.assert_allclose(shortened, model.encode(ITEMS, processor, micro_batch_tokens=100), atol=1e-6)
     model.set_attn_implementation("sdpa")
 
 
@@ -55,7 +55,11 @@ def test_another_thread_computes_the_whole_last_layer(loaded: tuple[UniMEModel, 
     batch = processor(text=texts, padding=True, padding_side=side, return_tensors="pt")
     assert batch["attention_mask"][0, -1 if side == "right" else 0] == 0
     whole = model(**batch)
-    with torch.no_grad(), last_layer_for(model.backbone, batch["attention_mask"]), ThreadPoolExecutor(1) as other:
+    with (
+        torch.no_grad(),
+        last_layer_on_last_token(model.backbone, batch["attention_mask"]),
+        ThreadPoolExecutor(1) as other,
+    ):
         elsewhere, here = other.submit(model, **batch).result(), model(**batch)
     torch.testing.assert_close(elsewhere.last_hidden_state, whole.last_hidden_state)
     assert not torch.allclose(here.last_hidden_state, whole.last_hidden_state, atol=1e-3)
@@ -63,5 +67,5 @@ def test_another_thread_computes_the_whole_last_layer(loaded: tuple[UniMEModel, 
 
 
 def test_every_decoder_whose_last_layer_is_shortened_is_tested_here(twin: Callable[[str], Path]) -> None:
-    tested = {AutoConfig.from_pretrained(twin(name)).get_text_config().model_type for name in TWINS}
-    assert tested == PLAIN_DECODERS
+    tested = {AutoConfig.from_pretrained(twin(name)).get_text_config().model_type for name in TINY_MODELS}
+    assert tested == SHORTCUT_DECODERS

@@ -13,7 +13,7 @@ from token_ids import ids
 from transformers import AutoProcessor, ProcessorMixin
 
 from unime import micro_batches, processor_from_backbone
-from unime.processing_unime import as_item, as_rgb, messages
+from unime.processing_unime import to_item_dict, to_messages, to_rgb
 
 
 RED = Image.new("RGB", (40, 56), "red")
@@ -67,7 +67,7 @@ PROMPTS = [
 def test_prompts_are_rendered_in_the_frame_of_the_backbone(
     family: str, processor: ProcessorMixin, item: str | dict, images: int, inside: str
 ) -> None:
-    rendered = processor.apply_chat_template(messages(as_item(item)), tokenize=False)
+    rendered = processor.apply_chat_template(to_messages(to_item_dict(item)), tokenize=False)
     assert rendered == FRAMES[family][images] + inside + FRAMES[family][3]
 
 
@@ -85,7 +85,7 @@ def test_pictures_come_first_however_the_parts_are_ordered(processor: ProcessorM
 
 def test_a_plain_string_as_content_is_a_text(processor: ProcessorMixin) -> None:
     plain = [{"role": "system", "content": "Find it:"}, {"role": "user", "content": "a cat"}]
-    parts = messages(as_item({"text": "a cat", "instruction": "Find it:"}))
+    parts = to_messages(to_item_dict({"text": "a cat", "instruction": "Find it:"}))
     assert processor.apply_chat_template(plain, tokenize=False) == processor.apply_chat_template(parts, tokenize=False)
 
 
@@ -96,7 +96,7 @@ def test_a_backbone_without_a_chat_template_gets_its_image_token_alone(
     (tmp_path / "chat_template.jinja").unlink()
     processor = processor_from_backbone(tmp_path)
     for item, images, inside in PROMPTS:
-        rendered = processor.apply_chat_template(messages(as_item(item)), tokenize=False)
+        rendered = processor.apply_chat_template(to_messages(to_item_dict(item)), tokenize=False)
         assert rendered == "<image>\n" * images + inside
     assert all(row[0] == processor.tokenizer.bos_token_id for row in ids(processor, ["a cat", RED]))
 
@@ -142,7 +142,7 @@ def test_user_text_never_becomes_a_control_token(
     for text, row in zip(texts, ids(processor, items), strict=True):
         assert control_tokens(row) == frame, text
     for text, item in list(zip(texts, items, strict=True))[::4]:  # whoever renders the template is as safe
-        tensors = processor.apply_chat_template([messages(as_item(item))], tokenize=True, return_dict=True)
+        tensors = processor.apply_chat_template([to_messages(to_item_dict(item))], tokenize=True, return_dict=True)
         assert control_tokens(tensors["input_ids"][0]) == frame, text
 
 
@@ -176,15 +176,15 @@ def test_a_picture_is_turned_once_as_its_camera_says(llava: ProcessorMixin, orie
     lying = Image.effect_noise((48, 24), 90).convert("RGB")
     upright = lying.transpose(turn)
     lying.getexif()[ExifTags.Base.Orientation] = orientation
-    seen = as_rgb(lying)
+    seen = to_rgb(lying)
     assert seen.size == upright.size and seen.tobytes() == upright.tobytes()
-    assert as_rgb(seen) is seen
+    assert to_rgb(seen) is seen
     ((_, found),), ((_, wanted),) = micro_batches(llava, [lying]), micro_batches(llava, [upright])
     assert found["pixel_values"].equal(wanted["pixel_values"])
 
 
 def test_a_plain_picture_is_not_copied_and_none_is_changed() -> None:
-    assert as_rgb(RED) is RED
+    assert to_rgb(RED) is RED
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
-    assert as_rgb(clear).getpixel((0, 0)) == (255, 204, 204)  # a fifth of red, on white
+    assert to_rgb(clear).getpixel((0, 0)) == (255, 204, 204)  # a fifth of red, on white
     assert clear.mode == "RGBA" and clear.getpixel((0, 0)) == (255, 0, 0, 51)

@@ -1,6 +1,7 @@
 """Trainers of both stages, their settings, and the losses as pure functions."""
 
 from .adapter import load_adapter, merge_adapter, merge_checkpoint
+from .checkpointing import last_complete_checkpoint
 from .contrastive_config import ContrastiveConfig
 from .contrastive_trainer import ContrastiveTrainer
 from .distillation_config import DistillationConfig
@@ -9,7 +10,6 @@ from .embedding_config import EmbeddingConfig
 from .embedding_trainer import EmbeddingTrainer
 from .gradient_cache import cached_loss
 from .losses import contrastive_loss, distillation_kl
-from .resume import last_complete_checkpoint
 
 
 __all__ = [

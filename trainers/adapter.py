@@ -12,14 +12,16 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..checkpoint import load_model, save_checkpoint, without_home
-from ..checkpoint_folder import TRAINING_RECORD, only_data, require_whole
+from ..checkpoint import load_model, redact_home, save_checkpoint
+from ..checkpoint_safety import TRAINING_RECORD, check_integrity, forbid_remote_code
 
 
-SAME = 0.999  # cosine of an embedding before and after merging; weights in half precision are rounded once more
+MIN_MERGE_COSINE = (
+    0.999  # cosine of an embedding before and after merging; weights in half precision are rounded once more
+)
 
 
-def confine(peft_config: PeftConfig, prefix: str) -> PeftConfig:
+def restrict_to(peft_config: PeftConfig, prefix: str) -> PeftConfig:
     """Return a copy of an adapter's configuration that leaves out every module outside `prefix`.
 
     Args:
@@ -48,8 +50,8 @@ def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
         ValueError: Keys or shapes of the file and of the model differ; PEFT itself would only warn, and leave the
             adapter without effect. Or its weights are a pickle, or cut short.
     """
-    require_whole(path)
-    with only_data(path):
+    check_integrity(path)
+    with forbid_remote_code(path):
         adapted = get_peft_model(model, PeftConfig.from_pretrained(path))
         found = load_file(Path(path) / "adapter_model.safetensors")
     expected = get_peft_model_state_dict(adapted)
@@ -73,7 +75,7 @@ def make_publishable(adapter: str | Path) -> None:
     Path(adapter, TRAINING_ARGS_NAME).unlink(missing_ok=True)
     for name in ("adapter_config.json", "README.md"):
         file = Path(adapter, name)
-        file.write_text(without_home(file.read_text()))
+        file.write_text(redact_home(file.read_text()))
 
 
 def merge_adapter(model: PeftModel) -> Module:
@@ -101,7 +103,7 @@ def merge_checkpoint(base: str, adapter: str | Path, directory: str | Path, **kw
     before = adapted.get_base_model().encode(texts, processor)
     merged = merge_adapter(adapted)
     cosine = float((before * merged.encode(texts, processor)).sum(axis=1).min())
-    if not cosine > SAME:
+    if not cosine > MIN_MERGE_COSINE:
         raise ValueError(f"merged with {adapter}, {base} embeds otherwise (cosine {cosine:.4f}): merge it in float32")
     output = save_checkpoint(merged, processor, directory)
     record = Path(adapter, TRAINING_RECORD)

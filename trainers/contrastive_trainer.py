@@ -46,7 +46,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         # positive if any of its labels says so.
         content, number = torch.unique(pool[:, 1], return_inverse=True)
         excluded = torch.zeros(len(query), len(content), dtype=torch.bool, device=pool.device)
-        if self.args.mask_labels:
+        if self.args.exclude_same_label:
             label = pool[:, 2]
             own_label = label[positive].masked_fill(label[positive] == -1, -2)  # no label is no same label
             row, place = torch.nonzero(label == own_label[:, None], as_tuple=True)
@@ -55,15 +55,15 @@ class ContrastiveTrainer(EmbeddingTrainer):
         earliest = torch.full_like(content, len(pool)).scatter_reduce(0, number, places, "amin")
         candidate, positive = pool[earliest, 0], number[positive]
 
-        hard = self.state.global_step >= self.args.hard_after_steps
+        hard = self.state.global_step >= self.args.hard_negative_warmup_steps
         loss_of = partial(
             contrastive_loss,
             temperature=self.args.temperature,
-            beta=self.args.beta if hard else None,
-            k=self.args.k if hard else None,
-            fewer=self.args.fewer,
-            choose=self.args.choose if hard else "hardest",
-            hardness_weight=self.args.hardness_weight,
+            false_negative_margin=self.args.false_negative_margin if hard else None,
+            num_hard_negatives=self.args.num_hard_negatives if hard else None,
+            pad_negatives=self.args.pad_negatives,
+            negative_sampling=self.args.negative_sampling if hard else "hardest",
+            hardness_strength=self.args.hardness_strength,
         )
         queries, candidates = items[query], items[candidate]
         loss, statistics = loss_of(queries, candidates, positive, excluded)
@@ -77,15 +77,15 @@ class ContrastiveTrainer(EmbeddingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches of training; those in blocks of one task need to know all tasks beforehand."""
         dataset = self.train_dataset
-        if self.args.task_block != 1 and not (isinstance(dataset, Dataset) and "task" in dataset.column_names):
+        if self.args.task_block_size != 1 and not (isinstance(dataset, Dataset) and "task" in dataset.column_names):
             raise ValueError(
-                f"task_block={self.args.task_block} needs to know the task of every row beforehand: give a Dataset "
-                "with a stored column task, or set task_block to 1"
+                f"task_block_size={self.args.task_block_size} needs to know the task of every row beforehand: give a Dataset "
+                "with a stored column task, or set task_block_size to 1"
             )
         return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.args.task_block == 1:
+        if self.args.task_block_size == 1:
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return TaskSampler(self.train_dataset.with_format(None)["task"], self.args.task_block, seed)
+        return TaskSampler(self.train_dataset.with_format(None)["task"], self.args.task_block_size, seed)

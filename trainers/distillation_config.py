@@ -24,7 +24,7 @@ class DistillationConfig(EmbeddingConfig):
 
     student_temperature: float = field(default=0.1, metadata={"help": "Divides the student's cosines."})
     teacher_temperature: float = field(default=0.1, metadata={"help": "Divides the teacher's cosines."})
-    direction: Literal["teacher_student", "student_teacher"] = field(
+    kl_direction: Literal["teacher_student", "student_teacher"] = field(
         default="teacher_student", metadata={"help": "Which distribution leads the KL divergence."}
     )
 
@@ -33,5 +33,5 @@ class DistillationConfig(EmbeddingConfig):
         for name in ("student_temperature", "teacher_temperature"):
             if vars(self)[name] <= 0:
                 raise ValueError(f"{name} must be positive, got {vars(self)[name]}")
-        if self.direction not in ("teacher_student", "student_teacher"):
-            raise ValueError(f"direction must be 'teacher_student' or 'student_teacher', got '{self.direction}'")
+        if self.kl_direction not in ("teacher_student", "student_teacher"):
+            raise ValueError(f"kl_direction must be 'teacher_student' or 'student_teacher', got '{self.kl_direction}'")

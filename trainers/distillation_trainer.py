@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.collator import DistillationCollator
-from .adapter import confine
+from .adapter import restrict_to
 from .distillation_config import DistillationConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
@@ -57,7 +57,7 @@ class DistillationTrainer(EmbeddingTrainer):
             language_model.requires_grad_(True)
         else:
             prefix = next(name for name, module in model.named_modules() if module is language_model)
-            peft_config = confine(peft_config, prefix)
+            peft_config = restrict_to(peft_config, prefix)
         super().__init__(model, args, train_dataset, peft_config=peft_config, **kwargs)
         inside = {id(parameter) for parameter in language_model.parameters()}
         outside = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in inside]
@@ -78,6 +78,6 @@ class DistillationTrainer(EmbeddingTrainer):
             teacher,
             student_temperature=self.args.student_temperature,
             teacher_temperature=self.args.teacher_temperature,
-            direction=self.args.direction,
+            kl_direction=self.args.kl_direction,
         )
         return loss, {}

@@ -11,14 +11,14 @@ class EmbeddingConfig(TrainingArguments):
     """Settings of [`EmbeddingTrainer`], on top of [`~transformers.TrainingArguments`].
 
     `per_device_train_batch_size` is the batch that the loss sees (times the number of processes). Memory does not
-    depend on it but on `micro_batch_tokens` and `graph_memory`, so there is no gradient accumulation.
+    depend on it but on `micro_batch_tokens` and `graph_cache_gb`, so there is no gradient accumulation.
 
     Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (rows hold pictures and dicts),
     `dataloader_drop_last=True` (a short batch has fewer negatives), `logging_steps=10`.
 
     Args:
         micro_batch_tokens (`int`, *optional*, defaults to `8192`): Token budget of one forward pass.
-        graph_memory (`float`, *optional*, defaults to `0.0`):
+        graph_cache_gb (`float`, *optional*, defaults to `0.0`):
             Gigabytes for the graphs of micro-batches, which are then embedded once instead of twice; the graph of
             the micro-batch at work comes on top. Room for all graphs saves a step that trains adapters up to a third
             of its time, and one that trains all weights a quarter. Under ZeRO-3 a graph that is kept holds the weights
@@ -30,7 +30,7 @@ class EmbeddingConfig(TrainingArguments):
     """
 
     micro_batch_tokens: int = field(default=8192, metadata={"help": "Token budget of one forward pass."})
-    graph_memory: float = field(default=0.0, metadata={"help": "Gigabytes for kept graphs: memory for time."})
+    graph_cache_gb: float = field(default=0.0, metadata={"help": "Gigabytes for kept graphs: memory for time."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens of one item."})
     matryoshka_dims: list[int] | None = field(default=None, metadata={"help": "Leading dimensions to train too."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
@@ -53,5 +53,5 @@ class EmbeddingConfig(TrainingArguments):
             raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")
         if any(dimensions < 1 for dimensions in self.matryoshka_dims or ()):
             raise ValueError(f"matryoshka_dims must be positive, got {self.matryoshka_dims}")
-        if not 0 <= self.graph_memory < math.inf:
-            raise ValueError(f"graph_memory must be a number of gigabytes, 0 or more, got {self.graph_memory}")
+        if not 0 <= self.graph_cache_gb < math.inf:
+            raise ValueError(f"graph_cache_gb must be a number of gigabytes, 0 or more, got {self.graph_cache_gb}")

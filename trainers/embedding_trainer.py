@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,52 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallba
 
 from ..batching_unime import micro_batches
 from ..checkpoint import save_checkpoint
-from ..checkpoint_folder import only_data
+from ..checkpoint_safety import forbid_remote_code
 from ..modeling_unime import UniMEModel
 from .adapter import make_publishable
-from .distributed import sum_gradients
+from .checkpointing import removing_unfinished, write_training_record
+from .distributed import align_micro_batches, deepspeed_backward, is_sharded, sum_gradients, sum_when_reducing
 from .embedding_config import EmbeddingConfig
-from .finite import all_finite, not_finite, refuse_spoilt_weights
-from .frozen import PicturesOnce, sees_frozen
-from .gradient_cache import MicroBatch, SendBack, cached_loss, send_back
-from .graph_memory import GraphMemory
-from .last_tokens import for_last_tokens
-from .resume import saving
-from .rows import check_rows
-from .sharding import common_plan, is_sharded, sum_when_reducing
-from .training_record import write_training_record
-from .zero import through
+from .gradient_cache import (
+    BackwardMicroBatch,
+    CachedVisionFeatures,
+    GraphCacheBudget,
+    MicroBatch,
+    backward_micro_batch,
+    cached_loss,
+    vision_is_frozen,
+    with_last_layer_shortcut,
+)
+from .nonfinite import all_finite, check_finite_weights, nonfinite_error
 
 
 Batch = Mapping[str, Any]
+
+
+def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[str], batch_size: int) -> None:
+    """Look at the first row, and at how many there are if that is known.
+
+    Args:
+        name (`str`): What errors call the dataset.
+        dataset (`Dataset` or `IterableDataset`): The rows.
+        columns (`Sequence[str]`): What each row must have.
+        batch_size (`int`): Rows of a batch, of which there must be one at least.
+
+    Raises:
+        ValueError: There is no row, it lacks a column, or the rows do not fill a batch.
+    """
+    # The first row, not `column_names`: a transform may make the rows from other columns.
+    row = next(iter(dataset), None)
+    if row is None:
+        raise ValueError(f"{name} is empty")
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise ValueError(
+            f"{name} lacks the column(s) {', '.join(missing)}: this trainer needs {', '.join(columns)}, and found "
+            f"{', '.join(row)}"
+        )
+    if isinstance(dataset, Sized) and len(dataset) < batch_size:
+        raise ValueError(f"{name} has {len(dataset)} rows, fewer than one batch of {batch_size}: lower the batch size")
 
 
 class EmbeddingTrainer(Trainer, ABC):
@@ -83,7 +111,7 @@ class EmbeddingTrainer(Trainer, ABC):
             if processing_class is None:
                 raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
             prepare = partial(
-                micro_batches, processing_class, max_tokens=args.micro_batch_tokens, max_length=args.max_length
+                micro_batches, processing_class, micro_batch_tokens=args.micro_batch_tokens, max_length=args.max_length
             )
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:
@@ -124,15 +152,15 @@ class EmbeddingTrainer(Trainer, ABC):
         Raises:
             ValueError: The loss is not finite; the message names the step and the rows.
         """
-        back = through(model) if self.is_deepspeed_enabled else send_back
-        return self._loss(model, inputs, self.args.graph_memory, back)
+        back = deepspeed_backward(model) if self.is_deepspeed_enabled else backward_micro_batch
+        return self._loss(model, inputs, self.args.graph_cache_gb, back)
 
-    def _loss(self, model: Module, inputs: Batch, gigabytes: float, back: SendBack) -> Tensor:
+    def _loss(self, model: Module, inputs: Batch, gigabytes: float, back: BackwardMicroBatch) -> Tensor:
         statistics = self._statistics["train" if self.model.training else "eval"]
         micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
         together = is_sharded(self.model) or self.is_deepspeed_enabled
         if together:
-            micro_batches, rows = common_plan(micro_batches)
+            micro_batches, rows = align_micro_batches(micro_batches)
             to_item_order = rows[to_item_order]
 
         def loss_fn(embeddings: Tensor) -> Tensor:
@@ -145,7 +173,7 @@ class EmbeddingTrainer(Trainer, ABC):
             if not loss.isfinite():  # in all processes: it is the same loss
                 spoilt = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
                 what = f"the loss is {loss.item()}"
-                raise not_finite(what, self.state.global_step + 1, [inputs["found"][item] for item in spoilt])
+                raise nonfinite_error(what, self.state.global_step + 1, [inputs["found"][item] for item in spoilt])
             return loss
 
         def embed(tensors: MicroBatch) -> Tensor:
@@ -156,10 +184,10 @@ class EmbeddingTrainer(Trainer, ABC):
         embedder = self._embedder
         if isinstance(embedder, UniMEModel):
             if not (self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing):
-                embed = for_last_tokens(embedder, embed)
-            if torch.is_grad_enabled() and sees_frozen(embedder.backbone):
-                embed = PicturesOnce(embedder.backbone, embed)
-        memory = GraphMemory(gigabytes, self.model, together)
+                embed = with_last_layer_shortcut(embedder, embed)
+            if torch.is_grad_enabled() and vision_is_frozen(embedder.backbone):
+                embed = CachedVisionFeatures(embedder.backbone, embed)
+        memory = GraphCacheBudget(gigabytes, self.model, together)
         return cached_loss(embed, micro_batches, loss_fn, memory, back)
 
     @property
@@ -195,7 +223,7 @@ class EmbeddingTrainer(Trainer, ABC):
         # A gradient scaler provokes overflows and passes these steps over.
         if self.accelerator.scaler is None and not math.isfinite(norm):
             what = f"the norm of the gradient is {float(norm)}"
-            raise not_finite(what, self.state.global_step + 1, self._spoiling(model))
+            raise nonfinite_error(what, self.state.global_step + 1, self._spoiling(model))
         return norm
 
     def _spoiling(self, model: Module) -> list[str]:
@@ -203,7 +231,7 @@ class EmbeddingTrainer(Trainer, ABC):
         inputs, finite = self._prepare_inputs(self._inputs), []
 
         def watched(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
-            send_back(embeddings, gradient, last)
+            backward_micro_batch(embeddings, gradient, last)
             finite.append(all_finite(parameter.grad for parameter in self.model.parameters()))
 
         found = inputs["found"]
@@ -242,7 +270,7 @@ class EmbeddingTrainer(Trainer, ABC):
             ValueError: A weight is not finite; nothing is written.
         """
         if not is_sharded(self.model):
-            refuse_spoilt_weights(self.model.named_parameters(), self.state.global_step)
+            check_finite_weights(self.model.named_parameters(), self.state.global_step)
         if _internal_call:
             super().save_model(output_dir, _internal_call)
             return
@@ -267,7 +295,7 @@ class EmbeddingTrainer(Trainer, ABC):
             save_checkpoint(model, self.processing_class, directory, state_dict=weights)
 
     def _save_checkpoint(self, model: Module, trial: Any) -> None:
-        with saving(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")):
+        with removing_unfinished(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")):
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -281,7 +309,7 @@ class EmbeddingTrainer(Trainer, ABC):
             return
         # `save_pretrained` may write a backbone's weights under their historical names. `Trainer` would look for the
         # present names, find none, warn, and train on from random weights; `from_pretrained` knows both.
-        with only_data(resume_from_checkpoint):
+        with forbid_remote_code(resume_from_checkpoint):
             saved, report = type(self.model).from_pretrained(
                 resume_from_checkpoint, use_safetensors=True, output_loading_info=True
             )

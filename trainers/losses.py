@@ -19,19 +19,19 @@ def contrastive_loss(
     excluded: Tensor,
     *,
     temperature: float = 0.02,
-    beta: float | None = 0.1,
-    k: int | None = 8,
-    fewer: Literal["mask", "repeat"] = "mask",
-    choose: Literal["hardest", "random", "easiest"] = "hardest",
-    hardness_weight: float = 0.0,
+    false_negative_margin: float | None = 0.1,
+    num_hard_negatives: int | None = 8,
+    pad_negatives: Literal["mask", "repeat"] = "mask",
+    negative_sampling: Literal["hardest", "random", "easiest"] = "hardest",
+    hardness_strength: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE over the positive and the k hardest negatives that pass the false-negative filter (§3.3, Eq. 3 and 4).
 
     A negative whose cosine with the query exceeds `cos(query, positive) + beta` is taken for a false negative and
-    dropped; of those left over the whole pool the `k` most similar to the query are kept.
+    dropped; of those left over the whole pool the `num_hard_negatives` most similar to the query are kept.
 
-    Special cases: `beta=None, k=None` is plain in-batch InfoNCE, the loss of VLM2Vec; `beta=0.1, k=None` with the
-    positive's own document excluded is the mask of Qwen3-VL-Embedding; `beta=None, k=None, hardness_weight=9` is the
+    Special cases: `false_negative_margin=None, k=None` is plain in-batch InfoNCE, the loss of VLM2Vec; `false_negative_margin=0.1, k=None` with the
+    positive's own document excluded is the mask of Qwen3-VL-Embedding; `false_negative_margin=None, k=None, hardness_strength=9` is the
     loss of LLaVE.
 
     Args:
@@ -43,12 +43,12 @@ def contrastive_loss(
         beta (`float`, *optional*, defaults to `0.1`): Margin of the filter, as a cosine; `None` switches it off.
         k (`int`, *optional*, defaults to `8`): Negatives per query; `None`, or more than there are, takes all.
         fewer (`str`, *optional*, defaults to `"mask"`):
-            What fills the places of a query with fewer than `k` negatives: `"mask"` leaves them empty, `"repeat"`
+            What fills the places of a query with fewer than `num_hard_negatives` negatives: `"mask"` leaves them empty, `"repeat"`
             takes its negatives again, hardest first, as the paper does (§3.3.2).
         choose (`str`, *optional*, defaults to `"hardest"`):
-            Which of the negatives that pass are the `k`; `"random"` and `"easiest"` are for comparison (Figure 5).
-        hardness_weight (`float`, *optional*, defaults to `0.0`):
-            Weighs each negative by `exp(hardness_weight * cosine)`, a constant to the gradient (LLaVE,
+            Which of the negatives that pass are the `num_hard_negatives`; `"random"` and `"easiest"` are for comparison (Figure 5).
+        hardness_strength (`float`, *optional*, defaults to `0.0`):
+            Weighs each negative by `exp(hardness_strength * cosine)`, a constant to the gradient (LLaVE,
             arXiv 2503.04812): the harder a negative, the more it pushes.
 
     Returns:
@@ -61,7 +61,14 @@ def contrastive_loss(
         ValueError: No query has any negative, as in a batch of one.
     """
 
-    settings = temperature, beta, k, fewer, choose, hardness_weight
+    settings = (
+        temperature,
+        false_negative_margin,
+        num_hard_negatives,
+        pad_negatives,
+        negative_sampling,
+        hardness_strength,
+    )
 
     def of_rows(rows: slice) -> Tensor:
         return _contrast(queries[rows], candidates, positive[rows], excluded[rows], *settings)
@@ -89,11 +96,11 @@ def _contrast(
     positive: Tensor,
     excluded: Tensor,
     temperature: float,
-    beta: float | None,
-    k: int | None,
-    fewer: str,
-    choose: str,
-    hardness_weight: float,
+    false_negative_margin: float | None,
+    num_hard_negatives: int | None,
+    pad_negatives: str,
+    negative_sampling: str,
+    hardness_strength: float,
 ) -> Tensor:
     """Return the loss of each query, and what the statistics are made of, summed over the queries: shape `(8,)`."""
     with torch.autocast(queries.device.type, enabled=False):
@@ -104,22 +111,32 @@ def _contrast(
 
     detached = cosines.detach()
     of_positive = detached[rows, positive]  # (batch,)
-    dropped = torch.zeros_like(allowed) if beta is None else allowed & (detached > of_positive[:, None] + beta)
+    dropped = (
+        torch.zeros_like(allowed)
+        if false_negative_margin is None
+        else allowed & (detached > of_positive[:, None] + false_negative_margin)
+    )
     left = allowed & ~dropped
-    rank = detached if choose == "hardest" else -detached if choose == "easiest" else torch.rand_like(detached)
+    rank = (
+        detached
+        if negative_sampling == "hardest"
+        else -detached
+        if negative_sampling == "easiest"
+        else torch.rand_like(detached)
+    )
     ranked = rank.masked_fill(~left, -torch.inf)
-    slots = len(candidates) if k is None else min(k, len(candidates))
+    slots = len(candidates) if num_hard_negatives is None else min(num_hard_negatives, len(candidates))
     chosen = ranked.topk(slots, dim=1).indices  # (batch, slots), hardest first
     count = left.sum(1, keepdim=True)  # (batch, 1)
-    if fewer == "repeat" and k is not None:
-        again = torch.arange(k, device=queries.device) % count.clamp(min=1, max=slots)
-        chosen, filled = chosen.gather(1, again), (count > 0).expand(-1, k)
+    if pad_negatives == "repeat" and num_hard_negatives is not None:
+        again = torch.arange(num_hard_negatives, device=queries.device) % count.clamp(min=1, max=slots)
+        chosen, filled = chosen.gather(1, again), (count > 0).expand(-1, num_hard_negatives)
     else:
         filled = torch.arange(slots, device=queries.device) < count
 
     # A place without a negative adds exp(-inf) = 0 to the denominator: nothing that was dropped comes back.
     of_chosen = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
-    weighted = of_chosen / temperature + hardness_weight * detached.gather(1, chosen)
+    weighted = of_chosen / temperature + hardness_strength * detached.gather(1, chosen)
     logits = torch.cat([cosines[rows, positive][:, None] / temperature, weighted], dim=1)
     return torch.stack(
         [
@@ -141,7 +158,7 @@ def distillation_kl(
     *,
     student_temperature: float,
     teacher_temperature: float,
-    direction: Literal["teacher_student", "student_teacher"] = "teacher_student",
+    kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student",
 ) -> Tensor:
     """KL divergence between the teacher's and the student's similarities within a batch of texts (§3.2.1, Eq. 2).
 
@@ -173,7 +190,7 @@ def distillation_kl(
     def of_rows(rows: slice) -> Tensor:
         of_student = _log_similarities(student[rows], student, student_temperature)
         of_teacher = _log_similarities(teacher[rows], teacher, teacher_temperature)
-        first, second = (of_teacher, of_student) if direction == "teacher_student" else (of_student, of_teacher)
+        first, second = (of_teacher, of_student) if kl_direction == "teacher_student" else (of_student, of_teacher)
         return kl_div(second, first, log_target=True, reduction="sum")  # KL(first || second)
 
     return _sum_by_rows(of_rows, len(student), len(student)) / len(student)

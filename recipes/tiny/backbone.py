@@ -31,7 +31,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from unime.data.world import conversations
+from unime.openmoji.dataset import openmoji_conversations
 
 
 TEMPLATE = """\
@@ -54,7 +54,7 @@ class ScriptArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Backbone whose language model goes on, with a tower further trained."}
     )
-    rows: int = field(default=300_000, metadata={"help": "Conversations of the training split."})
+    num_rows: int = field(default=300_000, metadata={"help": "Conversations of the training split."})
     vision: str = field(
         default="runs/tiny-vision",
         metadata={"help": "Tower, tokenizer and word embeddings of recipes/tiny/vision.py."},
@@ -149,7 +149,7 @@ class ConversationCollator:
 def main(script: ScriptArguments, args: TrainingArguments) -> None:
     set_seed(args.seed)
     with args.main_process_first():
-        dataset = conversations("train", script.rows, seed=args.seed)
+        dataset = openmoji_conversations("train", script.num_rows, seed=args.seed)
     stored = dataset.with_format(None)
     tower = SiglipVisionModel.from_pretrained(script.vision, dtype="float32")
     if script.model_name_or_path is None:

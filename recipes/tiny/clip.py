@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, CLIPProcessor, TrainerCallback, set_seed
 from trl import TrlParser
 
 from unime.data.collator import ContrastiveCollator
-from unime.data.world import rows
-from unime.eval.clip import CLIPEmbedder, clip_micro_batches, tiny_clip
+from unime.eval.encoders.clip import CLIPEmbedder, clip_micro_batches, tiny_clip
+from unime.openmoji.dataset import openmoji_rows
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
@@ -25,8 +25,8 @@ class ScriptArguments:
     seconds: float = field(default=300, metadata={"help": "Wall time of the training, the same as UniME's."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP that goes on. Default: anew."})
     tokenizer: str = field(default="checkpoints/tiny-backbone", metadata={"help": "Where the tokenizer is."})
-    rows: int = field(default=100_000, metadata={"help": "Rows to take from the OpenMoji world."})
-    world_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
+    num_rows: int = field(default=100_000, metadata={"help": "Rows to take from the OpenMoji world."})
+    dataset_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
     items_per_micro_batch: int = field(default=64, metadata={"help": "Items of one kind in a forward pass."})
 
 
@@ -63,7 +63,7 @@ def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
     trainer = ContrastiveTrainer(
         model,
         args,
-        train_dataset=rows("train", script.rows, seed=script.world_seed),
+        train_dataset=openmoji_rows("train", script.num_rows, seed=script.dataset_seed),
         data_collator=ContrastiveCollator(
             partial(clip_micro_batches, processor, batch_size=script.items_per_micro_batch)
         ),

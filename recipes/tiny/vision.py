@@ -34,13 +34,13 @@ from transformers import (
 )
 from trl import TrlParser
 
-from unime.data.captions import sample_scene
-from unime.data.emoji import LANGUAGES, Emoji, catalogue, same_picture
-from unime.data.names import categorised, named
-from unime.data.scenes import CELLS, GRID, POSITIONS, Placed, Scene, crop_spec
-from unime.data.views import View
-from unime.data.vocabulary import COLOUR_NAMES, objects
-from unime.data.world import conversations, draw
+from unime.openmoji.captions import sample_scene
+from unime.openmoji.catalogue import LANGUAGES, Emoji, catalogue, same_drawing
+from unime.openmoji.dataset import draw_image, openmoji_conversations
+from unime.openmoji.names import categorised, named
+from unime.openmoji.scenes import CELLS, GRID, POSITIONS, Placed, Scene, crop_spec
+from unime.openmoji.views import View
+from unime.openmoji.vocabulary import COLOUR_NAMES, objects
 
 
 PIXELS = 96
@@ -78,7 +78,7 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Backbone whose tower goes on: its words and tokenizer stay as they are. Default: anew."},
     )
-    rows: int = field(default=400_000, metadata={"help": "Pictures of the training split."})
+    num_rows: int = field(default=400_000, metadata={"help": "Pictures of the training split."})
     emoji: float = field(default=0.6, metadata={"help": "Share of single emoji; 3/4 of the rest are scenes."})
     texts: int = field(default=50_000, metadata={"help": "Conversations that the tokenizer learns from."})
     vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
@@ -119,7 +119,7 @@ class Classes:
 
     def of_emoji(self, entry: Emoji) -> list[list[int]]:
         """The classes of a single emoji, the same for every patch: role, skin tone, subcategory if it is taught."""
-        drawing = catalogue()[same_picture()[entry.index]]
+        drawing = catalogue()[same_drawing()[entry.index]]
         subcategory = self.subcategories[entry.subcategory] if entry.index in self.taught else UNKNOWN
         kinds = (drawing.base, self.looks[drawing.tone or "none"], subcategory, UNKNOWN)
         return [[kind] * CELLS for kind in kinds]
@@ -140,12 +140,12 @@ class LabelledPictures(torch.utils.data.Dataset):
         kind = rng.choices(("emoji", "scene", "crop"), self.weights)[0]
         if kind == "emoji":
             entry = rng.choice(named("train"))
-            return {"image": draw(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
+            return {"image": draw_image(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
         scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
         if kind == "scene":
             return {"image": scene.render(), "labels": self.classes.of_scene(scene)}
         placed = scene.placed[0]
-        return {"image": draw(crop_spec(placed)), "labels": self.classes.of_crop(placed)}
+        return {"image": draw_image(crop_spec(placed)), "labels": self.classes.of_crop(placed)}
 
 
 class PatchClassifier(nn.Module):
@@ -219,7 +219,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     set_seed(args.seed)
     if script.model_name_or_path is None:
         with args.main_process_first():
-            stored = conversations("train", script.texts, seed=args.seed).with_format(None)
+            stored = openmoji_conversations("train", script.texts, seed=args.seed).with_format(None)
         tower, processor, tokenizer, words = anew([*stored["prompt"], *stored["answer"]], script.vocabulary)
     else:
         tower, processor, tokenizer, words = of_backbone(script.model_name_or_path)
@@ -228,7 +228,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     trainer = Trainer(
         PatchClassifier(tower, words, names),
         args,
-        train_dataset=LabelledPictures(classes, script.rows, script.emoji, args.seed),
+        train_dataset=LabelledPictures(classes, script.num_rows, script.emoji, args.seed),
         data_collator=PictureCollator(processor),
     )
     trainer.train()

@@ -20,9 +20,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from unime import load_model
-from unime.checkpoint import PROMPTS, revision
+from unime.checkpoint import PROMPTS, fingerprint
 from unime.cli.embed import embed
-from unime.search import shards
+from unime.index import parquet_shards
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def test_a_folder_becomes_a_table_of_the_vectors_of_encode(corpus: Path, tmp_pat
     assert json.loads(schema.metadata[b"unime"]) == {
         "source": str(corpus),
         "checkpoint": TINY,
-        "revision": revision(TINY),
+        "revision": fingerprint(TINY),
         "instruction": None,
         "dimensions": 192,
         "dtype": "float32",
@@ -110,7 +110,7 @@ def test_a_prompt_an_instruction_and_dimensions_are_taken(corpus: Path, tmp_path
 
 
 def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "WINDOW", 2)
+    monkeypatch.setattr(parquet_shards, "WINDOW", 2)
     output = tmp_path / "vectors"
     report(corpus, output)
     before = files(output)
@@ -132,7 +132,7 @@ def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monk
 
 
 def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "WINDOW", 2)
+    monkeypatch.setattr(parquet_shards, "WINDOW", 2)
     (corpus / "a.png").write_bytes(b"")
     (corpus / "d.png").write_text("no picture")
     (corpus / "e.png").unlink()
@@ -159,14 +159,14 @@ def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: 
 
 
 def test_a_lance_dataset_holds_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "WINDOW", 4)
+    monkeypatch.setattr(parquet_shards, "WINDOW", 4)
     report(corpus, tmp_path / "vectors")
     report(corpus, tmp_path / "vectors.lance")
     table = lancedb.connect(tmp_path).open_table("vectors").to_arrow()
     expected = pd.read_parquet(tmp_path / "vectors")
     assert table.column_names == list(expected.columns) and table["id"].to_pylist() == list(expected["id"])
     np.testing.assert_allclose(np.stack(table["embedding"].to_pylist()), np.stack(expected["embedding"]), atol=1e-5)
-    assert json.loads(table.schema.metadata[b"unime"])["revision"] == revision(TINY)
+    assert json.loads(table.schema.metadata[b"unime"])["revision"] == fingerprint(TINY)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "vectors", "vectors.lance"]
     assert "vectors.lance exists: remove it, or name another output" in refusal(corpus, tmp_path / "vectors.lance")
 

@@ -13,8 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from unime.cli import search as commands
-from unime.data.emoji import catalogue
-from unime.data.views import View
+from unime.openmoji.catalogue import catalogue
+from unime.openmoji.views import View
 
 
 ROOT = Path(__file__).resolve().parents[2]

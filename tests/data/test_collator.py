@@ -125,7 +125,7 @@ def test_a_text_of_several_rows_is_embedded_once_and_keeps_the_teacher_of_each_r
 @pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
 def test_micro_batches_of_the_model_are_covered_by_the_order(name: str, twin: Any) -> None:
     folder: Path = twin(name)
-    prepare = partial(micro_batches, processor_from_backbone(folder), max_tokens=64)
+    prepare = partial(micro_batches, processor_from_backbone(folder), micro_batch_tokens=64)
     picture = {"image": Image.new("RGB", (30, 30), "red"), "text": "what is it?"}
     batch = ContrastiveCollator(prepare)([*ROWS, row(picture, "a tile of one colour and nothing else on it")])
     assert sorted(batch["order"].tolist()) == list(range(10))

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unime.data.mining import mine, with_mined
-from unime.data.world import rows
+from unime.data.mining import mine_hard_negatives, with_mined_negatives
+from unime.openmoji.dataset import openmoji_rows
 
 
 # Candidates are the axes, so a query's coordinates are its cosines. Their order for query 0: 3, 1, 2, its own 0, 4.
@@ -16,15 +16,15 @@ NO_LABEL = np.array([-1, -1])
 
 
 def test_the_hardest_come_first_and_never_the_positive():
-    mined, report = mine(QUERIES, AXES, OWN, NO_LABEL, k=3)
+    mined, report = mine_hard_negatives(QUERIES, AXES, OWN, NO_LABEL, num_negatives=3)
     assert mined == [[3, 1, 2], [4, 2, 3]]
-    assert report == {"looked at": 6, "taken": 6, "queries with fewer than k": 0}
+    assert report == {"looked at": 6, "taken": 6, "queries with fewer than num_negatives": 0}
 
 
 def test_ranks_count_without_the_positive():
-    assert mine(QUERIES, AXES, OWN, NO_LABEL, k=2, first=1)[0] == [[1, 2], [2, 3]]
-    mined, report = mine(QUERIES, AXES, OWN, NO_LABEL, k=3, first=1, last=3)
-    assert mined == [[1, 2], [2, 3]] and report["queries with fewer than k"] == 2
+    assert mine_hard_negatives(QUERIES, AXES, OWN, NO_LABEL, num_negatives=2, range_min=1)[0] == [[1, 2], [2, 3]]
+    mined, report = mine_hard_negatives(QUERIES, AXES, OWN, NO_LABEL, num_negatives=3, range_min=1, range_max=3)
+    assert mined == [[1, 2], [2, 3]] and report["queries with fewer than num_negatives"] == 2
 
 
 @pytest.mark.parametrize(
@@ -36,21 +36,25 @@ def test_ranks_count_without_the_positive():
     ],
 )
 def test_each_filter_drops_what_it_says_and_says_so(settings: dict[str, float], mined: list[int], reason: str):
-    found, report = mine(QUERIES[:1], AXES, OWN[:1], NO_LABEL[:1], k=4, **settings)
+    found, report = mine_hard_negatives(QUERIES[:1], AXES, OWN[:1], NO_LABEL[:1], num_negatives=4, **settings)
     assert found == [mined]
-    assert report[reason] == 4 - len(mined) and report["looked at"] == 4 and report["queries with fewer than k"] == 1
+    assert (
+        report[reason] == 4 - len(mined)
+        and report["looked at"] == 4
+        and report["queries with fewer than num_negatives"] == 1
+    )
 
 
 def test_the_positive_of_a_query_with_the_same_label_is_no_negative():
-    mined, report = mine(QUERIES, AXES, np.array([0, 3]), np.array([7, 7]), k=2)
+    mined, report = mine_hard_negatives(QUERIES, AXES, np.array([0, 3]), np.array([7, 7]), num_negatives=2)
     assert mined[0] == [1, 2] and report["dropped: same label"] == 1  # 3, the hardest, is an answer with label 7
 
 
 def test_mined_rows_bring_the_positives_of_others(tmp_path: Path):
-    dataset = rows("train", 6, seed=3, negatives=1)
+    dataset = openmoji_rows("train", 6, seed=3, negatives=1)
     path = tmp_path / "negatives.jsonl"
     path.write_text("".join(f"{json.dumps(found)}\n" for found in ([1, 5], [], [0], [], [], [])))
-    mined = with_mined(dataset, path)
+    mined = with_mined_negatives(dataset, path)
     assert mined.with_format(None)["task"][:] == dataset.with_format(None)["task"][:]
     for row, found in ((0, [1, 5]), (1, []), (2, [0])):
         own = dataset[row]
@@ -60,4 +64,4 @@ def test_mined_rows_bring_the_positives_of_others(tmp_path: Path):
 def test_a_file_for_another_dataset_is_refused(tmp_path: Path):
     (tmp_path / "negatives.jsonl").write_text("[]\n")
     with pytest.raises(ValueError, match="holds negatives for 1 rows, but the dataset has 6"):
-        with_mined(rows("train", 6, seed=3), tmp_path / "negatives.jsonl")
+        with_mined_negatives(openmoji_rows("train", 6, seed=3), tmp_path / "negatives.jsonl")

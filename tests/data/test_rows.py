@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from unime.data.jsonl import load_rows, load_texts
-from unime.data.rows import ROW, content_hash, label_hash, require_columns
+from unime.data.rows import ROW_COLUMNS, content_hash, label_hash, require_columns
 
 
 def noise(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
@@ -57,7 +57,7 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     dataset = load_rows(write(tmp_path / "rows.jsonl", written))
     assert len(dataset) == 2
     first, second = dataset[0], dataset[1]
-    assert tuple(first) == ROW
+    assert tuple(first) == ROW_COLUMNS
     assert first["query"] == {"text": "a cat", "instruction": "Find it:"}
     assert [content_hash(item) for item in [first["positive"], *first["negatives"]]] == [
         content_hash(picture) for picture in pictures

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from unime.data.rows import ROW, content_hash
+from unime.data.rows import ROW_COLUMNS, content_hash
 from unime.data.sources import DataArguments, open_rows, open_texts
 
 
@@ -31,7 +31,7 @@ def settings(folder: Path) -> Callable[..., DataArguments]:
 def test_an_image_folder_becomes_rows_by_a_column_map(folder: Path, settings: Callable[..., DataArguments]):
     instructions = {"query": "Find me an everyday image that matches the given caption:"}
     row = open_rows(settings(instructions=instructions))[1]
-    assert tuple(row) == ROW
+    assert tuple(row) == ROW_COLUMNS
     assert row["query"] == {"instruction": instructions["query"], "text": "caption 1"}
     assert row["positive"]["image"][0].size == (5, 5) and row["positive"].keys() == {"image"}
     assert (row["negatives"], row["task"], row["label"]) == ([], folder.name, None)
@@ -108,7 +108,7 @@ def test_a_stream_has_the_rows_of_the_dataset_in_another_order(settings: Callabl
         return [tuple(content_hash(row[side]) for side in ("query", "positive")) for row in rows]
 
     once, stream = contents(False), open_rows(settings(streaming=True))
-    assert tuple(next(iter(stream))) == ROW
+    assert tuple(next(iter(stream))) == ROW_COLUMNS
     assert sorted(contents(True)) == sorted(once)
     stream.set_epoch(1)
     first = [row["query"]["text"] for row in stream]
@@ -133,7 +133,7 @@ def test_a_jsonl_file_can_be_streamed(folder: Path):
         list(stream)
 
 
-@pytest.mark.parametrize("more", [{"dataset": "openmoji"}, {"dataset": "rows.jsonl", "mined": "mined.jsonl"}])
+@pytest.mark.parametrize("more", [{"dataset": "openmoji"}, {"dataset": "rows.jsonl", "mined_file": "mined.jsonl"}])
 def test_what_cannot_be_streamed_is_refused(more: dict[str, str]):
     with pytest.raises(ValueError, match="cannot be streamed: set streaming to false, or give a JSONL file"):
         open_rows(DataArguments(streaming=True, **more))
@@ -141,7 +141,7 @@ def test_what_cannot_be_streamed_is_refused(more: dict[str, str]):
 
 def test_texts_that_the_world_searches_for_have_an_instruction_when_asked():
     def prompts(**settings: object) -> set[str | None]:
-        rows = open_rows(DataArguments(rows=40, **settings)).with_format(None)
+        rows = open_rows(DataArguments(num_rows=40, **settings)).with_format(None)
         return {row["positive"]["instruction"] for row in rows}
 
     assert None in prompts() and None not in prompts(target_prompts=True)
@@ -149,7 +149,7 @@ def test_texts_that_the_world_searches_for_have_an_instruction_when_asked():
 
 def test_rows_of_the_world_bring_as_many_near_duplicates_as_asked_for():
     def counts(**more: int) -> set[int]:
-        rows = open_rows(DataArguments(rows=60, **more)).with_format(None)
+        rows = open_rows(DataArguments(num_rows=60, **more)).with_format(None)
         return {len(row["negatives"]) for row in rows if row["task"] in ("scene_t2i", "scene_i2t")}
 
-    assert (counts(), counts(near_duplicates=0), counts(near_duplicates=3)) == ({1}, {0}, {3})
+    assert (counts(), counts(negatives_per_row=0), counts(negatives_per_row=3)) == ({1}, {0}, {3})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_tokenizers import tokenizer
 from transformers import (
     PreTrainedTokenizerFast,
     SiglipConfig,
@@ -16,10 +17,9 @@ from transformers import (
     SiglipModel,
     SiglipProcessor,
 )
-from twin_tokenizers import tokenizer
 
-from unime.data.probes import KINDS
-from unime.eval.embedders import load_embedder
+from unime.eval.encoders.loading import load_encoder
+from unime.openmoji.perturbations import KINDS
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def siglip(tmp_path: Path) -> Path:
 def test_a_second_run_embeds_nothing_and_finds_the_same(
     run: Callable[..., Path], siglip: Path, capsys: pytest.CaptureFixture
 ):
-    words = ["--models", f"UniME={ROOT / 'checkpoints' / 'unime-tiny'}", siglip, "--size", 20, "--subject", "UniME"]
+    words = ["--models", f"UniME={ROOT / 'checkpoints' / 'unime-tiny'}", siglip, "--size", 20, "--highlight", "UniME"]
     output = run(*words)
     first = json.loads((output / "results.json").read_text())
     printed = capsys.readouterr().out
@@ -104,11 +104,11 @@ def test_a_benchmark_that_is_not_there_is_refused(run: Callable[..., Path]):
     with pytest.raises(ValueError, match="there is no benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
         run("--models", "anything", "--benchmarks", "imagenet")
     with pytest.raises(ValueError, match="the subject 'Stage 3' is none of the models: anything"):
-        run("--models", "anything", "--subject", "Stage 3")
+        run("--models", "anything", "--highlight", "Stage 3")
 
 
 def test_siglip_embeds_as_it_is_published(siglip: Path):
-    encode = load_embedder(str(siglip)).encode
+    encode = load_encoder(str(siglip)).encode
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
     items = ["a cat", picture, {"image": picture, "text": "a cat"}, {"image": picture, "instruction": "Find:"}]
     text, image, both, instructed = encode(items)

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from tiny_models import TINY_MODELS
 from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
-from twins import TWINS
 
 from unime import UniMEModel, load_model
 from unime.export.onnx import embed_texts, text_onnx
@@ -83,7 +83,7 @@ def test_half_precision_is_refused(twin: Callable[[str], Path], tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unime-tiny", *TWINS])
+@pytest.mark.parametrize("name", ["unime-tiny", *TINY_MODELS])
 def test_every_backbone_s_language_model_is_exported(
     name: str, twin: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
 ) -> None:

@@ -14,8 +14,8 @@ from huggingface_hub import ModelCardData
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors import safe_open
+from tiny_models import TINY_MODELS
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
-from twins import TWINS
 from without_package import NOT_INSTALLED
 
 from unime import UniMEModel, load_model
@@ -116,10 +116,10 @@ def test_it_embeds_the_same_without_this_package(
 def test_every_backbone_embeds_the_same_without_this_package(
     source: Callable[[str], tuple[UniMEModel, ProcessorMixin]], tmp_path: Path
 ) -> None:
-    check([name for name in TWINS if name not in SHORT], source, tmp_path)
+    check([name for name in TINY_MODELS if name not in SHORT], source, tmp_path)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", TINY_MODELS)
 def test_weights_have_the_names_of_the_backbone_as_published_without_its_head(
     name: str, twin: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from unime import load_model
-from unime.data.corpus import open_corpus
-from unime.page.collection import Collection, OpenedOnce, open_index
-from unime.page.examples import pictures_called
-from unime.search.store import Store
+from unime.corpus.corpus import open_corpus
+from unime.index.index import Index
+from unime.page.collection import Collection, LazyCollection, open_index
+from unime.page.examples import drawings_named
 
 
 CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "unime-tiny")
@@ -20,9 +20,9 @@ NAMES = ("pizza", "volcano", "penguin", "firefighter", "firefighter dark skin to
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "pictures").mkdir()
-    for name, picture in zip(NAMES, pictures_called(*NAMES), strict=True):
+    for name, picture in zip(NAMES, drawings_named(*NAMES), strict=True):
         picture.save(folder / "pictures" / f"{name}.png")
-    store = Store.create(folder / "index", CHECKPOINT)
+    store = Index.create(folder / "index", CHECKPOINT)
     store.sync(open_corpus(folder / "pictures"), *load_model(CHECKPOINT, dtype="float32"))
     return folder / "index"
 
@@ -33,7 +33,7 @@ def collection(index: Path) -> Collection:
 
 
 def test_a_text_a_picture_and_a_change_each_find_their_picture(collection: Collection) -> None:
-    volcano, firefighter = pictures_called("volcano", "firefighter")
+    volcano, firefighter = drawings_named("volcano", "firefighter")
     assert collection.title == "unime-tiny"
     assert collection.search("pizza", None).hits[0].id == "pizza.png"
     assert collection.search(None, volcano).hits[0].id == "volcano.png"
@@ -54,7 +54,7 @@ def test_a_query_of_nothing_is_refused(collection: Collection) -> None:
 
 
 def test_similarities_are_the_cosines_of_queries_and_pictures(collection: Collection) -> None:
-    pictures = pictures_called("pizza", "volcano", "penguin")
+    pictures = drawings_named("pizza", "volcano", "penguin")
     similarities = collection.similarities(["volcano", "pizza"], pictures)
     assert similarities.shape == (2, 3)
     scores = {hit.id: hit.score for hit in collection.search("volcano", None).hits}
@@ -69,6 +69,6 @@ def test_a_collection_is_opened_once() -> None:
         opened.append(source)
         return source
 
-    second = OpenedOnce(open, "elsewhere")
+    second = LazyCollection(open, "elsewhere")
     assert opened == []
     assert [second(), second()] == ["elsewhere", "elsewhere"] and opened == ["elsewhere"]

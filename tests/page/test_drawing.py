@@ -6,9 +6,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from unime.page.collection import Found
-from unime.page.drawing import draw_found, draw_heat_map, places_elsewhere
-from unime.search.store import Hit
+from unime.index.index import Hit
+from unime.page.collection import SearchResult
+from unime.page.drawing import places_elsewhere, render_heat_map, render_hits
 
 
 SCRIPT = '<script>alert("x")</script>'
@@ -29,8 +29,8 @@ def test_a_place_elsewhere_is_counted_from_one_and_none_where_the_other_did_not_
 
 
 def test_cards_say_what_was_found_in_order_with_scores_and_the_instruction() -> None:
-    html = draw_found(
-        Found("Find me:", [hit("pizza", 0.7934, image=encoded("red")), hit("a note", -0.25, "two words")])
+    html = render_hits(
+        SearchResult("Find me:", [hit("pizza", 0.7934, image=encoded("red")), hit("a note", -0.25, "two words")])
     )
     assert re.findall(r'<p class="name"[^>]*>([^<]*)</p>', html) == ["pizza", "a note"]
     assert re.findall(r"<span>([^<]*)</span>", html) == ["1", "0.793", "2", "-0.250"]
@@ -40,12 +40,12 @@ def test_cards_say_what_was_found_in_order_with_scores_and_the_instruction() -> 
 
 
 def test_an_answer_without_instruction_says_so() -> None:
-    assert "one-word prompt" in draw_found(Found("", [hit("pizza")]))
+    assert "one-word prompt" in render_hits(SearchResult("", [hit("pizza")]))
 
 
 def test_what_differs_between_two_models_is_marked() -> None:
     here, there = [hit("a"), hit("b"), hit("c")], [hit("a"), hit("c"), hit("d")]
-    html = draw_found(Found("", here), "tiny", there)
+    html = render_hits(SearchResult("", here), "tiny", there)
     marks = [re.sub(r"\s+", " ", mark).strip() for mark in re.findall(r"<em>(.*?)</em>", html, re.DOTALL)]
     assert marks == ["same place", "only here", "there 2"]
     assert re.findall(r'<li class="card( only)?">', html) == ["", " only", ""]
@@ -53,20 +53,20 @@ def test_what_differs_between_two_models_is_marked() -> None:
 
 
 def test_names_texts_titles_and_instructions_are_escaped() -> None:
-    html = draw_found(Found(SCRIPT, [hit(SCRIPT, text=SCRIPT)]), SCRIPT, [])
-    html += draw_heat_map([SCRIPT], [Image.new("RGB", (4, 4))], np.array([[0.5]]))
+    html = render_hits(SearchResult(SCRIPT, [hit(SCRIPT, text=SCRIPT)]), SCRIPT, [])
+    html += render_heat_map([SCRIPT], [Image.new("RGB", (4, 4))], np.array([[0.5]]))
     assert "<script" not in html
     assert html.count("&lt;script&gt;") == 6  # the name is a tooltip too
 
 
 def test_a_picture_that_is_gone_leaves_its_card() -> None:
-    html = draw_found(Found("", [hit("lost", image="/nowhere/lost.png")]))
+    html = render_hits(SearchResult("", [hit("lost", image="/nowhere/lost.png")]))
     assert 'src=""' in html and "lost" in html
 
 
 def test_a_heat_map_is_coloured_from_its_least_to_its_greatest_number() -> None:
     pictures = [Image.new("RGB", (700, 350), colour) for colour in ("red", "green")]
-    html = draw_heat_map(["one", "two"], pictures, np.array([[0.9, -0.1], [0.15, 0.4]]))
+    html = render_heat_map(["one", "two"], pictures, np.array([[0.9, -0.1], [0.15, 0.4]]))
     assert re.findall(r"--heat: ([\d.]+)%", html) == ["100.0", "0.0", "25.0", "50.0"]
     assert re.findall(r">([−\d.]+)</td>", html) == ["0.90", "−0.10", "0.15", "0.40"]
     assert re.findall(r'<td class="([^"]*)"', html) == ["hot best", "", "", " best"]
@@ -75,5 +75,5 @@ def test_a_heat_map_is_coloured_from_its_least_to_its_greatest_number() -> None:
 
 
 def test_a_heat_map_of_equal_numbers_can_be_drawn() -> None:
-    html = draw_heat_map(["one"], [Image.new("RGB", (4, 4))] * 2, np.array([[0.5, 0.5]]))
+    html = render_heat_map(["one"], [Image.new("RGB", (4, 4))] * 2, np.array([[0.5, 0.5]]))
     assert re.findall(r"--heat: ([\d.]+)%", html) == ["0.0", "0.0"]

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from unime import load_model
-from unime.data.corpus import open_corpus
-from unime.search.embedding import embed_entries
+from unime.corpus.corpus import open_corpus
+from unime.index.entry_embedding import embed_entries
 
 
 pytestmark = pytest.mark.slow

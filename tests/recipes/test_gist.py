@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedGISTEmbedLoss
 
 from unime import load_model
-from unime.data.world import rows
+from unime.openmoji.dataset import openmoji_rows
 from unime.trainers import ContrastiveConfig
 
 
@@ -25,7 +25,7 @@ def recipe(script: Callable[[Path], ModuleType]) -> ModuleType:
 
 def triplets(number: int) -> list[dict]:
     """Rows of a caption, its scene and another scene, no caption twice, without instructions."""
-    found = {row["query"]["text"]: row for row in rows("train", 3 * number, tasks=["scene_t2i"])}
+    found = {row["query"]["text"]: row for row in openmoji_rows("train", 3 * number, tasks=["scene_t2i"])}
     return [
         {
             "query": {"text": text},
@@ -75,7 +75,16 @@ def test_the_loss_and_gradient_are_those_of_sentence_transformers(
 
 def test_it_trains(recipe: ModuleType, parsed: Callable[..., tuple], tmp_path: Path):
     words = ["--config", ROOT / "recipes" / "tiny" / "stage2.yaml", "--guide", GUIDE, "--output_dir", tmp_path]
-    words += ["--model_name_or_path", GUIDE, "--rows", 64, "--per_device_train_batch_size", 8, "--task_block", 4]
+    words += [
+        "--model_name_or_path",
+        GUIDE,
+        "--num_rows",
+        64,
+        "--per_device_train_batch_size",
+        8,
+        "--task_block_size",
+        4,
+    ]
     recipe.main(*parsed(recipe, *words, "--max_steps", 2, "--warmup_steps", 0))
     trained, _ = load_model(str(tmp_path), dtype="float32")
     before, _ = load_model(GUIDE, dtype="float32")

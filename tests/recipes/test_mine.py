@@ -21,7 +21,16 @@ def mine(script: Callable[[Path], ModuleType], tmp_path: Path) -> Callable[..., 
     def run(*settings: object) -> None:
         module = script(RECIPES / "mine.py")
         module.CHUNK = 32
-        command = ["--config", RECIPES / "tiny" / "stage2.yaml", "--rows", 80, "--output_dir", tmp_path, "--k", 2]
+        command = [
+            "--config",
+            RECIPES / "tiny" / "stage2.yaml",
+            "--num_rows",
+            80,
+            "--output_dir",
+            tmp_path,
+            "--num_negatives",
+            2,
+        ]
         parser = module.TrlParser((module.DataArguments, module.ScriptArguments))
         command = [str(word) for word in [*command, "--model", TINY, *settings]]
         module.main(*parser.parse_args_and_config(command, return_remaining_strings=True))
@@ -30,9 +39,9 @@ def mine(script: Callable[[Path], ModuleType], tmp_path: Path) -> Callable[..., 
 
 
 def test_parts_and_a_run_that_was_cut_off_give_the_same_as_one_run(mine: Callable[..., None], tmp_path: Path):
-    mine("--part", 1, "--parts", 2)
+    mine("--shard_index", 1, "--num_shards", 2)
     assert not (tmp_path / "negatives.jsonl").exists()  # the other part is missing
-    mine("--part", 0, "--parts", 2)
+    mine("--shard_index", 0, "--num_shards", 2)
     parts = (tmp_path / "negatives.jsonl").read_text()
     for file in (tmp_path / "embeddings").glob("*.npz"):
         file.unlink()
@@ -40,7 +49,7 @@ def test_parts_and_a_run_that_was_cut_off_give_the_same_as_one_run(mine: Callabl
     assert (tmp_path / "negatives.jsonl").read_text() == parts
 
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")}
-    mine("--k", 1)  # other filters: nothing is embedded again
+    mine("--num_negatives", 1)  # other filters: nothing is embedded again
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")} == written
     assert all(len(json.loads(line)) <= 1 for line in (tmp_path / "negatives.jsonl").read_text().splitlines())
 
@@ -49,7 +58,7 @@ def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on
     mine: Callable[..., None], launch: Callable[..., str], twin: Callable[[str], Path], tmp_path: Path
 ):
     mine("--relative_margin", 0)
-    dataset = open_rows(DataArguments(rows=80))
+    dataset = open_rows(DataArguments(num_rows=80))
     mined = [json.loads(line) for line in (tmp_path / "negatives.jsonl").read_text().splitlines()]
     tasks, labels = (dataset.with_format(None)[name][:] for name in ("task", "label"))
     pairs = [(row, other) for row, found in enumerate(mined) for other in found]
@@ -60,9 +69,9 @@ def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on
     assert sum(counts["taken"] for counts in report.values()) == len(pairs)
 
     launch(
-        RECIPES / "stage2.py", "--config", RECIPES / "tiny" / "stage2.yaml", "--rows", 80, "--max_steps", 1,
-        "--mined", tmp_path / "negatives.jsonl", "--model_name_or_path", twin("llava"), "--warmup_steps", 0,
-        "--per_device_train_batch_size", 8, "--task_block", 8, "--output_dir", tmp_path / "run",
+        RECIPES / "stage2.py", "--config", RECIPES / "tiny" / "stage2.yaml", "--num_rows", 80, "--max_steps", 1,
+        "--mined_file", tmp_path / "negatives.jsonl", "--model_name_or_path", twin("llava"), "--warmup_steps", 0,
+        "--per_device_train_batch_size", 8, "--task_block_size", 8, "--output_dir", tmp_path / "run",
     )  # fmt: skip
     assert (tmp_path / "run" / "model.safetensors").exists()
 

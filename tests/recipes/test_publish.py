@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 
 import unime.checkpoint
 from unime import load_model
-from unime.eval.card import eval_results
+from unime.eval.report.model_card import eval_results
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

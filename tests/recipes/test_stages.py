@@ -114,7 +114,7 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
 ):
     tower, backbone, one, two, clip = (tmp_path / name for name in ("tower", "backbone", "one", "two", "clip"))
     tiny = RECIPES / "tiny"
-    small = ["--rows", 64, "--per_device_train_batch_size", 8]
+    small = ["--num_rows", 64, "--per_device_train_batch_size", 8]
     steps = ["--max_steps", 2, "--warmup_steps", 0]
     launch(
         tiny / "vision.py", "--config", tiny / "vision.yaml", "--output_dir", tower, "--texts", 200, *small, *steps,
@@ -163,7 +163,7 @@ def test_the_tower_and_the_language_model_of_the_tiny_backbone_go_on_in_turn(
 ):
     def run(name: str, start: Path, output: str, *settings: object) -> Path:
         module, recipe = script(RECIPES / "tiny" / f"{name}.py"), RECIPES / "tiny" / f"{name}.yaml"
-        small = ["--rows", 64, "--per_device_train_batch_size", 8, "--max_steps", 2, "--warmup_steps", 0]
+        small = ["--num_rows", 64, "--per_device_train_batch_size", 8, "--max_steps", 2, "--warmup_steps", 0]
         small += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
         module.main(*parsed(module, "--config", recipe, *small, *settings))
         return tmp_path / output

@@ -147,8 +147,8 @@ def test_how_far_a_run_made_again_may_end_worked_by_hand(page: ModuleType):
 
 
 def test_the_page_says_how_far_runs_end_that_are_made_again(page: ModuleType):
-    pairs = page.made_again(page.read_scores(ROOT / "model_cards" / "study"))
-    assert len(pairs) > 10 and page.of_again(pairs) in (ROOT / "model_cards" / "study.md").read_text()
+    pairs = page.made_again(page.read_scores(ROOT / "studies"))
+    assert len(pairs) > 10 and page.of_again(pairs) in (ROOT / "studies" / "README.md").read_text()
 
 
 def test_a_name_with_a_bar_stays_in_its_column(page: ModuleType):
@@ -196,9 +196,9 @@ def test_every_study_can_be_asked_and_its_scores_are_its_own(study: ModuleType, 
     claims = asked.get("claims", [])
     for claim in claims:
         assert {claim["better"], claim["than"]} <= asked["cells"].keys() and claim["paper"], claim
-    file = ROOT / "model_cards" / "study" / f"{path.stem}.json"
+    file = ROOT / "studies" / f"{path.stem}.json"
     assert file.exists(), "make study"
-    kept, written = json.loads(file.read_text()), (ROOT / "model_cards" / "study.md").read_text()
+    kept, written = json.loads(file.read_text()), (ROOT / "studies" / "README.md").read_text()
     assert kept["answer"] == asked["answer"], "every study whose scores are kept says what they answer"
     assert kept["scores"].keys() == asked["cells"].keys()
     assert all(found.keys() >= set(map(str, asked["seeds"])) for found in kept["scores"].values())

@@ -56,7 +56,7 @@ def test_a_batch_of_one_is_refused(stage: Callable[..., None], texts: Path):
 
 
 def test_more_negatives_than_there_are_is_no_error(stage: Callable[..., None], pairs: Path, tmp_path: Path):
-    stage("stage2", "--dataset", pairs, "--k", 1000, "--logging_steps", 1)
+    stage("stage2", "--dataset", pairs, "--num_hard_negatives", 1000, "--logging_steps", 1)
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert len(losses) == 3 and all(0 < loss < 1000 for loss in losses)

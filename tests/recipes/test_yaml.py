@@ -58,7 +58,7 @@ def test_the_baseline_of_vlm2vec_is_two_nulls(
     _, args = parsed(
         script(RECIPES / "tiny" / "clip.py"), "--config", RECIPES / "tiny" / "clip.yaml", "--bf16", "false"
     )
-    assert (args.beta, args.k) == (None, None)
+    assert (args.false_negative_margin, args.num_hard_negatives) == (None, None)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=name_of)

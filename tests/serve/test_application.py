@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from unime import UniMEModel
-from unime.linear_unime import packs
+from unime.cpu_prepacking_unime import can_prepack
 from unime.serve.application import create_app
-from unime.serve.embedding import Embedder, Task
+from unime.serve.embedder import Embedder, Task
 from unime.serve.limits import Limits
 from unime.serve.service import EmbeddingService
 
@@ -77,7 +77,7 @@ def test_every_kind_of_item_has_the_vector_of_encode(
 
 def test_base64_and_dimensions(client: TestClient, expected: Expected):
     short = embed(client, input=["a cat"], dimensions=48)
-    np.testing.assert_allclose(short, expected(["a cat"], embedding_dim=48), atol=1e-5)
+    np.testing.assert_allclose(short, expected(["a cat"], truncate_dim=48), atol=1e-5)
     body = {"input": ["a cat"], "dimensions": 48, "encoding_format": "base64"}
     text = client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(text), "<f4"), short[0])
@@ -152,7 +152,7 @@ def test_weights_are_packed_while_the_server_works(own: Embedder):
         return sum("forward" in vars(module) for module in model.modules())
 
     with TestClient(create_app(EmbeddingService("own", own, Limits(), max_wait=0))) as client:
-        assert bool(packed()) == packs(model)
+        assert bool(packed()) == can_prepack(model)
         np.testing.assert_allclose(embed(client, input=["a cat"])[0], expected, atol=1e-6)
     assert packed() == 0
     np.testing.assert_array_equal(model.encode("a cat", own.processor), expected)

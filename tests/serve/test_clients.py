@@ -44,7 +44,7 @@ def test_openais_own_client(address: str, expected: Expected):
         vectors = [one.embedding for one in answer.data]
         if encoding.get("encoding_format") == "base64":
             vectors = [np.frombuffer(base64.b64decode(vector), "<f4") for vector in vectors]
-        np.testing.assert_allclose(vectors, expected(texts, embedding_dim=64), atol=1e-5)
+        np.testing.assert_allclose(vectors, expected(texts, truncate_dim=64), atol=1e-5)
     assert answer.usage.total_tokens > 200
     with pytest.raises(openai.NotFoundError, match="no model 'gpt'"):
         client.embeddings.create(model="gpt", input="a")

@@ -22,9 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from unime import UniMEModel, processor_from_backbone
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
-from unime.trainers.distributed import gather, sum_gradients
+from unime.trainers.distributed import gather, is_sharded, sum_gradients
 from unime.trainers.embedding_trainer import EmbeddingTrainer
-from unime.trainers.sharding import is_sharded
 
 
 SOME_GRAPHS = 4e-4  # GB: room for one micro-batch of the rows below or two, never for all of a step
@@ -125,7 +124,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
         "contrastive": (
             ContrastiveTrainer,
             ContrastiveConfig,
-            {"symmetric": True, "k": 3, "graph_memory": SOME_GRAPHS},
+            {"symmetric": True, "k": 3, "graph_cache_gb": SOME_GRAPHS},
             contrastive_rows(),
         ),
         "distillation": (DistillationTrainer, DistillationConfig, {}, distillation_rows()),

@@ -66,7 +66,7 @@ def batch_of(content: list[int], label: list[int], positive: list[int], query: l
 
 
 def plain(temperature: float = 1.0, **options: Any) -> dict[str, Any]:
-    return {"temperature": temperature, "beta": None, "k": None} | options
+    return {"temperature": temperature, "false_negative_margin": None, "num_hard_negatives": None} | options
 
 
 def test_the_same_answer_is_never_a_negative(make_trainer: Callable, rows: list[dict[str, Any]]):
@@ -76,14 +76,16 @@ def test_the_same_answer_is_never_a_negative(make_trainer: Callable, rows: list[
     loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
     # Rows 0 and 1 share a label and keep two negatives; rows 2 and 3 have no label, not a shared one, and keep three.
     assert loss.item() == pytest.approx((2 * math.log(3) + 2 * math.log(4)) / 4, abs=1e-6)
-    trainer = make_trainer(rows, **plain(mask_labels=False))  # now rows 0 and 1 are negatives of each other
+    trainer = make_trainer(rows, **plain(exclude_same_label=False))  # now rows 0 and 1 are negatives of each other
     loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
     assert loss.item() == pytest.approx(math.log(4), abs=1e-6)
 
 
 def test_all_negatives_count_until_the_hardest_do(make_trainer: Callable, rows: list[dict[str, Any]]):
     # The query's cosines: 0 with its positive, 1 with a negative that the filter drops, 0 and -1 with two others.
-    trainer = make_trainer(rows, temperature=1.0, beta=0.5, k=1, hard_after_steps=3)
+    trainer = make_trainer(
+        rows, temperature=1.0, false_negative_margin=0.5, num_hard_negatives=1, hard_negative_warmup_steps=3
+    )
     batch = batch_of(content=[10, 11, 12, 13], label=[-1] * 4, positive=[0], query=[4])
     embeddings = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, -1.0], [-1.0, 0.0], [1.0, 0.0]])
     every = math.log(1 + math.e + 1 + 1 / math.e)
@@ -139,17 +141,17 @@ def test_a_batch_of_one_is_an_error(make_trainer: Callable, rows: list[dict[str,
 
 
 def test_k_larger_than_the_pool_trains(make_trainer: Callable, rows: list[dict[str, Any]]):
-    trainer = make_trainer(rows, k=1000, max_steps=1)
+    trainer = make_trainer(rows, num_hard_negatives=1000, max_steps=1)
     assert trainer.train().training_loss > 0
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"k": 0}, "k must be at least 1"),
+        ({"num_hard_negatives": 0}, "num_hard_negatives must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"fewer": "drop"}, "fewer must be 'mask' or 'repeat'"),
-        ({"choose": "best"}, "choose must be 'hardest', 'random' or 'easiest'"),
+        ({"pad_negatives": "drop"}, "pad_negatives must be 'mask' or 'repeat'"),
+        ({"negative_sampling": "best"}, "negative_sampling must be 'hardest', 'random' or 'easiest'"),
         ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),
         ({"use_liger_kernel": True}, "use_liger_kernel does nothing here"),
     ],
@@ -164,7 +166,7 @@ def test_a_task_block_fills_batches_with_one_task(make_trainer: Callable, rows: 
     dataset = Dataset.from_dict(columns).with_transform(
         lambda batch: {"rows": [rows[number] | {"number": number} for number in batch["number"]]} | batch
     )
-    trainer = make_trainer(rows, per_device_train_batch_size=6, task_block=6)
+    trainer = make_trainer(rows, per_device_train_batch_size=6, task_block_size=6)
     trainer.data_collator = lambda batch: {"number": [row["number"] for row in batch]}
     trainer.train_dataset = dataset
     loader = trainer.get_train_dataloader()
@@ -178,9 +180,9 @@ def test_a_task_block_fills_batches_with_one_task(make_trainer: Callable, rows: 
 
 
 def test_a_task_block_needs_stored_tasks(make_trainer: Callable, rows: list[dict[str, Any]]):
-    trainer = make_trainer(rows, task_block=6)
+    trainer = make_trainer(rows, task_block_size=6)
     trainer.train_dataset = Dataset.from_dict({"number": list(range(24))}).with_transform(
         lambda batch: {"task": ["names"] * len(batch["number"])}
     )
-    with pytest.raises(ValueError, match="task_block=6 needs to know the task of every row"):
+    with pytest.raises(ValueError, match="task_block_size=6 needs to know the task of every row"):
         trainer.get_train_dataloader()

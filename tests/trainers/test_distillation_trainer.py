@@ -153,7 +153,7 @@ def test_a_batch_of_one_is_an_error(make_trainer: Callable):
         make_trainer(PRECOMPUTED, {}, per_device_train_batch_size=1).train()
 
 
-@pytest.mark.parametrize("options", [{"teacher_temperature": 0.0}, {"direction": "both"}])
+@pytest.mark.parametrize("options", [{"teacher_temperature": 0.0}, {"kl_direction": "both"}])
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], tmp_path: Path):
     with pytest.raises(ValueError, match=next(iter(options))):
         DistillationConfig(str(tmp_path), use_cpu=True, **options)

@@ -21,7 +21,7 @@ from unime.trainers import (
     merge_adapter,
 )
 from unime.trainers.embedding_trainer import EmbeddingTrainer
-from unime.trainers.last_tokens import for_last_tokens
+from unime.trainers.gradient_cache import with_last_layer_shortcut
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_matryoshka_is_the_mean_over_the_whole_and_its_cuts(
     loss = several.compute_loss(several.model, batch)
     loss.backward()
 
-    embed = for_last_tokens(plain.model, lambda tensors: plain.model(**tensors).embeddings)
+    embed = with_last_layer_shortcut(plain.model, lambda tensors: plain.model(**tensors).embeddings)
     tensors = [embed(tensors) for tensors in batch["micro_batches"]]
     items = torch.cat(tensors)[torch.argsort(batch["order"])]
     expected = sum(
@@ -259,9 +259,14 @@ def test_settings_come_from_yaml_and_the_command_line_and_unknown_ones_are_error
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("output_dir: out\nuse_cpu: true\nbeta: null\nk: null\ntemperature: 0.05\n")
     (args,) = TrlParser([ContrastiveConfig]).parse_args_and_config(
-        ["--config", str(recipe), "--temperature", "0.1", "--fewer", "repeat"]
+        ["--config", str(recipe), "--temperature", "0.1", "--pad_negatives", "repeat"]
     )
-    assert (args.beta, args.k, args.temperature, args.fewer) == (None, None, 0.1, "repeat")
+    assert (args.false_negative_margin, args.num_hard_negatives, args.temperature, args.pad_negatives) == (
+        None,
+        None,
+        0.1,
+        "repeat",
+    )
     (args,) = TrlParser([DistillationConfig]).parse_args_and_config(["--output_dir", "out", "--use_cpu", "true"])
     assert args.student_temperature == args.teacher_temperature == 0.1
     recipe.write_text("output_dir: out\nhard_negatives: 8\n")

@@ -8,7 +8,7 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, micro_batches
 from unime.trainers import cached_loss, contrastive_loss
-from unime.trainers.graph_memory import GraphMemory
+from unime.trainers.gradient_cache import GraphCacheBudget
 
 
 KINDS = ["text", "image", "mixed"]
@@ -26,7 +26,9 @@ def loss_of(embeddings: Tensor) -> Tensor:
     half = len(embeddings) // 2
     excluded = torch.zeros(half, half, dtype=torch.bool)
     queries, candidates = embeddings.split(half)
-    return contrastive_loss(queries, candidates, torch.arange(half), excluded, temperature=0.5, k=2)[0]
+    return contrastive_loss(queries, candidates, torch.arange(half), excluded, temperature=0.5, num_hard_negatives=2)[
+        0
+    ]
 
 
 def gradients(
@@ -38,7 +40,7 @@ def gradients(
     torch.manual_seed(7)
     model.zero_grad()
     if cached:
-        loss = cached_loss(embed, batches, loss_of, GraphMemory(gigabytes, model))
+        loss = cached_loss(embed, batches, loss_of, GraphCacheBudget(gigabytes, model))
     else:
         loss = loss_of(torch.cat([embed(tensors) for tensors in batches]))
     (scale * loss).backward()
@@ -47,13 +49,13 @@ def gradients(
     }
 
 
-@pytest.mark.parametrize("max_tokens", [1, 60, 200])
+@pytest.mark.parametrize("micro_batch_tokens", [1, 60, 200])
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
-    kind: str, max_tokens: int, make_model: Callable, processor: ProcessorMixin, picture: Callable
+    kind: str, micro_batch_tokens: int, make_model: Callable, processor: ProcessorMixin, picture: Callable
 ):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, picture), max_tokens)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, picture), micro_batch_tokens)]
     assert len(batches) > 1
     cached, plain = gradients(model, batches, cached=True), gradients(model, batches, cached=False)
     assert len(cached) > 10
@@ -62,7 +64,7 @@ def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
 
 def held_by(model: UniMEModel, tensors: dict[str, Tensor]) -> float:
     """Gigabytes that the graph of a micro-batch holds."""
-    memory = GraphMemory(1, model)
+    memory = GraphCacheBudget(1, model)
     with memory.counting(tensors):
         output = model(**tensors).embeddings
     assert output.requires_grad  # and kept until here, and with it its graph
@@ -106,7 +108,7 @@ def test_the_last_gradient_that_is_sent_back_is_called_the_last(
         said.append(last)
         embeddings.backward(gradient)
 
-    memory = GraphMemory(gigabytes, model)
+    memory = GraphCacheBudget(gigabytes, model)
     cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, memory, send_back).backward()
     assert said == [False] * (len(batches) - 1) + [True]
 
@@ -128,8 +130,8 @@ def test_gradients_are_the_same_for_every_split(
     model = make_model().train()
     items = make_items(kind, picture)
 
-    def gradients_of(max_tokens: int) -> dict[str, Any]:
-        batches = micro_batches(processor, items, max_tokens)
+    def gradients_of(micro_batch_tokens: int) -> dict[str, Any]:
+        batches = micro_batches(processor, items, micro_batch_tokens)
         order = torch.tensor([index for indices, _ in batches for index in indices])
         model.zero_grad()
         loss = cached_loss(
@@ -141,8 +143,8 @@ def test_gradients_are_the_same_for_every_split(
         return {"loss": loss.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}
 
     whole = gradients_of(10**6)
-    for max_tokens in (1, 60, 200):
-        torch.testing.assert_close(gradients_of(max_tokens), whole, atol=1e-6, rtol=0)
+    for micro_batch_tokens in (1, 60, 200):
+        torch.testing.assert_close(gradients_of(micro_batch_tokens), whole, atol=1e-6, rtol=0)
 
 
 def test_dropout_matters_in_these_tests(make_model: Callable, processor: ProcessorMixin, picture: Callable):
@@ -188,7 +190,7 @@ def test_autocast_holds_for_the_second_pass_too(
     torch.manual_seed(7)
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        memory = GraphMemory(gigabytes, model)
+        memory = GraphCacheBudget(gigabytes, model)
         loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, memory)
         if backward_inside:
             loss.backward()

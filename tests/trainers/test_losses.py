@@ -31,12 +31,21 @@ def minus_log_share(positive: float, *negatives: float) -> float:
 
 def test_contrastive_loss_of_identical_embeddings_is_log_batch_size():
     same = normalize(torch.ones(6, 3), dim=1)
-    loss, _ = contrastive_loss(same, same, torch.arange(6), torch.zeros(6, 6, dtype=torch.bool), beta=None, k=None)
+    loss, _ = contrastive_loss(
+        same,
+        same,
+        torch.arange(6),
+        torch.zeros(6, 6, dtype=torch.bool),
+        false_negative_margin=None,
+        num_hard_negatives=None,
+    )
     assert loss.item() == pytest.approx(math.log(6), abs=1e-6)
 
 
 def test_the_filter_and_the_hardest_two_are_those_worked_by_hand():
-    loss, statistics = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=2)
+    loss, statistics = contrastive_loss(
+        COSINES, AXES, OWN, NONE, temperature=1.0, false_negative_margin=0.1, num_hard_negatives=2
+    )
     rows = [
         minus_log_share(0.6, 0.65, 0.5),
         minus_log_share(0.3, 0.35, 0.2),
@@ -55,7 +64,16 @@ def test_the_filter_and_the_hardest_two_are_those_worked_by_hand():
 
 
 def test_the_easiest_are_those_worked_by_hand():
-    loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=1, choose="easiest")
+    loss, _ = contrastive_loss(
+        COSINES,
+        AXES,
+        OWN,
+        NONE,
+        temperature=1.0,
+        false_negative_margin=0.1,
+        num_hard_negatives=1,
+        negative_sampling="easiest",
+    )
     rows = [minus_log_share(0.6, 0.5), minus_log_share(0.3, 0.1), minus_log_share(0.5, 0.4), 0.0]
     assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
 
@@ -64,7 +82,16 @@ def test_random_negatives_are_any_that_pass_the_filter():
     seen = set()
     for seed in range(30):
         torch.manual_seed(seed)
-        loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=1, choose="random")
+        loss, _ = contrastive_loss(
+            COSINES,
+            AXES,
+            OWN,
+            NONE,
+            temperature=1.0,
+            false_negative_margin=0.1,
+            num_hard_negatives=1,
+            negative_sampling="random",
+        )
         seen.add(round(4 * loss.item() - minus_log_share(0.5, 0.4), 4))  # row 2 has one left, row 3 none
     firsts = [minus_log_share(0.6, other) for other in (0.5, 0.65)]
     seconds = [minus_log_share(0.3, other) for other in (0.1, 0.2, 0.35)]
@@ -72,7 +99,16 @@ def test_random_negatives_are_any_that_pass_the_filter():
 
 
 def test_missing_negatives_are_repeated_hardest_first_when_asked():
-    loss, _ = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=1.0, beta=0.1, k=3, fewer="repeat")
+    loss, _ = contrastive_loss(
+        COSINES,
+        AXES,
+        OWN,
+        NONE,
+        temperature=1.0,
+        false_negative_margin=0.1,
+        num_hard_negatives=3,
+        pad_negatives="repeat",
+    )
     rows = [
         minus_log_share(0.6, 0.65, 0.5, 0.65),
         minus_log_share(0.3, 0.35, 0.2, 0.1),
@@ -83,13 +119,20 @@ def test_missing_negatives_are_repeated_hardest_first_when_asked():
 
 
 def test_repeating_fills_more_places_than_there_are_candidates():
-    loss, _ = contrastive_loss(COSINES[2:3], AXES, OWN[2:3], NONE[2:3], temperature=1.0, k=6, fewer="repeat")
+    loss, _ = contrastive_loss(
+        COSINES[2:3], AXES, OWN[2:3], NONE[2:3], temperature=1.0, num_hard_negatives=6, pad_negatives="repeat"
+    )
     assert loss.item() == pytest.approx(minus_log_share(0.5, *[0.4] * 6), abs=1e-6)
 
 
 def test_hardness_weighs_each_negative_by_its_cosine_and_sends_no_gradient():
     cosines = COSINES[1:2].clone().requires_grad_()  # positive 0.3, negatives 0.1, 0.2 and 0.35
-    settings = {"temperature": 0.5, "beta": None, "k": None, "hardness_weight": 9.0}
+    settings = {
+        "temperature": 0.5,
+        "false_negative_margin": None,
+        "num_hard_negatives": None,
+        "hardness_strength": 9.0,
+    }
     loss, _ = contrastive_loss(cosines, AXES, OWN[1:2], NONE[1:2], **settings)
     terms = [math.exp(9 * value) * math.exp(value / 0.5) for value in (0.1, 0.2, 0.35)]
     total = math.exp(0.3 / 0.5) + sum(terms)
@@ -103,26 +146,32 @@ def test_hardness_weighs_each_negative_by_its_cosine_and_sends_no_gradient():
 def test_the_filter_without_k_is_the_mask_of_qwen3_vl_embedding():
     excluded = NONE.clone()
     excluded[0, 1] = True  # the same document as row 0's positive
-    loss, _ = contrastive_loss(COSINES, AXES, OWN, excluded, temperature=1.0, beta=0.1, k=None)
+    loss, _ = contrastive_loss(
+        COSINES, AXES, OWN, excluded, temperature=1.0, false_negative_margin=0.1, num_hard_negatives=None
+    )
     rows = [minus_log_share(0.6, 0.65), minus_log_share(0.3, 0.1, 0.2, 0.35), minus_log_share(0.5, 0.4), 0.0]
     assert loss.item() == pytest.approx(sum(rows) / 4, abs=1e-6)
 
 
 def test_k_larger_than_the_pool_takes_all_that_are_left():
-    many, _ = contrastive_loss(COSINES, AXES, OWN, NONE, k=64)
-    all_of_them, _ = contrastive_loss(COSINES, AXES, OWN, NONE, k=None)
+    many, _ = contrastive_loss(COSINES, AXES, OWN, NONE, num_hard_negatives=64)
+    all_of_them, _ = contrastive_loss(COSINES, AXES, OWN, NONE, num_hard_negatives=None)
     assert torch.equal(many, all_of_them)
 
 
 def test_without_filter_and_k_it_is_in_batch_info_nce():
-    loss, statistics = contrastive_loss(COSINES, AXES, OWN, NONE, temperature=0.5, beta=None, k=None)
+    loss, statistics = contrastive_loss(
+        COSINES, AXES, OWN, NONE, temperature=0.5, false_negative_margin=None, num_hard_negatives=None
+    )
     torch.testing.assert_close(loss, cross_entropy(COSINES / 0.5, OWN))
     assert statistics["filtered"] == 0
 
 
 def test_excluded_candidates_do_not_come_back():
     excluded = torch.tensor([[False, False, True, False]]).expand(4, 4)
-    loss, _ = contrastive_loss(COSINES, AXES, OWN, excluded, temperature=1.0, beta=0.1, k=2)
+    loss, _ = contrastive_loss(
+        COSINES, AXES, OWN, excluded, temperature=1.0, false_negative_margin=0.1, num_hard_negatives=2
+    )
     rows = [
         minus_log_share(0.6, 0.5),
         minus_log_share(0.3, 0.35, 0.1),
@@ -139,38 +188,52 @@ def test_a_tie_with_the_positive_counts_as_wrong():
 
 
 def naive_negatives(
-    cosines: list[float], positive: int, excluded: list[bool], beta: float | None, k: int | None
+    cosines: list[float],
+    positive: int,
+    excluded: list[bool],
+    false_negative_margin: float | None,
+    num_hard_negatives: int | None,
 ) -> list[int]:
-    alpha = math.inf if beta is None else cosines[positive] + beta
+    alpha = math.inf if false_negative_margin is None else cosines[positive] + false_negative_margin
     left = [j for j in range(len(cosines)) if j != positive and not excluded[j] and cosines[j] <= alpha]
-    return sorted(left, key=lambda j: -cosines[j])[:k]
+    return sorted(left, key=lambda j: -cosines[j])[:num_hard_negatives]
 
 
-@pytest.mark.parametrize("fewer", ["mask", "repeat"])
-def test_only_the_chosen_negatives_ever_receive_a_gradient(fewer: str):
+@pytest.mark.parametrize("pad_negatives", ["mask", "repeat"])
+def test_only_the_chosen_negatives_ever_receive_a_gradient(pad_negatives: str):
     chance = random.Random(0)
     for trial in range(200):
         generator = torch.Generator().manual_seed(trial)
         batch, pool = chance.randint(2, 6), chance.randint(6, 12)
-        beta, k = chance.choice([None, -0.2, 0.0, 0.1]), chance.choice([None, 1, 3, 20])
+        false_negative_margin, num_hard_negatives = (
+            chance.choice([None, -0.2, 0.0, 0.1]),
+            chance.choice([None, 1, 3, 20]),
+        )
         cosines = (torch.rand(batch, pool, generator=generator, dtype=torch.float64) * 2 - 1).requires_grad_()
         positive = torch.randint(pool, (batch,), generator=generator)
         excluded = torch.rand(batch, pool, generator=generator) < 0.4
         if excluded.scatter(1, positive[:, None], True).all():
             continue
         loss, _ = contrastive_loss(
-            cosines, torch.eye(pool), positive, excluded, temperature=1.0, beta=beta, k=k, fewer=fewer
+            cosines,
+            torch.eye(pool),
+            positive,
+            excluded,
+            temperature=1.0,
+            false_negative_margin=false_negative_margin,
+            num_hard_negatives=num_hard_negatives,
+            pad_negatives=pad_negatives,
         )
         loss.backward()
         expected_loss = 0.0
         for row, own, taboo, gradient in zip(
             cosines.tolist(), positive.tolist(), excluded.tolist(), cosines.grad, strict=True
         ):
-            negatives = naive_negatives(row, own, taboo, beta, k)
+            negatives = naive_negatives(row, own, taboo, false_negative_margin, num_hard_negatives)
             touched = set(gradient.nonzero().flatten().tolist())
             assert touched == ({own, *negatives} if negatives else set())
-            if fewer == "repeat" and k is not None and negatives:
-                negatives = [negatives[place % len(negatives)] for place in range(k)]
+            if pad_negatives == "repeat" and num_hard_negatives is not None and negatives:
+                negatives = [negatives[place % len(negatives)] for place in range(num_hard_negatives)]
             expected_loss += minus_log_share(row[own], *(row[j] for j in negatives)) / batch
         assert loss.item() == pytest.approx(expected_loss, abs=1e-5)
 
@@ -210,7 +273,7 @@ def test_distillation_of_two_texts_is_the_kl_worked_by_hand():
     forward = 0.5 * math.log(0.5 / SELF) + 0.5 * math.log(0.5 / OTHER)
     backward = SELF * math.log(SELF / 0.5) + OTHER * math.log(OTHER / 0.5)
     assert distillation(ORTHOGONAL, EQUAL) == pytest.approx(forward, abs=1e-6)
-    assert distillation(ORTHOGONAL, EQUAL, direction="student_teacher") == pytest.approx(backward, abs=1e-6)
+    assert distillation(ORTHOGONAL, EQUAL, kl_direction="student_teacher") == pytest.approx(backward, abs=1e-6)
     assert forward != pytest.approx(backward, abs=1e-3)
 
 
@@ -250,7 +313,12 @@ def by_slices(
 @pytest.mark.parametrize("most_elements", [1, 4 * 31, 7 * 31 + 5])  # slices of 1, of 4 and of 7 rows, the last shorter
 @pytest.mark.parametrize(
     "options",
-    [{}, {"beta": None, "k": None}, {"k": 40, "fewer": "repeat"}, {"beta": -0.2, "hardness_weight": 9.0}],
+    [
+        {},
+        {"false_negative_margin": None, "num_hard_negatives": None},
+        {"num_hard_negatives": 40, "pad_negatives": "repeat"},
+        {"false_negative_margin": -0.2, "hardness_strength": 9.0},
+    ],
 )
 def test_the_loss_in_slices_is_the_loss_at_once(
     options: dict, most_elements: int, monkeypatch: pytest.MonkeyPatch
@@ -267,11 +335,11 @@ def test_the_loss_in_slices_is_the_loss_at_once(
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("direction", ["teacher_student", "student_teacher"])
-def test_distillation_in_slices_is_distillation_at_once(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kl_direction", ["teacher_student", "student_teacher"])
+def test_distillation_in_slices_is_distillation_at_once(kl_direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss_of(student: Tensor, others: Tensor) -> list[Tensor]:
         teacher = others[:13].detach()
-        settings = {"student_temperature": 0.1, "teacher_temperature": 0.05, "direction": direction}
+        settings = {"student_temperature": 0.1, "teacher_temperature": 0.05, "kl_direction": kl_direction}
         return [distillation_kl(student, teacher, **settings)]
 
     whole = by_slices(loss_of, 13 * 13, monkeypatch)

@@ -11,7 +11,7 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model
 from unime.serve.application import create_app
-from unime.serve.embedding import Embedder
+from unime.serve.embedder import Embedder
 from unime.serve.limits import Limits
 from unime.serve.service import EmbeddingService
 

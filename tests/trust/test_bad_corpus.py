@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from small_index import TINY
 
-from unime.data.corpus import open_corpus
-from unime.search.store import REJECTED, Store
+from unime.corpus.corpus import open_corpus
+from unime.index.index import REJECTED_FILE, Index
 
 
 Said = Callable[..., str]
@@ -38,10 +38,10 @@ def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_pat
     line, name, reason = LINES[kind]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a cat"}\r\n' + line + b'\r\n{"text": "a dog"}\r\n')
-    store = Store.create(tmp_path / "index", TINY, None)
+    store = Index.create(tmp_path / "index", TINY, None)
     synced = store.update(open_corpus(path), lambda: tiny)
     assert (synced.embedded, synced.rejected, len(store)) == (2, 1, 2)
-    (rejected,) = [json.loads(one) for one in (tmp_path / "index" / REJECTED).read_text().splitlines()]
+    (rejected,) = [json.loads(one) for one in (tmp_path / "index" / REJECTED_FILE).read_text().splitlines()]
     assert rejected["id"] == name
     assert rejected["reason"].startswith(f"entry {name!r}: {reason.format(path=path, folder=tmp_path)}")
 

@@ -10,10 +10,10 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from unime.data.probes import KINDS
-from unime.eval import captions, mmeb, sugarcrepe, text
+from unime.eval.benchmarks import caption_retrieval, mmeb, sugarcrepe, text_similarity
 from unime.eval.metrics import spearman
 from unime.eval.tasks import CompositionalTask, RetrievalTask, SimilarityTask, evaluate
+from unime.openmoji.perturbations import KINDS
 
 
 Said = Callable[..., str]
@@ -99,14 +99,14 @@ def encoded(folder: Path) -> dict[str, Any]:
 )
 def test_a_bad_row_of_captions_is_named(changes: list[dict], reason: str, folder: Path, said: Said):
     rows = [{"image": encoded(folder), "text": ["a", "b"]} | change for change in changes]
-    assert reason in said(lambda: captions.flickr30k(publish(folder, rows)))
+    assert reason in said(lambda: caption_retrieval.flickr30k(publish(folder, rows)))
 
 
 @pytest.mark.parametrize("where", ["before", "between"])
 def test_a_picture_that_is_not_there_is_named_when_it_is_embedded(where: str, folder: Path, said: Said):
     rows = [{"image": encoded(folder), "text": ["a"]}] * 2
     rows.insert(0 if where == "before" else 1, {"image": None, "text": ["a"]})
-    tasks = captions.flickr30k(publish(folder, rows))
+    tasks = caption_retrieval.flickr30k(publish(folder, rows))
     message = said(lambda: evaluate(axes, tasks, model="m", progress=False))
     assert f"flickr30k, row {0 if where == 'before' else 1}: " in message
 
@@ -140,7 +140,7 @@ def test_a_bad_file_of_long_captions_is_named(content: Any, reason: str, folder:
     if content is not None:
         written = content if isinstance(content, str) else json.dumps(content)
         path.write_bytes(written.encode("utf-8", "surrogateescape"))
-    assert reason.format(path=path) in said(lambda: captions.sharegpt4v(path, folder / "images"))
+    assert reason.format(path=path) in said(lambda: caption_retrieval.sharegpt4v(path, folder / "images"))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_bad_caption_of_urban1k_is_named(content: bytes | None, reason: str, t
     path = tmp_path / "caption" / "0.txt"
     if content is not None:
         path.write_bytes(content)
-    assert reason.format(path=path) in said(lambda: captions.urban1k(tmp_path))
+    assert reason.format(path=path) in said(lambda: caption_retrieval.urban1k(tmp_path))
 
 
 PROBE = {"filename": "0.png", "caption": "a", "negative_caption": "b"}
@@ -208,7 +208,7 @@ def test_a_bad_file_of_probes_is_named(content: Any, reason: str, folder: Path, 
 def test_a_bad_pair_of_similarities_is_named(rows: list[tuple], reason: str, tmp_path: Path, said: Said):
     (tmp_path / "sickr-sts").mkdir()
     publish(tmp_path / "sickr-sts", [dict(zip(("sentence1", "sentence2", "score"), row, strict=True)) for row in rows])
-    assert reason in said(lambda: text.sts(str(tmp_path), ["SICK-R"]))
+    assert reason in said(lambda: text_similarity.sts(str(tmp_path), ["SICK-R"]))
 
 
 def axes(items: Sequence[Any]) -> np.ndarray:

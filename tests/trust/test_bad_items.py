@@ -18,7 +18,7 @@ from transformers import ProcessorMixin
 from unime import UniMEModel, micro_batches
 from unime.data.collator import ContrastiveCollator
 from unime.data.rows import content_hash
-from unime.eval.store import EmbeddingStore
+from unime.eval.embedding_cache import EmbeddingCache
 
 
 Said = Callable[..., str]
@@ -126,7 +126,7 @@ def test_encode_names_what_no_model_can_see(name: str, encode: Encode, said: Sai
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-evaluation")
 def test_an_evaluation_refuses_what_is_no_item(name: str, encode: Encode, said: Said) -> None:
     item, reason = ITEMS[name]
-    assert reason in said(lambda: EmbeddingStore(encode)(["a cat", moved(item)]))
+    assert reason in said(lambda: EmbeddingCache(encode)(["a cat", moved(item)]))
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-training row")

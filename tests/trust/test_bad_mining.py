@@ -44,7 +44,14 @@ def mine(tmp_path: Path) -> Callable[..., Path]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.CHUNK = 3
-        command = ["--dataset", tmp_path / "rows.jsonl", "--model", ROOT / "checkpoints" / "unime-tiny", "--k", 2]
+        command = [
+            "--dataset",
+            tmp_path / "rows.jsonl",
+            "--model",
+            ROOT / "checkpoints" / "unime-tiny",
+            "--num_negatives",
+            2,
+        ]
         command += ["--output_dir", tmp_path / output, "--relative_margin", "-1", *settings]
         parser = TrlParser((module.DataArguments, module.ScriptArguments))
         module.main(*parser.parse_args_and_config([str(word) for word in command], return_remaining_strings=True))
@@ -78,7 +85,7 @@ def test_a_bad_row_is_listed_and_the_others_are_mined_as_without_it(kind: str, m
 
     # Training takes both files, of which the numbers count all rows.
     mine(lines)
-    files = {"mined": str(found / "negatives.jsonl"), "rejected": str(found / "rejected.jsonl")}
+    files = {"mined_file": str(found / "negatives.jsonl"), "rejected_file": str(found / "rejected.jsonl")}
     rows = list(open_rows(DataArguments(str(tmp_path / "rows.jsonl"), **files)))
     assert [row["query"]["text"] for row in rows] == [f"a {name}" for name in NAMES]
     assert [[item["text"] for item in row["negatives"]] for row in rows] == [

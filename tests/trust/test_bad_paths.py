@@ -15,13 +15,13 @@ from PIL import Image
 from small_index import TINY, rows
 
 from unime import load_model
-from unime.data.corpus import open_corpus
+from unime.corpus.corpus import open_corpus
 from unime.data.jsonl import load_rows
 from unime.data.rows import read_row
 from unime.data.sources import DataArguments, open_rows
-from unime.eval.captions import flickr30k, sharegpt4v, urban1k
-from unime.page.picture import open_upload
-from unime.search.store import Store
+from unime.eval.benchmarks.caption_retrieval import flickr30k, sharegpt4v, urban1k
+from unime.index.index import Index
+from unime.page.uploads import open_upload
 
 
 Said = Callable[..., str]
@@ -142,7 +142,7 @@ def indexed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict,
     """Index a corpus of all paths, and a good one; returns the rows of the index and the reasons of the others."""
     folder = tmp_path_factory.mktemp("index")
     lines = [{"id": name, "image": path_of(name, root)} for name in PATHS] + [{"id": "good", "image": "good.png"}]
-    store = Store.create(folder / "index", TINY)
+    store = Index.create(folder / "index", TINY)
     store.sync(open_corpus(write(folder, lines), image_root=root), *load_model(TINY, dtype="float32"))
     listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
     return rows(store), {one["id"]: one["reason"] for one in listed}

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value, config
 from PIL import Image
 from typer.testing import CliRunner
 
-from unime.cli.app import app
+from unime.cli.main import app
 from unime.data.sources import DataArguments, open_rows, open_texts
 
 
@@ -109,13 +109,13 @@ def test_a_bad_row_is_listed_by_check_data_and_left_out_of_training(kind: str, t
     same = {"query": {"text": "a cat"}, "positive": {"text": "a cat"}}
     bad, reason = ROWS.get(kind, (same, ": the query is its own positive; mend or remove the row"))
     path, listed = written(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}), tmp_path / "rejected.jsonl"
-    command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected", listed]
+    command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected-file", listed]
     checked = CliRunner().invoke(app, [str(word) for word in command])
     assert checked.exit_code == 1, checked.output
     problem, count = checked.stdout.splitlines()
     assert problem.startswith(f"rows.jsonl, row 1{reason}") and count == "1 of 3 rows are bad"
     assert [json.loads(line) for line in listed.read_text().splitlines()] == [{"row": 1, "reason": problem}]
-    kept = open_rows(DataArguments(str(path), rejected=str(listed)))
+    kept = open_rows(DataArguments(str(path), rejected_file=str(listed)))
     assert [row["query"]["text"] for row in kept] == ["a cat", "a dog"]
     assert len(kept.with_format(None)["task"][:]) == 2  # blocks of one task need it
 
@@ -264,8 +264,11 @@ def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, said: Said):
         ({"split": "test"}, "hub cannot be read as a table (Unknown split"),
         ({"config_name": "french"}, "hub cannot be read as a table (BuilderConfig 'french' not found"),
         ({"instructions": {"target": "Find:"}}, "instructions names 'target': the sides of a row are query, positive"),
-        ({"streaming": True, "mined": "x"}, "mined negatives cannot be streamed: set streaming to false"),
-        ({"streaming": True, "rejected": "x"}, "what leaves out rejected rows cannot be streamed: set streaming to"),
+        ({"streaming": True, "mined_file": "x"}, "mined negatives cannot be streamed: set streaming to false"),
+        (
+            {"streaming": True, "rejected_file": "x"},
+            "what leaves out rejected rows cannot be streamed: set streaming to",
+        ),
     ],
     ids=["split", "configuration", "side", "mined stream", "rejected stream"],
 )

@@ -14,13 +14,13 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model, micro_batches
 from unime.checkpoint import PROMPTS
+from unime.corpus.corpus import open_corpus
 from unime.data.collator import ContrastiveCollator, DistillationCollator
-from unime.data.corpus import open_corpus
 from unime.data.jsonl import load_rows, load_texts
-from unime.eval.store import EmbeddingStore
+from unime.eval.embedding_cache import EmbeddingCache
+from unime.index.index import Index
+from unime.index.queries import query_item
 from unime.page.collection import Collection
-from unime.search.query import query_item
-from unime.search.store import Store
 
 
 Said = Callable[..., str]
@@ -160,7 +160,7 @@ def test_a_text_of_stage_1_that_is_no_unicode_is_named(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", SHORT, ids=lambda name: f"{name}-evaluation")
 def test_an_evaluation_embeds_the_text(name: str, tmp_path: Path, encode: Encode, vectors: Any) -> None:
-    (vector,) = EmbeddingStore(encode, tmp_path)([TEXTS[name]])
+    (vector,) = EmbeddingCache(encode, tmp_path)([TEXTS[name]])
     np.testing.assert_allclose(vector, vectors[name], atol=1e-5)
 
 
@@ -168,27 +168,27 @@ def test_an_evaluation_embeds_the_text(name: str, tmp_path: Path, encode: Encode
 
 
 @pytest.fixture(scope="module")
-def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, str]]:
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, dict[str, str]]:
     """Index every text, of a JSONL file; returns the index and the reasons of the entries that are not in it."""
     folder = tmp_path_factory.mktemp("index")
     texts = GIVEN | {name: text for name, (text, _) in LONE.items()}
     lines = [json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()]
     (folder / "texts.jsonl").write_text("".join(lines))
-    store = Store.create(folder / "index", TINY)
+    store = Index.create(folder / "index", TINY)
     store.sync(open_corpus(folder / "texts.jsonl"), *load_model(TINY, dtype="float32"))
     listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
     return store, {one["id"]: one["reason"] for one in listed}
 
 
 @pytest.mark.parametrize("name", TEXTS, ids=lambda name: f"{name}-index")
-def test_an_index_holds_the_text(name: str, indexed: tuple[Store, dict], vectors: Any) -> None:
+def test_an_index_holds_the_text(name: str, indexed: tuple[Index, dict], vectors: Any) -> None:
     row = rows(indexed[0])[name]
     assert row["text"] == TEXTS[name]
     np.testing.assert_allclose(row["vector"], vectors[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [*BLANK, *LONE], ids=lambda name: f"{name}-index")
-def test_an_index_lists_the_text_as_rejected(name: str, indexed: tuple[Store, dict[str, str]]) -> None:
+def test_an_index_lists_the_text_as_rejected(name: str, indexed: tuple[Index, dict[str, str]]) -> None:
     nothing = "it has neither a text nor a picture: give it one of them, or remove it"
     reason = nothing if name in BLANK else f"its text is not valid Unicode at character {LONE[name][1]}: mend it"
     assert indexed[1][name] == f"entry '{name}': {reason}"
@@ -196,7 +196,7 @@ def test_an_index_lists_the_text_as_rejected(name: str, indexed: tuple[Store, di
 
 
 @pytest.mark.parametrize("name", [*SHORT, LONG[2]], ids=lambda name: f"{name}-page")
-def test_the_page_searches_for_the_text(name: str, indexed: tuple[Store, dict], tiny: Loaded, encode: Encode) -> None:
+def test_the_page_searches_for_the_text(name: str, indexed: tuple[Index, dict], tiny: Loaded, encode: Encode) -> None:
     page = Collection("unime-tiny", indexed[0], *tiny)
     found = page.search(TEXTS[name], None, k=3)
     wanted = indexed[0].search(encode({"text": TEXTS[name], "instruction": PROMPTS["query"]}), 3)
@@ -210,7 +210,7 @@ def test_a_search_for_nothing_is_refused(name: str, said: Said) -> None:
 
 
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-page")
-def test_the_page_refuses_what_is_no_unicode(name: str, indexed: tuple[Store, dict], tiny: Loaded, said: Said) -> None:
+def test_the_page_refuses_what_is_no_unicode(name: str, indexed: tuple[Index, dict], tiny: Loaded, said: Said) -> None:
     message = said(lambda: Collection("unime-tiny", indexed[0], *tiny).search(LONE[name][0], None))
     assert message == f"item 0: 'text' is not valid Unicode at character {LONE[name][1]}: mend it"
 

@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import AutoConfig, ProcessorMixin
 
 from unime import UniMEModel, processor_from_backbone
-from unime.data.mining import mine, with_mined
-from unime.data.mmeb import mmeb_train
-from unime.data.rejected import without_rejected
-from unime.data.world import rows as world
+from unime.data.mining import mine_hard_negatives, with_mined_negatives
+from unime.data.mmeb_train import mmeb_train
+from unime.data.rejected_rows import without_rejected
+from unime.openmoji.dataset import openmoji_rows as world
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
 
 
@@ -119,14 +119,25 @@ def test_what_says_nothing_new_leaves_the_loss_as_it_is(odd: list[Row], plain: l
     assert loss(odd) == pytest.approx(loss(plain), abs=1e-6)
 
 
-@pytest.mark.parametrize("k", [5, 6, 1000])
-def test_k_of_the_pool_or_beyond_takes_all_negatives(k: int, loss: Callable):
-    assert loss(ROWS, k=k, beta=None) == pytest.approx(loss(ROWS, k=None, beta=None), abs=1e-6)
+@pytest.mark.parametrize("num_hard_negatives", [5, 6, 1000])
+def test_k_of_the_pool_or_beyond_takes_all_negatives(num_hard_negatives: int, loss: Callable):
+    assert loss(ROWS, num_hard_negatives=num_hard_negatives, false_negative_margin=None) == pytest.approx(
+        loss(ROWS, num_hard_negatives=None, false_negative_margin=None), abs=1e-6
+    )
 
 
 def test_k_beyond_the_pool_repeats_the_negatives_where_that_is_asked_for(loss: Callable):
     # Two rows: one negative each, which comes three times: log(1 + 3 e^d) in place of log(1 + e^d).
-    once, thrice = (loss(ROWS[:2], k=k, beta=None, temperature=1e6, fewer="repeat") for k in (1, 3))
+    once, thrice = (
+        loss(
+            ROWS[:2],
+            num_hard_negatives=num_hard_negatives,
+            false_negative_margin=None,
+            temperature=1e6,
+            pad_negatives="repeat",
+        )
+        for num_hard_negatives in (1, 3)
+    )
     assert once == pytest.approx(np.log(2), abs=1e-4) and thrice == pytest.approx(np.log(4), abs=1e-4)
 
 
@@ -208,7 +219,7 @@ def test_a_wrong_file_of_mined_negatives_is_named(lines: list[str] | None, reaso
     path = tmp_path / "negatives.jsonl"
     if lines is not None:
         path.write_text("\n".join(lines))
-    message = said(lambda: with_mined(world("train", 2), path), ValueError if lines else FileNotFoundError)
+    message = said(lambda: with_mined_negatives(world("train", 2), path), ValueError if lines else FileNotFoundError)
     assert reason.format(path=path) in message
 
 
@@ -220,8 +231,10 @@ def test_a_wrong_file_of_mined_negatives_is_named(lines: list[str] | None, reaso
 def test_mining_takes_what_there_is(candidates: int, positive: list[int], found: list[list[int]]):
     queries = np.tile(np.float32([1, 0]), (len(positive), 1))
     pool = np.float32([[1, 0], [0.9, 0.1], [0.8, 0.2]])[:candidates]
-    mined, report = mine(queries, pool, np.array(positive), np.full(len(positive), -1), k=10)
-    assert mined == found and report["queries with fewer than k"] == len(positive)
+    mined, report = mine_hard_negatives(
+        queries, pool, np.array(positive), np.full(len(positive), -1), num_negatives=10
+    )
+    assert mined == found and report["queries with fewer than num_negatives"] == len(positive)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from browser import OWN, PATIENCE
 from PIL import Image
 
 from unime import load_model
-from unime.data.entry import Entry
-from unime.eval.gallery import galleries
-from unime.eval.report import write_report
+from unime.corpus.entry import Entry
+from unime.eval.report.gallery import build_galleries
+from unime.eval.report.html_report import write_report
 from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
-from unime.search.gallery import Asked, gallery
-from unime.search.store import Hit, Store
+from unime.index.index import Hit, Index
+from unime.index.results_page import QueryDescription, render_results_page
 
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,9 @@ def test_the_report_of_an_evaluation(page: Any, tmp_path: Path):
     found, ranked = evaluate(embed, tasks, probes, model=HOSTILE, benchmark=HOSTILE, progress=False)
     curves = {HOSTILE: {HOSTILE: [(1, 2.0), (2, 1.0)]}}
     path = tmp_path / f"{NAME}.html"
-    write_report({HOSTILE: found}, galleries(ranked, tasks, probes), curves, path, subject=HOSTILE, credits=HOSTILE)
+    write_report(
+        {HOSTILE: found}, build_galleries(ranked, tasks, probes), curves, path, subject=HOSTILE, credits=HOSTILE
+    )
     page.goto(path.as_uri())
     # Browser's tab, standfirst, columns, legends, charts, query, instruction, candidate, caption, negative, credits.
     shown(page, least=15)
@@ -100,19 +102,19 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Entry(f"{HOSTILE} 2", None, str(folder / f"{NAME}.png"), metadata={}),
         Entry(f"{HOSTILE} 3", HOSTILE, metadata={}),
     ]
-    store = Store.create(folder / NAME, model)
+    store = Index.create(folder / NAME, model)
     store.sync(entries, *load_model(model, dtype="float32"))
     return folder / NAME
 
 
 def test_the_gallery_of_a_search(page: Any, index: Path, tmp_path: Path):
-    store = Store.open(index)
+    store = Index.open(index)
     picture = index.parent / f"{NAME}.png"
     vector = np.eye(1, store.record.dimensions, dtype=np.float32)[0]
     gone = Hit(HOSTILE, 0.5, HOSTILE, f"/gone/{NAME}.png", {HOSTILE: [HOSTILE, HOSTILE], "b": {HOSTILE: HOSTILE}})
     path = tmp_path / "gallery.html"
-    asked = Asked(HOSTILE, str(picture), HOSTILE, HOSTILE)
-    path.write_text(gallery(store, asked, [*store.search(vector, 3), gone]), encoding="utf-8")
+    asked = QueryDescription(HOSTILE, str(picture), HOSTILE, HOSTILE)
+    path.write_text(render_results_page(store, asked, [*store.search(vector, 3), gone]), encoding="utf-8")
     page.goto(path.as_uri())
     # Browser's tab, heading, instruction, condition; of each entry its id, its text and its metadata.
     shown(page, least=14)

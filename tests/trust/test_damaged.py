@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from unime import UniMEModel, load_model, processor_from_backbone
-from unime.data import emoji, world
-from unime.data.corpus import Entry
-from unime.data.mining import with_mined
+from unime.corpus.corpus import Entry
+from unime.data.mining import with_mined_negatives
 from unime.data.sources import DataArguments, open_rows
 from unime.data.teacher import precompute_teacher
-from unime.eval.store import EmbeddingStore
-from unime.eval.stored import StoredItems
-from unime.search import shards
-from unime.search.store import Store
+from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.lazy_items import LazyItems
+from unime.index import parquet_shards
+from unime.index.index import Index
+from unime.openmoji import catalogue, dataset
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, last_complete_checkpoint, load_adapter
 
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_was_cut_short_is_refused(checkpoint: Path, name: str,
         end = (checkpoint / name).read_bytes().rstrip()  # a line break at the end says nothing
         (checkpoint / name).write_bytes(end)
     damage(checkpoint / name, WAYS[how])
-    for load in (load_model, lambda folder: Store.create(folder + "-index", folder)):
+    for load in (load_model, lambda folder: Index.create(folder + "-index", folder)):
         sentence = refusal(lambda load=load: load(str(checkpoint)))
         assert sentence.startswith(f"{checkpoint / name} is damaged (")
         assert sentence.endswith("): copy or download the checkpoint again")
@@ -154,16 +154,16 @@ def test_embeddings_of_an_evaluation_are_made_again(how: str, tmp_path: Path, ca
         calls.append([item["text"] for item in items])
         return embedded(calls[-1])
 
-    items = StoredItems([{"text": text} for text in ("a", "bb", "aaa", "cccc")], read=open)
-    EmbeddingStore(encode, tmp_path, window=2)(items)
+    items = LazyItems([{"text": text} for text in ("a", "bb", "aaa", "cccc")], read=open)
+    EmbeddingCache(encode, tmp_path, window=2)(items)
     kept, damaged = sorted(tmp_path.glob("*.npy"), key=lambda file: b"cccc" in file.read_bytes())
     of_damaged = np.load(damaged)["vector"][:, 0].tolist()
     damage(damaged, (WAYS | CHANGED)[how])
-    vectors = EmbeddingStore(encode, tmp_path, window=2)(items)
+    vectors = EmbeddingCache(encode, tmp_path, window=2)(items)
     assert vectors.tolist() == [[1, 1], [2, 0], [3, 3], [4, 0]]
     assert [[len(text) for text in call] for call in calls[2:]] == [of_damaged]
     assert caplog.messages == [f"{damaged} is damaged, its checksum is another one: it is removed and made again"]
-    assert EmbeddingStore(encode, tmp_path)(items).tolist() == vectors.tolist() and len(calls) == 3 and kept.exists()
+    assert EmbeddingCache(encode, tmp_path)(items).tolist() == vectors.tolist() and len(calls) == 3 and kept.exists()
 
 
 @pytest.mark.parametrize("how", [*WAYS, *CHANGED])
@@ -186,12 +186,12 @@ def test_embeddings_of_the_teacher_are_made_again(
 def test_rows_of_the_world_are_made_again(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    emoji.pictures()  # they stay where they are
+    catalogue.drawings()  # they stay where they are
     monkeypatch.setenv("UNIME_CACHE", str(tmp_path))
-    made = world.texts("train", 20)["text"][:]
+    made = dataset.openmoji_texts("train", 20)["text"][:]
     (file,) = tmp_path.glob("*.arrow")
     damage(file, (WAYS | CHANGED)[how])
-    assert world.texts("train", 20)["text"][:] == made
+    assert dataset.openmoji_texts("train", 20)["text"][:] == made
     assert caplog.messages == [f"{file} is damaged, its checksum is another one: it is removed and made again"]
 
 
@@ -199,15 +199,15 @@ def test_rows_of_the_world_are_made_again(
 def test_pictures_of_the_world_are_drawn_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    drawn = emoji.pictures()
+    drawn = catalogue.drawings()
     monkeypatch.setenv("UNIME_CACHE", str(tmp_path))
     file = Path(shutil.copy(drawn.filename, tmp_path))
     damage(file, CHANGED["changed"])
-    emoji.pictures.cache_clear()
+    catalogue.drawings.cache_clear()
     try:
-        assert np.array_equal(emoji.pictures(), drawn)
+        assert np.array_equal(catalogue.drawings(), drawn)
     finally:
-        emoji.pictures.cache_clear()
+        catalogue.drawings.cache_clear()
     assert caplog.messages == [f"{file} is damaged, its checksum is another one: it is removed and made again"]
 
 
@@ -236,7 +236,7 @@ def test_mined_negatives_that_were_cut_short_are_refused(how: str, tmp_path: Pat
     mined.write_text("[1, 2]\n[2, 3]\n[]\n[10")
     damage(mined, WAYS[how])
     dataset = open_rows(DataArguments(dataset=str(tmp_path / "rows.jsonl")))
-    assert str(mined) in refusal(lambda: with_mined(dataset, mined))
+    assert str(mined) in refusal(lambda: with_mined_negatives(dataset, mined))
 
 
 def corpus(size: int) -> list[Entry]:
@@ -251,12 +251,12 @@ def test_embeddings_of_a_corpus_are_made_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(shards, "WINDOW", 8)
+    monkeypatch.setattr(parquet_shards, "WINDOW", 8)
     caplog.set_level(logging.WARNING)
 
     def write() -> int:
         settings = {"instruction": None, "dimensions": 192}
-        return shards.write_shards(corpus(16), tmp_path, *tiny, settings, lambda entries, rejected: None)
+        return parquet_shards.write_shards(corpus(16), tmp_path, *tiny, settings, lambda entries, rejected: None)
 
     assert write() == 0
     _, file = sorted(tmp_path.iterdir())
@@ -270,7 +270,7 @@ def test_embeddings_of_a_corpus_are_made_again(
 
 @pytest.fixture(scope="module")
 def index(tiny: tuple[UniMEModel, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = Store.create(tmp_path_factory.mktemp("indexes") / "index", str(TINY))
+    store = Index.create(tmp_path_factory.mktemp("indexes") / "index", str(TINY))
     store.sync(corpus(16), *tiny)
     return store.folder
 
@@ -283,8 +283,8 @@ def test_an_index_is_refused(pattern: str, how: str, index: Path, tiny: tuple[Un
         file.unlink() if how == "gone" else damage(file, WAYS[how])
     before = sorted(folder.rglob("*"))
     for work in (
-        lambda: Store.open(folder).search(np.ones(192, np.float32)),
-        lambda: Store.open(folder).sync(corpus(20), *tiny),
+        lambda: Index.open(folder).search(np.ones(192, np.float32)),
+        lambda: Index.open(folder).sync(corpus(20), *tiny),
     ):
         sentence = refusal(work)
         assert sentence.startswith(f"{folder} is damaged (")

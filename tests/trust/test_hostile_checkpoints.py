@@ -18,9 +18,9 @@ from unime import UniMEModel, load_model, save_checkpoint
 from unime.cli.info import describe
 from unime.cli.options import load_onto
 from unime.data.teacher import load_teacher
-from unime.eval.embedders import load_embedder
-from unime.eval.mteb_model import UniMEEncoder, model_meta
-from unime.search.store import Store
+from unime.eval.encoders.loading import load_encoder
+from unime.eval.encoders.mteb_encoder import UniMEEncoder, model_meta
+from unime.index.index import Index
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, load_adapter, merge_checkpoint
 
 
@@ -97,7 +97,7 @@ def adapter(base: tuple[UniMEModel, ProcessorMixin], folder: Path) -> Path:
 
 def index(folder: Path, store: Path) -> None:
     """Do as `unime index` does when there is no index yet."""
-    Store.create(store, str(folder))
+    Index.create(store, str(folder))
     load_onto(str(folder), "float32", "cpu")
 
 
@@ -105,8 +105,8 @@ LOADERS = {
     "load_model": lambda folder, _: load_model(str(folder)),
     "serve": lambda folder, _: load_onto(str(folder), "float32", "cpu"),
     "index": lambda folder, scratch: index(folder, scratch / "index"),
-    "eval": lambda folder, _: load_embedder(str(folder)),
-    "eval as SentenceTransformer": lambda folder, _: load_embedder(str(without_config(folder))),
+    "eval": lambda folder, _: load_encoder(str(folder)),
+    "eval as SentenceTransformer": lambda folder, _: load_encoder(str(without_config(folder))),
     "teacher": lambda folder, _: load_teacher(str(folder)),
     "mteb": lambda folder, _: UniMEEncoder("a/b", path=str(folder), device="cpu"),
 }
@@ -150,7 +150,7 @@ def test_weights_of_a_peer_or_backbone_in_a_pickle_are_refused(good: Path, kind:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model-00001-of-00002.bin").write_bytes(pickle.dumps(Intruder(trace)))
     with pytest.raises(ValueError) as caught:
-        load_embedder(str(folder))
+        load_encoder(str(folder))
     one_sentence(caught, str(folder), "as a pickle (pytorch_model-00001-of-00002.bin)")
 
 

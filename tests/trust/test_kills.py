@@ -22,7 +22,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from unime.search.store import Store
+from unime.index.index import Index
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +30,16 @@ TINY = str(ROOT / "checkpoints" / "unime-tiny")
 PATIENCE = 600  # seconds
 KILLS = 8  # of each job; one of each training in the quick suite
 # LanceDB is left out: it starts threads, which a fork does not take along.
-IMPORTS = ["trl", "peft", "faiss", "sentence_transformers", "unime.trainers", "unime.data.sources", "unime.data.world"]
-IMPORTS += ["unime.eval.__main__", "unime.search.shards"]
+IMPORTS = [
+    "trl",
+    "peft",
+    "faiss",
+    "sentence_transformers",
+    "unime.trainers",
+    "unime.data.sources",
+    "unime.openmoji.dataset",
+]
+IMPORTS += ["unime.eval.__main__", "unime.index.parquet_shards"]
 
 Start = Callable[..., BaseProcess]
 
@@ -134,7 +142,7 @@ def test_training(
 def test_mining(start: Start, kill: Callable[..., None], tmp_path: Path):
     pairs = [{"query": {"text": f"number {n}"}, "positive": {"text": f"{n} is its name"}} for n in range(3000)]
     settings = ["--config", "recipes/tiny/stage2.yaml", "--dataset", lines(tmp_path / "rows.jsonl", pairs)]
-    settings += ["--model", TINY, "--k", 2, "--relative_margin", 0]
+    settings += ["--model", TINY, "--num_negatives", 2, "--relative_margin", 0]
 
     def compare(undisturbed: Path, killed: Path) -> None:
         for name in ("negatives.jsonl", "report.json"):
@@ -181,7 +189,7 @@ def test_embedding_of_a_corpus(start: Start, kill: Callable[..., None], corpus: 
 @pytest.mark.slow
 def test_indexing(start: Start, kill: Callable[..., None], corpus: Path):
     def rows(folder: Path) -> dict[str, dict[str, Any]]:
-        read = Store.open(folder).table.table.to_arrow().to_pylist()
+        read = Index.open(folder).table.table.to_arrow().to_pylist()
         assert len({row["id"] for row in read}) == len(read)
         return {row["id"]: row for row in read}
 

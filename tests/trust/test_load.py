@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from unime import load_model
-from unime.data.corpus import open_corpus
-from unime.search.store import Store
+from unime.corpus.corpus import open_corpus
+from unime.index.index import Index
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +65,6 @@ def test_the_page_answers_every_good_visitor_and_does_not_grow(
         pixels = colours.integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((96, 96)).save(tmp_path / "pictures" / f"{number}.png")
     checkpoint = str(ROOT / "checkpoints" / "unime-tiny")
-    store = Store.create(tmp_path / "index", checkpoint)
+    store = Index.create(tmp_path / "index", checkpoint)
     store.sync(open_corpus(tmp_path / "pictures"), *load_model(checkpoint, dtype="float32"))
     check(under_load("page_load", tmp_path / "page.json", "--index", str(tmp_path / "index")), record_property)

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from unime import load_model, save_checkpoint
-from unime.cli.app import app
+from unime.cli.main import app
 from unime.data.teacher import PACKAGED_TEACHER, load_teacher, precompute_teacher
-from unime.data.world import rows
+from unime.openmoji.dataset import openmoji_rows
 from unime.serve.application import create_app
-from unime.serve.embedding import Embedder
+from unime.serve.embedder import Embedder
 from unime.serve.limits import Limits
 from unime.serve.service import EmbeddingService
 from unime.trainers import (
@@ -102,7 +102,7 @@ def test_an_index_does_not_make_its_reader_download_the_model_that_it_names(tmp_
 def test_training_from_what_is_here(twin: Callable[[str], Path], tmp_path: Path):
     settings = {"per_device_train_batch_size": 4, "max_steps": 1, "report_to": "none", "use_cpu": True}
     model, processor = load_model(str(twin("llava")))
-    data = rows("train", 8)
+    data = openmoji_rows("train", 8)
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     args = ContrastiveConfig(str(tmp_path / "adapter"), **settings)
     trainer = ContrastiveTrainer(model, args, train_dataset=data, processing_class=processor, peft_config=lora)

@@ -80,13 +80,13 @@ def steps_before(trainer: ContrastiveTrainer, bad: int) -> int:
     return next(step for step, names in enumerate(found) if f"pairs.jsonl, row {bad}, query" in names)
 
 
-@pytest.mark.parametrize("graph_memory", [0, 1e-6, 1])
+@pytest.mark.parametrize("graph_cache_gb", [0, 1e-6, 1])
 @pytest.mark.parametrize("backwards", [False, True], ids=["loss", "gradient"])
 def test_training_stops_before_the_step_and_names_the_row(
-    model: UniMEModel, processor: ProcessorMixin, settings: dict[str, Any], backwards: bool, graph_memory: float
+    model: UniMEModel, processor: ProcessorMixin, settings: dict[str, Any], backwards: bool, graph_cache_gb: float
 ):
     def trainer(seed: int) -> ContrastiveTrainer:
-        args = ContrastiveConfig(**settings, data_seed=seed, seed=seed, graph_memory=graph_memory)
+        args = ContrastiveConfig(**settings, data_seed=seed, seed=seed, graph_cache_gb=graph_cache_gb)
         return ContrastiveTrainer(model, args, train_dataset=rows(9), processing_class=processor)
 
     seed = next(seed for seed in range(20) if steps_before(trainer(seed), 9) == 2)

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model
-from unime.data.corpus import Entry
-from unime.search.embedding import embed_entries
-from unime.serve.embedding import Embedder, Task
+from unime.corpus.corpus import Entry
+from unime.index.entry_embedding import embed_entries
+from unime.serve.embedder import Embedder, Task
 
 
 TINY = str(Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny")
@@ -63,7 +63,7 @@ def test_an_item_that_does_not_fit_alone_is_named(
     loaded: tuple[UniMEModel, ProcessorMixin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = loaded
-    monkeypatch.setattr("unime.modeling_unime.WINDOW", 5)  # the item is the third of its window
+    monkeypatch.setattr("unime.modeling_unime.ENCODE_WINDOW_ITEMS", 5)  # the item is the third of its window
     with memory_for(model, 60), pytest.raises(ValueError) as error:
         model.encode([*ITEMS[:7], LONG], processor)
     assert str(error.value).startswith("item 7 (") and "\n" not in str(error.value)

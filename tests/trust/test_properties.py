@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
+from tiny_models import TINY_MODELS
 from transformers import ProcessorMixin
-from twins import TWINS
 
 from unime import UniMEModel, micro_batches, processor_from_backbone
 from unime.trainers import contrastive_loss
@@ -24,7 +24,7 @@ Item = dict[str, Any]
 Record = Callable[[str, object], None]
 
 FEW = ["llava", "qwen2-vl", "smolvlm"]
-CASES = [(name, 25) for name in FEW] + [pytest.param(name, 200, marks=pytest.mark.slow) for name in TWINS]
+CASES = [(name, 25) for name in FEW] + [pytest.param(name, 200, marks=pytest.mark.slow) for name in TINY_MODELS]
 SLACK = 24  # tokens: more than any control string has once a space has broken it
 
 
@@ -162,8 +162,8 @@ def test_a_vector_is_finite_of_unit_length_and_owes_nothing_to_order_or_neighbou
         alone = np.stack([model.encode(item, processor) for item in batch])
         assert np.isfinite(alone).all()
         np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, atol=1e-5)
-        np.testing.assert_allclose(model.encode(batch, processor, max_tokens=budget), alone, rtol=0, atol=1e-5)
-        backwards = model.encode(batch[::-1], processor, max_tokens=budget)[::-1]
+        np.testing.assert_allclose(model.encode(batch, processor, micro_batch_tokens=budget), alone, rtol=0, atol=1e-5)
+        backwards = model.encode(batch[::-1], processor, micro_batch_tokens=budget)[::-1]
         np.testing.assert_allclose(backwards, alone, rtol=0, atol=1e-5)
 
     batches = st.lists(items(processor), min_size=2, max_size=6)
@@ -187,9 +187,9 @@ def losses(draw: st.DrawFn) -> dict[str, Any]:
         "cosines": torch.tensor(draw(rows)),
         "positive": positive,
         "excluded": excluded,
-        "beta": draw(st.none() | st.sampled_from([-0.15, 0.0, 0.15])),
-        "k": draw(st.none() | st.integers(1, 9)),
-        "fewer": draw(st.sampled_from(["mask", "repeat"])),
+        "false_negative_margin": draw(st.none() | st.sampled_from([-0.15, 0.0, 0.15])),
+        "num_hard_negatives": draw(st.none() | st.integers(1, 9)),
+        "pad_negatives": draw(st.sampled_from(["mask", "repeat"])),
     }
 
 
@@ -200,14 +200,18 @@ def test_no_query_learns_from_its_positive_as_a_negative_or_from_what_was_droppe
     def holds(drawn: dict[str, Any]) -> None:
         # With the axes as candidates a query's coordinates are its cosines: their gradient says what the loss read.
         cosines, positive, excluded = drawn["cosines"].requires_grad_(), drawn["positive"], drawn["excluded"]
-        chosen = {name: drawn[name] for name in ("beta", "k", "fewer")}
+        chosen = {name: drawn[name] for name in ("false_negative_margin", "num_hard_negatives", "pad_negatives")}
         axes = torch.eye(cosines.shape[1])
         loss, _ = contrastive_loss(cosines, axes, positive, excluded, temperature=1.0, **chosen)
         loss.backward()
         pushed, used = cosines.grad > 0, cosines.grad != 0
         for row, own in enumerate(positive.tolist()):
             known = cosines[row].tolist()
-            limit = math.inf if chosen["beta"] is None else torch.tensor(known[own]).add(chosen["beta"]).item()
+            limit = (
+                math.inf
+                if chosen["false_negative_margin"] is None
+                else torch.tensor(known[own]).add(chosen["false_negative_margin"]).item()
+            )
             left = {
                 number
                 for number, value in enumerate(known)
@@ -216,7 +220,7 @@ def test_no_query_learns_from_its_positive_as_a_negative_or_from_what_was_droppe
             taken = set(pushed[row].nonzero().flatten().tolist())
             assert own not in taken and taken <= left
             assert set(used[row].nonzero().flatten().tolist()) == (taken | {own} if taken else set())
-            assert len(taken) == min(len(left), chosen["k"] or len(left))
+            assert len(taken) == min(len(left), chosen["num_hard_negatives"] or len(left))
             hardest = sorted((known[number] for number in left), reverse=True)[: len(taken)]
             assert sorted((known[number] for number in taken), reverse=True) == hardest
 

@@ -11,10 +11,10 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from unime import load_model, save_checkpoint
-from unime.checkpoint import without_home
-from unime.cli.app import app
-from unime.eval.card import evaluated_card, write_files
-from unime.eval.record import record
+from unime.checkpoint import redact_home
+from unime.cli.main import app
+from unime.eval.report.model_card import evaluated_card, write_files
+from unime.eval.run_metadata import run_metadata
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, merge_checkpoint
 
 
@@ -80,7 +80,7 @@ def test_what_training_leaves_to_be_published(
 
 def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, twin: Callable[[str], Path]):
     model = str(shutil.copytree(twin("llava"), home / "model"))
-    found = record(model, None, ["--models", f"UniME={model}", "--output_dir", str(home / "results")], seed=1)
+    found = run_metadata(model, None, ["--models", f"UniME={model}", "--output_dir", str(home / "results")], seed=1)
     assert found["model"] == "~/model"
     assert found["command"] == "python -m unime.eval --models UniME=~/model --output_dir ~/results"
     assert "alice" not in json.dumps(found) and TOKEN not in json.dumps(found)
@@ -97,12 +97,12 @@ def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, t
     ],
 )
 def test_the_home_folder_is_shown_as_a_tilde(home: Path, text: str, shown: str):
-    assert without_home(text.format(home=home)) == shown.format(home=home)
+    assert redact_home(text.format(home=home)) == shown.format(home=home)
 
 
 def test_a_user_whose_home_is_the_root_keeps_his_paths(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/")
-    assert without_home("/models/a") == "/models/a"
+    assert redact_home("/models/a") == "/models/a"
 
 
 @pytest.mark.parametrize("command", [["--help"], ["serve", "--help"], ["serve", "--port", "99999"], ["info", "/none"]])

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from unime.cli.app import main
-from unime.data.corpus import open_corpus
-from unime.eval.card import training_table
+from unime.cli.main import main
+from unime.corpus.corpus import open_corpus
+from unime.eval.report.model_card import training_table
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, TrainerCallback
 
 from unime import UniMEModel, load_model, processor_from_backbone, save_checkpoint
-from unime.data.corpus import Entry
+from unime.corpus.corpus import Entry
 from unime.data.sources import DataArguments
 from unime.data.teacher import precompute_teacher
-from unime.eval.store import EmbeddingStore
-from unime.eval.stored import StoredItems
-from unime.search import shards
-from unime.search.store import Store
+from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.lazy_items import LazyItems
+from unime.index import parquet_shards
+from unime.index.index import Index
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, last_complete_checkpoint
 
 
@@ -159,12 +159,12 @@ def test_a_checkpoint_of_the_trainer(disk: Disk, small: tuple[UniMEModel, Any], 
 
 
 def test_embeddings_of_a_corpus(disk: Disk, tiny: tuple[UniMEModel, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shards, "WINDOW", 32)
+    monkeypatch.setattr(parquet_shards, "WINDOW", 32)
     settings = {"instruction": None, "dimensions": 192}
     folder = disk.folder / "vectors"
 
     def write(size: int) -> int:
-        return shards.write_shards(corpus(size), folder, *tiny, settings, lambda entries, rejected: None)
+        return parquet_shards.write_shards(corpus(size), folder, *tiny, settings, lambda entries, rejected: None)
 
     assert write(32) == 0
     before = contents(folder)
@@ -177,11 +177,11 @@ def test_embeddings_of_a_corpus(disk: Disk, tiny: tuple[UniMEModel, Any], monkey
 
 
 def test_an_index(disk: Disk, tiny: tuple[UniMEModel, Any]):
-    store = Store.create(disk.folder / "index", TINY)
+    store = Index.create(disk.folder / "index", TINY)
     store.sync(corpus(4), *tiny)
     disk.fill()
     refusal(lambda: store.sync(corpus(64), *tiny), str(disk.folder / "index"))
-    found = Store.open(disk.folder / "index").search(tiny[0].encode("number 2", tiny[1]), k=100)
+    found = Index.open(disk.folder / "index").search(tiny[0].encode("number 2", tiny[1]), k=100)
     assert len(found) == 4 and found[0].id == "2" and found[0].score > 0.999
     disk.free()
     assert store.sync(corpus(64), *tiny).embedded == 60 and len(store) == 64
@@ -189,9 +189,9 @@ def test_an_index(disk: Disk, tiny: tuple[UniMEModel, Any]):
 
 def test_a_new_index(disk: Disk):
     disk.fill(0)
-    refusal(lambda: Store.create(disk.folder / "index", TINY), str(disk.folder / "index" / "index.json"))
+    refusal(lambda: Index.create(disk.folder / "index", TINY), str(disk.folder / "index" / "index.json"))
     disk.free()
-    assert len(Store.create(disk.folder / "index", TINY)) == 0
+    assert len(Index.create(disk.folder / "index", TINY)) == 0
 
 
 def test_embeddings_of_an_evaluation(disk: Disk):
@@ -202,8 +202,8 @@ def test_embeddings_of_an_evaluation(disk: Disk):
         return np.array([[float(item["text"])] * 384 for item in items], np.float32)
 
     def store(size: int) -> np.ndarray:
-        items = StoredItems([{"text": str(number)} for number in range(size)], read=open)
-        return EmbeddingStore(encode, disk.folder / "embeddings", window=32)(items)
+        items = LazyItems([{"text": str(number)} for number in range(size)], read=open)
+        return EmbeddingCache(encode, disk.folder / "embeddings", window=32)(items)
 
     store(4)
     before = contents(disk.folder)

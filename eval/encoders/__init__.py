@@ -1,0 +1,1 @@
+"""Encoders to evaluate: UniME, CLIP, SigLIP, SentenceTransformers, and UniME for mteb."""

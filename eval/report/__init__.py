@@ -1,0 +1,1 @@
+"""What an evaluation writes: tables, the HTML report, and model cards."""

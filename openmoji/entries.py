@@ -1,0 +1,23 @@
+"""The named OpenMoji drawings as a corpus to embed, index and search."""
+
+from io import BytesIO
+
+from PIL import Image
+
+from ..corpus.corpus import Corpus
+from ..corpus.entry import Entry
+from .catalogue import Emoji, catalogue, drawings
+
+
+def openmoji_corpus() -> Corpus:
+    """Return every named drawing as an entry: its name is the id, its image a PNG on white."""
+
+    def entry(emoji: Emoji, index: int) -> Entry:
+        drawing = Image.fromarray(drawings()[index])
+        white = Image.new("RGBA", drawing.size, "white")
+        encoded = BytesIO()
+        Image.alpha_composite(white, drawing).convert("RGB").save(encoded, "png")
+        metadata = {"name": emoji.name, "category": emoji.category, "subcategory": emoji.subcategory}
+        return Entry(emoji.name, None, encoded.getvalue(), metadata | {"tone": emoji.tone, "code": emoji.code})
+
+    return Corpus(catalogue(), entry)

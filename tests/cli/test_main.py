@@ -1,0 +1,135 @@
+"""The command `unime`, as its user types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import metadata_load
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+from typer.testing import CliRunner, Result
+
+from unime import UniMEModel, load_model, processor_from_backbone, save_checkpoint
+from unime.cli.main import app, main
+from unime.trainers import load_adapter
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = str(ROOT / "checkpoints" / "unime-tiny")
+
+
+def unime(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def checkpoint(twin: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Write a random model with its processor."""
+    torch.manual_seed(0)
+    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+    return save_checkpoint(model.eval(), processor_from_backbone(str(twin("llava"))), tmp_path / "checkpoint")
+
+
+def test_info_says_what_a_checkpoint_is():
+    described = json.loads(unime("info", TINY, "--json").stdout)
+    model, _ = load_model(TINY)
+    assert described["parameters"] == sum(weight.numel() for weight in model.parameters())
+    assert (described["backbone"], described["dimensions"], described["types"]) == ("llava", 192, "F16")
+    assert described["prompts"]["classification"] == "Represent the given image for classification"
+    printed = unime("info", TINY).stdout
+    assert "classification: Represent the given image" in printed and "document: (one-word prompt)" in printed
+
+
+def test_every_bad_row_is_reported(tmp_path: Path):
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "0.png")
+    picture = {"image": "0.png", "instruction": "Represent the given image."}
+    rows = [{"query": {"text": f"caption {i}"}, "positive": picture, "negatives": []} for i in range(6)]
+
+    def check(name: str, *options: str) -> Result:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        # The other settings of the recipe are passed over.
+        recipe = ROOT / "recipes" / "llava-1.6-7b" / "stage2.yaml"
+        data = ("--dataset", tmp_path / name, "--image_root", tmp_path)
+        return unime("check-data", recipe, "--workers", 0, *options, *data)
+
+    good = check("good.jsonl")
+    assert (good.exit_code, good.stdout) == (0, "all 6 rows can be trained on\n")
+    rows[1]["positive"] = {"image": "gone.png"}
+    rows[3]["positive"] = rows[3]["query"]
+    rows[4]["query"] = {"instruction": "What is it?"}
+    bad = check("bad.jsonl")
+    gone, same, empty, count = bad.stdout.splitlines()
+    assert bad.exit_code == 1 and count == "3 of 6 rows are bad"
+    assert gone.startswith("bad.jsonl, row 1, positive: cannot read the picture") and "it does not exist" in gone
+    assert same == "bad.jsonl, row 3: the query is its own positive; mend or remove the row"
+    assert empty.startswith("bad.jsonl, row 4, query: ") and "'text' or 'image'" in empty
+    told = check("bad.jsonl", "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout) == {"rows": 6, "bad": [gone, same, empty]}
+
+
+@pytest.fixture
+def adapter(checkpoint: Path, tmp_path: Path) -> Path:
+    """Write an adapter that changes what the checkpoint embeds."""
+    model, _ = load_model(str(checkpoint))
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    save_file({key: torch.randn(x.shape, generator=generator) for key, x in load_file(file).items()}, file)
+    return tmp_path / "adapter"
+
+
+def test_merge_keeps_what_the_adapter_does(checkpoint: Path, adapter: Path, tmp_path: Path):
+    merged = unime("merge", checkpoint, adapter, tmp_path / "merged")
+    assert merged.exit_code == 0 and merged.stdout == f"merged into {tmp_path / 'merged'}\n"
+    items = ["one text", {"text": "another", "instruction": "Find it:"}]
+    model, processor = load_model(str(checkpoint))
+    before = model.encode(items, processor)
+    adapted = load_adapter(model, adapter).get_base_model().encode(items, processor)
+    after, its_processor = load_model(str(tmp_path / "merged"))
+    np.testing.assert_allclose(after.encode(items, its_processor), adapted, atol=1e-5)
+    assert np.abs(adapted - before).max() > 0.01
+
+
+def test_a_merge_that_changes_the_embeddings_is_refused(checkpoint: Path, adapter: Path, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("unime.trainers.adapter.merge_adapter", lambda adapted: adapted.unload())  # loses the adapter
+    refused = unime("merge", checkpoint, adapter, tmp_path / "merged")
+    assert isinstance(refused.exception, ValueError) and "embeds otherwise (cosine" in str(refused.exception)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_eval_then_card(checkpoint: Path, tmp_path: Path):
+    output = tmp_path / "evaluation"
+    done = unime("eval", "--model", f"Mine={checkpoint}", "--benchmark", "openmoji", "--size", 10, "--output", output)
+    assert done.exit_code == 0, done.output
+    results = json.loads((output / "results.json").read_text())["Mine"]
+    assert results["run"]["command"].startswith("python -m unime.eval --model ")
+    (tmp_path / "notes.md").write_text("Knows nothing.")
+    written = unime("card", checkpoint, "--evaluation", output, "--notes", tmp_path / "notes.md", "--dataset", "a/b")
+    assert written.exit_code == 0 and str(checkpoint / "README.md") in written.stdout
+    card = (checkpoint / "README.md").read_text()
+    assert "Knows nothing." in card and (output / "table.md").read_text().strip() in card
+    metadata = metadata_load(checkpoint / "README.md")
+    assert metadata["datasets"] == ["a/b"]
+    scores = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in metadata["model-index"][0]["results"]}
+    assert scores["mean of tasks"] == round(100 * results["overall"], 2)
+    refused = unime("card", checkpoint, "--evaluation", output, "--title", "Yours")
+    assert "has no column 'Yours': it has Mine" in str(refused.exception)
+
+
+def test_wrong_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr("sys.argv", ["unime", "info", str(ROOT / "checkpoints" / "tiny-backbone")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "is of type 'llava', no UniME checkpoint" in capsys.readouterr().err
+
+
+def test_help_names_every_command():
+    help = unime("--help").stdout
+    assert all(name in help for name in ("eval", "check-data", "merge", "card", "info"))

@@ -1,0 +1,61 @@
+"""A folder as a corpus: its pictures, its texts, and their metadata."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from corpus_entries import BLUE, RED, reason, save, write
+
+from unime.corpus.corpus import open_corpus
+
+
+def test_a_folder_gives_its_pictures_and_texts_by_their_relative_paths(tmp_path: Path, caplog) -> None:
+    save(tmp_path / "b" / "red.png")
+    save(tmp_path / "blue.PNG", BLUE)
+    save(tmp_path / "x.png" / "inside.png")  # a folder that is named like a picture is a folder
+    save(tmp_path / ".hidden" / "no.png")
+    (tmp_path / "note.txt").write_bytes("\ufeffein Hund".encode())
+    (tmp_path / "table.csv").write_text("a,b")
+    with caplog.at_level(logging.WARNING):
+        corpus = open_corpus(str(tmp_path))
+    assert [entry.id for entry in corpus] == ["b/red.png", "blue.PNG", "note.txt", "x.png/inside.png"]
+    red, blue, note, _ = corpus
+    assert red.image == str(tmp_path / "b" / "red.png") and red.text is None and red.metadata == {}
+    assert (note.text, note.image, note.item()) == ("ein Hund", None, {"text": "ein Hund"})
+    assert blue.item("Find it:")["instruction"] == "Find it:"
+    assert [entry.item()["image"].getpixel((0, 0)) for entry in (red, blue)] == [RED, BLUE]
+    assert "1 files of" in caplog.text and "table.csv" in caplog.text
+    assert corpus[-1].id == "x.png/inside.png" and [entry.id for entry in corpus[:2]] == ["b/red.png", "blue.PNG"]
+    with pytest.raises(IndexError):
+        corpus[4]
+
+
+def test_metadata_of_a_folder_is_read_and_what_it_names_must_be_there(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "red.png")
+    save(tmp_path / "blue.png")
+    write(
+        tmp_path / "in" / "metadata.jsonl",
+        [{"file_name": "red.png", "text": "rot", "kind": "a\u2028b"}, {"file_name": "gone.png"}],
+    )
+    blue, gone, red = open_corpus(tmp_path)
+    assert (red.id, red.text, red.metadata) == ("in/red.png", "rot", {"kind": "a\u2028b"})
+    assert (blue.text, blue.metadata) == (None, {})
+    assert reason(gone).endswith("gone.png does not exist: mend the path or remove the entry")
+    assert open_corpus(tmp_path, text="kind")[2].text == "a\u2028b"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"file_name": "red.png"}, "line 2 names the file red.png again"),
+        ({"name": "red.png"}, "line 2 is no JSON object whose `file_name` is a relative path"),
+        ('{"file_name": "blue', "line 2 is no JSON object"),
+        ({"file_name": "/etc/blue.png"}, "relative path"),
+    ],
+)
+def test_wrong_metadata_is_named_with_its_line(tmp_path: Path, line: dict | str, said: str) -> None:
+    save(tmp_path / "red.png")
+    path = write(tmp_path / "metadata.jsonl", [{"file_name": "red.png"}, line])
+    with pytest.raises(ValueError, match=said) as error:
+        open_corpus(tmp_path)
+    assert str(path) in str(error.value)

@@ -1,0 +1,144 @@
+"""MMEB-train in small: folders with the layout that is published on the Hub."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from unime.data.mmeb_train import INSTRUCTIONS, TARGET_PROMPTS, mmeb_train
+from unime.data.rows import ROW_COLUMNS
+
+
+Publish = Callable[..., Path]
+ROWS = {
+    "ImageNet_1K": [
+        {
+            "qry": "<|image_1|>\nRepresent the given image for classification\n",
+            "qry_image_path": f"images/ImageNet_1K/Train/{number}.jpg",
+            "pos_text": name,
+            "pos_image_path": "",
+        }
+        for number, name in enumerate(("tench", "goldfish", "white shark", "hammerhead"))
+    ],
+    "CIRR": [
+        {
+            "qry": "<|image_1|>\nGiven an image, find a similar everyday image with the described changes: two dogs\n",
+            "qry_image_path": "images/CIRR/Train/0.jpg",
+            "pos_text": "<|image_1|>\nRepresent the given image.\n",
+            "pos_image_path": "images/CIRR/Train/1.jpg",
+        }
+    ],
+    "WebQA": [
+        {
+            # As published: the marker of a picture before a question that has none.
+            "qry": "<|image_1|>\nFind a Wikipedia image that answers this question: How high is it?\n",
+            "qry_image_path": "",
+            "pos_text": "<|image_1|>\nRepresent the given Wikipedia image with related text information: A tower\n",
+            "pos_image_path": "images/WebQA/Train/0.jpg",
+        }
+    ],
+}
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Publish:
+    """Give a function that writes sets as the Hub has them, with a README that names the files of each."""
+
+    def write(sets: dict[str, list[dict]] = ROWS, pictures: bool = True) -> Path:
+        configs = ["---", "configs:"]
+        for name, rows in sets.items():
+            file = f"{name}/original-00000-of-00001.parquet"
+            (tmp_path / name).mkdir(parents=True)
+            Dataset.from_list([row | {"neg_text": "", "neg_image_path": ""} for row in rows]).to_parquet(
+                tmp_path / file
+            )
+            configs += [f"- config_name: {name}", "  data_files:", "  - split: original", f"    path: {file}"]
+            for row in rows if pictures else ():
+                for key in ("qry_image_path", "pos_image_path"):
+                    if row.get(key):
+                        path = tmp_path / row[key]
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        Image.new("RGB", (6, 4), (9, 99, 199)).save(path)
+        (tmp_path / "README.md").write_text("\n".join([*configs, "---", ""]))
+        return tmp_path
+
+    return write
+
+
+def test_there_are_the_twenty_sets_of_the_paper():
+    assert len(INSTRUCTIONS) == 20
+
+
+def test_published_strings_become_items(publish: Publish):
+    folder = publish()
+    dataset = mmeb_train(str(folder), folder, subsets=list(ROWS))
+    assert len(dataset) == 6 and dataset.with_format(None)["task"][:] == ["ImageNet_1K"] * 4 + ["CIRR", "WebQA"]
+    classified, changed, asked = dataset[1], dataset[4], dataset[5]
+    assert tuple(classified) == ROW_COLUMNS
+    assert classified["query"].pop("image")[0].size == (6, 4)
+    assert classified["query"] == {"instruction": "Represent the given image for classification"}
+    assert classified["positive"] == {"text": "goldfish"} and classified["negatives"] == []
+    assert changed["query"]["text"] == "two dogs" and changed["query"]["instruction"].endswith("described changes:")
+    assert len(changed["positive"].pop("image")) == 1
+    assert changed["positive"] == {"instruction": "Represent the given image."}
+    assert asked["query"] == {
+        "text": "How high is it?",
+        "instruction": "Find a Wikipedia image that answers this question:",
+    }
+    assert asked["positive"]["text"] == "A tower" and "image" in asked["positive"]
+
+
+def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
+    assert all((own is None) == (name in TARGET_PROMPTS) for name, (_, own) in INSTRUCTIONS.items())
+    folder = publish()
+    classified, changed = (
+        mmeb_train(str(folder), folder, [subset], target_prompts=True)[0] for subset in ("ImageNet_1K", "CIRR")
+    )
+    assert classified["positive"] == {"text": "tench", "instruction": "Represent the class label:"}
+    assert changed["positive"]["instruction"] == "Represent the given image."
+
+
+def test_a_cap_takes_as_many_rows_of_each_set_and_ever_the_same(publish: Publish):
+    folder = publish()
+
+    def names(seed: int) -> list[str]:
+        dataset = mmeb_train(str(folder), folder, ["ImageNet_1K", "CIRR"], max_rows_per_subset=3, seed=seed)
+        assert dataset.with_format(None)["task"][:] == ["ImageNet_1K"] * 3 + ["CIRR"]
+        return [row["positive"]["text"] for row in dataset if row["task"] == "ImageNet_1K"]
+
+    assert names(0) == names(0) and len(set(names(0))) == 3
+    assert any(names(seed) != names(0) for seed in range(1, 6))
+
+
+def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
+    folder = publish()
+
+    def tasks(**weights: float) -> list[str]:
+        sets = ["ImageNet_1K", "CIRR"]
+        return mmeb_train(str(folder), folder, sets, max_rows_per_subset=4, weights=weights).with_format(None)["task"][
+            :
+        ]
+
+    assert tasks(ImageNet_1K=0.5) == ["ImageNet_1K"] * 2 + ["CIRR"]
+    assert tasks(CIRR=2, ImageNet_1K=1.25) == ["ImageNet_1K"] * 5 + ["CIRR"] * 2
+    assert tasks(ImageNet_1K=0) == ["CIRR"]
+    with pytest.raises(ValueError, match="no set 'ImageNet' of MMEB-train: choose from"):
+        tasks(ImageNet=2)
+
+
+def test_a_missing_picture_is_named_with_its_set_and_row(publish: Publish):
+    folder = publish(pictures=False)
+    dataset = mmeb_train(str(folder), folder, ["ImageNet_1K"], max_rows_per_subset=2)
+    with pytest.raises(ValueError, match=r"^MMEB-train ImageNet_1K, row \d, query: .*\d.jpg: it does not exist"):
+        dataset[0]
+
+
+def test_a_set_or_a_column_that_is_not_there_is_named(publish: Publish):
+    folder = publish({"CIRR": [{"qry": "text", "pos_text": "text"}]})
+    with pytest.raises(ValueError, match="no set 'CIFAR-100' of MMEB-train: choose from ImageNet_1K, "):
+        mmeb_train(str(folder), folder, ["CIFAR-100"])
+    reason = "MMEB-train CIRR: .* lacks the column.s. qry_image_path, pos_image_path; found: qry, "
+    with pytest.raises(ValueError, match=reason):
+        mmeb_train(str(folder), folder, ["CIRR"])

@@ -1,0 +1,158 @@
+"""MMEB-eval in miniature: all 36 sets in the published layout, with texts, pictures and both as targets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from unime.data.mmeb_train import TARGET_PROMPTS
+from unime.eval.benchmarks.mmeb import SETS, tasks
+from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.tasks import evaluate
+
+
+WORDS = 8  # queries of a set, each about a number; its picture has the number's grey
+
+Publish = Callable[..., Path]
+
+
+def row(name: str, number: int) -> dict[str, object]:
+    """A row as published: `<|image_1|>`, instruction and text in one string, the right candidate first."""
+    meta_task, _, of_query, of_candidate = SETS[name]
+    picture = f"images/{name}/{number}.png"
+    queries_text = name.endswith("_t2i") or name in ("VisDial", "Wiki-SS-NQ", "WebQA", "EDIS")
+    # Raw strings of EDIS and WebQA carry the token though the query is a text.
+    token = "<|image_1|>\n" if not queries_text or name in ("WebQA", "EDIS") else ""
+    text = f" number {number}" if queries_text or meta_task == "vqa" else ""
+    others = [(number + step) % WORDS for step in (1, 2, 3)]
+    pictures = of_candidate is not None
+    said = f"\n{of_candidate}\n" if pictures else ""
+    return {
+        "qry_text": f"{token}{of_query}{text}\n",
+        "qry_img_path": "" if queries_text else picture,
+        "tgt_text": [f"<|image_1|>{said}" if pictures else f"number {each}" for each in (number, *others)],
+        "tgt_img_path": [f"images/{name}/{each}.png" if pictures else "" for each in (number, *others)],
+    }
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Publish:
+    def write(names: list[str], pictures: bool = True, change: Callable[[dict], dict] = dict) -> Path:
+        configs = []
+        for name in names:
+            rows = [change(row(name, number)) for number in range(WORDS)]
+            (tmp_path / name).mkdir()
+            Dataset.from_list(rows).to_parquet(tmp_path / name / "test-00000-of-00001.parquet")
+            configs.append(f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test-*\n")
+            for number in range(WORDS if pictures else 0):
+                (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+                grey = (30 * number,) * 3
+                Image.new("RGB", (4, 4), grey).save(tmp_path / "images" / name / f"{number}.png")
+        (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+        return tmp_path
+
+    return write
+
+
+def encode(items):
+    """Embed an item as the number that its text or its picture says, one axis each."""
+    numbers = []
+    for item in items:
+        words = [word for word in item.get("text", "").split() if word.isdigit()]
+        numbers.append(int(words[0]) if words else round(np.asarray(item["image"])[0, 0, 0] / 30))
+    return np.eye(WORDS, dtype=np.float32)[numbers]
+
+
+def test_all_36_sets_run_and_their_means_are_the_leaderboard_s(publish: Publish):
+    folder = publish(list(SETS))
+    found = tasks(str(folder), folder)
+    seen = []
+
+    def counting(items):
+        seen.extend(items)
+        return encode(items)
+
+    # One set is spoilt: its queries look like their neighbours.
+    def spoilt(items):
+        rows = counting(items)
+        wrong = [item.get("instruction") == SETS["NIGHTS"][2] for item in items]
+        return np.where(np.array(wrong)[:, None], np.roll(rows, 1, axis=1), rows)
+
+    results, _ = evaluate(EmbeddingCache(spoilt), found, model="numbers", benchmark="mmeb", progress=False)
+    assert len(results["tasks"]) == 36
+    assert {name for name, task in results["tasks"].items() if task["hit@1"] < 1} == {"NIGHTS"}
+    assert results["overall"] == pytest.approx(35 / 36)
+    assert results["mean_of_meta_tasks"] == pytest.approx((3 + 11 / 12) / 4)
+    assert results["distributions"] == {"IND": pytest.approx(19 / 20), "OOD": 1.0}
+    assert [task["candidates"] for task in results["tasks"].values()] == [4] * 36
+    assert not any("<|image_1|>" in (item.get("text") or "") for item in seen)
+    # Eight queries and eight distinct candidates of each set, though its rows name 32.
+    assert all(len(task.queries) == len(task.candidates) == WORDS for task in found)
+
+
+def test_strings_are_taken_apart_as_published(publish: Publish):
+    folder = publish(["WebQA", "OVEN", "RefCOCO-Matching", "MSCOCO", "ImageNet-1K"])
+    by_name = {task.name: task for task in tasks(str(folder), folder, ["WebQA", "RefCOCO-Matching", "ImageNet-1K"])}
+    assert list(by_name) == ["WebQA", "RefCOCO-Matching", "ImageNet-1K"]
+    assert by_name["WebQA"].queries[2] == {
+        "text": "number 2",
+        "instruction": "Find a Wikipedia image that answers this question:",
+    }
+    target = by_name["RefCOCO-Matching"].candidates[0]
+    assert target["instruction"] == "Select the portion of the image that follows the language expressions:"
+    assert target["image"].size == (4, 4) and "text" not in target
+    assert by_name["ImageNet-1K"].candidates[1] == {"text": "number 1"}
+    assert by_name["ImageNet-1K"].positives[3] == by_name["ImageNet-1K"].pools[3][:1]
+
+
+def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
+    folder = publish(list(SETS))
+    for task in tasks(str(folder), folder, target_prompts=True):
+        own = SETS[task.name][3]
+        of_kind = {"classification": "Represent the class label:", "vqa": "Represent the answer:"}
+        expected = own or of_kind.get(task.meta_task, "Represent the image caption:")
+        assert {item["instruction"] for item in task.candidates} == {expected}
+        # As it was trained: in MMEB-train the set has the same.
+        assert own or TARGET_PROMPTS.get(task.name.replace("-1K", "_1K"), expected) == expected
+
+
+def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no set 'CIFAR-100' of MMEB: choose from ImageNet-1K, N24News"):
+        tasks("anywhere", subsets=["CIFAR-100"])
+
+    def change(row: dict) -> dict:
+        row = dict(row)
+        row["qry"] = row.pop("qry_text")
+        return row
+
+    folder = publish(["ImageNet-1K"], change=change)
+    with pytest.raises(
+        ValueError, match="MMEB ImageNet-1K: .* lacks the column.s. qry_text; found: .*Give the dataset as it"
+    ):
+        tasks(str(folder), folder, ["ImageNet-1K"])
+
+
+def test_missing_pictures_are_named_before_anything_is_embedded(publish: Publish):
+    folder = publish(["OK-VQA", "CIRR"], pictures=False)
+    sentence = r"^MMEB OK-VQA, row 0: there is no folder .*images: unpack images.zip of MMEB-eval, and give its place"
+    with pytest.raises(ValueError, match=sentence):
+        tasks(str(folder), folder, ["OK-VQA"])
+    (folder / "images" / "CIRR").mkdir(parents=True)
+    for number in range(WORDS):
+        Image.new("RGB", (4, 4)).save(folder / "images" / "CIRR" / f"{number}.png")
+    (folder / "images" / "CIRR" / "5.png").unlink()
+    with pytest.raises(ValueError, match=r"^MMEB CIRR, row 5: there is no picture .*CIRR/5.png"):
+        tasks(str(folder), folder, ["CIRR"])
+    (folder / "images" / "CIRR" / "5.png").write_bytes(b"no picture")
+    (task,) = tasks(str(folder), folder, ["CIRR"])
+    with pytest.raises(ValueError, match=r"MMEB CIRR: cannot read the picture .*5.png: it is not a readable picture"):
+        task.queries[5]
+
+
+def test_rows_without_candidates_are_named(publish: Publish):
+    folder = publish(["CIRR"], change=lambda row: row | {"tgt_text": row["tgt_text"][:2]})
+    with pytest.raises(ValueError, match="MMEB CIRR, row 0 has 2 texts and 4 pictures as candidates"):
+        tasks(str(folder), folder, ["CIRR"])

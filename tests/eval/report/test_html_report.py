@@ -1,0 +1,294 @@
+"""The report: the table, one offline page, and nothing unescaped in it."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unime.eval.benchmarks.mmeb import SETS
+from unime.eval.report.gallery import Answer, Candidate, Gallery, Probe, build_galleries
+from unime.eval.report.html_report import table, write_report
+from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
+from unime.openmoji.perturbations import KINDS
+
+
+PICTURES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+SCRIPT = "<script>alert('caption')</script>"
+RETRIEVAL = [
+    RetrievalTask(
+        "scene_t2i",
+        "retrieval",
+        [{"text": SCRIPT, "instruction": "Find me & mine:"}, {"text": "green"}, {"text": "blue"}],
+        [{"image": picture} for picture in PICTURES],
+        [[0], [1], [2]],
+    ),
+    RetrievalTask(
+        "question", "vqa", [{"image": PICTURES[0], "text": "Which?"}], [{"text": "a"}, {"text": "b"}], [[1]]
+    ),
+]
+PROBES = [
+    CompositionalTask(
+        "swap_obj",
+        [{"image": PICTURES[0]}],
+        [{"text": "a cat beside a mat"}],
+        [{"text": "a mat beside a cat"}],
+    )
+]
+
+
+def encode(seed):
+    generator = np.random.default_rng(seed)
+
+    def embed(items):
+        rows = generator.normal(size=(len(items), 8)).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return embed
+
+
+@pytest.fixture(scope="module")
+def columns():
+    return {
+        title: evaluate(encode(seed), RETRIEVAL, PROBES, model=f"{title} model", progress=False)
+        for seed, title in enumerate(["Before", "Stage <2>", "CLIP"])
+    }
+
+
+@pytest.fixture(scope="module")
+def page(columns, tmp_path_factory):
+    results = {title: numbers for title, (numbers, _) in columns.items()}
+    shown = build_galleries(columns["Stage <2>"][1], RETRIEVAL, PROBES)
+    curves = {"Loss <of> stage 2": {"Stage <2>": [(1, 2.0), (2, 1.0)], "CLIP": [(1, 2.0), (2, 1.5)]}, "Nothing": {}}
+    path = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    credits = "Pictures: me & you"
+    assert write_report(results, shown, curves, path, highlight="Stage <2>", credits=credits) == path
+    return path.read_text(encoding="utf-8")
+
+
+class Tags(HTMLParser):
+    """Checks that tags close in order; keeps what they are and where they point."""
+
+    void = {"meta", "img", "line", "polyline", "circle", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.addresses = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_points_nowhere_outside(page):
+    tags = Tags(page)
+    assert tags.open == []
+    assert tags.addresses and all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert "url(" not in page and "@import" not in page and "http" not in page
+
+
+def test_a_script_in_a_caption_or_title_is_shown_and_not_run(page):
+    assert "script" not in Tags(page).seen
+    assert SCRIPT not in page
+    assert "&lt;script&gt;alert(&#39;caption&#39;)&lt;/script&gt;" in page
+    for text in ("Stage &lt;2&gt;", "Loss &lt;of&gt; stage 2", "me &amp; you", "Find me &amp; mine:"):
+        assert text in page
+    assert "Stage <2>" not in page
+
+
+def test_the_page_shows_every_query_and_frames_its_right_candidate(page):
+    rows = page.split('<div class="answer">')[1:]
+    assert len(rows) == 3 + 1
+    for row in rows:
+        assert row.split("</ol>")[0].count("candidate right") == 1
+
+
+def test_the_words_that_tell_two_captions_apart_are_marked(page):
+    assert "a <mark>cat</mark> beside a <mark>mat</mark>" in page
+    assert "a <mark>mat</mark> beside a <mark>cat</mark>" in page
+
+
+def test_the_page_leaves_out_what_was_not_measured(columns, tmp_path):
+    results = {"Before": {**columns["Before"][0], "compositional": {}, "compositional_groups": {}}}
+    path = write_report(results, [], {}, tmp_path / "report.html", highlight="Before", credits="")
+    text = path.read_text(encoding="utf-8")
+    assert Tags(text).open == []
+    for title in ("One word apart", "How it learned", "What it finds", "Where it fails"):
+        assert title not in text
+
+
+def test_galleries_look_up_what_rankings_name(columns):
+    scene, question, swap = build_galleries(columns["CLIP"][1], RETRIEVAL, PROBES)
+    assert [gallery.name for gallery in (scene, question, swap)] == ["scene_t2i", "question", "swap_obj"]
+    assert all(isinstance(answer, Answer) and len(answer.top) == 3 for answer in scene.examples)
+    assert [answer.query["text"] for answer in scene.examples] == [SCRIPT, "green", "blue"]
+    for answer, picture in zip(scene.examples, PICTURES, strict=True):
+        assert answer.right.item["image"] is picture
+        assert [candidate.right for candidate in answer.top].index(True) == answer.rank
+    (probe,) = swap.examples
+    assert isinstance(probe, Probe) and probe.negative["text"] == "a mat beside a cat"
+
+
+def test_the_widest_misses_come_first(columns, tmp_path):
+    def miss(text, margin):
+        right = Candidate({"text": "right"}, 0.5, True)
+        return Answer({"text": text}, [Candidate({"text": "wrong"}, 0.5 + margin, False), right], right, 1)
+
+    shown = [Gallery("question", [], [miss("narrow", 0.1)]), Gallery("scene_t2i", [], [miss("wide", 0.3)])]
+    results = {"CLIP": columns["CLIP"][0]}
+    text = write_report(results, shown, {}, tmp_path / "report.html", highlight="CLIP", credits="").read_text()
+    assert text.index(">wide<") < text.index(">narrow<")
+
+
+def numbers(share):
+    return {
+        "benchmark": "openmoji",
+        "tasks": {"name_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": share}},
+        "meta_tasks": {"retrieval": share},
+        "distributions": {},
+        "overall": share,
+        "mean_of_meta_tasks": share,
+        "compositional": {"swap_obj": 1.0},
+        "compositional_groups": {"swap": 1.0},
+    }
+
+
+def test_the_table_is_aligned_markdown_in_percent():
+    assert table({"Before": numbers(0.0125), "CLIP": numbers(0.5)}).splitlines() == [
+        "| hit@1, %                | Before |  CLIP |",
+        "| ----------------------- | -----: | ----: |",
+        "| **Retrieval**           |    1.2 |  50.0 |",
+        "| name_t2i                |    1.2 |  50.0 |",
+        "| **Mean of tasks**       |    1.2 |  50.0 |",
+        "| **Compositional: swap** |  100.0 | 100.0 |",
+        "| swap_obj                |  100.0 | 100.0 |",
+    ]
+
+
+def test_a_table_of_mmeb_tells_its_means_apart():
+    column = numbers(0.25) | {"distributions": {"IND": 0.25, "OOD": 0.5}, "mean_of_meta_tasks": 0.125}
+    lines = [line.strip("| ").split(" | ") for line in table({"UniME": column}).splitlines()]
+    assert [[cell.strip() for cell in line] for line in lines[4:8]] == [
+        ["**Mean of tasks**", "25.0"],
+        ["Mean of IND", "25.0"],
+        ["Mean of OOD", "50.0"],
+        ["Mean of meta-tasks", "12.5"],
+    ]
+
+
+def test_columns_on_different_tasks_are_refused():
+    other = {**numbers(0.5), "tasks": {"scene_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": 0.5}}}
+    with pytest.raises(ValueError, match="'Before' and 'CLIP' do not share name_t2i, scene_t2i"):
+        table({"Before": numbers(0.5), "CLIP": other})
+
+
+def test_a_subject_that_is_no_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="subject 'Stage 3' is none of its columns: Before"):
+        write_report({"Before": numbers(0.5)}, [], {}, tmp_path / "x.html", highlight="Stage 3", credits="")
+
+
+def own_pools(name, meta_task, distribution):
+    candidates = [{"text": "a"}, {"text": "b"}]
+    return RetrievalTask(name, meta_task, [{"image": PICTURES[0]}], candidates, [[0]], [[0, 1]], distribution)
+
+
+def measured(benchmark, titles=("CLIP ViT-L", "Stage <2>")):
+    """Real results of random embeddings on tasks with the names of a benchmark; the first title is a published one."""
+    texts, pictures = [{"text": "red"}, {"text": "green"}], [{"image": picture} for picture in PICTURES[:2]]
+    tasks = {
+        "urban1k": [
+            RetrievalTask("urban1k_t2i", "long", texts, pictures, [[0], [1]]),
+            RetrievalTask("urban1k_i2t", "long", pictures, texts, [[0], [1]]),
+        ],
+        "mmeb": [own_pools(name, meta, "IND" if ind else "OOD") for name, (meta, ind, *_) in SETS.items()],
+        "sugarcrepe": [],
+    }[benchmark]
+    probes = [CompositionalTask(kind, pictures, texts, texts[::-1]) for kind in KINDS]
+    return {
+        title: evaluate(
+            encode(seed), tasks, [] if tasks else probes, model=title, benchmark=benchmark, progress=False
+        )[0]
+        for seed, title in enumerate(titles)
+    }
+
+
+def written(results, folder):
+    path = write_report(results, [], {}, folder / "report.html", highlight="Stage <2>", credits="")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "table_of", "rows"), [("mmeb", 1, 13 + 7), ("urban1k", 2, 12 + 7), ("sugarcrepe", 2, 12 + 7)]
+)
+def test_the_page_marks_every_published_row_as_published(benchmark, table_of, rows, tmp_path):
+    text = written(measured(benchmark), tmp_path)
+    tags = Tags(text)
+    assert tags.open == [] and "script" not in tags.seen and "http" not in text and "Stage <2>" not in text
+    assert f"Published, arXiv 2504.17432, table {table_of}" in text and "Published, arXiv 2510.13515" in text
+    body = text.split("Beside what is published")[1]
+    (ours, *published) = body.split("<tbody")[1:]
+    assert ours.count("<tr class=") == 1 + 2 and "published" not in ours
+    marked = [line for part in published for line in part.splitlines() if line.strip().startswith("<tr><th")]
+    assert len(marked) == rows and all("<small>published</small>" in row for row in marked)
+
+
+def test_three_axes_make_a_radar_and_two_make_bars(tmp_path):
+    probes = written(measured("sugarcrepe"), tmp_path)
+    assert probes.count('<polygon class="reference') == 3 and probes.count('<polygon class="outline') == 2
+    assert "The centre is 50 %" in probes and 'class="bar named' not in probes
+    captions = written(measured("urban1k"), tmp_path)
+    assert "<polygon" not in captions
+    bars = captions.split('<div class="bar named ')[1:]
+    assert len(bars) == 2 * (2 + 3)
+    assert all(("<small>published</small>" in bar) == bar.startswith("published") for bar in bars)
+
+
+def test_a_column_with_the_title_of_a_published_row_keeps_its_own_scores(tmp_path):
+    results = measured("mmeb")
+    text = written(results, tmp_path).split("Beside what is published")[1]
+    rows = [line for line in text.splitlines() if ">CLIP ViT-L" in line and "<td>" in line]
+    own = [f"<td>{100 * axis:.1f}</td>" for axis in results["CLIP ViT-L"]["meta_tasks"].values()]
+    assert len(rows) == 3  # the third is of CLIP ViT-L, fine-tuned
+    assert "".join(own) in rows[0] and "published" not in rows[0]
+    assert "<td>42.8</td><td>9.1</td><td>53.0</td><td>51.8</td>" in rows[1]
+
+
+def test_meta_tasks_and_probes_without_published_scores_make_a_radar_of_their_own(page):
+    radar = page.split('<figure class="card panel radar">')[1].split("</figure>")[0]
+    for title in (">Questions<", ">Retrieval<", ">Swap<"):
+        assert title in radar
+    assert radar.count('<polygon class="outline') == 3 and "reference" not in radar and "published" not in radar
+
+
+def test_published_tables_follow_the_table_under_their_source():
+    ours, title, first, other, second, note = table(measured("urban1k")).split("\n\n")
+    assert "CLIP ViT-L" in ours and "published" not in ours.lower()
+    assert title == "Published (arXiv 2504.17432, table 2), not measured here:"
+    assert first.splitlines()[:3] == [
+        "| published, %                    | Text → picture, R@1 | Picture → text, R@1 |",
+        "| ------------------------------- | ------------------: | ------------------: |",
+        "| CLIP ViT-L                      |                47.0 |                47.0 |",
+    ]
+    assert other == "Published (arXiv 2510.13515), not measured here:" and "UniME-V2 (Qwen2-VL-7B)" in second
+    assert "under each other's name" in note
+
+
+def test_a_part_of_a_benchmark_does_not_stand_beside_the_whole(columns, tmp_path):
+    results = {"Stage <2>": columns["Stage <2>"][0] | {"benchmark": "mmeb", "compositional": {}}}
+    sentence = (
+        "Published scores are on all 36 tasks of mmeb; 2 of them were measured here, "
+        "so that none is shown beside ours."
+    )
+    assert table(results).split("\n\n")[1:] == [sentence]
+    text = written(results, tmp_path)
+    assert sentence in text and "2504.17432" not in text

@@ -1,0 +1,116 @@
+"""The catalogue of pictures, what the splits hold out of it, and views of single pictures."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from unime.openmoji.catalogue import LANGUAGES, catalogue, drawings, same_drawing
+from unime.openmoji.names import crowds, other_genders, other_tones, roles, texts_of, tone_request
+from unime.openmoji.splits import category_split, tone_split
+from unime.openmoji.views import View
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)
+
+
+def named(name):
+    return next(entry for entry in catalogue() if entry.name == name)
+
+
+def test_every_emoji_has_a_drawn_picture_and_names_in_six_languages():
+    assert len(catalogue()) > 3700
+    assert drawings().shape == (len(catalogue()), 96, 96, 4)
+    assert [entry.index for entry in catalogue()] == list(range(len(catalogue())))
+    assert all(set(entry.names) == set(LANGUAGES) for entry in catalogue())
+    assert (drawings()[..., 3].reshape(len(catalogue()), -1).max(axis=1) > 0).all()
+
+
+def test_names_categories_and_tones_are_read_from_their_sources():
+    pizza = named("pizza")
+    assert (pizza.code, pizza.category, pizza.subcategory, pizza.tone) == (
+        "1F355",
+        "Food & Drink",
+        "food prepared",
+        None,
+    )
+    astronaut = named("woman astronaut dark skin tone")
+    assert astronaut.tone == "dark" and catalogue()[astronaut.base].name == "woman astronaut"
+    assert ("de", "astronautin dunkle hautfarbe") in texts_of(astronaut)
+    assert named("kiss woman man dark skin tone light skin tone").tone == "dark, light"
+
+
+def test_the_base_of_every_emoji_has_no_tone_and_the_same_subcategory():
+    for entry in catalogue():
+        base = catalogue()[entry.base]
+        assert base.tone is None and base.subcategory == entry.subcategory
+
+
+def test_emoji_that_are_drawn_alike_are_held_out_together():
+    first, second = named("student dark skin tone"), named("man student dark skin tone")
+    assert same_drawing()[first.index] == same_drawing()[second.index]
+    assert np.array_equal(drawings()[first.index], drawings()[second.index])
+    for entry in catalogue():
+        twin = catalogue()[same_drawing()[entry.index]]
+        assert tone_split(entry) == tone_split(twin)
+        assert category_split(entry) == category_split(twin)
+
+
+def test_the_splits_hold_out_about_the_shares_that_they_name():
+    tones = [tone_split(entry) for entry in catalogue() if entry.tone]
+    assert 0.12 < tones.count("test") / len(tones) < 0.18
+    bases = [category_split(entry) for entry in catalogue() if entry.tone is None]
+    assert 0.12 < bases.count("test") / len(bases) < 0.18
+    assert all(tone_split(entry) == "train" for entry in catalogue() if entry.tone is None)
+
+
+def test_every_subcategory_is_taught_in_training():
+    taught = {entry.subcategory for entry in catalogue() if category_split(entry) == "train"}
+    assert taught == {entry.subcategory for entry in catalogue()}
+
+
+def test_a_role_is_a_base_and_its_five_single_tones_all_drawn_differently():
+    for base, group in roles().items():
+        assert group[0].index == base and [entry.tone is None for entry in group] == [True] + [False] * 5
+        assert len({same_drawing()[entry.index] for entry in group}) == 6
+
+
+def test_training_knows_no_held_out_tone_of_a_role():
+    for group in roles().values():
+        assert all(tone_split(other) == "train" for other in other_tones(group[0], "train"))
+
+
+def test_another_gender_does_the_same_in_the_same_tone_and_looks_different():
+    named = {entry.name: entry for entry in catalogue()}
+    kneeling = named["woman kneeling medium skin tone"]
+    assert {"man kneeling medium skin tone"} <= {other.name for other in other_genders(kneeling, "test")}
+    # "person cook" is drawn exactly like one of the other two: wrong pictures must look wrong.
+    assert [other.name for other in other_genders(named["woman cook"], "test")] == ["man cook"]
+    assert not other_genders(named["pizza"], "test")
+    for entry in itertools.chain(*crowds().values()):
+        others = other_genders(entry, "train")
+        assert all(tone_split(other) == "train" and other.tone == entry.tone for other in others)
+
+
+def test_a_tone_is_asked_for_by_its_name_and_removed_without_one():
+    assert tone_request("medium-dark", 0) == "with medium-dark skin tone"
+    assert tone_request(None, 0) == "without a skin tone"
+
+
+def test_a_view_lies_inside_its_frame_and_is_read_back_from_its_spec(rng):
+    for _ in range(200):
+        view = View.sample(rng.randrange(len(catalogue())), rng)
+        assert 58 <= view.size <= 96 and 0 <= view.left <= 96 - view.size and 0 <= view.top <= 96 - view.size
+        assert View.from_spec(view.spec) == view
+
+
+def test_a_view_shows_its_picture_on_its_background():
+    shown = np.asarray(View(named("pizza").index, size=96, left=0, top=0, background=4).render())
+    picture = drawings()[named("pizza").index]
+    assert shown.shape == (96, 96, 3)
+    assert tuple(shown[0, 0]) == (222, 245, 222)
+    opaque = picture[..., 3] == 255
+    assert np.array_equal(shown[opaque], picture[..., :3][opaque])

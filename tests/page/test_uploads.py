@@ -1,0 +1,54 @@
+"""Pictures that visitors give."""
+
+from pathlib import Path
+
+import gradio
+import pytest
+from PIL import Image
+
+from unime.page.uploads import MOST_PIXELS, image_field, open_upload
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(gradio.Error) as error:
+        open_upload(str(path))
+    return error.value.message
+
+
+def test_a_picture_is_opened_upright_as_rgb(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 2), "red")
+    picture.getexif()[274] = 6  # to be turned by a quarter
+    picture.save(tmp_path / "photo.jpg", exif=picture.getexif())
+    assert open_upload(str(tmp_path / "photo.jpg")).size == (2, 4)
+    Image.new("L", (4, 2)).save(tmp_path / "grey.png")
+    assert open_upload(str(tmp_path / "grey.png")).mode == "RGB"
+
+
+def test_what_is_no_picture_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not a picture")
+    assert (
+        refusal(tmp_path / "notes.png") == "notes.png cannot be read as a picture: give a PNG, JPEG, WebP or GIF file"
+    )
+
+
+def test_a_damaged_picture_is_refused(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:1000])
+    assert "half.png cannot be read" in refusal(tmp_path / "half.png")
+
+
+@pytest.mark.parametrize("side", [7_100, 14_000])  # more than we take, and more than Pillow takes
+def test_a_huge_picture_is_refused_before_it_is_opened(tmp_path: Path, side: int) -> None:
+    assert side * side > MOST_PIXELS
+    Image.new("1", (side, side)).save(tmp_path / "huge.png")
+    assert "at most 50 million pixels" in refusal(tmp_path / "huge.png")
+
+
+def test_a_file_name_is_escaped_in_the_message(tmp_path: Path) -> None:
+    (tmp_path / "<b>.png").write_text("")
+    assert refusal(tmp_path / "<b>.png").startswith("&lt;b&gt;.png cannot be read")
+
+
+def test_an_empty_field_gives_no_picture() -> None:
+    assert image_field(label="Picture").preprocess(None) is None

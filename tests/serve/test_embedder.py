@@ -1,0 +1,78 @@
+"""Batches of strangers' items: the vectors of `encode`, real token counts, and errors only for those at fault."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import ProcessorMixin
+
+from unime import UniMEModel, processor_from_backbone
+from unime.serve.embedder import Embedder, RefusedItem, Task
+
+
+def test_vectors_are_those_of_encode_and_tokens_are_those_the_model_read(
+    loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray], picture: Image.Image
+):
+    _, processor = loaded
+    items = [
+        {"text": "a cat"},
+        {"image": picture},
+        {"text": "a dog and a very much longer text than the others", "instruction": "Find it."},
+        {"text": "the same with a hat", "image": [picture, picture.rotate(90)]},
+        {"text": ""},
+    ]
+    results = Embedder(*loaded, micro_batch_tokens=64)([Task(item) for item in items])
+    np.testing.assert_allclose([result.vector for result in results], expected(items), atol=1e-5)
+    # The template around the text, counted by the tokenizer alone; a picture's placeholder stands for 9 patches.
+    rendered = processor.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False)
+    assert results[0].tokens == len(processor.tokenizer(rendered)["input_ids"])
+    assert results[1].tokens == len(
+        processor(
+            text=processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False),
+            images=[picture],
+        )["input_ids"][0]
+    )
+    assert results[1].tokens > 9
+    together = Embedder(*loaded)([Task(items[0]), Task(items[2])])  # one is padded to the length of the other
+    assert [result.tokens for result in together] == [results[0].tokens, results[2].tokens]
+    assert results[2].tokens > results[0].tokens
+
+
+def test_only_the_item_at_fault_is_refused(
+    loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray]
+):
+    _, processor = loaded
+    texts = [f"text number {number}" for number in range(11)]
+    texts[2] = "far too long " * 1000
+    texts[9] = "cat " * 1015  # it would fit without the prompt
+    assert 1010 < len(processor.tokenizer(texts[9])["input_ids"]) <= 1024
+    results = Embedder(*loaded)([Task({"text": text}) for text in texts])
+    for number, (text, result) in enumerate(zip(texts, results, strict=True)):
+        if number in (2, 9):
+            assert isinstance(result, RefusedItem)
+            assert "tokens, the model reads at most 1024 with its prompt" in str(result)
+        else:
+            np.testing.assert_allclose(result.vector, expected(text), atol=1e-5)
+
+
+def test_texts_are_shortened_as_encode_does_where_that_is_asked_for(
+    loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray]
+):
+    text = "words upon words " * 1000
+    embedder = Embedder(*loaded)
+    assert embedder.micro_batch_tokens == 1024
+    shortened, refused = embedder([Task({"text": text}, shorten=True), Task({"text": text})])
+    assert isinstance(refused, RefusedItem)
+    assert shortened.tokens <= 1024
+    np.testing.assert_allclose(shortened.vector, expected(text), atol=1e-5)
+
+
+def test_what_the_processor_itself_refuses_is_the_items_fault(twin: Callable[[str], Path], picture: Image.Image):
+    folder = str(twin("qwen2-vl"))
+    embedder = Embedder(UniMEModel.from_backbone(folder, dtype="float32"), processor_from_backbone(folder))
+    sliver = Image.new("RGB", (3000, 2))  # Qwen2-VL takes no picture 200 times as wide as high
+    good, bad = embedder([Task({"image": picture}), Task({"image": sliver})])
+    assert np.linalg.norm(good.vector) == pytest.approx(1, abs=1e-5)
+    assert isinstance(bad, RefusedItem) and "aspect ratio" in str(bad)

@@ -1,0 +1,124 @@
+"""Submissions join in batches, and each gets its own answers back."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from unime.serve.request_batching import Batcher
+
+
+class Doubling:
+    """Doubles numbers; remembers its batches, and waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def __call__(self, items: list[int]) -> list[int | Exception]:
+        self.batches.append(items)
+        self.threads.add(threading.current_thread().name)
+        assert self.may_go.wait(5)
+        if any(item < 0 for item in items):
+            raise RuntimeError("negative")
+        return [ValueError("odd") if item % 2 else 2 * item for item in items]
+
+
+def test_submissions_join_in_one_batch_and_get_their_own_answers():
+    run = Doubling()
+
+    async def main() -> list[list]:
+        async with Batcher(run, max_items=6, max_wait=600) as batcher:
+            return await asyncio.gather(batcher.submit([2, 4]), batcher.submit([6]), batcher.submit([8, 10, 12]))
+
+    started = time.perf_counter()
+    assert asyncio.run(main()) == [[4, 8], [12], [16, 20, 24]]
+    assert run.batches == [[2, 4, 6, 8, 10, 12]]
+    assert time.perf_counter() - started < 60  # a full batch does not wait
+    assert run.threads == {"model_0"}
+
+
+def test_a_batch_is_never_larger_than_the_budget_unless_one_submission_is():
+    run = Doubling()
+
+    async def main() -> None:
+        async with Batcher(run, max_items=3, max_wait=0.05) as batcher:
+            await asyncio.gather(*(batcher.submit(items) for items in ([2, 2], [4, 4], [6], [8] * 5, [10])))
+
+    asyncio.run(main())
+    assert run.batches == [[2, 2], [4, 4, 6], [8] * 5, [10]]
+
+
+def test_what_arrives_while_the_model_computes_is_the_next_batch():
+    run = Doubling()
+
+    async def main() -> None:
+        async with Batcher(run, max_items=64, max_wait=0) as batcher:
+            run.may_go.clear()
+            first = asyncio.create_task(batcher.submit([2]))
+            await asyncio.sleep(0.05)  # the model has it by now
+            others = [asyncio.create_task(batcher.submit([item])) for item in (4, 6, 8)]
+            await asyncio.sleep(0)
+            assert batcher.waiting == 3
+            run.may_go.set()
+            assert await asyncio.gather(first, *others) == [[4], [8], [12], [16]]
+
+    asyncio.run(main())
+    assert run.batches == [[2], [4, 6, 8]]
+
+
+def test_an_error_is_that_of_its_item_and_a_failed_batch_does_not_stop_the_next():
+    run = Doubling()
+
+    async def main() -> tuple[list, list, list]:
+        async with Batcher(run, max_items=2, max_wait=5) as batcher:
+            good, odd = await asyncio.gather(batcher.submit([2]), batcher.submit([3]))
+            failed = await batcher.submit([-2, 2])
+            assert await batcher.submit([4, 6]) == [8, 12]
+        return good, odd, failed
+
+    good, odd, failed = asyncio.run(main())
+    assert good == [4]
+    assert isinstance(odd[0], ValueError)
+    assert [str(error) for error in failed] == ["negative", "negative"]
+
+
+def test_a_client_that_leaves_is_not_computed_for_and_disturbs_nobody():
+    run = Doubling()
+
+    async def main() -> None:
+        async with Batcher(run, max_items=64, max_wait=0) as batcher:
+            run.may_go.clear()
+            computing = asyncio.create_task(batcher.submit([2]))
+            await asyncio.sleep(0.05)
+            leaves, stays = (asyncio.create_task(batcher.submit([item])) for item in (4, 6))
+            await asyncio.sleep(0)
+            computing.cancel()  # too late to save the work, but nobody reads the answer
+            leaves.cancel()
+            await asyncio.sleep(0)
+            run.may_go.set()
+            assert await stays == [12]
+
+    asyncio.run(main())
+    assert run.batches == [[2], [6]]
+
+
+def test_closing_finishes_what_was_taken_and_takes_no_more():
+    run = Doubling()
+
+    async def main() -> list:
+        batcher = Batcher(run, max_items=2, max_wait=600)
+        async with batcher:
+            taken = [asyncio.create_task(batcher.submit([item])) for item in (2, 4, 6)]
+            await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="closed"):
+            await batcher.submit([8])
+        return await asyncio.gather(*taken)
+
+    started = time.perf_counter()
+    assert asyncio.run(main()) == [[4], [8], [12]]
+    assert time.perf_counter() - started < 60  # and does not wait for others that will not come
+    assert run.batches == [[2, 4], [6]]

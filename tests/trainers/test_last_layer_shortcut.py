@@ -1,0 +1,76 @@
+"""In training the last layer works for the last tokens alone, and the gradients stay what they were."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from PIL import Image
+from tiny_models import TINY_MODELS
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from unime import UniMEModel, micro_batches, processor_from_backbone
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, cached_loss
+from unime.trainers.gradient_cache import with_last_layer_shortcut
+
+
+def tokens_of_last_mlp(model: UniMEModel) -> list[int]:
+    """Return a list to which each pass through the MLP of the last layer adds how many tokens of a row it was for."""
+    counts = []
+    mlp = model.backbone.get_decoder().layers[-1].mlp
+    mlp.register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0].shape[1]))
+    return counts
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_gradients_are_the_same(name: str, twin: Callable[[str], Path], picture: Callable[[int], Image.Image]):
+    torch.manual_seed(0)
+    model, processor = UniMEModel.from_backbone(twin(name)).train(), processor_from_backbone(str(twin(name)))
+    items = [*map(picture, range(2)), "a text", {"image": picture(3), "text": "and a text"}, "another, longer text"]
+    batches = [tensors for _, tensors in micro_batches(processor, items, 100)]
+
+    def embed(tensors: dict[str, Tensor]) -> Tensor:
+        return model(**tensors).embeddings
+
+    def gradients(embed: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Tensor]:
+        model.zero_grad()
+        loss = cached_loss(embed, batches, lambda embeddings: (embeddings @ embeddings.T).exp().sum())
+        loss.backward()
+        grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        return grads | {"loss": loss.detach()}
+
+    counts = tokens_of_last_mlp(model)
+    whole = gradients(embed)
+    assert min(counts) > 1
+    counts.clear()
+    shortened = gradients(with_last_layer_shortcut(model, embed))
+    assert set(counts) == {1}
+    assert whole.keys() == shortened.keys() and len(whole) > 10
+    largest = max(gradient.abs().max().item() for gradient in whole.values())  # those of biases of keys are all but 0
+    torch.testing.assert_close(shortened, whole, rtol=1e-4, atol=1e-6 * largest)
+    model.gradient_checkpointing_enable()
+    assert with_last_layer_shortcut(model, embed) is embed
+
+
+@pytest.mark.parametrize("trained", ["all weights", "adapter", "activation checkpointing"])
+def test_the_trainers_leave_the_other_tokens_out(
+    trained: str,
+    make_model: Callable[..., UniMEModel],
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+):
+    model = make_model()
+    counts = tokens_of_last_mlp(model)
+    args = ContrastiveConfig(str(tmp_path), micro_batch_tokens=200, use_cpu=True, report_to="none")
+    adapter = LoraConfig(r=2, target_modules="all-linear") if trained == "adapter" else None
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=adapter)
+    if trained == "activation checkpointing":
+        model.gradient_checkpointing_enable()
+    batch = trainer.data_collator(rows)
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert (set(counts) == {1}) is (trained != "activation checkpointing")
+    assert any(weight.grad is not None and weight.grad.any() for weight in trainer.model.parameters())

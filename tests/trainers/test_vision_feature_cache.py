@@ -1,0 +1,98 @@
+"""With a frozen tower and projector pictures are computed once per micro-batch, and nothing else changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, ProcessorMixin
+
+from unime import UniMEModel, micro_batches, processor_from_backbone
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, cached_loss
+from unime.trainers.gradient_cache import CachedVisionFeatures, GraphCacheBudget, vision_is_frozen
+
+
+BACKBONES = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "idefics3"]
+
+
+def freeze_sight(model: UniMEModel) -> UniMEModel:
+    """Freeze all but the language model."""
+    model.requires_grad_(False)
+    model.backbone.get_decoder().requires_grad_(True)
+    return model
+
+
+def count_pictures(model: UniMEModel) -> list[int]:
+    """Return a list that grows by one with each pass through the vision tower."""
+    calls = []
+    model.backbone.get_encoder(modality="image").register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_gradients_with_dropout_are_the_same_to_the_bit(
+    name: str, twin: Callable[[str], Path], picture: Callable[[int], Image.Image]
+):
+    config, processor = AutoConfig.from_pretrained(twin(name)), processor_from_backbone(str(twin(name)))
+    config.text_config.attention_dropout = 0.3
+    config.vision_config.attention_dropout = 0.3  # where the tower knows none, this is only a name
+    torch.manual_seed(0)
+    model = freeze_sight(UniMEModel.from_backbone(config)).train()
+    items = [*map(picture, range(3)), "a text", {"image": picture(3), "text": "and a text"}, "another"]
+    batches = [tensors for _, tensors in micro_batches(processor, items, 1)]
+
+    def embed(tensors: dict[str, Tensor]) -> Tensor:
+        return model(**tensors).embeddings
+
+    def gradients(embed: Callable[[dict[str, Tensor]], Tensor], gigabytes: float = 0.0) -> dict[str, Any]:
+        torch.manual_seed(7)
+        model.zero_grad()
+        memory = GraphCacheBudget(gigabytes, model)
+        loss = cached_loss(embed, batches, lambda embeddings: (embeddings @ embeddings.T).exp().sum(), memory)
+        loss.backward()
+        return {"loss": loss.detach(), "random": torch.rand(3)} | {
+            name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
+        }
+
+    calls = count_pictures(model)
+    twice = gradients(embed)
+    assert len(twice) > 10
+    assert len(calls) > 4
+    calls.clear()
+    once = gradients(CachedVisionFeatures(model.backbone, embed))
+    assert len(calls) == 4
+    torch.testing.assert_close(once, twice, atol=0, rtol=0)
+    for gigabytes in (1e-9, 1e-3, 1):
+        calls.clear()
+        kept = gradients(CachedVisionFeatures(model.backbone, embed), gigabytes)
+        assert len(calls) == 4
+        torch.testing.assert_close(kept, twice, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("trained", ["language model", "projector too"])
+def test_the_trainers_compute_pictures_again_only_if_they_may_change(
+    trained: str,
+    make_model: Callable[..., UniMEModel],
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+):
+    model = freeze_sight(make_model())
+    if trained == "projector too":
+        model.backbone.multi_modal_projector.requires_grad_(True)
+    assert vision_is_frozen(model.backbone) is (trained == "language model")
+    args = ContrastiveConfig(str(tmp_path), micro_batch_tokens=1, use_cpu=True, report_to="none")
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
+    batch = trainer.data_collator(rows)
+    pictures = sum("pixel_values" in tensors for tensors in batch["micro_batches"])
+    first = "pixel_values" in batch["micro_batches"][0]  # its graph is kept: it is embedded once anyway
+    calls = count_pictures(model)
+    trainer.compute_loss(model.train(), batch).backward()
+    assert pictures > 10
+    assert len(calls) == (pictures if trained == "language model" else 2 * pictures - first)
+    with torch.no_grad():
+        trainer.compute_loss(model.eval(), batch)
+    assert "get_image_features" not in vars(model.backbone)
