@@ -13,7 +13,7 @@ help: ## show the targets
 	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev]"
 	touch $@
 
-demo: .venv/installed ## train on real pictures for minutes, print the table, write runs/demo/report.html
+demo: .venv/installed ## train on real images for minutes, print the table, write runs/demo/report.html
 	$(BIN)/python recipes/demo.py
 
 test: .venv/installed ## run the whole suite

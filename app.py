@@ -1,6 +1,6 @@
-"""The web page: search pictures by text, by picture or by both, see similarities, compare two checkpoints.
+"""The web page: search images by text, by image or by both, see similarities, compare two checkpoints.
 
-    python app.py                                        # the pictures of the OpenMoji world, checkpoints/unime-tiny
+    python app.py                                        # the images of the OpenMoji world, checkpoints/unime-tiny
     python app.py --model FOLDER_OR_ID --compare FOLDER_OR_ID
     python app.py --index INDEX --compare OTHER_INDEX    # what `unime index` made
 
@@ -28,7 +28,7 @@ from unime.page.uploads import image_field, open_upload
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 STYLE = Path(examples.__file__).parent / "style.css"
 AUTOMATIC = "the one that fits what is given"
-MOST_COMPARED = 12  # texts, and pictures, of a heat map
+MOST_COMPARED = 12  # texts, and images, of a heat map
 LONGEST = 4000  # characters of a query, of its instruction, and of a heat map's texts
 WAITING = 256  # requests in line; who comes then is told that the page is busy
 SESSIONS = 256  # of which Gradio remembers the fields, some 100 kB each; nothing here needs them again
@@ -36,7 +36,7 @@ KEPT = 3600  # seconds that what visitors upload stays on disk
 PRIVATE = {"api_visibility": "private"}  # programs ask `unime serve`
 NO_PROGRESS = gr.Progress()
 
-Sample = tuple[str, Image.Image | None]  # text and picture of a query
+Sample = tuple[str, Image.Image | None]  # text and image of a query
 
 
 def chosen_instruction(choice: str | None) -> str | None:
@@ -77,14 +77,14 @@ def _masthead(collection: Collection) -> str:
     model = collection.model
     size = f"{model.num_parameters() / 1e6:,.1f} M parameters, {model.config.hidden_size} dimensions"
     return f"""<header class="masthead"><p class="kicker">UniME · {escape(collection.title)} · {size}</p>
-        <h1>One model for words, pictures, and both together</h1>
-        <p class="standfirst">{len(collection.store):,} entries lie in one space with your query. Describe a picture,
+        <h1>One model for words, images, and both together</h1>
+        <p class="standfirst">{len(collection.store):,} entries lie in one space with your query. Describe an image,
         show one, or show one and say what is to be different.</p></header>"""
 
 
 def _colophon(world: bool) -> str:
     licence = (
-        """Pictures: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>, CC BY-SA 4.0.
+        """Images: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>, CC BY-SA 4.0.
         The small model knows this world and nothing of photographs."""
         * world
     )
@@ -94,14 +94,14 @@ def _colophon(world: bool) -> str:
 class Query(NamedTuple):
     """The part of a tab in which a query is given."""
 
-    fields: list[gr.components.Component]  # text, picture, instruction, number of results
+    fields: list[gr.components.Component]  # text, image, instruction, number of results
     button: gr.Button
     chips: dict[gr.Button, Sample]
 
 
 def _query(action: str, samples: dict[str, Sample], opening: str = "") -> Query:
     text = gr.Textbox(opening, label="Text", placeholder="What are you looking for?", max_length=LONGEST, max_lines=4)
-    picture = image_field(label="Picture", sources=["upload", "clipboard"], height=190, buttons=[])
+    image = image_field(label="Image", sources=["upload", "clipboard"], height=190, buttons=[])
     with gr.Accordion("Instruction and number of results", open=False):
         instruction = gr.Dropdown(
             [AUTOMATIC, *[(f"{name}: {asked or '(one-word prompt)'}", name) for name, asked in PROMPTS.items()]],
@@ -114,14 +114,14 @@ def _query(action: str, samples: dict[str, Sample], opening: str = "") -> Query:
     button = gr.Button(action, variant="primary")
     with gr.Row(elem_classes="chips"):
         chips = {gr.Button(title, size="sm", min_width=60, scale=0): sample for title, sample in samples.items()}
-    return Query([text, picture, instruction, count], button, chips)
+    return Query([text, image, instruction, count], button, chips)
 
 
 def _on_query(query: Query, answer: Callable, outputs: list[gr.HTML]) -> None:
-    text, picture, *_ = query.fields
-    gr.on([query.button.click, text.submit, picture.upload], answer, query.fields, outputs, **PRIVATE)
+    text, image, *_ = query.fields
+    gr.on([query.button.click, text.submit, image.upload], answer, query.fields, outputs, **PRIVATE)
     for chip, sample in query.chips.items():
-        chip.click(lambda sample=sample: sample, None, [text, picture], **PRIVATE).then(
+        chip.click(lambda sample=sample: sample, None, [text, image], **PRIVATE).then(
             answer, query.fields, outputs, **PRIVATE
         )
 
@@ -134,11 +134,11 @@ def _search_tab(collection: Collection, samples: dict[str, Sample]) -> None:
         with gr.Column(scale=5, min_width=300):
             found = gr.HTML(render_hits(collection.search(*opening)) if samples else "", elem_id="found")
 
-    def answer(text: str, picture: Image.Image | None, choice: str, count: int) -> str:
-        if not _given(text, picture, choice):
+    def answer(text: str, image: Image.Image | None, choice: str, count: int) -> str:
+        if not _given(text, image, choice):
             return gr.skip()
         with _one_sentence():
-            return render_hits(collection.search(text, picture, chosen_instruction(choice), int(count)))
+            return render_hits(collection.search(text, image, chosen_instruction(choice), int(count)))
 
     _on_query(query, answer, [found])
 
@@ -155,13 +155,13 @@ def _compare_tab(first: Collection, second: LazyCollection, samples: dict[str, S
                 columns = [gr.HTML(elem_id=name, min_height=260) for name in ("first", "second")]
 
     def answer(
-        text: str, picture: Image.Image | None, choice: str, count: int, progress: gr.Progress = NO_PROGRESS
+        text: str, image: Image.Image | None, choice: str, count: int, progress: gr.Progress = NO_PROGRESS
     ) -> tuple[str, str]:
-        if not _given(text, picture, choice):
+        if not _given(text, image, choice):
             return gr.skip()
         with _one_sentence():
             other = second(lambda stage, done, total: progress((done, total), desc=stage))
-            here, there = (one.search(text, picture, chosen_instruction(choice), int(count)) for one in (first, other))
+            here, there = (one.search(text, image, chosen_instruction(choice), int(count)) for one in (first, other))
             return render_hits(here, first.title, there.hits), render_hits(there, other.title, here.hits)
 
     _on_query(query, answer, columns)
@@ -169,13 +169,13 @@ def _compare_tab(first: Collection, second: LazyCollection, samples: dict[str, S
 
 def _similarity_tab(collection: Collection) -> None:
     samples = examples.heat_maps()
-    texts, pictures = next(iter(samples.values()))
+    texts, images = next(iter(samples.values()))
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             lines = gr.Textbox("\n".join(texts), label="Texts, one a line", lines=6, max_lines=12, max_length=LONGEST)
             gallery = gr.Gallery(
-                pictures,
-                label="Pictures",
+                images,
+                label="Images",
                 columns=3,
                 height=250,
                 object_fit="contain",
@@ -190,22 +190,22 @@ def _similarity_tab(collection: Collection) -> None:
                     gr.Button(title, size="sm", min_width=60, scale=0): sample for title, sample in samples.items()
                 }
         with gr.Column(scale=5, min_width=300):
-            opening = render_heat_map(texts, pictures, collection.similarities(texts, pictures))
+            opening = render_heat_map(texts, images, collection.similarities(texts, images))
             heat_map = gr.HTML(opening, elem_id="heat-map")
 
     def answer(text: str, uploads: list[tuple[str, str | None]] | None) -> str:
         texts, paths = lines_of(text or ""), [path for path, _ in uploads or []]
         if not texts or not paths:
-            gr.Warning("Give a line of text and a picture at least.")
+            gr.Warning("Give a line of text and an image at least.")
             return gr.skip()
         if not _short(text):
             return gr.skip()
         if max(len(texts), len(paths)) > MOST_COMPARED:
-            gr.Warning(f"Give at most {MOST_COMPARED} texts and {MOST_COMPARED} pictures.")
+            gr.Warning(f"Give at most {MOST_COMPARED} texts and {MOST_COMPARED} images.")
             return gr.skip()
-        pictures = [open_upload(path) for path in paths]
+        images = [open_upload(path) for path in paths]
         with _one_sentence():
-            return render_heat_map(texts, pictures, collection.similarities(texts, pictures))
+            return render_heat_map(texts, images, collection.similarities(texts, images))
 
     gr.on([button.click], answer, [lines, gallery], heat_map, **PRIVATE)
     for chip, (words, shown) in chips.items():
@@ -214,9 +214,9 @@ def _similarity_tab(collection: Collection) -> None:
         )
 
 
-def _given(text: str | None, picture: Image.Image | None, choice: str | None) -> bool:
-    if not (text or "").strip() and picture is None:
-        gr.Warning("Type a text or give a picture first.")
+def _given(text: str | None, image: Image.Image | None, choice: str | None) -> bool:
+    if not (text or "").strip() and image is None:
+        gr.Warning("Type a text or give an image first.")
         return False
     return _short(text) and _short(choice)
 
@@ -239,7 +239,7 @@ def _one_sentence() -> Iterator[None]:
 
 
 def _in_terminal(stage: str, done: int, total: int) -> None:
-    print(f"\r{stage} {done:,} of {total:,} pictures", end="" if done < total else "\n", flush=True)
+    print(f"\r{stage} {done:,} of {total:,} images", end="" if done < total else "\n", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,8 +27,8 @@ class RenderedItem:
         number (`int`): Its number among the items.
         item (`dict`): It, spelt out.
         text (`str`): What the chat template makes of it.
-        tokens (`list[int]`): The tokens of `text`, in which each picture is one.
-        length (`int`): Tokens that the model reads, all of its pictures' included.
+        tokens (`list[int]`): The tokens of `text`, in which each image is one.
+        length (`int`): Tokens that the model reads, all of its images' included.
     """
 
     number: int
@@ -40,7 +40,7 @@ class RenderedItem:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Items that go through the model together: all with pictures, or none.
+    """Items that go through the model together: all with images, or none.
 
     Args:
         processor (`ProcessorMixin`): Makes the tensors.
@@ -60,14 +60,14 @@ class MicroBatch:
         return [row.number for row in self.rows]
 
     @property
-    def of_pictures(self) -> bool:
-        """Whether the items have pictures."""
+    def has_images(self) -> bool:
+        """Whether the items have images."""
         return bool(self.rows[0].item["images"])
 
     @property
     def size(self) -> int:
         """Tokens that the model reads, padding included."""
-        if self.packed and not self.of_pictures:
+        if self.packed and not self.has_images:
             return sum(row.length for row in self.rows)
         return len(self.rows) * (self.rows[-1].length - len(self.prefix))
 
@@ -84,7 +84,7 @@ class MicroBatch:
     def tensors(self) -> BatchFeature:
         """Return what the model takes, padded to the longest row."""
         texts = [row.text for row in self.rows]
-        if self.of_pictures:
+        if self.has_images:
             images = [row.item["images"] for row in self.rows]
             options = _text_options(self.processor, texts[0])
             return self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
@@ -123,8 +123,8 @@ def plan_micro_batches(
         packed (`bool`): Make the texts of a micro-batch one row; they keep their prefixes.
 
     Raises:
-        ValueError: A picture is of a shape that the processor refuses, or an item cannot fit because its prompt and
-            pictures alone exceed `max_length`.
+        ValueError: An image is of a shape that the processor refuses, or an item cannot fit because its prompt and
+            images alone exceed `max_length`.
     """
     if not items:
         return []
@@ -138,7 +138,7 @@ def plan_micro_batches(
     groups: list[MicroBatch] = []
     for row in sorted(rows, key=lambda row: (bool(row.item["images"]), prefix(row), row.length)):
         joined = None
-        if groups and groups[-1].prefix == prefix(row) and groups[-1].of_pictures == bool(row.item["images"]):
+        if groups and groups[-1].prefix == prefix(row) and groups[-1].has_images == bool(row.item["images"]):
             joined = replace(groups[-1], rows=[*groups[-1].rows, row])
         if joined and joined.size <= micro_batch_tokens and joined.padding <= MAX_PADDING_SHARE * micro_batch_tokens:
             groups[-1].rows.append(row)
@@ -156,8 +156,8 @@ def micro_batches(
         `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
 
     Raises:
-        ValueError: An item is malformed, a picture of it is damaged or of a shape that the processor refuses, or it
-            cannot fit because its prompt and pictures alone exceed `max_length`.
+        ValueError: An item is malformed, an image of it is damaged or of a shape that the processor refuses, or it
+            cannot fit because its prompt and images alone exceed `max_length`.
     """
     spelt = {position: normalize_item(item, position) for position, item in enumerate(items)}
     return [
@@ -192,50 +192,50 @@ def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
 
 
 def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[RenderedItem]:
-    """Render and tokenise items, and count their tokens, those of their pictures included."""
+    """Render and tokenise items, and count their tokens, those of their images included."""
     texts = _render(processor, list(items.values()))
     tokens = processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]
-    of_pictures: dict[tuple[tuple[int, int], ...], int] = {(): 0}
+    has_images: dict[tuple[tuple[int, int], ...], int] = {(): 0}
     rows = []
     for (number, item), text, ids in zip(items.items(), texts, tokens, strict=True):
         sizes = tuple(image.size for image in item["images"])
-        if sizes not in of_pictures:
+        if sizes not in has_images:
             try:
-                of_pictures[sizes] = _image_tokens(processor, sizes)
+                has_images[sizes] = _image_tokens(processor, sizes)
             except ValueError as error:
                 shapes = " and ".join(f"{width} x {height}" for width, height in sizes)
                 raise ValueError(
-                    f"item {number}: the model's processor takes no picture of {shapes} pixels ({error}): "
+                    f"item {number}: the model's processor takes no image of {shapes} pixels ({error}): "
                     "cut or scale it"
                 ) from None
-        rows.append(RenderedItem(number, item, text, ids, len(ids) + of_pictures[sizes] - len(sizes)))
+        rows.append(RenderedItem(number, item, text, ids, len(ids) + has_images[sizes] - len(sizes)))
     return rows
 
 
 def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
-    """Ask the processor itself how many tokens one item's pictures of these (width, height) take together."""
-    images = [Image.new("RGB", size) for size in sizes]  # LLaVA-OneVision tiles a picture only where it is alone
+    """Ask the processor itself how many tokens one item's images of these (width, height) take together."""
+    images = [Image.new("RGB", size) for size in sizes]  # LLaVA-OneVision tiles an image only where it is alone
     output = processor(text=[processor.image_token * len(sizes)], images=[images], add_special_tokens=False)
     return len(output["input_ids"][0])
 
 
 def _truncate(processor: ProcessorMixin, row: RenderedItem, limit: int) -> RenderedItem:
     """Keep the longest beginning of the user's text, in tokens of its own, with which the rendered item fits."""
-    of_pictures = row.length - len(row.tokens)
+    has_images = row.length - len(row.tokens)
 
     def cut(count: int) -> RenderedItem:
         item = {**row.item, "text": row.item["text"] and processor.tokenizer.decode(own[:count])}
         (text,) = _render(processor, [item])
         tokens = processor.tokenizer(text, **_text_options(processor, text))["input_ids"]
-        return RenderedItem(row.number, item, text, tokens, len(tokens) + of_pictures)
+        return RenderedItem(row.number, item, text, tokens, len(tokens) + has_images)
 
     own = processor.tokenizer(row.item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
     # A control string is one token of its own and several once it is broken: their number is found by trying.
     shorter = cut(bisect_right(range(1, len(own) + 1), limit, key=lambda count: cut(count).length))
     if shorter.length > limit:
         raise ValueError(
-            f"item {row.number} needs {shorter.length} tokens for its prompt and pictures alone, but max_length is "
-            f"{limit}: raise max_length or make its pictures smaller"
+            f"item {row.number} needs {shorter.length} tokens for its prompt and images alone, but max_length is "
+            f"{limit}: raise max_length or make its images smaller"
         )
     return shorter
 

@@ -166,7 +166,7 @@ class UniMEModel(PreTrainedModel):
         show_progress_bar: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
-        """Embed items: texts, pictures, or dicts with `text`, `image` and `instruction`.
+        """Embed items: texts, images, or dicts with `text`, `image` and `instruction`.
 
         Args:
             items (`list`): The items; a single one gives a single vector.
@@ -271,7 +271,7 @@ class UniMEModel(PreTrainedModel):
                 if len(batch.rows) == 1:
                     raise ValueError(
                         f"item {batch.numbers[0]} ({size} tokens) does not fit into the memory of {self.device} even "
-                        "alone: shorten its text, make its pictures smaller, or free memory"
+                        "alone: shorten its text, make its images smaller, or free memory"
                     )
                 logger.warning(
                     f"{len(batch.rows)} items of {size} tokens do not fit into the memory of {self.device} together: "

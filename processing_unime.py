@@ -18,7 +18,7 @@ Item = str | Image.Image | Mapping[str, Any]
 ITEM_KEYS = ("text", "image", "instruction")  # of an item that is a dict
 SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, as its README words it
 
-# The one source of every prompt. Pictures come first, the instruction is the system message (where
+# The one source of every prompt. Images come first, the instruction is the system message (where
 # sentence-transformers puts its prompts), and control tokens inside texts are broken by a space, whoever renders this.
 TEMPLATE = """\
 {%- set frame = FRAME -%}
@@ -58,7 +58,7 @@ TEMPLATE_HEAD = TEMPLATE.partition("FRAME")[0]  # by which a template is known a
 def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> str:
     """Write UniME's chat template for a backbone, keeping the frame that the backbone was trained with.
 
-    The frame (role markers, picture placeholder, start of the answer) is read off the backbone's own chat template; a
+    The frame (role markers, image placeholder, start of the answer) is read off the backbone's own chat template; a
     backbone without one gets its image token on a line of its own and nothing else.
 
     Args:
@@ -81,7 +81,7 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
     start, end = around_text(0)
     (one, _), (two, _) = around_text(1), around_text(2)
     width = len(two) - len(one)
-    # The picture's placeholder is the stretch of the one-picture prompt that the two-picture prompt holds twice.
+    # The image's placeholder is the stretch of the one-image prompt that the two-image prompt holds twice.
     first = next(
         i
         for i in range(len(one) - width + 1)
@@ -107,7 +107,7 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwar
     Args:
         backbone (`str`): Folder or Hub id of the backbone.
         summary (`str`): What is asked of an item without an instruction, see [`chat_template`].
-        kwargs: Passed to `AutoProcessor.from_pretrained` (picture size, ...).
+        kwargs: Passed to `AutoProcessor.from_pretrained` (image size, ...).
     """
     processor = AutoProcessor.from_pretrained(backbone, **kwargs)
     if TEMPLATE_HEAD not in (processor.chat_template or ""):  # a plain export has UniME's own already
@@ -152,29 +152,29 @@ def to_item_dict(item: Item) -> dict[str, Any]:
     return {"text": text, "images": images, "instruction": instruction}
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Make of a picture what the model sees, which is what a viewer shows: RGB, upright, on white where transparent.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Make of an image what the model sees, which is what a viewer shows: RGB, upright, on white where transparent.
 
     Upright is as the EXIF orientation says. Of an animation this is the frame it stands at, the first of a file that
-    was just opened; of 16 bits a pixel the upper 8 are kept. A picture that is like that already is given back itself.
+    was just opened; of 16 bits a pixel the upper 8 are kept. An image that is like that already is given back itself.
 
     Raises:
         ValueError: It has no pixels, or such as are no colours.
         Exception: It is damaged; for broken files Pillow's decoders raise errors of many kinds.
     """
-    if 0 in picture.size:
-        raise ValueError(f"it has {picture.width} x {picture.height} pixels: give one that has any")
-    picture.load()
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("I", "F"):  # Pillow would cut all values at 255
-        raise ValueError(f"its pixels are numbers of mode {picture.mode}: save it with 8 or 16 bits a pixel")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} pixels: give one that has any")
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):  # Pillow would cut all values at 255
+        raise ValueError(f"its pixels are numbers of mode {image.mode}: save it with 8 or 16 bits a pixel")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -189,10 +189,10 @@ def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def normalize_item(item: Item, number: int) -> dict[str, Any]:
-    """Spell out the item that errors call `number`, as [`to_item_dict`] does, its pictures as the model sees them.
+    """Spell out the item that errors call `number`, as [`to_item_dict`] does, its images as the model sees them.
 
     Raises:
-        ValueError: It is malformed, or a picture of it is damaged.
+        ValueError: It is malformed, or an image of it is damaged.
     """
     try:
         spelt = to_item_dict(item)
@@ -201,7 +201,7 @@ def normalize_item(item: Item, number: int) -> dict[str, Any]:
     try:
         return spelt | {"images": [to_rgb(image) for image in spelt["images"]]}
     except Exception as error:  # only now is it decoded, where Pillow raises errors of many kinds
-        raise ValueError(f"item {number}: its picture cannot be read ({error}): mend or replace it") from None
+        raise ValueError(f"item {number}: its image cannot be read ({error}): mend or replace it") from None
 
 
 def item_hash(item: Mapping[str, Any]) -> int:
@@ -210,8 +210,8 @@ def item_hash(item: Mapping[str, Any]) -> int:
     for text in (item["instruction"], item["text"]):
         encoded = b"" if text is None else b"+" + text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    for picture in item["images"]:
-        digest.update(f"{picture.size}".encode() + picture.tobytes())
+    for image in item["images"]:
+        digest.update(f"{image.size}".encode() + image.tobytes())
     return int.from_bytes(digest.digest(), "big") >> 1
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from interleaved_timing import alternate
-from items import INSTRUCTION, Items, mixed, pictures, texts, with_repetitions
+from items import INSTRUCTION, Items, mixed, images, texts, with_repetitions
 from models import FAMILIES, TINY, checkpoint
 from peers import ways_to_embed
 from result_files import table, write
@@ -38,7 +38,7 @@ class ScriptArguments:
         default_factory=lambda: [TINY, *FAMILIES], metadata={"help": f"Of {TINY}, {', '.join(FAMILIES)}."}
     )
     items: int = field(default=600, metadata={"help": f"Items of a workload for {TINY}."})
-    items_of_twins: int = field(default=192, metadata={"help": "Items of a workload for the large twins."})
+    tiny_model_items: int = field(default=192, metadata={"help": "Items of a workload for the large tiny models."})
     rounds: int = field(default=3, metadata={"help": "Times that each way is measured."})
     device: str = field(default="cpu", metadata={"help": "Where all of them compute."})
     threads: int = field(default=2, metadata={"help": "Threads of torch."})
@@ -50,7 +50,7 @@ def workloads(number: int) -> Iterator[tuple[str, Items, str | None]]:
     yield "texts", texts(number), None
     yield "texts, 30 % repeated", with_repetitions(texts(number)), None
     yield "texts, one instruction", texts(number), INSTRUCTION
-    yield "pictures", pictures(number), None
+    yield "images", images(number), None
     yield "mixed", mixed(number), None
 
 
@@ -82,7 +82,7 @@ def main(script: ScriptArguments) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in script.models:
-            number = script.items if name == TINY else script.items_of_twins
+            number = script.items if name == TINY else script.tiny_model_items
             rows += measure(checkpoint(name, Path(folder)), number, script)
     settings = asdict(script)
     write(settings.pop("output"), settings, rows)

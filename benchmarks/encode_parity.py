@@ -2,7 +2,7 @@
 
     python benchmarks/encode_parity.py          # `unime[all,slow]`; --items 200, --skip Ray
 
-The items are scenes of the embedded world: captions, pictures, and both together. Ways that need no package run in an
+The items are scenes of the embedded world: captions, images, and both together. Ways that need no package run in an
 interpreter where `unime` cannot be imported. Writes benchmarks/results/encode_parity.json; status 1 if a way differs.
 """
 
@@ -52,9 +52,9 @@ class NotInstalled:
 
 sys.meta_path.insert(0, NotInstalled())
 folder, way, items, output = sys.argv[1:]
-picture = lambda encoded: Image.open(io.BytesIO(encoded)).convert("RGB")
+image = lambda encoded: Image.open(io.BytesIO(encoded)).convert("RGB")
 items = [
-    {name: picture(value) if name == "image" else value for name, value in row.items() if name != "id" and value}
+    {name: image(value) if name == "image" else value for name, value in row.items() if name != "id" and value}
     for row in pyarrow.parquet.read_table(items).to_pylist()
 ]
 if way == "AutoModel":
@@ -85,9 +85,9 @@ def main() -> None:
             print(f"{way} ...", file=sys.stderr, flush=True)
             vectors = embedded(way, script.model.resolve(), corpus, stored, Path(folder))
             found[way] = float(np.abs(vectors - expected).max())
-    kinds = {"texts": 0, "pictures": 0, "both": 0}
+    kinds = {"texts": 0, "images": 0, "both": 0}
     for row in stored:
-        kinds["both" if row["text"] and row["image"] else "texts" if row["text"] else "pictures"] += 1
+        kinds["both" if row["text"] and row["image"] else "texts" if row["text"] else "images"] += 1
     script.output.parent.mkdir(parents=True, exist_ok=True)
     record = {"model": script.model.name, "items": kinds, "largest difference": found}
     script.output.write_text(json.dumps(record, indent=2) + "\n")
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def mixed_items(number: int, file: Path) -> Path:
-    """Write captions, pictures and both in turn, from training rows of scenes."""
+    """Write captions, images and both in turn, from training rows of scenes."""
     items = []
     for position, row in enumerate(openmoji_rows("test", number, tasks=["scene_t2i"])):
         text, encoded = row["query"]["text"], BytesIO()

@@ -47,7 +47,7 @@ class ScriptArguments:
         default_factory=lambda: [TINY, *FAMILIES], metadata={"help": f"Of {TINY}, {', '.join(FAMILIES)}."}
     )
     items: int = field(default=600, metadata={"help": f"Items of a workload for {TINY}."})
-    items_of_twins: int = field(default=96, metadata={"help": "Items of a workload for the large twins."})
+    tiny_model_items: int = field(default=96, metadata={"help": "Items of a workload for the large tiny models."})
     rounds: int = field(default=3, metadata={"help": "Times that each is measured."})
     device: str = field(default="cpu", metadata={"help": "Where it computes."})
     threads: int = field(default=2, metadata={"help": "Threads of torch."})
@@ -146,12 +146,12 @@ def seen_before(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def token_lists(items: Sequence[dict], processor: ProcessorMixin) -> list[list[int]]:
-    """The tokens of each item; those of a picture are numbered by the picture, as they mean different ones."""
+    """The tokens of each item; those of an image are numbered by the image, as they mean different ones."""
     found = []
     for item in items:
         tokens = tensors(processor, [item])["input_ids"][0].tolist()
-        picture = -1 - hash(item["image"][0].tobytes()) % 2**31 if item["image"] else 0
-        found.append([picture if token == processor.image_token_id else token for token in tokens])
+        image = -1 - hash(item["image"][0].tobytes()) % 2**31 if item["image"] else 0
+        found.append([image if token == processor.image_token_id else token for token in tokens])
     return found
 
 
@@ -207,7 +207,7 @@ def main(script: ScriptArguments) -> None:
         for name in script.models:
             model, processor = load_model(str(checkpoint(name, Path(folder))), dtype="float32")
             model = model.to(script.device).eval()
-            for workload, items, instruction in workloads(script.items if name == TINY else script.items_of_twins):
+            for workload, items, instruction in workloads(script.items if name == TINY else script.tiny_model_items):
                 found = measure(model, processor, instructed(items, instruction), script.rounds)
                 rows.append({"model": name, "items": workload} | found)
                 print(rows[-1], file=sys.stderr, flush=True)

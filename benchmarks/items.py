@@ -1,4 +1,4 @@
-"""The items that benchmarks embed, the same from the same seed: texts with a heavy tail, pictures, and mixtures."""
+"""The items that benchmarks embed, the same from the same seed: texts with a heavy tail, images, and mixtures."""
 
 import random
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Items = Sequence[str | Image.Image | dict[str, Any]]
 
 SHORTEST, LONGEST = 4, 240  # words, which are about 5 to 400 tokens
 MEDIAN, SPREAD = 18, 1.0  # of the log-normal law that the number of words follows
-PICTURE_SIDES = (96, 128, 160, 192)  # pixels
+IMAGE_SIDES = (96, 128, 160, 192)  # pixels
 REPEATED = 0.3  # share of a corpus that occurs in it before
 # Forty tokens of the embedded world's tokenizer.
 INSTRUCTION = (
@@ -32,16 +32,16 @@ def texts(number: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choices(words, weights, k=min(max(length, SHORTEST), LONGEST))) for length in lengths]
 
 
-def pictures(number: int, seed: int = 0) -> list[Image.Image]:
+def images(number: int, seed: int = 0) -> list[Image.Image]:
     """Scenes of the embedded world, scaled to sides of several lengths."""
-    rng = random.Random(f"pictures {seed}")
+    rng = random.Random(f"images {seed}")
     scenes = [row["positive"]["image"] for row in openmoji_rows("test", number, seed, tasks=["scene_t2i"])]
-    return [scene.resize((rng.choice(PICTURE_SIDES), rng.choice(PICTURE_SIDES))) for scene in scenes]
+    return [scene.resize((rng.choice(IMAGE_SIDES), rng.choice(IMAGE_SIDES))) for scene in scenes]
 
 
 def mixed(number: int, seed: int = 0) -> list[str | Image.Image | dict[str, Any]]:
-    """Texts, pictures, and both together, in turn."""
-    said, seen = texts(number, seed), pictures(number, seed)
+    """Texts, images, and both together, in turn."""
+    said, seen = texts(number, seed), images(number, seed)
     kinds = (lambda i: said[i], lambda i: seen[i], lambda i: {"image": seen[i], "text": said[i]})
     return [kinds[i % 3](i) for i in range(number)]
 

@@ -1,6 +1,6 @@
-"""The models that benchmarks run: `unime-tiny`, and random twins of large families, big enough that layers dominate.
+"""The models that benchmarks run: `unime-tiny`, and random tiny models of large families, big enough that layers dominate.
 
-A twin has the architecture, the chat layout and the special tokens of the family it is named after, with the words of
+A tiny model has the architecture, the chat layout and the special tokens of the family it is named after, with the words of
 `checkpoints/tiny-backbone`. Its weights are random: it says how fast such a model is, and nothing of how good.
 """
 
@@ -133,7 +133,7 @@ def _qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Qwen2VLForConditionalGeneration(config), processor
 
 
-def large_twin(family: str, folder: Path) -> Path:
+def large_model(family: str, folder: Path) -> Path:
     """Write a random native backbone of 60 to 100 M parameters, with its tokenizer and processor.
 
     Args:
@@ -144,10 +144,10 @@ def large_twin(family: str, folder: Path) -> Path:
         `Path`: `folder`, which `unime.load_model` loads.
 
     Raises:
-        ValueError: There is no twin of that family.
+        ValueError: There is no tiny model of that family.
     """
     if family not in FAMILIES:
-        raise ValueError(f"there is no twin of {family!r}: choose from {', '.join(FAMILIES)}")
+        raise ValueError(f"there is no tiny model of {family!r}: choose from {', '.join(FAMILIES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = _llava_onevision() if family == "llava-onevision" else _qwen2_vl()
@@ -157,12 +157,12 @@ def large_twin(family: str, folder: Path) -> Path:
 
 
 def checkpoint(name: str, folder: Path) -> Path:
-    """The UniME checkpoint of a name: `unime-tiny` as it is, or a twin of a family, made below `folder`.
+    """The UniME checkpoint of a name: `unime-tiny` as it is, or a tiny model of a family, made below `folder`.
 
     Raises:
         ValueError: There is no model of that name.
     """
     if name == TINY:
         return ROOT / "checkpoints" / TINY
-    model, processor = load_model(str(large_twin(name, folder / f"{name}-backbone")), dtype="float32")
+    model, processor = load_model(str(large_model(name, folder / f"{name}-backbone")), dtype="float32")
     return save_checkpoint(model, processor, folder / name)

@@ -1,4 +1,4 @@
-"""Load on the web page: visitors who search by text, picture, or both, all at once.
+"""Load on the web page: visitors who search by text, image, or both, all at once.
 
     python benchmarks/page_load.py --clients 64 --seconds 300 --hostile 0.05
 
@@ -57,13 +57,13 @@ class ScriptArguments:
 
 
 def queries() -> list[tuple[str, Image.Image | None]]:
-    """Texts, pictures, and both in turn, no two alike."""
+    """Texts, images, and both in turn, no two alike."""
     rng = np.random.default_rng(0)
     found = []
     for number in range(POOL):
-        picture = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((96, 96))
+        image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((96, 96))
         text = f"number {number} " + " ".join(rng.choice(["red", "cat", "of", "sun", "hats"], 1 + number % 9))
-        found.append((text if number % 3 else "", None if number % 3 == 1 else picture))
+        found.append((text if number % 3 else "", None if number % 3 == 1 else image))
     return found
 
 
@@ -124,12 +124,12 @@ async def search_function(http: httpx2.AsyncClient) -> int:
 async def load(script: ScriptArguments, collection: Collection) -> Load:
     """Open the page and measure it."""
     asked = queries()
-    truth = [collection.search(text, picture).hits for text, picture in asked]
+    truth = [collection.search(text, image).hits for text, image in asked]
     files = []
-    for _, picture in asked:
+    for _, image in asked:
         buffer = BytesIO()
-        if picture is not None:
-            picture.save(buffer, "PNG")
+        if image is not None:
+            image.save(buffer, "PNG")
         files.append(buffer.getvalue())
 
     async def ask(own: random.Random) -> None:
@@ -147,7 +147,7 @@ async def load(script: ScriptArguments, collection: Collection) -> Load:
         attack = own.randrange(8)
         try:
             if attack == 0:
-                event = await stranger.ask(["a cat", await stranger.upload("a.png", b"no picture"), AUTOMATIC, 12])
+                event = await stranger.ask(["a cat", await stranger.upload("a.png", b"no image"), AUTOMATIC, 12])
             elif attack == 1:
                 event = await stranger.ask(["a cat", forged, AUTOMATIC, 12])
             elif attack == 2:

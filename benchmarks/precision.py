@@ -53,7 +53,7 @@ class ScriptArguments:
     )
     ways: list[str] = field(default_factory=lambda: [*WAYS], metadata={"help": f"Of {', '.join(WAYS)}."})
     items: int = field(default=600, metadata={"help": f"Texts for {TINY}."})
-    items_of_twins: int = field(default=96, metadata={"help": "Texts for the large twins."})
+    tiny_model_items: int = field(default=96, metadata={"help": "Texts for the large tiny models."})
     candidates: int = field(default=1000, metadata={"help": "Candidates of a retrieval task."})
     rounds: int = field(default=3, metadata={"help": "Times that each way is measured."})
     device: str = field(default="cpu", metadata={"help": "Where all of them compute."})
@@ -93,7 +93,7 @@ def hits_at_1(model: UniMEModel, processor: ProcessorMixin, asked: Sequence[Retr
 def measure(name: str, folder: Path, script: ScriptArguments) -> Iterator[dict[str, Any]]:
     """A row for each way."""
     trained = name == TINY
-    said = texts(script.items if trained else script.items_of_twins)
+    said = texts(script.items if trained else script.tiny_model_items)
     asked = [task for task in tasks("test", script.candidates)[0] if task.name in TASKS] if trained else []
     model, processor = loaded("float32", folder, script.device)
     before = hits_at_1(model, processor, asked) if trained else None

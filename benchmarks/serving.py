@@ -45,28 +45,28 @@ class ScriptArguments:
     kinds: list[str] = field(default_factory=lambda: [*BATCH_ITEMS], metadata={"help": "How requests are answered."})
     seconds: float = field(default=10.0, metadata={"help": "Length of each measurement."})
     warm: float = field(default=1.0, metadata={"help": "Seconds of the same load before it."})
-    pictures: float = field(default=0.25, metadata={"help": "Share of items that have a picture."})
+    images: float = field(default=0.25, metadata={"help": "Share of items that have an image."})
     hostile: float = field(default=0.0, metadata={"help": "Share of requests that are broken, too large or hang up."})
     tolerance: float = field(default=1e-5, metadata={"help": "Largest difference of a vector's entry from `encode`."})
     output: str = field(default="benchmarks/results/serving.json", metadata={"help": "Where the figures are written."})
 
 
-def pool(pictures: float) -> tuple[list[Any], list[Any]]:
+def pool(images: float) -> tuple[list[Any], list[Any]]:
     """Return the items, and what is sent for them."""
     rng = np.random.default_rng(0)
     items: list[Any] = []
     sent: list[Any] = []
     for number in range(POOL):
         text = f"item {number}: " + " ".join(rng.choice(["red", "cat", "of", "sun", "seven", "hats"], 3 + number % 20))
-        if number >= pictures * POOL:
+        if number >= images * POOL:
             items.append(text)
             sent.append(text)
             continue
-        picture = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+        image = Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8))
         buffer = BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        items.append({"text": text, "image": picture})
+        items.append({"text": text, "image": image})
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
         sent.append([{"role": "user", "content": parts}])
     return items, sent
@@ -135,7 +135,7 @@ async def load(script: ScriptArguments, clients: int, batch_items: int, sent: li
 
 
 def main(script: ScriptArguments) -> None:
-    items, sent = pool(script.pictures)
+    items, sent = pool(script.images)
     model, processor = load_model(script.model, dtype="float32")
     truth = model.encode(items, processor)
     rows = []

@@ -4,7 +4,7 @@
     python benchmarks/training.py --runs unime-tiny:2048 llava-onevision:32
     python benchmarks/training.py --runs llava-onevision:512 --device cuda
 
-Stage 2: forward, loss and backward of the same rows (a caption, its picture) on the same module with the same loss,
+Stage 2: forward, loss and backward of the same rows (a caption, its image) on the same module with the same loss,
 in turn in one process. Neither the optimizer nor the preparation of the batch is timed. The peer embeds 32 items at a
 time; ours as many as do not exceed the tokens of 32 of the longest. Writes benchmarks/results/training.json.
 """
@@ -41,7 +41,7 @@ TOLERANCE = 1e-4  # between the two values of the loss
 
 
 def pairs(number: int) -> list[dict[str, Any]]:
-    """Rows of a caption and its picture, no caption twice, so that both sides have the same candidates."""
+    """Rows of a caption and its image, no caption twice, so that both sides have the same candidates."""
     found: dict[str, Any] = {}
     for row in openmoji_rows("train", 2 * number, tasks=["scene_t2i"], negatives=0):
         found.setdefault(row["query"]["text"], row["positive"]["image"])
@@ -72,8 +72,8 @@ def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_
             per_device_train_batch_size=batch_size,
             micro_batch_tokens=MICRO_BATCH * longest,
             temperature=TEMPERATURE,
-            beta=None,
-            k=None,
+            false_negative_margin=None,
+            num_hard_negatives=None,
             report_to="none",
             use_cpu=script.device == "cpu",
         )

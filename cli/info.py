@@ -43,7 +43,7 @@ def describe(checkpoint: str) -> dict[str, Any]:
         "types": ", ".join(sorted(weights.parameter_count)),
         "dimensions": config.hidden_size,
         "most tokens": min(processor.tokenizer.model_max_length, text.max_position_embeddings),
-        "pictures": json.dumps(dict(processor.image_processor.size)),
+        "images": json.dumps(dict(processor.image_processor.size)),
         "written by transformers": config.transformers_version,
         "prompts": sentence_transformer["prompts"],
     }

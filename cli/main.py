@@ -48,7 +48,7 @@ def check_data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every row and picture that a recipe would train on, and name the bad ones; status 1 if there are any."""
+    """Read every row and image that a recipe would train on, and name the bad ones; status 1 if there are any."""
     from dataclasses import replace
 
     from trl import TrlParser

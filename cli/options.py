@@ -10,13 +10,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 
-Source = Annotated[
-    str, typer.Argument(help="Folder of pictures and .txt files, .jsonl, Parquet, Hub id or 'openmoji'.")
-]
+Source = Annotated[str, typer.Argument(help="Folder of images and .txt files, .jsonl, Parquet, Hub id or 'openmoji'.")]
 Text = Annotated[str, typer.Option(help="Column of the text.")]
-Image = Annotated[str, typer.Option(help="Column of the picture: a path or the encoded picture.")]
+Image = Annotated[str, typer.Option(help="Column of the image: a path or the encoded image.")]
 Identifier = Annotated[str, typer.Option("--id", help="Column of the id.")]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder that picture paths start from.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths start from.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
 Model = Annotated[str, typer.Option(help="Folder or Hub id of a checkpoint.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")]

@@ -87,7 +87,7 @@ def index(
 def search(
     folder: Annotated[Path, typer.Argument(help="Folder that `unime index` made.")],
     text: Annotated[str | None, typer.Argument(help="What to look for; beside --image, how that is changed.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture to look for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image to look for.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many entries to find.")] = 10,
     where: Annotated[str | None, typer.Option(help="SQL condition on metadata: \"category = 'food'\".")] = None,
     instruction: Annotated[
@@ -101,7 +101,7 @@ def search(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the entries of an index that are nearest to a text, to a picture, or to a picture changed by a text."""
+    """Find the entries of an index that are nearest to a text, to an image, or to an image changed by a text."""
     import webbrowser
 
     from rich.console import Console
@@ -113,8 +113,8 @@ def search(
 
     store = Index.open(folder)
     store.table.count(where)  # what is wrong with the condition is said before the model is loaded
-    picture = image and read_image(str(image), "the query")
-    item = query_item(text, picture, store.holds_pictures, instruction)
+    query_image = image and read_image(str(image), "the query")
+    item = query_item(text, query_image, store.holds_images, instruction)
     entries, hits = len(store), []
     if entries:
         checkpoint = model or store.record.checkpoint
@@ -151,7 +151,7 @@ def _table(hits: "Sequence[Hit]") -> "Table":
     table = Table("rank", "score", Column("id", overflow="fold"), Column("what it is", overflow="fold"))
     for rank, hit in enumerate(hits, 1):
         known = " · ".join(str(value) for value in hit.metadata.values() if value is not None)
-        content = hit.text or known or _path(hit) or "(picture in the index)"
+        content = hit.text or known or _path(hit) or "(image in the index)"
         cells = [Text(printable(cell)) for cell in (hit.id, shorten(content, 200))]
         table.add_row(str(rank), f"{hit.score:.3f}", *cells)
     return table

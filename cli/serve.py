@@ -21,12 +21,12 @@ def serve(
         str | None, typer.Option(envvar="UNIME_API_KEY", help="What clients must send; better by the variable.")
     ] = None,
     allow_remote_images: Annotated[
-        bool, typer.Option("--allow-remote-images", help="Fetch pictures from public http(s) addresses.")
+        bool, typer.Option("--allow-remote-images", help="Fetch images from public http(s) addresses.")
     ] = False,
     max_items: Annotated[int, typer.Option(min=1, help="Most items of a request.")] = 2048,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest body of a request.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Most characters of an item's text.")] = 100_000,
-    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Largest pictures of a request together.")] = 64,
+    max_megapixels: Annotated[float, typer.Option(min=0.001, help="Largest images of a request together.")] = 64,
     max_requests: Annotated[int, typer.Option(min=1, help="Most requests inside at a time; others get 429.")] = 256,
     batch_items: Annotated[int, typer.Option(min=1, help="Most items of a batch; 1 answers one by one.")] = 64,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="Longest wait of an idle model for more items.")] = 1,
@@ -34,7 +34,7 @@ def serve(
         int | None, typer.Option(min=1, help="Token budget of one forward pass: 1024 on the CPU, 8192 elsewhere.")
     ] = None,
 ) -> None:
-    """Serve embeddings over HTTP in OpenAI's format, pictures included, until SIGTERM or Ctrl-C."""
+    """Serve embeddings over HTTP in OpenAI's format, images included, until SIGTERM or Ctrl-C."""
     listener = bind(host, port)  # a taken port is found before the model is loaded
 
     from pathlib import Path

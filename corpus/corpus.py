@@ -1,9 +1,9 @@
 """What is to be embedded: entries of a folder, a JSONL file, Parquet, a dataset of the Hub, or the OpenMoji world.
 
-    corpus = open_corpus("photos")                        # pictures and .txt files, recursively; id = relative path
+    corpus = open_corpus("photos")                        # images and .txt files, recursively; id = relative path
     corpus = open_corpus("products.jsonl", text="title")  # or .parquet, a folder of Parquet files, a Hub dataset
 
-A corpus may be larger than memory: tables are memory-mapped, and a picture is read when its entry's `item` is asked
+A corpus may be larger than memory: tables are memory-mapped, and an image is read when its entry's `item` is asked
 for. An entry that cannot be read does not stop the others: its `item` and its `content` say why, in one sentence.
 """
 
@@ -71,13 +71,13 @@ def open_corpus(
     """Open what is to be embedded.
 
     Args:
-        source (`str` or `Path`): A folder of pictures and .txt files, read recursively, with `metadata.jsonl` as
+        source (`str` or `Path`): A folder of images and .txt files, read recursively, with `metadata.jsonl` as
             Hugging Face's image folders have it; a .jsonl file; a .parquet file or a folder of them; the Hub id of a
-            dataset; or "openmoji", the named pictures of the embedded world.
+            dataset; or "openmoji", the named images of the embedded world.
         text (`str`), image (`str`), identifier (`str`): Columns of a table. One of the first two may be missing, and
-            without a column `id` the ids are row numbers. Other columns are metadata; those of other pictures, of
+            without a column `id` the ids are row numbers. Other columns are metadata; those of other images, of
             sounds and of bytes are left out.
-        image_root (`str` or `Path`, *optional*, defaults to the source's folder): Where relative picture paths start.
+        image_root (`str` or `Path`, *optional*, defaults to the source's folder): Where relative image paths start.
             A path that leads out of it, even by a link, is refused.
         split (`str`): Split of a dataset of the Hub or of a folder of Parquet files.
 
@@ -91,7 +91,7 @@ def open_corpus(
         return openmoji_corpus()
     path = Path(source)
     if image_root is not None and not Path(image_root).is_dir():
-        raise FileNotFoundError(f"there is no folder {image_root} for pictures: mend image_root")
+        raise FileNotFoundError(f"there is no folder {image_root} for images: mend image_root")
     root = Path(image_root or (path if path.is_dir() else path.parent)).resolve()
     columns = {"text": text, "image": image, "id": identifier}
     if path.is_dir() and not _holds_tables(path):
@@ -112,9 +112,9 @@ def open_corpus(
 def _holds_tables(folder: Path) -> bool:
     if next(folder.rglob("*.parquet"), None) is None:
         return False
-    picture = next((path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES), None)
-    if picture is not None:
-        raise ValueError(f"{folder} holds Parquet files and also pictures, such as {picture}: give one kind only")
+    image = next((path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES), None)
+    if image is not None:
+        raise ValueError(f"{folder} holds Parquet files and also images, such as {image}: give one kind only")
     return True
 
 
@@ -154,7 +154,7 @@ def _table(table: datasets.Dataset, columns: Mapping[str, str], root: Path, sour
 
     corpus = Corpus(table, entry)
     if columns["id"] in table.column_names:
-        own = table.select_columns([columns["id"]])  # without its pictures
+        own = table.select_columns([columns["id"]])  # without its images
         _check_unique_ids(corpus, (_id(row, number, columns) for number, row in enumerate(own)))
     return corpus
 
@@ -189,7 +189,7 @@ def _check_columns(found: Sequence[str], columns: Mapping[str, str], source: str
     if missing:
         raise ValueError(
             f"{source} has no column {' or '.join(missing)}: it has {', '.join(found) or 'none'}; "
-            "name those of the text, the picture and the id"
+            "name those of the text, the image and the id"
         )
 
 
@@ -197,23 +197,23 @@ def entry_of(row: Mapping[str, Any], number: int, columns: Mapping[str, str], ro
     """A row of a table as an entry.
 
     Args:
-        row (`Mapping`): Values by column; the picture is a path, encoded bytes, or what `datasets` stores for one.
+        row (`Mapping`): Values by column; the image is a path, encoded bytes, or what `datasets` stores for one.
         number (`int`): Its place, which is its id where it has no other.
         columns (`Mapping`): The columns of `id`, `text` and `image`; the others are metadata.
         root (`Path`): Folder that paths start from and may not leave.
     """
-    text, picture, problem = row.get(columns["text"]), row.get(columns["image"]), None
+    text, image, problem = row.get(columns["text"]), row.get(columns["image"]), None
     if text is not None and not isinstance(text, str):
         text, problem = None, f"its text is of type {type(text).__name__}: make it a string"
-    if isinstance(picture, Mapping):  # what `datasets` stores for a picture
-        picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
-    if isinstance(picture, str):
-        picture, found = resolve_path(picture, root)
+    if isinstance(image, Mapping):  # what `datasets` stores for an image
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, str):
+        image, found = resolve_path(image, root)
         problem = problem or found
-    elif picture is not None and not isinstance(picture, bytes):
-        picture, problem = None, f"its picture is of type {type(picture).__name__}: make it one path"
+    elif image is not None and not isinstance(image, bytes):
+        image, problem = None, f"its image is of type {type(image).__name__}: make it one path"
     metadata = {name: value for name, value in row.items() if name not in columns.values()}
-    return Entry(_id(row, number, columns), text, picture, metadata, problem)
+    return Entry(_id(row, number, columns), text, image, metadata, problem)
 
 
 def _id(row: Mapping[str, Any], number: int, columns: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A folder of pictures and texts: which files count, what `metadata.jsonl` adds, which paths are refused."""
+"""A folder of images and texts: which files count, what `metadata.jsonl` adds, which paths are refused."""
 
 import json
 import logging
@@ -24,10 +24,10 @@ def read_folder(folder: Path, root: Path, text: str) -> tuple[list[str], Callabl
     """Find the files of a folder.
 
     Args:
-        folder (`Path`): The folder. Hidden files in it are passed over; other files that are no pictures and no texts
+        folder (`Path`): The folder. Hidden files in it are passed over; other files that are no images and no texts
             are named in a warning.
         root (`Path`): Resolved folder which nothing is read outside of.
-        text (`str`): Key of a picture's text in `metadata.jsonl`.
+        text (`str`): Key of an image's text in `metadata.jsonl`.
 
     Returns:
         `tuple`: Relative paths in order, and what makes an entry of one of them and its number.
@@ -49,7 +49,7 @@ def read_folder(folder: Path, root: Path, text: str) -> tuple[list[str], Callabl
                 others.append(str(path))
     if others:
         logger.warning(
-            "%d files of %s are no pictures or .txt files, or are links to folders, and are left out: %s",
+            "%d files of %s are no images or .txt files, or are links to folders, and are left out: %s",
             len(others), folder, ", ".join(others[:5]) + (", ..." if len(others) > 5 else ""),
         )  # fmt: skip
     names = sorted({*found, *known})

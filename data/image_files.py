@@ -1,4 +1,4 @@
-"""Files of pictures: which may be opened, and their reading; in every room that reads pictures it is this one.
+"""Files of images: which may be opened, and their reading; in every room that reads images it is this one.
 
 What a file shows is what [`unime.processing_unime.to_rgb`] makes of it: upright, and on white where it is transparent.
 """
@@ -23,7 +23,7 @@ URL_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
 def default_image_root(source: str | Path) -> Path:
-    """The folder that picture paths of a dataset start from, where the user names none: the dataset's own.
+    """The folder that image paths of a dataset start from, where the user names none: the dataset's own.
 
     Args:
         source (`str` or `Path`): A folder, a file, or a Hub id, whose folder is that of all downloads.
@@ -35,7 +35,7 @@ def default_image_root(source: str | Path) -> Path:
 
 
 def resolve_path(path: str, root: Path) -> tuple[str, str | None]:
-    """The place of a picture or text, and why it must not be opened if so.
+    """The place of an image or text, and why it must not be opened if so.
 
     Args:
         path (`str`): What a row says, relative to `root` or absolute.
@@ -43,7 +43,7 @@ def resolve_path(path: str, root: Path) -> tuple[str, str | None]:
     """
     if URL_PATTERN.match(path):
         shown = path if len(path) < 100 else path[:100] + "..."
-        return path, f"its picture {shown} is an address, and nothing is downloaded: save it and give its path"
+        return path, f"its image {shown} is an address, and nothing is downloaded: save it and give its path"
     try:
         inside = Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root))
     except (OSError, ValueError) as error:
@@ -54,7 +54,7 @@ def resolve_path(path: str, root: Path) -> tuple[str, str | None]:
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of an image's file.
 
     Raises:
         ValueError: There are none; what is said goes on a sentence that names the file.
@@ -78,37 +78,37 @@ def _describe_path(path: Path) -> str:
     return "is a folder" if path.is_dir() else "is no ordinary file"
 
 
-def read_image(picture: str | Mapping[str, Any], where: str, root: Path | None = None) -> Image.Image:
-    """Read a path, or what `datasets` stores for a picture (its bytes and its path), as RGB.
+def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = None) -> Image.Image:
+    """Read a path, or what `datasets` stores for an image (its bytes and its path), as RGB.
 
     Args:
-        picture (`str` or `Mapping`): The picture.
+        image (`str` or `Mapping`): The image.
         where (`str`): What errors begin with.
         root (`Path`, *optional*): Folder that the path starts from, and which nothing is read outside of; without it
             the path is one that the user typed, and taken as it is.
 
     Raises:
-        ValueError: The picture is missing, outside of `root` or unreadable, in one sentence.
+        ValueError: The image is missing, outside of `root` or unreadable, in one sentence.
     """
-    stored = picture if isinstance(picture, Mapping) else {"bytes": None, "path": picture}
+    stored = image if isinstance(image, Mapping) else {"bytes": None, "path": image}
     path, encoded = stored["path"], stored["bytes"]
     if encoded is None:
         if not isinstance(path, str):
-            raise ValueError(f"{where}: its picture is of type {type(path).__name__}: make it one path")
+            raise ValueError(f"{where}: its image is of type {type(path).__name__}: make it one path")
         path, problem = (path, None) if root is None else resolve_path(path, root)
         if problem is not None:
             raise ValueError(f"{where}: {problem}")
         try:
             encoded = read_image_bytes(Path(path))
         except ValueError as error:
-            raise ValueError(f"{where}: cannot read the picture {path}: it {error} or remove the row") from None
+            raise ValueError(f"{where}: cannot read the image {path}: it {error} or remove the row") from None
     try:
         with Image.open(BytesIO(encoded), formats=IMAGE_FORMATS) as opened:
             return to_rgb(opened)
     except Exception as error:  # for broken files Pillow's decoders raise errors of many kinds
         # Pillow names the buffer in memory there, whose address is another one each time.
         problem = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-        name = "the picture" if path is None else f"the picture {path}"
+        name = "the image" if path is None else f"the image {path}"
         raise ValueError(
-            f"{where}: cannot read {name}: it is not a readable picture ({problem}); mend the path or remove the row"
+            f"{where}: cannot read {name}: it is not a readable image ({problem}); mend the path or remove the row"
         ) from None

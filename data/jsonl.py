@@ -30,18 +30,18 @@ _CACHE_BATCH_LINES = 1000  # lines that are copied into the cache at a time
 def load_rows(
     path: str | Path, image_root: str | Path | None = None, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """Open a JSONL file of rows for stage 2; pictures are read when a row is, not before.
+    """Open a JSONL file of rows for stage 2; images are read when a row is, not before.
 
     Args:
         path (`str` or `Path`): JSONL file; each line has at least `query` and `positive`. Rows without `task` are of
             one task, named after the file.
-        image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative picture paths start.
+        image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative image paths start.
         streaming (`bool`): Read the file as training goes, instead of copying it into the cache first.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: No line has `query` and `positive`. When a row is read: it is malformed, or its picture is missing
-            or unreadable; the message names file, row and picture.
+        ValueError: No line has `query` and `positive`. When a row is read: it is malformed, or its image is missing
+            or unreadable; the message names file, row and image.
     """
     path = _check_file(path, ROW_COLUMNS[:2], ROW_COLUMNS[2:5], "stage 2")
     dataset = _open_cached(_stored_rows, path, streaming, _CACHED_FEATURES)

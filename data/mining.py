@@ -1,6 +1,6 @@
 """Hard negatives from the whole dataset: search, filters, and rows that carry what was found.
 
-What is mined is a list of row numbers per row: their positives are its negatives. So the file is small, pictures are
+What is mined is a list of row numbers per row: their positives are its negatives. So the file is small, images are
 stored once, and any dataset that can be trained on can be mined.
 """
 

@@ -1,6 +1,6 @@
 """MMEB-train (TIGER-Lab, arXiv 2410.05160), the training data of the paper: 20 sets in the row contract.
 
-The published strings hold everything at once: `<|image_1|>` for the picture, the instruction, the text. Here they
+The published strings hold everything at once: `<|image_1|>` for the image, the instruction, the text. Here they
 become items, whose instruction the chat template places.
 """
 
@@ -14,9 +14,9 @@ from .rows import with_images, with_provenance
 from .target_prompts import CAPTION, CLASS, REPLY, with_instruction
 
 
-_IMAGE = "<|image_1|>"  # in a few sets it stands before a text that has no picture
+_IMAGE_TOKEN = "<|image_1|>"  # in a few sets it stands before a text that has no image
 _ANSWER = "Represent the given image with the following question:"
-_PICTURE = "Represent the given image."
+_IMAGE = "Represent the given image."
 _WIKIPEDIA = "Represent the given Wikipedia image with related text information:"
 
 # set -> (the instruction of its queries, that of its candidates or None), as published
@@ -40,12 +40,12 @@ INSTRUCTIONS = {
         "Represent the given dialogue about an image, which is used for image retrieval:",
         "Represent the given image",
     ),
-    "CIRR": ("Given an image, find a similar everyday image with the described changes:", _PICTURE),
-    "VisualNews_t2i": ("Retrieve an image of this news caption.", _PICTURE),
+    "CIRR": ("Given an image, find a similar everyday image with the described changes:", _IMAGE),
+    "VisualNews_t2i": ("Retrieve an image of this news caption.", _IMAGE),
     "VisualNews_i2t": ("Find a caption for the news in the given photo.", None),
-    "MSCOCO_t2i": ("Find me an everyday image that matches the given caption:", _PICTURE),
+    "MSCOCO_t2i": ("Find me an everyday image that matches the given caption:", _IMAGE),
     "MSCOCO_i2t": ("Find an image caption describing the given everyday image.", None),
-    "NIGHTS": ("Find a day-to-day image that looks similar to the provided image.", _PICTURE),
+    "NIGHTS": ("Find a day-to-day image that looks similar to the provided image.", _IMAGE),
     "WebQA": ("Find a Wikipedia image that answers this question:", _WIKIPEDIA),
     "MSCOCO": (
         "Select the portion of the image that isolates the object labeled as",
@@ -72,7 +72,7 @@ def mmeb_train(
     target_prompts: bool = False,
     subset_weights: Mapping[str, float] | None = None,
 ) -> Dataset:
-    """Open MMEB-train; pictures are read when a row is, not before.
+    """Open MMEB-train; images are read when a row is, not before.
 
     The paper's 662k pairs are all 20 sets with at most 50,000 rows of each (VLM2Vec's cap). It describes in-batch
     negatives only, so the `neg_*` columns are left alone.
@@ -90,7 +90,7 @@ def mmeb_train(
             How often the rows of a set come in an epoch, after the cap: 0.5 takes half of them, 2 all of them twice.
 
     Raises:
-        ValueError: There is no such set, or it lacks a column or a text. When a row is read, its picture is missing.
+        ValueError: There is no such set, or it lacks a column or a text. When a row is read, its image is missing.
     """
     parts, subset_weights = [], subset_weights or {}
     select_subsets(subset_weights, INSTRUCTIONS, "MMEB-train")
@@ -122,7 +122,7 @@ def _row(published: dict, subset: str, prompt: str | None) -> dict:
 
 def mmeb_item(text: str, image: str, instruction: str | None) -> dict[str, str | None]:
     """Turn a published string and path into an item: no control tokens, the instruction apart."""
-    text = text.replace(_IMAGE, "").strip()
+    text = text.replace(_IMAGE_TOKEN, "").strip()
     if instruction is None or not text.startswith(instruction):
         return {"text": text or None, "image": image or None, "instruction": None}
     rest = text.removeprefix(instruction).strip()

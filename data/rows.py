@@ -2,7 +2,7 @@
 
 A row has `query` (item), `positive` (item), `negatives` (list of items, may be empty), `task` (str), `label` (str or
 none; equal labels within a task mean the same answer) and `where` (str, such as "pairs.jsonl, row 7"; what errors call
-it, may be left out). What is stored of a picture is its path or its bytes.
+it, may be left out). What is stored of an image is its path or its bytes.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from .image_files import read_image
 ROW_COLUMNS = ("query", "positive", "negatives", "task", "label", "where")
 TEXT_COLUMNS = ("text",)
 ITEM_COLUMNS = ("text", "image", "instruction")
-STREAM_SHUFFLE_BUFFER_ROWS = 10_000  # rows of a stream, their pictures unread, among which the next one is drawn
+STREAM_SHUFFLE_BUFFER_ROWS = 10_000  # rows of a stream, their images unread, among which the next one is drawn
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
@@ -58,7 +58,7 @@ def with_provenance(
 
 
 def with_images(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
-    """Have the pictures of [`with_provenance`] rows, still paths under `root`, read when a row is."""
+    """Have the images of [`with_provenance`] rows, still paths under `root`, read when a row is."""
     return with_lazy_transform(dataset, partial(_read_batch, root=Path(root)))
 
 
@@ -105,11 +105,11 @@ def parse_teacher_embedding(vector: Any, where: str) -> np.ndarray:
 
 
 def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Read the pictures of one [`with_provenance`] row and fill in what it leaves out.
+    """Read the images of one [`with_provenance`] row and fill in what it leaves out.
 
     Raises:
-        ValueError: An item, the task or the label is malformed, or a picture is missing or unreadable; the message
-            names dataset, row, item and picture.
+        ValueError: An item, the task or the label is malformed, or an image is missing or unreadable; the message
+            names dataset, row, item and image.
     """
     where, negatives, label = row["where"], row.get("negatives"), row.get("label")
     negatives = [] if negatives is None else negatives
@@ -138,11 +138,11 @@ def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[s
         )
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
-        pictures = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        for picture in pictures:
-            if not isinstance(picture, str | Mapping):
-                raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(picture).__name__}")
-        item["image"] = [read_image(picture, where, root) for picture in pictures]
+        images = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        for image in images:
+            if not isinstance(image, str | Mapping):
+                raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(image).__name__}")
+        item["image"] = [read_image(image, where, root) for image in images]
     return _checked_item(item, where)
 
 

@@ -45,7 +45,7 @@ class DataArguments:
         default="openmoji",
         metadata={"help": "'openmoji', 'mmeb-train', a JSONL file of rows, or a Hub id or folder with `columns`."},
     )
-    image_root: str | None = field(default=None, metadata={"help": "Folder that picture paths start from."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths start from."})
     columns: dict[str, str | list[str]] | None = field(
         default=None,
         metadata={"help": "Column of each part of a row, such as {query.text: caption}; of `text` perhaps several."},
@@ -109,7 +109,7 @@ def open_rows(data: DataArguments) -> Dataset | IterableDataset:
     """Open rows for stage 2, with their mined negatives and without the rejected rows where there are any.
 
     Raises:
-        ValueError: Columns are missing, or the source cannot be streamed. When a row is read, a picture is missing or
+        ValueError: Columns are missing, or the source cannot be streamed. When a row is read, an image is missing or
             unreadable.
         FileNotFoundError: There is no such file.
     """
@@ -122,7 +122,7 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
     _check_map(data)
     _check_streaming(data)
     if data.dataset == "openmoji":
-        from ..openmoji.dataset import openmoji_rows  # its pictures come with the package's extra `openmoji`
+        from ..openmoji.dataset import openmoji_rows  # its images come with the package's extra `openmoji`
 
         return openmoji_rows(
             "train",
@@ -211,7 +211,7 @@ def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
     names = {column: f"own {column}" for column in data.columns.values()}  # apart from what `located` adds
     dataset = _open_mapped_table(data).select_columns(sorted(names)).rename_columns(names)
     for column, feature in (dataset.features or {}).items():  # a stream may not know them
-        if isinstance(feature, datasets.Image):  # read here, so that a bad picture is named
+        if isinstance(feature, datasets.Image):  # read here, so that a bad image is named
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
     columns = {part: names[column] for part, column in data.columns.items()}
     dataset = with_provenance(dataset, Path(data.dataset).name, columns.get("task"))
@@ -239,7 +239,7 @@ def _read_mapped(
 
 
 def _negative_items(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The negatives of a row: one item, or lists of texts and pictures side by side."""
+    """The negatives of a row: one item, or lists of texts and images side by side."""
     content = {key: value for key, value in item.items() if key != "instruction" and value is not None}
     lists = {key: value if isinstance(value, list) else [value] for key, value in content.items()}
     if len({len(values) for values in lists.values()}) > 1:

@@ -1,4 +1,4 @@
-"""What is wrong with the rows of a dataset, and their pictures, before a GPU is rented to train on them."""
+"""What is wrong with the rows of a dataset, and their images, before a GPU is rented to train on them."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .rows import content_hash
 
 
 def read_or_explain(dataset: Dataset, row: int) -> dict[str, Any] | str:
-    """Read a row with its pictures; what is wrong with it, in one sentence, if it cannot be trained on."""
+    """Read a row with its images; what is wrong with it, in one sentence, if it cannot be trained on."""
     try:
         read = dataset[row]
     except ValueError as error:
@@ -36,7 +36,7 @@ class RowProblems(Rows):
 
 
 def validate(dataset: Dataset, workers: int) -> dict[int, str]:
-    """Read all rows, pictures included, and say of each bad one why, by its number.
+    """Read all rows, images included, and say of each bad one why, by its number.
 
     Args:
         dataset (`Dataset`): Rows of stage 2, as `sources.open_rows` opens them.

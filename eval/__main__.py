@@ -47,7 +47,7 @@ class EvaluationArguments:
     )
     embeddings: str | None = field(default=None, metadata={"help": "Where embeddings are kept; in output_dir if not."})
     highlight: str | None = field(
-        default=None, metadata={"help": "Title of the model whose pictures are shown; the last."}
+        default=None, metadata={"help": "Title of the model whose images are shown; the last."}
     )
     dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
     max_length: int | None = field(default=None, metadata={"help": "UniME: most tokens of one item."})
@@ -75,7 +75,7 @@ def main(command: Sequence[str]) -> None:
     paths = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
     highlight = args.highlight or list(paths)[-1]
     if highlight not in paths:
-        raise ValueError(f"the highlight '{subject}' is none of the models: {', '.join(paths)}")
+        raise ValueError(f"the highlight '{highlight}' is none of the models: {', '.join(paths)}")
     opened = {name: open_benchmark(name, where) for name in args.benchmarks}
     results, rankings = {name: {} for name in opened}, {}
     settings = {"dtype": args.dtype, "max_length": args.max_length, "micro_batch_tokens": args.micro_batch_tokens}
@@ -119,7 +119,7 @@ def main(command: Sequence[str]) -> None:
                 f"{title}: {own:.0f} s, of which {embedded['seconds']:.0f} s embedding {embedded['items']:,} items"
                 + (f", {rate:.0f} a second" if embedded["items"] else ", all of them known from before")
             )
-        print(f"{output / 'report.html'} shows the pictures.")
+        print(f"{output / 'report.html'} shows the images.")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,14 @@ class EmbeddingCache:
 
     Attributes:
         items (`int`): How many items this process has embedded.
-        seconds (`float`): How long that took, reading their pictures included.
+        seconds (`float`): How long that took, reading their images included.
     """
 
     def __init__(self, encode, folder: Path | None = None, window: int = 512):
         self.encode, self.folder, self.window = encode, folder, window
         self.items, self.seconds = 0, 0.0
         self.rows: dict[object, np.ndarray] = {}
-        self.alive: list[Item] = []  # a key holds ids of pictures, valid only as long as the pictures live
+        self.alive: list[Item] = []  # a key holds ids of images, valid only as long as the images live
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._read("*.*.npy")

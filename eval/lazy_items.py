@@ -1,4 +1,4 @@
-"""Items whose pictures are read when they are embedded or shown, and known by a key until then."""
+"""Items whose images are read when they are embedded or shown, and known by a key until then."""
 
 import hashlib
 import os
@@ -12,13 +12,13 @@ from ..processing_unime import Item
 
 
 class LazyItems(Sequence):
-    """A sequence of items that holds their pictures as paths, specs or row numbers.
+    """A sequence of items that holds their images as paths, specs or row numbers.
 
     Args:
-        stored (`Sequence[dict]`): Items as [`unime.processing_unime.to_item_dict`] takes them, but each picture is what
+        stored (`Sequence[dict]`): Items as [`unime.processing_unime.to_item_dict`] takes them, but each image is what
             `read` takes; a value of `None` is as good as no key.
-        read (`Callable`): Opens a picture.
-        identity (`Callable`, *optional*, defaults to `str`): What a picture is known by: equal for equal pictures,
+        read (`Callable`): Opens an image.
+        identity (`Callable`, *optional*, defaults to `str`): What an image is known by: equal for equal images,
             another one when its content has changed.
     """
 
@@ -43,12 +43,12 @@ class LazyItems(Sequence):
         return item
 
     def keys(self) -> list[str]:
-        """What each item is known by, without reading a picture: equal for items with the same content."""
+        """What each item is known by, without reading an image: equal for items with the same content."""
         return [self._key(item) for item in self.stored]
 
     def _key(self, item: dict[str, Any]) -> str:
-        pictures = [self.identity(picture) for picture in _load_images(item.get("image"))]
-        content = repr((item.get("text"), item.get("instruction") or None, pictures))
+        images = [self.identity(image) for image in _load_images(item.get("image"))]
+        content = repr((item.get("text"), item.get("instruction") or None, images))
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -95,8 +95,8 @@ def compositional_accuracy(true: np.ndarray, false: np.ndarray) -> float:
     """Returns the share of rows that score the true caption above the false one (SugarCrepe).
 
     Args:
-        true (`np.ndarray`): `(rows,)` similarities of picture and true caption.
-        false (`np.ndarray`): `(rows,)` similarities of picture and false caption.
+        true (`np.ndarray`): `(rows,)` similarities of image and true caption.
+        false (`np.ndarray`): `(rows,)` similarities of image and false caption.
     """
     return float(np.mean(true - false > TIE))
 

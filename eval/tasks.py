@@ -140,9 +140,9 @@ class SimilarityTask:
 
 @dataclass(frozen=True)
 class CompositionalTask:
-    """Pictures with a true caption and a false one that differs by a small edit (SugarCrepe).
+    """Images with a true caption and a false one that differs by a small edit (SugarCrepe).
 
-    Row i is right if and only if the picture is nearer to its caption than to its negative.
+    Row i is right if and only if the image is nearer to its caption than to its negative.
 
     Args:
         name (`str`): The kind of edit, such as `swap_obj`; what stands before the first `_` is its group.
@@ -172,7 +172,7 @@ Task = RetrievalTask | SimilarityTask | CompositionalTask
 
 
 def _check_items(task: Task) -> None:
-    """Name an item that cannot be embedded; pictures that are stored are read later."""
+    """Name an item that cannot be embedded; images that are stored are read later."""
     for role, items in task.roles.items():
         stored = items.stored if isinstance(items, LazyItems) else items
         for number, item in enumerate(stored):
@@ -196,7 +196,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores an embedder on every task.
 
-    A distinct item (same text, instruction and pictures) is embedded once, however many tasks use it.
+    A distinct item (same text, instruction and images) is embedded once, however many tasks use it.
 
     Args:
         encode (`Encode` or `EmbeddingStore`): Items -> `(N, D)` float32 unit rows.

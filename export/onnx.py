@@ -35,7 +35,7 @@ PROBES = [
 CARD = """\
 # Text path of a UniME checkpoint
 
-`model.onnx` embeds texts ({dimensions} dimensions, float32) as the checkpoint that it was made from does; pictures
+`model.onnx` embeds texts ({dimensions} dimensions, float32) as the checkpoint that it was made from does; images
 need that checkpoint. The prompt is in the chat template, an instruction is the system message.
 
 ```python

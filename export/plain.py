@@ -25,7 +25,7 @@ under the names of `{architecture}`, without its language-model head. It holds n
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder")
-embeddings = model.encode(["a slice of pizza", picture, {{"image": picture, "text": "What is this?"}}])
+embeddings = model.encode(["a slice of pizza", image, {{"image": image, "text": "What is this?"}}])
 ```
 
 ```sh

@@ -1,7 +1,7 @@
-"""Embed entries window by window: threads open the pictures of one window while the model works on the one before.
+"""Embed entries window by window: threads open the images of one window while the model works on the one before.
 
-A window is closed at `WINDOW` entries or when its pictures have `PIXELS` pixels: memory is bounded, however large the
-corpus and its pictures are. Entries of equal content in a window are embedded once. A bad entry is reported with the
+A window is closed at `WINDOW` entries or when its images have `PIXELS` pixels: memory is bounded, however large the
+corpus and its images are. Entries of equal content in a window are embedded once. A bad entry is reported with the
 reason, and the job goes on.
 """
 
@@ -20,7 +20,7 @@ from ..data.isolate_failures import map_isolating_failures
 
 
 WINDOW_ENTRIES = 1024  # entries
-PIXELS = 2**27  # of a window's opened pictures, 400 MB
+PIXELS = 2**27  # of a window's opened images, 400 MB
 READER_THREADS = 8
 
 
@@ -80,7 +80,7 @@ def embed_entries(
         model ([`UniMEModel`]): The model.
         processor (`ProcessorMixin`): Its processor.
         entries (`Iterable[Entry]`): What to embed.
-        instruction (`str`, *optional*): Given with every entry. By default an entry with a picture alone gets
+        instruction (`str`, *optional*): Given with every entry. By default an entry with an image alone gets
             `PROMPTS["image"]` and others none; the empty string means none for all.
         dimensions (`int`, *optional*): Leading dimensions to keep (Matryoshka).
         window (`int`): Most entries of a window. Memory and speed, not results, depend on it.

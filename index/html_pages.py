@@ -1,4 +1,4 @@
-"""Pages that need no other file and no network: what comes from outside is escaped, pictures are inside."""
+"""Pages that need no other file and no network: what comes from outside is escaped, images are inside."""
 
 from base64 import b64encode
 from functools import cache
@@ -19,5 +19,5 @@ def templates(package: str) -> Environment:
 
 
 def data_url(webp: bytes) -> str:
-    """A WebP picture as an address that holds it."""
+    """A WebP image as an address that holds it."""
     return f"data:image/webp;base64,{b64encode(webp).decode()}"

@@ -53,7 +53,7 @@ class IndexRecord:
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry that was found: `score` is the cosine with the query, `image` a path or a small encoded picture."""
+    """An entry that was found: `score` is the cosine with the query, `image` a path or a small encoded image."""
 
     id: str
     score: float
@@ -67,7 +67,7 @@ class SyncResult:
     """What [`Store.sync`] has done: numbers of entries.
 
     `embedded` are the new ones and those with another content, `described` those of which only the metadata or the
-    picture's place are new, `removed` those that were in the index and are not in the corpus or not readable any more.
+    image's place are new, `removed` those that were in the index and are not in the corpus or not readable any more.
     """
 
     embedded: int
@@ -133,8 +133,8 @@ class Index:
         return len(self.table)
 
     @property
-    def holds_pictures(self) -> bool:
-        """Whether any entry has a picture."""
+    def holds_images(self) -> bool:
+        """Whether any entry has an image."""
         return self.table.count("image IS NOT NULL OR thumbnail IS NOT NULL") > 0
 
     def check_model(self, checkpoint: str) -> None:

@@ -126,7 +126,7 @@ class EntryTable:
 
     @_in_one_sentence
     def describe(self, entries: Sequence[Entry], contents: Mapping[str, str]) -> None:
-        """Write metadata and places of pictures anew, with the vectors that are there."""
+        """Write metadata and places of images anew, with the vectors that are there."""
         for start in range(0, len(entries), IDS_AT_ONCE):
             window = entries[start : start + IDS_AT_ONCE]
             found = self.table.search().where(_in([entry.id for entry in window])).select(["id", "vector"]).to_list()

@@ -1,4 +1,4 @@
-"""What a search has found as one self-contained page: the query on top, below it pictures, texts and scores."""
+"""What a search has found as one self-contained page: the query on top, below it images, texts and scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from .index import Hit, Index
 from .schema import thumbnail
 
 
-SHOWN = 480  # pixels of the longer side of an embedded picture: sharp on screens of twice the usual resolution
+SHOWN = 480  # pixels of the longer side of an embedded image: sharp on screens of twice the usual resolution
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class QueryDescription:
 
     Args:
         text (`str`, *optional*): Its text.
-        image (`str`, *optional*): Path of its picture.
+        image (`str`, *optional*): Path of its image.
         instruction (`str`, *optional*): What was asked of it.
         where (`str`, *optional*): The condition that hits pass.
     """
@@ -35,7 +35,7 @@ def render_results_page(store: Index, asked: QueryDescription, hits: Sequence[Hi
     Args:
         store ([`Index`]): What was searched.
         asked ([`QueryDescription`]): The query.
-        hits (`Sequence[Hit]`): What was found, the nearest first. A picture that is not there any more is named.
+        hits (`Sequence[Hit]`): What was found, the nearest first. An image that is not there any more is named.
     """
     return (
         templates("unime.index")
@@ -53,7 +53,7 @@ def render_results_page(store: Index, asked: QueryDescription, hits: Sequence[Hi
 
 
 def _shown(image: str | bytes | None) -> dict[str, Any] | None:
-    """A picture's data URL, or where it should be."""
+    """An image's data URL, or where it should be."""
     if image is None:
         return None
     try:

@@ -13,14 +13,14 @@ import pyarrow as pa
 from ..corpus.entry import Entry
 
 
-THUMBNAIL = 320  # pixels of the longer side: what a gallery shows of a picture that has no file
+THUMBNAIL = 320  # pixels of the longer side: what a gallery shows of an image that has no file
 OWN = ("id", "text", "image", "thumbnail", "content_hash", "details_hash", "vector")
 
 
 def index_schema(dimensions: int) -> pa.Schema:
     """The columns that every index has.
 
-    `image` is a path, `thumbnail` a small picture where there is no path, `content_hash` that of what the model saw
+    `image` is a path, `thumbnail` a small image where there is no path, `content_hash` that of what the model saw
     and `details_hash` that of everything else about the entry.
     """
     return pa.schema(
@@ -116,12 +116,12 @@ def index_rows(
 
 
 def thumbnail(picture: str | bytes, longest: int = THUMBNAIL) -> bytes:
-    """A small copy of what the model sees of a picture (a path, or encoded): WebP, at most `longest` pixels a side.
+    """A small copy of what the model sees of an image (a path, or encoded): WebP, at most `longest` pixels a side.
 
     Raises:
         ValueError: It cannot be read.
     """
-    small = Entry("picture", image=picture).item()["image"]
+    small = Entry("image", image=picture).item()["image"]
     small.thumbnail((longest, longest))
     data = BytesIO()
     small.save(data, "WEBP", quality=85)

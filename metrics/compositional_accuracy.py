@@ -8,11 +8,11 @@ from unime.eval.metrics import compositional_accuracy
 
 
 class CompositionalAccuracy(evaluate.Metric):
-    """Share of pictures that are strictly nearer to their true caption than to the false one."""
+    """Share of images that are strictly nearer to their true caption than to the false one."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of pictures that score their true caption above the false one.",
+            description="Share of images that score their true caption above the false one.",
             citation="",
             inputs_description="predictions: scores of the true captions; references: scores of the false ones.",
             features=datasets.Features(

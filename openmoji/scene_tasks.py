@@ -1,7 +1,7 @@
 """The world's training tasks: one function each, from a split and a random source to a row of queries and candidates.
 
-Rows hold pictures as specs (see `world.draw`); `world.rows` draws them when they are read. The tasks on scenes are
-here, those on single pictures in `single_tasks`.
+Rows hold images as specs (see `world.draw`); `world.rows` draws them when they are read. The tasks on scenes are
+here, those on single images in `single_tasks`.
 """
 
 import functools
@@ -69,12 +69,12 @@ def _scene_of_few(split: str, size: int, in_line: bool, rng: random.Random) -> S
     return Scene(tuple(map(Placed, present, cells, colours)))
 
 
-def _to_picture(scene: Scene, caption: str, label: str) -> dict:
+def _to_image(scene: Scene, caption: str, label: str) -> dict:
     return {
         "query": item(caption, instruction=IMAGE_OF_TEXT),
         "positive": image_target(scene.spec),
         "negatives": [],
-        "label": label,  # another picture of the same arrangement is right too
+        "label": label,  # another image of the same arrangement is right too
     }
 
 
@@ -97,7 +97,7 @@ def _arrangement(split: str, rng: random.Random) -> tuple[Scene, str, str]:
 
 def arrangement_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     """Caption of an arrangement -> scene."""
-    return _to_picture(*_arrangement(split, rng))
+    return _to_image(*_arrangement(split, rng))
 
 
 def arrangement_i2t(split: str, negatives: int, rng: random.Random) -> dict:
@@ -117,7 +117,7 @@ def _relation(split: str, rng: random.Random) -> tuple[Scene, str, str]:
 
 def relation_t2i(split: str, negatives: int, rng: random.Random) -> dict:
     """Caption of a relation -> scene."""
-    return _to_picture(*_relation(split, rng))
+    return _to_image(*_relation(split, rng))
 
 
 def relation_i2t(split: str, negatives: int, rng: random.Random) -> dict:

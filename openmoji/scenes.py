@@ -39,13 +39,13 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture by its content. No two objects are the same and no two share a cell."""
+    """An image by its content. No two objects are the same and no two share a cell."""
 
     placed: tuple[Placed, ...]
 
     @property
     def spec(self) -> str:
-        """The scene as a short string, the same for equal pictures: "scene 12.0.3 45.4.1" (object.cell.colour)."""
+        """The scene as a short string, the same for equal images: "scene 12.0.3 45.4.1" (object.cell.colour)."""
         ordered = sorted(self.placed, key=lambda placed: placed.cell)
         return "scene " + " ".join(f"{placed.object}.{placed.cell}.{placed.colour}" for placed in ordered)
 
@@ -73,7 +73,7 @@ class Scene:
         return [placed for placed in self.placed if there and relation_of(placed.cell, there.cell) == relation]
 
     def render(self) -> Image.Image:
-        """The picture, 96 x 96 RGB."""
+        """The image, 96 x 96 RGB."""
         canvas = np.full((GRID * CELL_SIZE, GRID * CELL_SIZE, 3), _EMPTY, dtype=np.uint8)
         for placed in self.placed:
             row, column = divmod(placed.cell, GRID)
@@ -82,7 +82,7 @@ class Scene:
         return Image.fromarray(canvas)
 
     def crop(self, cell: int) -> Image.Image:
-        """One cell cut out of the picture, 32 x 32 RGB."""
+        """One cell cut out of the image, 32 x 32 RGB."""
         row, column = divmod(cell, GRID)
         left, top = column * CELL_SIZE, row * CELL_SIZE
         return self.render().crop((left, top, left + CELL_SIZE, top + CELL_SIZE))
@@ -101,7 +101,7 @@ def crop_spec(placed: Placed) -> str:
 
 
 def render_crop(spec: str) -> Image.Image:
-    """The picture of a `crop_spec`, equal to `Scene.crop`."""
+    """The image of a `crop_spec`, equal to `Scene.crop`."""
     cell = np.full((CELL_SIZE, CELL_SIZE, 3), _EMPTY, dtype=np.uint8)
     object, colour = map(int, spec.split()[1].split("."))
     _draw_tile(cell, Placed(object, 0, colour))

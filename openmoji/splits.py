@@ -38,7 +38,7 @@ def pair_splits() -> np.ndarray:
 
     10 % are test, 3 % validation. The diagonal, an object with itself, belongs to no split (-1).
     """
-    codes = [catalogue()[entry.picture].code for entry in objects()]
+    codes = [catalogue()[entry.image].code for entry in objects()]
     table = np.full((len(codes), len(codes)), -1, dtype=np.int8)
     for first, second in itertools.combinations(range(len(codes)), 2):
         share = _share("pair", *sorted((codes[first], codes[second])))

@@ -1,4 +1,4 @@
-"""Views of single pictures: the same emoji in another size, at another place, on another light background."""
+"""Views of single images: the same emoji in another size, at another place, on another light background."""
 
 import random
 from dataclasses import dataclass
@@ -24,25 +24,25 @@ _SMALLEST = round(0.85 * DRAWING_SIZE)
 
 @dataclass(frozen=True)
 class View:
-    """One picture of the catalogue, `size` pixels wide, its corner at (`left`, `top`) of 96 x 96."""
+    """One image of the catalogue, `size` pixels wide, its corner at (`left`, `top`) of 96 x 96."""
 
-    picture: int
+    image: int
     size: int
     left: int
     top: int
     background: int
 
     @classmethod
-    def sample(cls, picture: int, rng: random.Random) -> "View":
+    def sample(cls, image: int, rng: random.Random) -> "View":
         """A view with random size (0.85 to 1 of the frame), place and background."""
         size = rng.randint(_SMALLEST, DRAWING_SIZE)
         free = DRAWING_SIZE - size
-        return cls(picture, size, rng.randint(0, free), rng.randint(0, free), rng.randrange(len(BACKGROUNDS)))
+        return cls(image, size, rng.randint(0, free), rng.randint(0, free), rng.randrange(len(BACKGROUNDS)))
 
     @property
     def spec(self) -> str:
-        """The view as a short string: "view picture.size.left.top.background"."""
-        return f"view {self.picture}.{self.size}.{self.left}.{self.top}.{self.background}"
+        """The view as a short string: "view image.size.left.top.background"."""
+        return f"view {self.image}.{self.size}.{self.left}.{self.top}.{self.background}"
 
     @classmethod
     def from_spec(cls, spec: str) -> "View":
@@ -50,8 +50,8 @@ class View:
         return cls(*map(int, spec.split()[1].split(".")))
 
     def render(self) -> Image.Image:
-        """The picture, 96 x 96 RGB."""
-        drawing = Image.fromarray(np.asarray(drawings()[self.picture]))
+        """The image, 96 x 96 RGB."""
+        drawing = Image.fromarray(np.asarray(drawings()[self.image]))
         drawing = drawing.resize((self.size, self.size), Image.Resampling.BILINEAR)
         canvas = Image.new("RGB", (DRAWING_SIZE, DRAWING_SIZE), BACKGROUNDS[self.background])
         canvas.paste(drawing, (self.left, self.top), drawing)

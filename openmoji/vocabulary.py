@@ -1,4 +1,4 @@
-"""The 300 objects that scenes are made of: short unambiguous names, pictures that can be told apart at 24 pixels."""
+"""The 300 objects that scenes are made of: short unambiguous names, images that can be told apart at 24 pixels."""
 
 import functools
 import hashlib
@@ -46,9 +46,9 @@ _NO_THINGS = {
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object of the scene vocabulary: the index of its picture in the catalogue and its English name."""
+    """An object of the scene vocabulary: the index of its image in the catalogue and its English name."""
 
-    picture: int
+    image: int
     name: str
 
     @property

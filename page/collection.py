@@ -41,27 +41,27 @@ class Collection:
     processor: ProcessorMixin
 
     def search(
-        self, text: str | None, picture: Image.Image | None, instruction: str | None = None, k: int = 12
+        self, text: str | None, image: Image.Image | None, instruction: str | None = None, k: int = 12
     ) -> SearchResult:
-        """Find the `k` entries nearest to a text, to a picture, or to a picture with a change that the text asks for.
+        """Find the `k` entries nearest to a text, to an image, or to an image with a change that the text asks for.
 
         Args:
-            text (`str`, *optional*), picture (`PIL.Image`, *optional*): The query; one of them at least.
+            text (`str`, *optional*), image (`PIL.Image`, *optional*): The query; one of them at least.
             instruction (`str`, *optional*, defaults to the one that UniME was trained with for such a query):
                 What is asked of the query.
             k (`int`): How many to find.
 
         Raises:
-            ValueError: There is neither text nor picture.
+            ValueError: There is neither text nor image.
         """
-        item = query_item(text, picture, self.store.holds_pictures, instruction)
+        item = query_item(text, image, self.store.holds_images, instruction)
         hits = self.store.search(self.model.encode(item, self.processor), k)
         return SearchResult(item.get("instruction", ""), hits)
 
-    def similarities(self, texts: Sequence[str], pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Cosines of texts, as queries, with pictures: `(len(texts), len(pictures))`, float32."""
+    def similarities(self, texts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
+        """Cosines of texts, as queries, with images: `(len(texts), len(images))`, float32."""
         items = [{"text": text, "instruction": PROMPTS["text_to_image"]} for text in texts]
-        items += [{"image": picture, "instruction": PROMPTS["image"]} for picture in pictures]
+        items += [{"image": image, "instruction": PROMPTS["image"]} for image in images]
         vectors = self.model.encode(items, self.processor)
         return vectors[: len(texts)] @ vectors[len(texts) :].T
 
@@ -79,11 +79,11 @@ def open_index(folder: str | Path, report: Report | None = None) -> Collection:
 
 
 def open_openmoji(checkpoint: str | Path, report: Report | None = None) -> Collection:
-    """Open the pictures of the OpenMoji world, embedded by a model; they are kept, so the next start is quick.
+    """Open the images of the OpenMoji world, embedded by a model; they are kept, so the next start is quick.
 
     Args:
         checkpoint (`str` or `Path`): Folder or Hub id of a UniME checkpoint or of a backbone.
-        report (`Callable`, *optional*): Told what is done, how many pictures are done and how many there are.
+        report (`Callable`, *optional*): Told what is done, how many images are done and how many there are.
     """
     checkpoint = str(checkpoint)
     model, processor = load_model(checkpoint, dtype="float32")

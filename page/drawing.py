@@ -26,7 +26,7 @@ def render_hits(found: SearchResult, title: str | None = None, others: Sequence[
         others (`Sequence[Hit]`, *optional*): What another model found: each card then says where the other has it.
     """
     places = None if others is None else places_elsewhere(found.hits, others)
-    return _templates().get_template("found.html.jinja").render(found=found, title=title, places=places)
+    return _templates().get_template("hits.html.jinja").render(found=found, title=title, places=places)
 
 
 def places_elsewhere(hits: Sequence[Hit], others: Sequence[Hit]) -> list[int | None]:
@@ -35,12 +35,12 @@ def places_elsewhere(hits: Sequence[Hit], others: Sequence[Hit]) -> list[int | N
     return [places.get(hit.id) for hit in hits]
 
 
-def render_heat_map(texts: Sequence[str], pictures: Sequence[Image.Image], similarities: np.ndarray) -> str:
-    """A table of texts by pictures, coloured between its least and its greatest similarity.
+def render_heat_map(texts: Sequence[str], images: Sequence[Image.Image], similarities: np.ndarray) -> str:
+    """A table of texts by images, coloured between its least and its greatest similarity.
 
     Args:
-        texts (`Sequence[str]`), pictures (`Sequence[PIL.Image]`): Rows and columns.
-        similarities (`np.ndarray` of shape `(len(texts), len(pictures))`): Cosines.
+        texts (`Sequence[str]`), images (`Sequence[PIL.Image]`): Rows and columns.
+        similarities (`np.ndarray` of shape `(len(texts), len(images))`): Cosines.
     """
     least, greatest = float(similarities.min()), float(similarities.max())
     heats = (similarities - least) / max(greatest - least, 1e-6)
@@ -49,7 +49,7 @@ def render_heat_map(texts: Sequence[str], pictures: Sequence[Image.Image], simil
         .get_template("heat_map.html.jinja")
         .render(
             texts=texts,
-            pictures=pictures,
+            images=images,
             similarities=similarities.tolist(),
             heats=heats.tolist(),
             best=similarities.argmax(axis=1).tolist(),
@@ -58,18 +58,18 @@ def render_heat_map(texts: Sequence[str], pictures: Sequence[Image.Image], simil
     )
 
 
-def _source(picture: str | bytes | Image.Image) -> str:
-    """A small copy of a picture as an address that holds it: the page asks for no files of this machine."""
-    if not isinstance(picture, bytes):
+def _source(image: str | bytes | Image.Image) -> str:
+    """A small copy of an image as an address that holds it: the page asks for no files of this machine."""
+    if not isinstance(image, bytes):
         try:
-            small = picture.copy() if isinstance(picture, Image.Image) else read_image(picture, "")
+            small = image.copy() if isinstance(image, Image.Image) else read_image(image, "")
         except ValueError:  # the file has gone, or has been damaged, since it was indexed
             return ""
         small.thumbnail((SHOWN, SHOWN))
         data = BytesIO()
         small.save(data, "WEBP", quality=85)
-        picture = data.getvalue()
-    return data_url(picture)
+        image = data.getvalue()
+    return data_url(image)
 
 
 def _cosine(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the page opens with where it shows the OpenMoji world: queries, and texts with pictures to be compared."""
+"""What the page opens with where it shows the OpenMoji world: queries, and texts with images to be compared."""
 
 from PIL import Image
 
@@ -10,26 +10,26 @@ from ..openmoji.vocabulary import COLOUR_NAMES, objects
 
 WORDS = ("pizza", "rocket", "guitarra", "vulkan", "voilier", "pingouin")
 SHOWN = ("pizza", "rocket", "guitar", "volcano", "sailboat", "penguin")
-# One pair of objects in all four places, so that nothing but the arrangement tells the pictures apart.
+# One pair of objects in all four places, so that nothing but the arrangement tells the images apart.
 ARRANGEMENTS = tuple(f"a pizza {where} a rocket" for where in ("to the left of", "to the right of", "above", "below"))
 CELLS = ((3, 5), (5, 3), (1, 7), (7, 1))  # of the pizza and of the rocket, in reading order of 3 x 3
 
 
 def queries() -> dict[str, tuple[str, Image.Image | None]]:
-    """Title -> (text, picture)."""
+    """Title -> (text, image)."""
     astronaut, health_worker, pizza = drawings_named("woman astronaut", "health worker", "pizza")
     return {
         "pizza": ("pizza", None),
         "guitarra": ("guitarra", None),
         "soccer ball": ("soccer ball", None),
-        "a picture": ("", pizza),
+        "an image": ("", pizza),
         "astronaut + dark skin": ("with dark skin tone", astronaut),
         "health worker + light skin": ("with light skin", health_worker),
     }
 
 
 def heat_maps() -> dict[str, tuple[tuple[str, ...], list[Image.Image]]]:
-    """Title -> (texts, pictures)."""
+    """Title -> (texts, images)."""
     return {
         "Words of five languages": (WORDS, drawings_named(*SHOWN)),
         "One pair, four arrangements": (ARRANGEMENTS, [_scene(*cells).render() for cells in CELLS]),
@@ -37,7 +37,7 @@ def heat_maps() -> dict[str, tuple[tuple[str, ...], list[Image.Image]]]:
 
 
 def drawings_named(*names: str) -> list[Image.Image]:
-    """Pictures of the world by their names, RGB on white."""
+    """Images of the world by their names, RGB on white."""
     world, places = open_corpus("openmoji"), {emoji.name: emoji.index for emoji in catalogue()}
     return [world[places[name]].item()["image"] for name in names]
 

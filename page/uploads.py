@@ -1,4 +1,4 @@
-"""Pictures that visitors give: opened upright as RGB, or refused in one sentence."""
+"""Images that visitors give: opened upright as RGB, or refused in one sentence."""
 
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ MOST_PIXELS = 50_000_000  # opened, 150 MB
 
 
 def open_upload(path: str) -> Image.Image:
-    """Open a picture that was uploaded.
+    """Open an image that was uploaded.
 
     Raises:
         gr.Error: It cannot be read, or is too large; the message, which the page shows as HTML, names the file.
@@ -27,12 +27,12 @@ def open_upload(path: str) -> Image.Image:
             return read_image(path, name)
     except Image.DecompressionBombError:
         raise _refused(
-            f"{name} is too large: give a picture of at most {MOST_PIXELS // 10**6} million pixels"
+            f"{name} is too large: give an image of at most {MOST_PIXELS // 10**6} million pixels"
         ) from None
     except (OSError, ValueError, SyntaxError):  # Pillow's decoders raise all of these
-        raise _refused(f"{name} cannot be read as a picture: give a PNG, JPEG, WebP or GIF file") from None
+        raise _refused(f"{name} cannot be read as an image: give a PNG, JPEG, WebP or GIF file") from None
     raise _refused(
-        f"{name} is {width} × {height} pixels: give a picture of at most {MOST_PIXELS // 10**6} million pixels"
+        f"{name} is {width} × {height} pixels: give an image of at most {MOST_PIXELS // 10**6} million pixels"
     )
 
 
@@ -41,7 +41,7 @@ def _refused(sentence: str) -> gr.Error:
 
 
 def image_field(**options: Any) -> gr.Image:
-    """A field for a picture; what a visitor gives goes through [`open_upload`]."""
+    """A field for an image; what a visitor gives goes through [`open_upload`]."""
     field = gr.Image(type="filepath", **options)
     # Gradio opens the file itself, and tells visitors of one that it cannot read no more than that there was an error.
     field.preprocess = lambda payload: None if payload is None or payload.path is None else open_upload(payload.path)

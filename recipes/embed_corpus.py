@@ -4,7 +4,7 @@
     python recipes/embed_corpus.py --source s3://shop/photos --output_dir s3://shop/vectors \
         --address auto --workers 16 --num_gpus_per_worker 1 --dtype bfloat16
 
-The source is a Parquet file, a folder of them, or a folder of pictures (listed once, in `OUTPUT/pictures.parquet`). It
+The source is a Parquet file, a folder of them, or a folder of images (listed once, in `OUTPUT/images.parquet`). It
 and the output may be wherever pyarrow's filesystems reach; every node must see them, and the checkpoint.
 `OUTPUT/vectors` gets one row per row: `id`, `text`, `image` (its path), `embedding`, `rejected` (why there is no
 embedding, else null) and `row_hash`, by which Ray Data knows which rows are done: a worker that dies is replaced, and
@@ -44,13 +44,13 @@ SETTINGS = "settings.json"
 class ScriptArguments:
     """What to embed, with what, and where to write it."""
 
-    source: str = field(metadata={"help": "Parquet file, folder of them, or folder of pictures; path or address."})
+    source: str = field(metadata={"help": "Parquet file, folder of them, or folder of images; path or address."})
     output_dir: str = field(metadata={"help": "Where vectors, checkpoints and rejected.jsonl go; path or address."})
     model: str = field(default="checkpoints/unime-tiny", metadata={"help": "Folder or Hub id of a checkpoint."})
     text: str = field(default="text", metadata={"help": "Column of the text."})
-    image: str = field(default="image", metadata={"help": "Column of the picture: a path or the encoded picture."})
+    image: str = field(default="image", metadata={"help": "Column of the image: a path or the encoded image."})
     identifier: str = field(default="id", metadata={"help": "Column of the id."})
-    image_root: str | None = field(default=None, metadata={"help": "Where picture paths start; else the source."})
+    image_root: str | None = field(default=None, metadata={"help": "Where image paths start; else the source."})
     instruction: str | None = field(default=None, metadata={"help": "Given with every row; see `embed_entries`."})
     dimensions: int | None = field(default=None, metadata={"help": "Leading dimensions to keep (Matryoshka)."})
     dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
@@ -127,7 +127,7 @@ class Embedder:
         return pa.table(columns | {"row_hash": batch["row_hash"]})
 
     def entry(self, row: Mapping[str, Any]) -> Entry:
-        """A row as an entry; a picture that is not on this machine's disk is read here."""
+        """A row as an entry; an image that is not on this machine's disk is read here."""
         columns = {"id": self.script.identifier, "text": self.script.text, "image": self.script.image}
         own, picture = row.get(columns["id"]), row.get(columns["image"])
         stored = picture if isinstance(picture, Mapping) else {"path": picture}
@@ -138,30 +138,30 @@ class Embedder:
                 row = {**row, columns["image"]: (self.root / path).read()}
             except OSError as error:
                 row = {**row, columns["image"]: None}
-                problem = f"its picture {path} cannot be read ({error}): mend the path"
+                problem = f"its image {path} cannot be read ({error}): mend the path"
         entry = entry_of(row, 0, columns, Path(self.root.path))
         return replace(entry, id=str(own), metadata={"image": path}, problem=entry.problem or problem)
 
 
 def tables(source: Place, output: Place, script: ScriptArguments) -> tuple[Place, list[str]]:
-    """The Parquet files of the rows, and where they are; a folder of pictures is listed in one first."""
+    """The Parquet files of the rows, and where they are; a folder of images is listed in one first."""
     if not source.exists():
         raise FileNotFoundError(f"there is no {script.source}: mend the source")
     found = source.inside()
     parquet = [path for path in found if path.endswith(".parquet")]
-    pictures = [path.removeprefix(source.path + "/") for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
-    if bool(parquet) == bool(pictures):
-        held = "both Parquet files and pictures" if parquet else "neither Parquet files nor pictures"
+    images = [path.removeprefix(source.path + "/") for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+    if bool(parquet) == bool(images):
+        held = "both Parquet files and images" if parquet else "neither Parquet files nor images"
         raise ValueError(f"{script.source} holds {held}: give one kind only")
     if parquet:
         return source, parquet
-    listing = output / "pictures.parquet"
+    listing = output / "images.parquet"
     if not listing.exists():
         others = [path for path in found if not path.lower().endswith(IMAGE_SUFFIXES)]
         if others:
-            print(f"{len(others)} files are no pictures and are left out: {', '.join(others[:5])}", flush=True)
+            print(f"{len(others)} files are no images and are left out: {', '.join(others[:5])}", flush=True)
         sink = pa.BufferOutputStream()
-        pa.parquet.write_table(pa.table({script.identifier: pictures, script.image: pictures}), sink)
+        pa.parquet.write_table(pa.table({script.identifier: images, script.image: images}), sink)
         listing.write(sink.getvalue().to_pybytes())
     return listing, [listing.path]
 
@@ -170,7 +170,7 @@ def checked_columns(table: Place, file: str, script: ScriptArguments) -> list[st
     """The columns to read.
 
     Raises:
-        ValueError: There are no ids, or neither texts nor pictures.
+        ValueError: There are no ids, or neither texts nor images.
     """
     present = pa.parquet.read_schema(file, filesystem=table.files).names
     content = [name for name in (script.text, script.image) if name in present]

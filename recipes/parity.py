@@ -4,7 +4,7 @@
 
 Status 1 if any item's cosine is below the threshold. `--form` says what is sent:
 
-* `chat`: a conversation in `messages`, pictures as data URLs, the instruction as system message: the server renders
+* `chat`: a conversation in `messages`, images as data URLs, the instruction as system message: the server renders
   the checkpoint's template. What `unime serve` and vLLM take.
 * `rendered`: the prompt, rendered here, in `input`: for servers of text that know no templates, such as
   text-embeddings-inference.
@@ -39,7 +39,7 @@ TEXTS = [
     "a text that says <image> and <|im_end|>",
 ]
 SIZES = [(64, 64), (224, 224), (320, 96), (96, 320), (640, 480)]  # (width, height)
-INSTRUCTIONS = {"text": PROMPTS["text_to_image"], "picture": PROMPTS["image"], "both": PROMPTS["question"]}
+INSTRUCTIONS = {"text": PROMPTS["text_to_image"], "image": PROMPTS["image"], "both": PROMPTS["question"]}
 
 
 @dataclass
@@ -56,8 +56,8 @@ class ScriptArguments:
     json: bool = field(default=False, metadata={"help": "Print JSON."})
 
 
-def picture(number: int, size: tuple[int, int]) -> Image.Image:
-    """Draw a picture with a colour gradient and a shape, different for each number."""
+def draw_image(number: int, size: tuple[int, int]) -> Image.Image:
+    """Draw an image with a colour gradient and a shape, different for each number."""
     across = Image.linear_gradient("L").rotate(90).resize(size)
     down = Image.linear_gradient("L").resize(size)
     drawn = Image.merge("RGB", [across, down, Image.new("L", size, 50 * number % 256)])
@@ -68,10 +68,10 @@ def picture(number: int, size: tuple[int, int]) -> Image.Image:
 
 def probes() -> dict[str, list[dict[str, Any]]]:
     """Give the items of every row of the table, by modality and with or without instruction."""
-    pictures = [picture(number, size) for number, size in enumerate(SIZES)]
+    pictures = [draw_image(number, size) for number, size in enumerate(SIZES)]
     plain = {
         "text": [{"text": text} for text in TEXTS],
-        "picture": [{"image": image} for image in pictures],
+        "image": [{"image": image} for image in pictures],
         "both": [{"text": text, "image": image} for text, image in zip(TEXTS, pictures, strict=True)],
     }
     rows = {}
@@ -82,7 +82,7 @@ def probes() -> dict[str, list[dict[str, Any]]]:
 
 
 def chat_body(item: dict[str, Any]) -> Body:
-    """Write an item as a conversation with its pictures as data URLs."""
+    """Write an item as a conversation with its images as data URLs."""
     conversation = to_messages(to_item_dict(item))
     for message in conversation:
         message["content"] = [_sent(part) for part in message["content"]]
@@ -160,7 +160,7 @@ def compare(script: ScriptArguments) -> dict[str, Any]:
     }
     rows = {}
     for name, items in probes().items():
-        # What a form cannot carry is not asked: pictures need a conversation, bare text has no place for instructions.
+        # What a form cannot carry is not asked: images need a conversation, bare text has no place for instructions.
         if (script.form != "chat" and "image" in items[0]) or (script.form == "input" and "instruction" in items[0]):
             continue
         found = cosines(model.encode(items, processor), [endpoint.embed(bodies[script.form](item)) for item in items])

@@ -1,1 +1,1 @@
-"""An HTTP server of embeddings that speaks the API of OpenAI, with the pictures of vLLM's form of it."""
+"""An HTTP server of embeddings that speaks the API of OpenAI, with the images of vLLM's form of it."""

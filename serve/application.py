@@ -56,7 +56,7 @@ def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI
     # The body is read by hand: after the key was checked and the request was let in, never before.
     @router.post("/embeddings", openapi_extra={"requestBody": schema})
     async def embeddings(request: Request) -> Response:
-        """Embed texts, pictures, or both together."""
+        """Embed texts, images, or both together."""
         started = time.perf_counter()
         try:
             response = await _answer(service, request)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .errors import ApiError
 
 
-REQUESTS_OF_PIXELS = 16  # largest requests whose decoded pictures may be in memory at a time: 3 GB of 64 megapixels
+REQUESTS_OF_PIXELS = 16  # largest requests whose decoded images may be in memory at a time: 3 GB of 64 megapixels
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class Limits:
 
     Args:
         max_items (`int`): Items of a request.
-        max_body_mb (`float`): Size of a request's body, and of the remote pictures it names, in 10^6 bytes.
+        max_body_mb (`float`): Size of a request's body, and of the remote images it names, in 10^6 bytes.
         max_characters (`int`): Characters of an item's text and instruction.
-        max_megapixels (`float`): Size of all pictures of a request together, in 10^6 pixels.
+        max_megapixels (`float`): Size of all images of a request together, in 10^6 pixels.
         max_requests (`int`): Requests that are read, waiting or being answered at a time.
     """
 
@@ -67,7 +67,7 @@ class Admission:
 
     @contextmanager
     def decoded(self, pixels: int) -> Iterator[None]:
-        """Let a request's pictures be decoded.
+        """Let a request's images be decoded.
 
         Raises:
             ValueError: They are more than one request may send.
@@ -75,11 +75,11 @@ class Admission:
         """
         if pixels > self.limits.max_pixels:
             raise ValueError(
-                f"the pictures of this request have {pixels / 1e6:.1f} megapixels together, the limit is "
+                f"the images of this request have {pixels / 1e6:.1f} megapixels together, the limit is "
                 f"{self.limits.max_megapixels:g}: make them smaller or send fewer"
             )
         if self.pixels + pixels > REQUESTS_OF_PIXELS * self.limits.max_pixels:
-            raise ApiError(429, "the server's memory for pictures is full: try again", "rate_limit_exceeded", 1)
+            raise ApiError(429, "the server's memory for images is full: try again", "rate_limit_exceeded", 1)
         self.pixels += pixels
         try:
             yield

@@ -30,7 +30,7 @@ class Metrics:
             "request_seconds", "From a request's arrival to its answer.", buckets=SECONDS, **kept
         )
         self.items = Counter("items", "Items that were embedded.", **kept)
-        self.tokens = Counter("tokens", "Tokens that the model read, those of pictures included.", **kept)
+        self.tokens = Counter("tokens", "Tokens that the model read, those of images included.", **kept)
         self.batch_items = Histogram("batch_items", "Items of a batch.", buckets=ITEMS, **kept)
         self.batch_seconds = Histogram("batch_seconds", "The model's time for a batch.", buckets=SECONDS, **kept)
         self._inside = Gauge("requests_inside", "Requests that are read, waiting or being answered.", **kept)

@@ -1,7 +1,7 @@
 """Requests of `POST /v1/embeddings`, read into what each item asks for.
 
 Taken are OpenAI's texts, `input: "text"` or `input: ["text", ...]`, and vLLM's conversations, one or a list of them,
-as `messages` or `input`. A conversation is one item: its `user` messages hold text and pictures, the `system` message
+as `messages` or `input`. A conversation is one item: its `user` messages hold text and images, the `system` message
 is the instruction.
 """
 
@@ -31,10 +31,10 @@ class EmbeddingRequest(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """One item as it came: text, addresses of pictures (data or http URLs) and instruction."""
+    """One item as it came: text, addresses of images (data or http URLs) and instruction."""
 
     text: str | None = None
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     instruction: str | None = None
 
 
@@ -96,8 +96,8 @@ def _item(given: Any, where: str, limits: Limits) -> Asked:
 
 
 def _conversation(messages: list[Any], where: str) -> Asked:
-    """Join messages as the chat template does: texts by line feeds, pictures in their order."""
-    text, pictures, instruction = None, [], ""
+    """Join messages as the chat template does: texts by line feeds, images in their order."""
+    text, images, instruction = None, [], ""
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ("system", "user"):
             raise ValueError(f"{where}: a message must be an object with the role 'user' or 'system'")
@@ -110,16 +110,16 @@ def _conversation(messages: list[Any], where: str) -> Asked:
                     raise ValueError(f"{where}: the system message is the instruction, and holds text alone")
                 instruction += said
             elif said is None:
-                pictures.append(url)
+                images.append(url)
             else:
                 text = f"{text}\n{said}" if text else said
-    if text is None and not pictures:
-        raise ValueError(f"{where} has no text and no picture in a message of the role 'user'")
-    return Asked(text, tuple(pictures), instruction or None)
+    if text is None and not images:
+        raise ValueError(f"{where} has no text and no image in a message of the role 'user'")
+    return Asked(text, tuple(images), instruction or None)
 
 
 def _part(part: Any, where: str) -> tuple[str | None, str | None]:
-    """Return the text or the picture's address of one part of a message."""
+    """Return the text or the image's address of one part of a message."""
     match part:
         case {"type": "text", "text": str(said)}:
             return said, None

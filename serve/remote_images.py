@@ -1,4 +1,4 @@
-"""Pictures from the web, where `--allow-remote-images` allows them: only from public addresses, small and soon.
+"""Images from the web, where `--allow-remote-images` allows them: only from public addresses, small and soon.
 
 A server that fetches what strangers name can be led into its own network. So a host's name is resolved here, every
 address it has must be public, and the connection goes to the address that was checked, at each redirect anew.
@@ -40,7 +40,7 @@ async def fetch_images(
     seconds: float = 20,
     allowed: Callable[[Address], bool] = is_public,
 ) -> list[bytes]:
-    """Fetch the pictures of one request.
+    """Fetch the images of one request.
 
     Args:
         urls (`list`): Pairs of an address and of the item's name, for errors.
@@ -49,7 +49,7 @@ async def fetch_images(
         allowed (`Callable`): Which addresses may be connected to.
 
     Returns:
-        `list[bytes]`: The encoded pictures in the order of `urls`.
+        `list[bytes]`: The encoded images in the order of `urls`.
 
     Raises:
         ValueError: One could not be had, or was refused; it names the item.
@@ -62,7 +62,7 @@ async def fetch_images(
             try:
                 return await _fetch(client, url, where, room, allowed)
             except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, OSError):
-                raise ValueError(f"{where}: the picture cannot be fetched: check its address, or send it") from None
+                raise ValueError(f"{where}: the image cannot be fetched: check its address, or send it") from None
 
     try:
         # Proxies of the environment would connect for us, to wherever they like.
@@ -70,7 +70,7 @@ async def fetch_images(
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(fetch(client, url, where)) for url, where in urls]
     except TimeoutError:
-        raise ValueError(f"the pictures were not fetched within {seconds:g} seconds: send them as data URLs") from None
+        raise ValueError(f"the images were not fetched within {seconds:g} seconds: send them as data URLs") from None
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
@@ -82,7 +82,7 @@ async def _fetch(
     url = httpx2.URL(address)
     for _ in range(1 + REDIRECTS):
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"{where}: a picture's address must begin with data:, http:// or https://")
+            raise ValueError(f"{where}: an image's address must begin with data:, http:// or https://")
         checked = await _resolve(url.host, url.port or {"http": 80, "https": 443}[url.scheme], where, allowed)
         request = client.build_request(
             "GET",
@@ -96,11 +96,11 @@ async def _fetch(
                 url = url.join(response.headers["location"])
                 continue
             if response.status_code != 200:
-                raise ValueError(f"{where}: the picture's host answered {response.status_code}")
+                raise ValueError(f"{where}: the image's host answered {response.status_code}")
             return await _read(response, where, room)
         finally:
             await response.aclose()
-    raise ValueError(f"{where}: the picture's address redirects more than {REDIRECTS} times")
+    raise ValueError(f"{where}: the image's address redirects more than {REDIRECTS} times")
 
 
 async def _resolve(host: str, port: int, where: str, allowed: Callable[[Address], bool]) -> str:
@@ -108,7 +108,7 @@ async def _resolve(host: str, port: int, where: str, allowed: Callable[[Address]
     found = await asyncio.get_running_loop().run_in_executor(LOOKUPS, look_up)
     addresses = [ip_address(sockaddr[0].split("%")[0]) for *_, sockaddr in found]
     if not all(map(allowed, addresses)):
-        raise ValueError(f"{where}: the picture's address is not on the public internet: send the picture itself")
+        raise ValueError(f"{where}: the image's address is not on the public internet: send the image itself")
     return str(addresses[0])
 
 
@@ -117,6 +117,6 @@ async def _read(response: httpx2.Response, where: str, room: list[int]) -> bytes
     async for chunk in response.aiter_raw():
         room[0] -= len(chunk)
         if room[0] < 0:
-            raise ValueError(f"{where}: the pictures to fetch are too large: send smaller ones")
+            raise ValueError(f"{where}: the images to fetch are too large: send smaller ones")
         chunks.append(chunk)
     return b"".join(chunks)

@@ -27,7 +27,7 @@ class EmbeddingService:
         limits ([`Limits`]): What a request may ask.
         batch_items (`int`): Most items of a batch; a longer request takes its turns among the others.
         max_wait (`float`): Most seconds that an idle model waits for more items.
-        allow_remote_images (`bool`): Fetch pictures from http(s) addresses.
+        allow_remote_images (`bool`): Fetch images from http(s) addresses.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class EmbeddingService:
         self.metrics.watch(lambda: self.admission.requests, lambda: self.batcher.waiting)
 
     async def warm_up(self) -> None:
-        """Embed a text and a picture, so that the first client does not wait for what happens once."""
+        """Embed a text and an image, so that the first client does not wait for what happens once."""
         await self._embed([Task({"text": "warm"}), Task({"image": Image.new("RGB", (64, 64))})])
 
     async def answer(self, body: bytes) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class EmbeddingService:
             raise ValueError(f"'dimensions' must be between 1 and {self.dimensions}, got {request.dimensions}")
         asked = read_items(request, self.limits)
         opened = await self._open(asked)
-        with self.admission.decoded(sum(picture.width * picture.height for one in opened for picture in one)):
+        with self.admission.decoded(sum(image.width * image.height for one in opened for image in one)):
             items = await asyncio.to_thread(_decode, asked, opened)
             embedded = await self._embed([Task(item, request.truncate_prompt_tokens == -1) for item in items])
         self.metrics.items.inc(len(embedded))
@@ -93,12 +93,12 @@ class EmbeddingService:
         }
 
     async def _open(self, asked: list[Asked]) -> list[list[Image.Image]]:
-        """Open the pictures of every item, undecoded."""
-        urls = [(url, f"item {number}") for number, one in enumerate(asked) for url in one.pictures]
+        """Open the images of every item, undecoded."""
+        urls = [(url, f"item {number}") for number, one in enumerate(asked) for url in one.images]
         remote = [(url, where) for url, where in urls if not url[:5].lower() == "data:"]
         if remote and not self.allow_remote_images:
             raise ValueError(
-                f"{remote[0][1]}: this server fetches no pictures from the web: send them as data URLs "
+                f"{remote[0][1]}: this server fetches no images from the web: send them as data URLs "
                 "(data:image/png;base64,...)"
             )
         fetched = iter(await fetch_images(remote, self.limits.max_body) if remote else [])
@@ -107,7 +107,7 @@ class EmbeddingService:
             return [
                 [
                     open_image(read_data_url(url, where) if url[:5].lower() == "data:" else next(fetched), where)
-                    for url in one.pictures
+                    for url in one.images
                 ]
                 for one, where in ((one, f"item {number}") for number, one in enumerate(asked))
             ]
@@ -137,10 +137,10 @@ def _decode(asked: list[Asked], opened: list[list[Image.Image]]) -> list[dict[st
     return [
         {
             "text": one.text,
-            "image": [decode_image(picture, f"item {number}") for picture in pictures],
+            "image": [decode_image(image, f"item {number}") for image in images],
             "instruction": one.instruction,
         }
-        for number, (one, pictures) in enumerate(zip(asked, opened, strict=True))
+        for number, (one, images) in enumerate(zip(asked, opened, strict=True))
     ]
 
 

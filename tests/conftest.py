@@ -19,9 +19,9 @@ browser = pytest.fixture(scope="module")(chromium)
 
 
 @pytest.fixture(scope="session")
-def twin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of the tiny backbone of a name in `twins.TWINS`, or "text-only"; made once, to be read only."""
-    return cache(lambda name: make_tiny_model(name, tmp_path_factory.mktemp("twins") / name))
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Give the folder of the tiny backbone of a name in `tiny_models.TWINS`, or "text-only"; made once, to be read only."""
+    return cache(lambda name: make_tiny_model(name, tmp_path_factory.mktemp("tiny_models") / name))
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
@@ -31,15 +31,15 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def processor(family: str, twin: Callable[[str], Path]) -> ProcessorMixin:
+def processor(family: str, tiny_model: Callable[[str], Path]) -> ProcessorMixin:
     """The processor of each family in turn."""
-    return processor_from_backbone(twin(family))
+    return processor_from_backbone(tiny_model(family))
 
 
 @pytest.fixture(scope="session")
-def llava(twin: Callable[[str], Path]) -> ProcessorMixin:
+def llava(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
     """The processor of one family, where the others would do the same."""
-    return processor_from_backbone(twin("llava"))
+    return processor_from_backbone(tiny_model("llava"))
 
 
 @pytest.fixture(scope="session")

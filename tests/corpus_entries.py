@@ -1,4 +1,4 @@
-"""What tests of a corpus share: small pictures, files of lines, and what a bad entry says."""
+"""What tests of a corpus share: small images, files of lines, and what a bad entry says."""
 
 import json
 from pathlib import Path

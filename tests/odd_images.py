@@ -1,4 +1,4 @@
-"""Pictures of every kind that strangers send: files that show something, what they show, and files that show nothing.
+"""Images of every kind that strangers send: files that show something, what they show, and files that show nothing.
 
 Each is small. What a good file shows is written down pixel by pixel, not read by what is tested.
 """
@@ -16,9 +16,9 @@ from PIL.Image import Transpose
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -44,17 +44,17 @@ def turned(orientation: Any) -> Image.Exif:
 
 
 def palette(kind: str = "PNG", **options: Any) -> bytes:
-    picture = Image.new("P", (40, 24), 1)
-    picture.paste(0, (0, 0, 20, 24))
-    picture.putpalette([*BLUE, *RED])
-    return encoded(picture, kind, **options)
+    image = Image.new("P", (40, 24), 1)
+    image.paste(0, (0, 0, 20, 24))
+    image.putpalette([*BLUE, *RED])
+    return encoded(image, kind, **options)
 
 
 def halves(left: tuple[int, ...], right: tuple[int, ...], mode: str = "RGB") -> Image.Image:
     """Twenty pixels of one colour beside twenty of another."""
-    picture = Image.new(mode, (40, 24), right)
-    picture.paste(left, (0, 0, 20, 24))
-    return picture
+    image = Image.new(mode, (40, 24), right)
+    image.paste(left, (0, 0, 20, 24))
+    return image
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))

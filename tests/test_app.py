@@ -135,8 +135,8 @@ def page(browser: Any, server: str) -> Iterator[Any]:
     assert wrong == []
 
 
-def picture_file(folder: Path, name: str) -> str:
-    """A picture of the world as a file, of another size than the page knows it."""
+def image_file(folder: Path, name: str) -> str:
+    """An image of the world as a file, of another size than the page knows it."""
     index = next(emoji.index for emoji in catalogue() if emoji.name == name)
     drawn = Image.fromarray(drawings()[index]).resize((192, 192))
     paper = Image.new("RGBA", drawn.size, "white")
@@ -158,7 +158,7 @@ def tab(page: Any, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_typed_query_finds_its_picture(page: Any) -> None:
+def test_a_typed_query_finds_its_image(page: Any) -> None:
     page.get_by_label("Text", exact=True).first.fill("soccer ball")
     page.keyboard.press("Enter")
     first_found(page, "soccer ball")
@@ -166,14 +166,14 @@ def test_a_typed_query_finds_its_picture(page: Any) -> None:
     assert PROMPTS["text_to_image"] in page.locator("#found .asked").inner_text()
     scores = [float(text) for text in page.locator("#found .meta span:last-child").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
-    widths = page.eval_on_selector_all("#found img", "pictures => pictures.map(picture => picture.naturalWidth)")
-    assert len(widths) == 12 and min(widths) > 0  # every picture is shown
+    widths = page.eval_on_selector_all("#found img", "images => images.map(image => image.naturalWidth)")
+    assert len(widths) == 12 and min(widths) > 0  # every image is shown
 
 
 @pytest.mark.slow
-def test_an_uploaded_picture_is_found_and_then_changed(page: Any, folder: Path) -> None:
+def test_an_uploaded_image_is_found_and_then_changed(page: Any, folder: Path) -> None:
     page.get_by_label("Text", exact=True).first.fill("")
-    upload(page, picture_file(folder, "health worker"))
+    upload(page, image_file(folder, "health worker"))
     first_found(page, "health worker")
     page.get_by_label("Text", exact=True).first.fill("with dark skin tone")
     page.get_by_role("button", name="Search", exact=True).click()
@@ -207,16 +207,16 @@ def test_a_visitor_before_a_full_queue_is_told_to_come_back(browser: Any, small:
 def test_an_empty_query_is_told_what_to_do(page: Any) -> None:
     page.get_by_label("Text", exact=True).first.fill("  ")
     page.get_by_role("button", name="Search", exact=True).click()
-    page.get_by_text("Type a text or give a picture first.").wait_for()
+    page.get_by_text("Type a text or give an image first.").wait_for()
     assert page.locator("#found .card").count() == 12  # what was there stays
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "sentence"), [("notes.png", "cannot be read as a picture"), ("huge.png", "at most 50")]
+    ("name", "sentence"), [("notes.png", "cannot be read as an image"), ("huge.png", "at most 50")]
 )
-def test_a_picture_that_cannot_be_used_is_told_in_the_page(page: Any, folder: Path, name: str, sentence: str) -> None:
-    (folder / "notes.png").write_text("not a picture")
+def test_a_image_that_cannot_be_used_is_told_in_the_page(page: Any, folder: Path, name: str, sentence: str) -> None:
+    (folder / "notes.png").write_text("not an image")
     Image.new("1", (14_000, 14_000)).save(folder / "huge.png")
     upload(page, str(folder / name))
     page.get_by_text(sentence).wait_for()
@@ -277,7 +277,7 @@ def test_the_second_start_embeds_nothing(server: str, folder: Path) -> None:
 def test_an_index_is_searched_with_its_own_model(browser: Any, folder: Path) -> None:
     (folder / "photos").mkdir()
     for name in ("volcano", "pizza"):
-        picture_file(folder / "photos", name)
+        image_file(folder / "photos", name)
     checkpoint = str(ROOT / "checkpoints" / "unime-tiny")
     store = Index.create(folder / "index", checkpoint)
     store.sync(open_corpus(folder / "photos"), *load_model(checkpoint, dtype="float32"))

@@ -14,12 +14,12 @@ from unime.processing_unime import normalize_item
 
 RED = Image.new("RGB", (40, 56), "red")
 BLUE = Image.new("RGB", (30, 30), "blue")
-INSTRUCTION = "Find an everyday picture that shows what the following words say, and nothing besides it:"
+INSTRUCTION = "Find an everyday image that shows what the following words say, and nothing besides it:"
 
 
 @pytest.mark.parametrize("size", [(24, 24), (40, 56), (24, 96), (200, 30)])
 @pytest.mark.parametrize("others", [[], [RED, BLUE]])
-def test_pictures_have_the_tokens_that_their_processor_says(
+def test_images_have_the_tokens_that_their_processor_says(
     processor: ProcessorMixin, size: tuple[int, int], others: list[Image.Image]
 ) -> None:
     images = [Image.new("RGB", size, "green"), *others]
@@ -96,7 +96,7 @@ def test_what_cannot_fit_is_refused_by_number(processor: ProcessorMixin) -> None
     fits = {"text": "a cat", "instruction": "Find it:"}
     (row,) = ids(processor, [fits])
     for wrong in (RED, {"image": RED, "text": "a cat"}, {"text": "a cat", "instruction": "Find " * 100}):
-        with pytest.raises(ValueError, match=r"item 1 needs \d+ tokens for its prompt and pictures alone.* raise max"):
+        with pytest.raises(ValueError, match=r"item 1 needs \d+ tokens for its prompt and images alone.* raise max"):
             micro_batches(processor, [fits, wrong], max_length=len(row))
 
 

@@ -45,7 +45,7 @@ FILES = {
 }
 INSTRUCTION = "Represent the given image with the following question:"
 
-# Runs where `unime` cannot be imported; arguments: the folder of pictures and checkpoints, the checkpoints' names.
+# Runs where `unime` cannot be imported; arguments: the folder of images and checkpoints, the checkpoints' names.
 ELSEWHERE = """
 from pathlib import Path
 
@@ -80,11 +80,11 @@ assert "unime" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def checkpoints(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoints(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with a checkpoint of each backbone in `LOADED_ELSEWHERE`."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name in LOADED_ELSEWHERE:
-        save_checkpoint(*load_model(twin(name)), folder / name)
+        save_checkpoint(*load_model(tiny_model(name)), folder / name)
     return folder
 
 
@@ -104,7 +104,7 @@ def elsewhere(checkpoints: Path) -> Path:
 
 @pytest.mark.parametrize("name", LOADED_ELSEWHERE)
 def test_a_checkpoint_embeds_the_same_where_the_package_is_not_installed(name: str, elsewhere: Path) -> None:
-    red, blue = (Image.open(elsewhere / picture) for picture in ("red.png", "blue.png"))
+    red, blue = (Image.open(elsewhere / image) for image in ("red.png", "blue.png"))
     items = [{"text": "a cat"}, {"image": red}, {"image": blue, "text": "Is it blue?"}]
     items += [{"text": "see <image> and <|im_end|>"}, {"image": blue}]
     model = UniMEModel.from_pretrained(elsewhere / name)
@@ -160,13 +160,13 @@ def test_the_card_has_front_matter_and_says_what_the_model_is(checkpoints: Path)
     assert all(f"`{name}`" in card for name in PROMPTS)
 
 
-def test_a_card_of_ones_own_is_kept(twin: Callable[[str], Path], tmp_path: Path) -> None:
-    save_checkpoint(*load_model(twin("llava")), tmp_path, card="---\ntags: []\n---\nMine.\n")
+def test_a_card_of_ones_own_is_kept(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    save_checkpoint(*load_model(tiny_model("llava")), tmp_path, card="---\ntags: []\n---\nMine.\n")
     assert (tmp_path / "README.md").read_text() == "---\ntags: []\n---\nMine.\n"
 
 
-def test_unmerged_adapters_are_refused(twin: Callable[[str], Path], tmp_path: Path) -> None:
-    model, processor = load_model(twin("llava"))
+def test_unmerged_adapters_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model, processor = load_model(tiny_model("llava"))
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     for carrier in (adapted, model):
         with pytest.raises(ValueError, match="LoRA adapters: merge them"):
@@ -176,17 +176,17 @@ def test_unmerged_adapters_are_refused(twin: Callable[[str], Path], tmp_path: Pa
     assert type(load_model(tmp_path / "checkpoint")[0]) is UniMEModel
 
 
-def test_a_processor_without_a_template_is_refused(twin: Callable[[str], Path], tmp_path: Path) -> None:
-    model, processor = load_model(twin("llava"))
+def test_a_processor_without_a_template_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model, processor = load_model(tiny_model("llava"))
     processor.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         save_checkpoint(model, processor, tmp_path / "checkpoint")
 
 
 def test_a_backbone_and_a_checkpoint_are_loaded_by_one_function(
-    twin: Callable[[str], Path], checkpoints: Path
+    tiny_model: Callable[[str], Path], checkpoints: Path
 ) -> None:
-    wrapped, its_processor = load_model(twin("llava"), dtype=torch.float32)
+    wrapped, its_processor = load_model(tiny_model("llava"), dtype=torch.float32)
     saved, processor = load_model(checkpoints / "llava", dtype=torch.float32, attn_implementation="eager")
     assert type(wrapped) is type(saved) is UniMEModel
     assert saved.backbone.config._attn_implementation == "eager"
@@ -195,10 +195,10 @@ def test_a_backbone_and_a_checkpoint_are_loaded_by_one_function(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_a_text_only_backbone_is_refused_in_one_sentence(twin: Callable[[str], Path]) -> None:
+def test_a_text_only_backbone_is_refused_in_one_sentence(tiny_model: Callable[[str], Path]) -> None:
     for load in (load_model, UniMEModel.from_backbone):
         with pytest.raises(ValueError, match="is of type 'qwen3', which transformers does not list as an image-text"):
-            load(twin("text-only"))
+            load(tiny_model("text-only"))
 
 
 def test_a_checkpoint_saved_again_is_the_same(checkpoints: Path, tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ class RecordedHub:
         return f"https://huggingface.co/{repo_id}/commit/1"
 
 
-def test_what_is_pushed_is_what_is_saved(twin: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_pushed_is_what_is_saved(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unime.checkpoint, "HfApi", RecordedHub)
-    address = push_checkpoint(*load_model(twin("llava")), "someone/unime-tiny", private=True)
+    address = push_checkpoint(*load_model(tiny_model("llava")), "someone/unime-tiny", private=True)
     assert address == "https://huggingface.co/someone/unime-tiny/commit/1"
     assert RecordedHub.repositories == {"someone/unime-tiny": True}
     assert RecordedHub.uploaded == {"someone/unime-tiny": FILES}

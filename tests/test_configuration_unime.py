@@ -11,17 +11,19 @@ from unime import UniMEConfig
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_the_width_of_an_embedding_is_the_width_of_the_language_model(name: str, twin: Callable[[str], Path]) -> None:
-    config = UniMEConfig(backbone_config=AutoConfig.from_pretrained(twin(name)))
+def test_the_width_of_an_embedding_is_the_width_of_the_language_model(
+    name: str, tiny_model: Callable[[str], Path]
+) -> None:
+    config = UniMEConfig(backbone_config=AutoConfig.from_pretrained(tiny_model(name)))
     assert config.hidden_size == LAYER["hidden_size"]
     assert config.get_text_config() is config.backbone_config.get_text_config()
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_a_written_configuration_is_read_back_with_its_backbone(
-    name: str, twin: Callable[[str], Path], tmp_path: Path
+    name: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    config = UniMEConfig(backbone_config=AutoConfig.from_pretrained(twin(name)))
+    config = UniMEConfig(backbone_config=AutoConfig.from_pretrained(tiny_model(name)))
     config.save_pretrained(tmp_path)
     for again in (AutoConfig.from_pretrained(tmp_path), UniMEConfig.from_pretrained(tmp_path)):
         assert type(again) is UniMEConfig

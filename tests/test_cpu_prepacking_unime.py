@@ -25,8 +25,8 @@ ITEMS = ["a cat", "a dog and " * 30, {"text": "a bird", "image": Image.new("RGB"
 
 
 @pytest.fixture(scope="module")
-def llava(twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
-    return UniMEModel.from_backbone(twin("llava")).eval(), processor_from_backbone(twin("llava"))
+def llava(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+    return UniMEModel.from_backbone(tiny_model("llava")).eval(), processor_from_backbone(tiny_model("llava"))
 
 
 def replaced(model: UniMEModel) -> int:
@@ -36,15 +36,15 @@ def replaced(model: UniMEModel) -> int:
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_vectors_are_those_of_plain_weights(
-    name: str, twin: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, processor = UniMEModel.from_backbone(twin(name)), processor_from_backbone(twin(name))
-    monkeypatch.setattr(modeling_unime, "packed_weights", lambda _: nullcontext())
+    model, processor = UniMEModel.from_backbone(tiny_model(name)), processor_from_backbone(tiny_model(name))
+    monkeypatch.setattr(modeling_unime, "prepacked_weights", lambda _: nullcontext())
     plain = model.encode(ITEMS, processor)
     monkeypatch.undo()
     found = []
     hook = model.register_forward_pre_hook(lambda *_: found.append(replaced(model)))
-    monkeypatch.setattr(modeling_unime, "WORTH_PACKING", 1)
+    monkeypatch.setattr(modeling_unime, "MIN_PREPACKING_TOKENS", 1)
     np.testing.assert_allclose(model.encode(ITEMS, processor), plain, atol=1e-5)
     hook.remove()
     assert set(found) == {sum(type(module) is nn.Linear for module in model.modules())} and replaced(model) == 0
@@ -87,7 +87,7 @@ def test_threads_may_embed_with_one_model(
 ) -> None:
     model, processor = llava
     expected = model.encode(ITEMS, processor)
-    monkeypatch.setattr(modeling_unime, "WORTH_PACKING", 1)
+    monkeypatch.setattr(modeling_unime, "MIN_PREPACKING_TOKENS", 1)
     with ThreadPoolExecutor(4) as threads:
         for vectors in threads.map(lambda _: model.encode(ITEMS, processor), range(24)):
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
@@ -95,17 +95,17 @@ def test_threads_may_embed_with_one_model(
 
 
 def test_other_numbers_compiled_layers_and_large_models_stay_as_they_are(
-    twin: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = UniMEModel.from_backbone(twin("llava"))
+    model = UniMEModel.from_backbone(tiny_model("llava"))
     assert can_prepack(model)
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_prepack(model)
-    monkeypatch.setattr(cpu_prepacking_unime, "ROOM", 10**4)
+    monkeypatch.setattr(cpu_prepacking_unime, "MAX_PREPACKED_BYTES", 10**4)
     assert not can_prepack(model)
     monkeypatch.undo()
     model.backbone.get_decoder().layers[0].compile()
     assert not can_prepack(model)
-    half = UniMEModel.from_backbone(twin("llava"), dtype=torch.bfloat16)
+    half = UniMEModel.from_backbone(tiny_model("llava"), dtype=torch.bfloat16)
     with prepacked_weights(half):
         assert replaced(half) == 0

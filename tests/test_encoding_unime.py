@@ -16,8 +16,8 @@ from unime import UniMEModel, processor_from_backbone
 from unime.encoding_unime import TEXT_ONLY_DECODER_FAMILIES
 
 
-INSTRUCTION = "Find an everyday picture that shows what the following words say, and nothing besides it:"
-OTHER = "Tell in one word what is to be seen in a picture of which someone says what comes now, in any language:"
+INSTRUCTION = "Find an everyday image that shows what the following words say, and nothing besides it:"
+OTHER = "Tell in one word what is to be seen in an image of which someone says what comes now, in any language:"
 ITEMS = [
     {"text": f"{number} cats " + "and a dog " * (number % 5), "instruction": INSTRUCTION if number % 3 else OTHER}
     for number in range(45)
@@ -25,8 +25,8 @@ ITEMS = [
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
-def loaded(request: pytest.FixtureRequest, twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
-    folder = twin(request.param)
+def loaded(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+    folder = tiny_model(request.param)
     return UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
 
 
@@ -44,8 +44,10 @@ def passes(model: UniMEModel) -> Iterator[list[tuple[int, int]]]:
     hook.remove()
 
 
-def test_every_family_that_shares_prefixes_is_tested_here(twin: Callable[[str], Path]) -> None:
-    assert {AutoConfig.from_pretrained(twin(name)).model_type for name in TINY_MODELS} == TEXT_ONLY_DECODER_FAMILIES
+def test_every_family_that_shares_prefixes_is_tested_here(tiny_model: Callable[[str], Path]) -> None:
+    assert {
+        AutoConfig.from_pretrained(tiny_model(name)).model_type for name in TINY_MODELS
+    } == TEXT_ONLY_DECODER_FAMILIES
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -93,8 +95,10 @@ def test_after_a_prefix_too_a_micro_batch_is_halved_where_memory_lacks(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_another_family_reads_all_of_every_text(twin: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = UniMEModel.from_backbone(twin("llava")), processor_from_backbone(twin("llava"))
+def test_another_family_reads_all_of_every_text(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = UniMEModel.from_backbone(tiny_model("llava")), processor_from_backbone(tiny_model("llava"))
     assert model.supports_text_only_decoder
     shared = model.encode(ITEMS, processor)
     monkeypatch.setattr("unime.modeling_unime.FAMILIES", frozenset())

@@ -35,7 +35,7 @@ def with_instruction(texts: list[str], instruction: str) -> list[dict[str, str]]
 
 
 @pytest.mark.slow
-def test_llama_index_gives_our_vectors_with_its_instructions_for_queries_texts_and_pictures(
+def test_llama_index_gives_our_vectors_with_its_instructions_for_queries_texts_and_images(
     loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], tmp_path: Path
 ) -> None:
     from llama_index.embeddings.huggingface import HuggingFaceEmbedding
@@ -78,34 +78,34 @@ def test_a_dataset_is_embedded_by_map_in_batches_and_only_once(
     loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], tmp_path: Path
 ) -> None:
     model, processor = loaded
-    pictures, instruction = sprites[:10], PROMPTS["image"]
-    Dataset.from_dict({"image": pictures}).save_to_disk(tmp_path)
+    images, instruction = sprites[:10], PROMPTS["image"]
+    Dataset.from_dict({"image": images}).save_to_disk(tmp_path)
     dataset = load_from_disk(tmp_path)
 
     calls = []
 
     def embed(batch: dict[str, list]) -> dict[str, np.ndarray]:
         calls.append(len(batch["image"]))
-        items = [{"image": picture, "instruction": instruction} for picture in batch["image"]]
+        items = [{"image": image, "instruction": instruction} for image in batch["image"]]
         return {"embedding": model.encode(items, processor)}
 
     # Named, because the function's own fingerprint would cover `calls` too.
     settings = {"batched": True, "batch_size": 4, "new_fingerprint": "unime-tiny"}
     embedded = dataset.map(embed, **settings)
     assert calls == [4, 4, 2]
-    ours = model.encode([{"image": one, "instruction": instruction} for one in pictures], processor)
+    ours = model.encode([{"image": one, "instruction": instruction} for one in images], processor)
     np.testing.assert_allclose(embedded.with_format("numpy")["embedding"][:], ours, atol=1e-5)
     again = dataset.map(embed, **settings)
     assert calls == [4, 4, 2]
     assert again["embedding"][:] == embedded["embedding"][:]
 
 
-def test_quantised_and_truncated_vectors_find_the_same_pictures(
+def test_quantised_and_truncated_vectors_find_the_same_images(
     loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image]
 ) -> None:
     model, processor = loaded
     theirs = SentenceTransformer(str(TINY), device="cpu", model_kwargs={"dtype": "float32"})
-    items = [{"image": picture, "instruction": PROMPTS["image"]} for picture in sprites]
+    items = [{"image": image, "instruction": PROMPTS["image"]} for image in sprites]
     candidates = theirs.encode(sprites, prompt_name="image")
     np.testing.assert_allclose(candidates, model.encode(items, processor), atol=1e-5)
     short = theirs.encode(sprites, prompt_name="image", truncate_dim=64, normalize_embeddings=True)

@@ -20,28 +20,28 @@ from unime.processing_unime import to_item_dict, to_messages
 WIDTH = LAYER["hidden_size"]
 
 
-def picture(seed: int, width: int = 40, height: int = 56) -> Image.Image:
-    """Return a picture of coarse coloured noise."""
+def make_image(seed: int, width: int = 40, height: int = 56) -> Image.Image:
+    """Return an image of coarse coloured noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
 
 
 ITEMS = [
     "a pizza on a red tile",
-    picture(0),
-    {"image": picture(1, 64, 24), "text": "what is to the left of the cat?"},
+    make_image(0),
+    {"image": make_image(1, 64, 24), "text": "what is to the left of the cat?"},
     {"text": "a cat", "instruction": "Find me an everyday image that matches the given caption:"},
-    {"image": picture(2, 24, 64), "instruction": "Represent the given image."},
-    {"image": [picture(3), picture(4, 30, 30)], "text": "the first, but blue"},
-    {"image": picture(5), "text": "Is it red?", "instruction": "Represent the given image with the question:"},
+    {"image": make_image(2, 24, 64), "instruction": "Represent the given image."},
+    {"image": [make_image(3), make_image(4, 30, 30)], "text": "the first, but blue"},
+    {"image": make_image(5), "text": "Is it red?", "instruction": "Represent the given image with the question:"},
     "日本",
 ]
-MIXED = [ITEMS[i] for i in (1, 2, 5, 6)]  # pictures of several shapes, for tests that need one batch
+MIXED = [ITEMS[i] for i in (1, 2, 5, 6)]  # images of several shapes, for tests that need one batch
 
 
 @pytest.fixture(scope="module")
-def folder(family: str, twin: Callable[[str], Path]) -> Path:
-    return twin(family)
+def folder(family: str, tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model(family)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def model(folder: Path) -> UniMEModel:
 
 
 def one_batch(processor: ProcessorMixin, items: list) -> dict[str, Tensor]:
-    """Return the tensors of items of one kind: all with pictures or none."""
+    """Return the tensors of items of one kind: all with images or none."""
     ((_, tensors),) = micro_batches(processor, items, micro_batch_tokens=10**6)
     return dict(tensors)
 
@@ -91,7 +91,7 @@ def test_a_batch_of_n_is_n_batches_of_one(
 def test_rows_of_text_among_rows_with_pictures_are_embedded_as_alone(
     model: UniMEModel, processor: ProcessorMixin
 ) -> None:
-    image = picture(0)
+    image = make_image(0)
     items = ["a cat", {"image": image, "text": "a cat"}]
     prompts = processor.apply_chat_template([to_messages(to_item_dict(item)) for item in items], tokenize=False)
     mixed = processor(text=prompts, images=[[], [image]], padding=True, return_tensors="pt")
@@ -264,7 +264,7 @@ def test_encode_works_through_long_lists_window_by_window(
     model: UniMEModel, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = model.encode(ITEMS, processor)
-    monkeypatch.setattr(modeling_unime, "WINDOW", 3)
+    monkeypatch.setattr(modeling_unime, "ENCODE_WINDOW_ITEMS", 3)
     np.testing.assert_allclose(model.encode(ITEMS, processor), whole, atol=1e-5)
     with pytest.raises(ValueError, match="item 7: 'text' must be a str"):
         model.encode([*ITEMS[:7], {"text": 3}], processor)
@@ -273,7 +273,7 @@ def test_encode_works_through_long_lists_window_by_window(
 def test_equal_items_are_embedded_once(
     model: UniMEModel, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modeling_unime, "WINDOW", 5)  # equal items in several windows
+    monkeypatch.setattr(modeling_unime, "ENCODE_WINDOW_ITEMS", 5)  # equal items in several windows
     copies = [item.copy() if isinstance(item, Image.Image) else item for item in ITEMS]
     as_dict = {"text": ITEMS[0]}
     rows = []

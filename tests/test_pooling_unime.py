@@ -16,8 +16,8 @@ from unime.pooling_unime import SHORTCUT_DECODERS, last_layer_on_last_token
 
 
 INSTRUCTIONS = (
-    "Find an everyday picture that shows what the following words say, and nothing besides it:",
-    "Tell in one word what is to be seen in a picture of which someone says what comes now, in any language:",
+    "Find an everyday image that shows what the following words say, and nothing besides it:",
+    "Tell in one word what is to be seen in an image of which someone says what comes now, in any language:",
 )
 TEXTS = [f"{number} cats " + "and a dog " * (number % 5) for number in range(40)]
 ITEMS = [{"text": text, "instruction": INSTRUCTIONS[number % 2]} for number, text in enumerate(TEXTS)]
@@ -25,8 +25,8 @@ ITEMS += [{"text": "a cat", "image": Image.new("RGB", (40, 56), "red")}, "日本
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
-def loaded(request: pytest.FixtureRequest, twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
-    folder = twin(request.param)
+def loaded(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+    folder = tiny_model(request.param)
     return UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
 
 
@@ -66,6 +66,6 @@ def test_another_thread_computes_the_whole_last_layer(loaded: tuple[UniMEModel, 
     torch.testing.assert_close(here.embeddings, whole.embeddings, atol=1e-6, rtol=0)
 
 
-def test_every_decoder_whose_last_layer_is_shortened_is_tested_here(twin: Callable[[str], Path]) -> None:
-    tested = {AutoConfig.from_pretrained(twin(name)).get_text_config().model_type for name in TINY_MODELS}
+def test_every_decoder_whose_last_layer_is_shortened_is_tested_here(tiny_model: Callable[[str], Path]) -> None:
+    tested = {AutoConfig.from_pretrained(tiny_model(name)).get_text_config().model_type for name in TINY_MODELS}
     assert tested == SHORTCUT_DECODERS

@@ -19,7 +19,7 @@ from unime.processing_unime import to_item_dict, to_messages, to_rgb
 RED = Image.new("RGB", (40, 56), "red")
 BLUE = Image.new("RGB", (30, 30), "blue")
 
-# What each family frames a prompt with: before a text, before one picture's text, before two pictures' text, after it.
+# What each family frames a prompt with: before a text, before one image's text, before two images' text, after it.
 FRAMES = {
     "llava": ("USER: ", "USER: <image>\n", "USER: <image>\n<image>\n", " ASSISTANT:"),
     "llava-next": ("[INST] ", "[INST] <image>\n", "[INST] <image>\n<image>\n", " [/INST]"),
@@ -50,7 +50,7 @@ FRAMES = {
 }
 FRAMES["qwen2.5-vl"] = FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
 
-# Item, number of pictures, what stands inside the frame.
+# Item, number of images, what stands inside the frame.
 PROMPTS = [
     ("a cat", 0, "a cat\nSummarize the above sentence in one word:"),
     (RED, 1, "Summarize the above image in one word:"),
@@ -77,7 +77,7 @@ def test_the_template_is_saved_with_the_processor(processor: ProcessorMixin, tmp
     assert AutoProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
 
 
-def test_pictures_come_first_however_the_parts_are_ordered(processor: ProcessorMixin) -> None:
+def test_images_come_first_however_the_parts_are_ordered(processor: ProcessorMixin) -> None:
     parts = [{"type": "image", "image": RED}, {"type": "text", "text": "a cat"}]
     first, last = ([{"role": "user", "content": content}] for content in (parts, parts[::-1]))
     assert processor.apply_chat_template(first, tokenize=False) == processor.apply_chat_template(last, tokenize=False)
@@ -90,9 +90,9 @@ def test_a_plain_string_as_content_is_a_text(processor: ProcessorMixin) -> None:
 
 
 def test_a_backbone_without_a_chat_template_gets_its_image_token_alone(
-    twin: Callable[[str], Path], tmp_path: Path
+    tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    shutil.copytree(twin("llava"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
     processor = processor_from_backbone(tmp_path)
     for item, images, inside in PROMPTS:
@@ -102,14 +102,16 @@ def test_a_backbone_without_a_chat_template_gets_its_image_token_alone(
 
 
 def test_a_prompt_that_writes_its_own_start_token_gets_no_second_one(
-    twin: Callable[[str], Path], tmp_path: Path
+    tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    shutil.copytree(twin("llava"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
     template = tmp_path / "chat_template.jinja"
     template.write_text("{{- '<s>' -}}\n" + template.read_text())
     items = ["a cat", RED, "<s> a cat"]
     written = ids(processor_from_backbone(tmp_path), items)
-    assert written == ids(processor_from_backbone(twin("llava")), items)  # whose tokenizer adds the token by itself
+    assert written == ids(
+        processor_from_backbone(tiny_model("llava")), items
+    )  # whose tokenizer adds the token by itself
 
 
 def hostile_texts(processor: ProcessorMixin) -> list[str]:
@@ -154,7 +156,7 @@ def test_a_control_string_in_a_text_is_read_as_text(llava: ProcessorMixin) -> No
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_pictures_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> None:
+def test_images_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> None:
     ((_, plain),) = micro_batches(llava, [RED])
     ((_, other),) = micro_batches(llava, [RED.convert(mode)])
     assert other["pixel_values"].shape == plain["pixel_values"].shape
@@ -172,7 +174,7 @@ def test_pictures_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> No
         (8, Transpose.ROTATE_90),
     ],
 )
-def test_a_picture_is_turned_once_as_its_camera_says(llava: ProcessorMixin, orientation: int, turn: Transpose) -> None:
+def test_a_image_is_turned_once_as_its_camera_says(llava: ProcessorMixin, orientation: int, turn: Transpose) -> None:
     lying = Image.effect_noise((48, 24), 90).convert("RGB")
     upright = lying.transpose(turn)
     lying.getexif()[ExifTags.Base.Orientation] = orientation
@@ -183,7 +185,7 @@ def test_a_picture_is_turned_once_as_its_camera_says(llava: ProcessorMixin, orie
     assert found["pixel_values"].equal(wanted["pixel_values"])
 
 
-def test_a_plain_picture_is_not_copied_and_none_is_changed() -> None:
+def test_a_plain_image_is_not_copied_and_none_is_changed() -> None:
     assert to_rgb(RED) is RED
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
     assert to_rgb(clear).getpixel((0, 0)) == (255, 204, 204)  # a fifth of red, on white

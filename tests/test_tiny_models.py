@@ -1,4 +1,4 @@
-"""The twins are native checkpoints that the Auto classes load, and their embeddings tell items apart."""
+"""The tiny models are native checkpoints that the Auto classes load, and their embeddings tell items apart."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +11,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_a_twin_is_a_native_image_text_checkpoint(name: str, twin: Callable[[str], Path]) -> None:
-    processor = AutoProcessor.from_pretrained(twin(name))
-    model = AutoModelForImageTextToText.from_pretrained(twin(name)).eval()
+def test_a_tiny_model_is_a_native_image_text_checkpoint(name: str, tiny_model: Callable[[str], Path]) -> None:
+    processor = AutoProcessor.from_pretrained(tiny_model(name))
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model(name)).eval()
     states = []
     for colour in ("red", "blue"):
         parts = [
@@ -33,6 +33,6 @@ def test_a_twin_is_a_native_image_text_checkpoint(name: str, twin: Callable[[str
     assert torch.cosine_similarity(states[0], states[1], dim=0) < 0.999
 
 
-def test_a_twin_is_the_same_each_time(twin: Callable[[str], Path]) -> None:
-    assert twin("llava") is twin("llava")
-    assert not (twin("text-only") / "processor_config.json").exists()
+def test_a_tiny_model_is_the_same_each_time(tiny_model: Callable[[str], Path]) -> None:
+    assert tiny_model("llava") is tiny_model("llava")
+    assert not (tiny_model("text-only") / "processor_config.json").exists()

@@ -1,6 +1,6 @@
-"""Tiny random twins of real backbones: native image-text checkpoints, made offline in a moment.
+"""Tiny random tiny models of real backbones: native image-text checkpoints, made offline in a moment.
 
-Every twin has the classes, special tokens, chat layout and image slicing of the checkpoint it stands for, and random
+Every tiny model has the classes, special tokens, chat layout and image slicing of the checkpoint it stands for, and random
 weights wide enough (`INITIALIZER_RANGE`) that different items get clearly different embeddings.
 """
 
@@ -93,9 +93,9 @@ def llava() -> tuple[PreTrainedModel, ProcessorMixin]:
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_seq_length=(TILE // PATCH) ** 2,
     )
-    pictures = CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
+    images = CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
     processor = LlavaProcessor(
-        pictures,
+        images,
         words,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -106,7 +106,7 @@ def llava() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """LLaVA-1.6-Mistral-7B: a picture is a thumbnail and up to four tiles."""
+    """LLaVA-1.6-Mistral-7B: an image is a thumbnail and up to four tiles."""
     words = llama_tokenizer()
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**VISION),
@@ -114,11 +114,11 @@ def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
         image_token_index=words.convert_tokens_to_ids("<image>"),
         image_grid_pinpoints=GRID,
     )
-    pictures = LlavaNextImageProcessor(
+    images = LlavaNextImageProcessor(
         size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, image_grid_pinpoints=GRID
     )
     processor = LlavaNextProcessor(
-        pictures,
+        images,
         words,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -160,8 +160,8 @@ def qwen_vl_config(words: PreTrainedTokenizerFast) -> dict:
     }
 
 
-def qwen_vl_pictures() -> Qwen2VLImageProcessor:
-    """Return a processor that cuts a picture of any shape into 4 to 16 tokens of 16 x 16 pixels."""
+def qwen_vl_images() -> Qwen2VLImageProcessor:
+    """Return a processor that cuts an image of any shape into 4 to 16 tokens of 16 x 16 pixels."""
     return Qwen2VLImageProcessor(patch_size=PATCH, size={"shortest_edge": 4 * 16**2, "longest_edge": 16 * 16**2})
 
 
@@ -171,7 +171,7 @@ def qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": PATCH}
     config = Qwen2VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
     video = Qwen2VLVideoProcessor(patch_size=PATCH)
-    processor = Qwen2VLProcessor(qwen_vl_pictures(), words, video, chat_template=chat_template("qwen-vl"))
+    processor = Qwen2VLProcessor(qwen_vl_images(), words, video, chat_template=chat_template("qwen-vl"))
     return Qwen2VLForConditionalGeneration(config), processor
 
 
@@ -182,7 +182,7 @@ def qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
     config = Qwen2_5_VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
     video = Qwen2VLVideoProcessor(patch_size=PATCH)
-    processor = Qwen2_5_VLProcessor(qwen_vl_pictures(), words, video, chat_template=chat_template("qwen-vl"))
+    processor = Qwen2_5_VLProcessor(qwen_vl_images(), words, video, chat_template=chat_template("qwen-vl"))
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
@@ -193,7 +193,7 @@ def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision |= {"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     config = Qwen3VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
     video = Qwen3VLVideoProcessor(patch_size=PATCH)
-    processor = Qwen3VLProcessor(qwen_vl_pictures(), words, video, chat_template=chat_template("qwen-vl"))
+    processor = Qwen3VLProcessor(qwen_vl_images(), words, video, chat_template=chat_template("qwen-vl"))
     return Qwen3VLForConditionalGeneration(config), processor
 
 
@@ -209,25 +209,25 @@ def idefics_sizes(words: PreTrainedTokenizerFast) -> dict:
 
 
 def smolvlm() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """SmolVLM: a picture is a grid of tiles and a thumbnail, each with its own marker token."""
+    """SmolVLM: an image is a grid of tiles and a thumbnail, each with its own marker token."""
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     words = idefics_tokenizer("<|im_start|>", "<|im_end|>", unlisted=["<global-img>", *tiles])
-    pictures = SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    images = SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     video = SmolVLMVideoProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 32})
-    processor = SmolVLMProcessor(pictures, words, video, image_seq_len=4, chat_template=chat_template("smolvlm"))
+    processor = SmolVLMProcessor(images, words, video, image_seq_len=4, chat_template=chat_template("smolvlm"))
     return SmolVLMForConditionalGeneration(SmolVLMConfig(**idefics_sizes(words))), processor
 
 
 def idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Idefics3-8B-Llama3: as SmolVLM, and the tiles' markers are ordinary text."""
     words = idefics_tokenizer("<|begin_of_text|>", "<|end_of_text|>")
-    pictures = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = Idefics3Processor(pictures, words, image_seq_len=4, chat_template=chat_template("idefics3"))
+    images = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    processor = Idefics3Processor(images, words, image_seq_len=4, chat_template=chat_template("idefics3"))
     return Idefics3ForConditionalGeneration(Idefics3Config(**idefics_sizes(words))), processor
 
 
 def text_only() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Qwen3: a language model without pictures, which cannot be a backbone."""
+    """Qwen3: a language model without images, which cannot be a backbone."""
     words = qwen_tokenizer()
     return Qwen3ForCausalLM(Qwen3Config(**text_sizes(words))), words
 
@@ -245,7 +245,7 @@ TINY_MODELS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
 
 
 def make_tiny_model(name: str, folder: Path) -> Path:
-    """Write the twin `name` (one of `TWINS`, or "text-only") into `folder` and return `folder`."""
+    """Write the tiny model `name` (one of `TWINS`, or "text-only") into `folder` and return `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = text_only() if name == "text-only" else TINY_MODELS[name]()

@@ -1,4 +1,4 @@
-"""Tokenizers of the twins: byte-level BPEs of a few hundred tokens with the special tokens of real checkpoints."""
+"""Tokenizers of the tiny models: byte-level BPEs of a few hundred tokens with the special tokens of real checkpoints."""
 
 from collections.abc import Sequence
 

@@ -48,7 +48,7 @@ def gather(tensor: Tensor) -> tuple[Tensor, int]:
 def sum_gradients(parameters: Iterable[Parameter]) -> None:
     """Replace the gradients of the trained parameters by their sums over all processes.
 
-    A parameter that some processes did not use (no pictures in their batch, say) counts as zero there; one that none
+    A parameter that some processes did not use (no images in their batch, say) counts as zero there; one that none
     used keeps no gradient, so that the optimizer passes it over as it would in one process.
     """
     if not _several_processes():
@@ -110,7 +110,7 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
     plan: list[MicroBatch] = []
     starts = [0] * len(micro_batches)
     rows = 0
-    # Pictures first: ZeRO-3 takes the first gradients of a step as they come and adds later ones to what its buffers
+    # Images first: ZeRO-3 takes the first gradients of a step as they come and adds later ones to what its buffers
     # hold, which for a weight that the first micro-batch does not use is the gradient of the step before.
     for kind in sorted({kind for of_one in everyone for kind in of_one}, key=lambda kind: (-len(kind), kind)):
         own = [position for position, own_kind in enumerate(kinds) if own_kind == kind]

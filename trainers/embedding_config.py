@@ -13,7 +13,7 @@ class EmbeddingConfig(TrainingArguments):
     `per_device_train_batch_size` is the batch that the loss sees (times the number of processes). Memory does not
     depend on it but on `micro_batch_tokens` and `graph_cache_gb`, so there is no gradient accumulation.
 
-    Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (rows hold pictures and dicts),
+    Defaults that differ from `TrainingArguments`: `remove_unused_columns=False` (rows hold images and dicts),
     `dataloader_drop_last=True` (a short batch has fewer negatives), `logging_steps=10`.
 
     Args:

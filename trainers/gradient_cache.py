@@ -184,15 +184,15 @@ LAYER_OUTPUTS = ("last_hidden_state", "hidden_states", "attentions")  # what led
 
 
 def vision_is_frozen(backbone: PreTrainedModel) -> bool:
-    """Say whether all that turns pictures into features is frozen: vision tower and projector."""
+    """Say whether all that turns images into features is frozen: vision tower and projector."""
     language = set(backbone.get_decoder().parameters())
     return not any(weight.requires_grad for weight in backbone.parameters() if weight not in language)
 
 
 class CachedVisionFeatures:
-    """An `embed` whose second pass over a micro-batch takes the picture features of the first.
+    """An `embed` whose second pass over a micro-batch takes the image features of the first.
 
-    Features take the memory of the language model's picture tokens, of the whole batch until its last micro-batch.
+    Features take the memory of the language model's image tokens, of the whole batch until its last micro-batch.
 
     Args:
         backbone (`PreTrainedModel`): The image-text model within; its tower and projector are frozen.

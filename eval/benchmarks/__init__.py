@@ -59,23 +59,23 @@ def _openmoji(args: BenchmarkArguments) -> Tasks:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is opened, who made its pictures and under which licence, and its dataset on the Hub."""
+    """How a benchmark is opened, who made its images and under which licence, and its dataset on the Hub."""
 
     open: Callable[[BenchmarkArguments], Tasks]
     credits: str
     dataset: str | None = None
 
 
-_FLICKR = "Pictures: COCO, under the licences of Flickr."
+_FLICKR = "Images: COCO, under the licences of Flickr."
 
 BENCHMARKS = {
     "openmoji": Benchmark(
         _openmoji,
-        "Pictures: OpenMoji (openmoji.org), CC BY-SA 4.0.",
+        "Images: OpenMoji (openmoji.org), CC BY-SA 4.0.",
     ),
     "mmeb": Benchmark(
         lambda args: (mmeb.tasks(args.mmeb_source, args.mmeb_images, args.subsets, args.target_prompts), []),
-        "Pictures: the sets of MMEB, each under its own licence.",
+        "Images: the sets of MMEB, each under its own licence.",
         "TIGER-Lab/MMEB-eval",
     ),
     "mmeb-v2-documents": Benchmark(
@@ -90,17 +90,17 @@ BENCHMARKS = {
     ),
     "flickr30k": Benchmark(
         lambda args: (caption_retrieval.flickr30k(args.flickr30k_source), []),
-        "Pictures: Flickr30K, for research only.",
+        "Images: Flickr30K, for research only.",
         "royokong/flickr30k_test",
     ),
     "coco": Benchmark(lambda args: (caption_retrieval.coco(args.coco_source), []), _FLICKR, "royokong/coco_test"),
     "sharegpt4v": Benchmark(
         lambda args: (caption_retrieval.sharegpt4v(args.sharegpt4v_captions, args.sharegpt4v_images), []),
-        "Pictures: those of ShareGPT4V's sources, each under its own licence.",
+        "Images: those of ShareGPT4V's sources, each under its own licence.",
     ),
     "urban1k": Benchmark(
         lambda args: (caption_retrieval.urban1k(args.urban1k_folder), []),
-        "Pictures: Urban1K, from Visual Genome, CC BY 4.0.",
+        "Images: Urban1K, from Visual Genome, CC BY 4.0.",
     ),
     "sugarcrepe": Benchmark(
         lambda args: ([], sugarcrepe.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)), _FLICKR

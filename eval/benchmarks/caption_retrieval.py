@@ -1,9 +1,9 @@
-"""Retrieval between pictures and captions, in both directions, as E5-V and UniME report it.
+"""Retrieval between images and captions, in both directions, as E5-V and UniME report it.
 
-Short captions: Flickr30K (1,000 pictures) and COCO 5K, five captions each. Long captions: ShareGPT4V-1k and Urban1K
-(Long-CLIP, arXiv 2403.15378), one each. A picture is found if one of its captions stands among the first k, and a
-caption if its picture does: R@k is the share of queries with a hit, k = 1, 5, 10. No instructions: the prompts of
-pictures and of texts are those of the paper.
+Short captions: Flickr30K (1,000 images) and COCO 5K, five captions each. Long captions: ShareGPT4V-1k and Urban1K
+(Long-CLIP, arXiv 2403.15378), one each. An image is found if one of its captions stands among the first k, and a
+caption if its image does: R@k is the share of queries with a hit, k = 1, 5, 10. No instructions: the prompts of
+images and of texts are those of the paper.
 """
 
 import os
@@ -19,12 +19,12 @@ from ..lazy_items import LazyItems, file_identity
 from ..tasks import RetrievalTask
 
 
-CAPTIONS = 5  # of a picture of Flickr30K and COCO; COCO has a few pictures with six, of which the paper takes five
+CAPTIONS = 5  # of an image of Flickr30K and COCO; COCO has a few images with six, of which the paper takes five
 SHARED = 1000  # items of ShareGPT4V that are held out from its training
 
 
 def flickr30k(source: str = "royokong/flickr30k_test") -> list[RetrievalTask]:
-    """Flickr30K's test pictures: Hub id, or a folder, with the columns `image` and `text` (a list), split `test`."""
+    """Flickr30K's test images: Hub id, or a folder, with the columns `image` and `text` (a list), split `test`."""
     return _captioned("flickr30k", source)
 
 
@@ -40,15 +40,15 @@ def _captioned(name: str, source: str) -> list[RetrievalTask]:
         rows = rows.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
     except ArrowException:
         held = rows.features["image"]
-        raise ValueError(f"{name}: its column image holds {held}, not pictures: give it as published") from None
+        raise ValueError(f"{name}: its column image holds {held}, not images: give it as published") from None
     texts = [list(captions)[:CAPTIONS] for captions in rows["text"]]
     root = default_image_root(source)
-    pictures = LazyItems(
+    images = LazyItems(
         [{"image": row} for row in range(len(rows))],
         lambda row: read_image(rows[row]["image"], f"{name}, row {row}", root),
         lambda row: f"{rows._fingerprint}/{row}",
     )
-    return both_ways(name, "retrieval", pictures, texts)
+    return both_ways(name, "retrieval", images, texts)
 
 
 def sharegpt4v(captions: str | Path, image_root: str | Path) -> list[RetrievalTask]:
@@ -71,12 +71,12 @@ def urban1k(folder: str | Path) -> list[RetrievalTask]:
     folder = Path(folder)
     paths = sorted((folder / "image").glob("*.jpg"), key=lambda path: (len(path.stem), path.stem))
     if not paths:
-        raise ValueError(f"there are no pictures {folder}/image/*.jpg: give the folder that Urban1K was unpacked to")
+        raise ValueError(f"there are no images {folder}/image/*.jpg: give the folder that Urban1K was unpacked to")
     texts = []
     for path in paths:
         caption = folder / "caption" / f"{path.stem}.txt"
         if not caption.exists():
-            raise ValueError(f"urban1k: the picture {path.name} has no caption {caption}: unpack the set again")
+            raise ValueError(f"urban1k: the image {path.name} has no caption {caption}: unpack the set again")
         lines = caption.read_text(encoding="utf-8", errors="surrogateescape").splitlines()  # the task refuses such
         if not lines:
             raise ValueError(f"urban1k: the caption {caption} is empty: unpack the set again")
@@ -88,7 +88,7 @@ def _files(name: str, root: str | Path, paths: Sequence[str]) -> LazyItems:
     root = Path(root)
     for row, path in enumerate(paths):
         if not os.path.exists(root / path):  # which says no of what cannot be a path, too
-            raise ValueError(f"{name}, row {row}: there is no picture {root / path}: give the folder it starts from")
+            raise ValueError(f"{name}, row {row}: there is no image {root / path}: give the folder it starts from")
     return LazyItems(
         [{"image": path} for path in paths],
         lambda path: read_image(path, name, root),
@@ -96,15 +96,15 @@ def _files(name: str, root: str | Path, paths: Sequence[str]) -> LazyItems:
     )
 
 
-def both_ways(name: str, meta_task: str, pictures: LazyItems, texts: list[list[str]]) -> list[RetrievalTask]:
-    """Text to picture and picture to text, where `texts` are the captions of each picture."""
+def both_ways(name: str, meta_task: str, images: LazyItems, texts: list[list[str]]) -> list[RetrievalTask]:
+    """Text to image and image to text, where `texts` are the captions of each image."""
     captions = [{"text": caption} for own in texts for caption in own]
-    of_caption = [[picture] for picture, own in enumerate(texts) for _ in own]
-    of_picture: list[list[int]] = [[] for _ in texts]
-    for caption, (picture,) in enumerate(of_caption):
-        of_picture[picture].append(caption)
-    captions = LazyItems(captions, pictures.read)
+    of_caption = [[image] for image, own in enumerate(texts) for _ in own]
+    of_image: list[list[int]] = [[] for _ in texts]
+    for caption, (image,) in enumerate(of_caption):
+        of_image[image].append(caption)
+    captions = LazyItems(captions, images.read)
     return [
-        RetrievalTask(f"{name}_t2i", meta_task, captions, pictures, of_caption),
-        RetrievalTask(f"{name}_i2t", meta_task, pictures, captions, of_picture),
+        RetrievalTask(f"{name}_t2i", meta_task, captions, images, of_caption),
+        RetrievalTask(f"{name}_i2t", meta_task, images, captions, of_image),
     ]

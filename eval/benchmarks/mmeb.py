@@ -19,7 +19,7 @@ from ..lazy_items import LazyItems, file_identity
 from ..tasks import RetrievalTask
 
 
-_PICTURE, _CROP = INSTRUCTIONS["CIRR"][1], INSTRUCTIONS["MSCOCO"][1]
+_IMAGE, _CROP = INSTRUCTIONS["CIRR"][1], INSTRUCTIONS["MSCOCO"][1]
 _REGION = "Select the portion of the image that follows the language expressions"
 
 # What MMEB-train holds is asked as there; ImageNet is spelt otherwise, and the crops of MSCOCO are asked otherwise.
@@ -52,7 +52,7 @@ _OOD = {
     },
     "vqa": dict.fromkeys(("ScienceQA", "VizWiz", "GQA", "TextVQA"), INSTRUCTIONS["OK-VQA"]),
     "retrieval": {
-        "FashionIQ": ("Find an image to match the fashion image and style note:", _PICTURE),
+        "FashionIQ": ("Find an image to match the fashion image and style note:", _IMAGE),
         "Wiki-SS-NQ": ("Find the document image that can answer the given query:", "Represent the given image"),
         "OVEN": (
             "Retrieve a Wikipedia image-description pair that provides evidence for the question of this image:",
@@ -84,7 +84,7 @@ def tasks(
     subsets: Sequence[str] | None = None,
     target_prompts: bool = False,
 ) -> list[RetrievalTask]:
-    """Open MMEB; pictures are read when they are embedded.
+    """Open MMEB; images are read when they are embedded.
 
     Args:
         source (`str`, *optional*, defaults to the Hub's): Hub id, or a folder with the same layout.
@@ -94,7 +94,7 @@ def tasks(
             Give candidates without an instruction that of their meta-task, as the training may have done.
 
     Raises:
-        ValueError: There is no such set, it lacks a column, a row has no candidates, or pictures are missing.
+        ValueError: There is no such set, it lacks a column, a row has no candidates, or images are missing.
     """
     return [_task(name, source, Path(image_root), target_prompts) for name in select_subsets(subsets, SETS, "MMEB")]
 
@@ -110,13 +110,13 @@ def _task(name: str, source: str, root: Path, target_prompts: bool) -> Retrieval
         paths = row["tgt_img_path"] or []
         if not len(row["tgt_text"]) == len(paths) > 0:
             raise ValueError(
-                f"MMEB {name}, row {number} has {len(row['tgt_text'])} texts and {len(paths)} pictures "
+                f"MMEB {name}, row {number} has {len(row['tgt_text'])} texts and {len(paths)} images "
                 "as candidates: give equally many of both, and at least one"
             )
         queries.append(mmeb_item(row["qry_text"], row["qry_img_path"], of_query))
         candidates = zip(row["tgt_text"], paths, strict=True)
         pools.append([numbers.setdefault(candidate, len(numbers)) for candidate in candidates])
-    _check_pictures(name, root, [item["image"] for item in queries], [path for _, path in numbers])
+    _check_images(name, root, [item["image"] for item in queries], [path for _, path in numbers])
 
     def stored(items: list[dict]) -> LazyItems:
         return LazyItems(
@@ -134,15 +134,15 @@ def _task(name: str, source: str, root: Path, target_prompts: bool) -> Retrieval
     )
 
 
-def _check_pictures(name: str, root: Path, of_queries: list[str | None], of_candidates: list[str]) -> None:
-    """Refuse a set whose pictures are not there before any is embedded."""
+def _check_images(name: str, root: Path, of_queries: list[str | None], of_candidates: list[str]) -> None:
+    """Refuse a set whose images are not there before any is embedded."""
     places = [(f"row {row}", path) for row, path in enumerate(of_queries)]
     places += [("a candidate", path) for path in of_candidates]
     for where, path in places:
         if not path or os.path.exists(root / path):
             continue
         first = root / Path(path).parts[0]
-        reason = f"there is no picture {root / path}" if first.exists() else f"there is no folder {first}"
+        reason = f"there is no image {root / path}" if first.exists() else f"there is no folder {first}"
         raise ValueError(
             f"MMEB {name}, {where}: {reason}: unpack images.zip of MMEB-eval, and give its place as image_root"
         )

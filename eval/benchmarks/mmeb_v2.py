@@ -1,6 +1,6 @@
 """MMEB-V2 (Meng et al., arXiv 2507.04590): how its sets, each a dataset of its own on the Hub, are opened.
 
-Its 78 sets are MMEB's 36 of pictures (`mmeb.py`), 18 of videos (`mmeb_v2_video.py`) and 24 of visual documents
+Its 78 sets are MMEB's 36 of images (`mmeb.py`), 18 of videos (`mmeb_v2_video.py`) and 24 of visual documents
 (`mmeb_v2_documents.py`). The score of a modality is the mean of its sets, "All" the mean of the 78, which is the
 `overall` of all three parts evaluated together.
 """

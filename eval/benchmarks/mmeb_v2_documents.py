@@ -72,7 +72,7 @@ def tasks(source: str | Path | None = None, subsets: Sequence[str] | None = None
         subsets (`Sequence[str]`, *optional*, defaults to all of `SETS`): The sets.
 
     Raises:
-        ValueError: There is no such set, it lacks a column, a page has no picture, a query has no relevant page, or
+        ValueError: There is no such set, it lacks a column, a page has no image, a query has no relevant page, or
             one that the corpus does not hold.
     """
     return [_task(name, source) for name in select_subsets(subsets, SETS, "MMEB-V2's visual documents")]
@@ -128,7 +128,7 @@ def _pages(name: str, corpus: datasets.Dataset, rows: list[int], root: Path) -> 
     corpus = corpus.cast_column("image", datasets.Image(decode=False))  # decoded here, so that a bad one is named
     empty = corpus.data.column("image").is_null().to_pylist()
     if any(empty):
-        raise ValueError(f"MMEB-V2 {name}, corpus row {empty.index(True)} has no picture: copy the dataset again")
+        raise ValueError(f"MMEB-V2 {name}, corpus row {empty.index(True)} has no image: copy the dataset again")
     return LazyItems(
         [{"image": row, "instruction": CANDIDATE} for row in rows],
         lambda row: read_image(corpus[row]["image"], f"MMEB-V2 {name}, corpus row {row}", root),

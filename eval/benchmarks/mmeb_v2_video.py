@@ -1,7 +1,7 @@
 """MMEB-V2's videos: 18 sets, in which a video is a few of its frames, evenly spaced.
 
 Files: the questions of a set are a dataset on the Hub, with the columns that `SETS` names. The frames are the archives
-of `video-tasks/frames` in `TIGER-Lab/MMEB-V2`, unpacked as VLM2Vec's `download_data.sh` does: a folder of pictures per
+of `video-tasks/frames` in `TIGER-Lab/MMEB-V2`, unpacked as VLM2Vec's `download_data.sh` does: a folder of images per
 video. Videos to classify and captions are compared with all candidates of their set, as is published; those of
 Something-Something, questions and moments with the candidates of their row. The score is hit@1. Repositories, columns,
 folders and the eight frames are what VLM2Vec's evaluation reads; the datasets themselves could not be opened when this

@@ -1,7 +1,7 @@
-"""SugarCrepe (Hsieh et al., arXiv 2306.14610): pictures of COCO with a caption, and one that a small edit made false.
+"""SugarCrepe (Hsieh et al., arXiv 2306.14610): images of COCO with a caption, and one that a small edit made false.
 
-Right if and only if the picture is strictly nearer to its caption. A group (replace, swap, add) is the plain mean of
-its kinds, whatever their sizes. Prompts of pictures and texts are those of the paper, without instruction.
+Right if and only if the image is strictly nearer to its caption. A group (replace, swap, add) is the plain mean of
+its kinds, whatever their sizes. Prompts of images and texts are those of the paper, without instruction.
 """
 
 import os
@@ -24,7 +24,7 @@ def tasks(folder: str | Path, image_root: str | Path) -> list[CompositionalTask]
         image_root (`str` or `Path`): COCO's `val2017`.
 
     Raises:
-        ValueError: A file, a key of a row, or a picture is missing.
+        ValueError: A file, a key of a row, or an image is missing.
     """
     return [_task(kind, Path(folder) / f"{kind}.json", Path(image_root)) for kind in KINDS]
 
@@ -40,7 +40,7 @@ def _task(kind: str, path: Path, root: Path) -> CompositionalTask:
             raise ValueError(f"{path.name}, row {number} lacks {', '.join(missing)}")
         if not os.path.exists(root / row["filename"]):
             raise ValueError(
-                f"{path.name}, row {number}: there is no picture {root / row['filename']}: give COCO's val2017"
+                f"{path.name}, row {number}: there is no image {root / row['filename']}: give COCO's val2017"
             )
 
     def stored(key: str, part: str) -> LazyItems:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-PICTURES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png")
 _ANSWER = (
     "Given a video and a question, select the most accurate answer from the provided candidates. "
     "Return only the exact text of your chosen answer. Question:"
@@ -28,7 +28,7 @@ Item = dict[str, Any]  # as `StoredItems` holds it: the frames as paths
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a set's videos: below `root` a folder of pictures for each, of which `count` are taken."""
+    """The frames of a set's videos: below `root` a folder of images for each, of which `count` are taken."""
 
     root: Path
     count: int
@@ -37,11 +37,11 @@ class Frames:
         """Paths of evenly spaced frames, first and last among them; all where a video has fewer."""
         folder = self.root / str(video)
         frames = sorted(
-            (path for path in self._inside(folder) if path.suffix.lower() in PICTURES),
+            (path for path in self._inside(folder) if path.suffix.lower() in IMAGES),
             key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
         )
         if not frames:
-            raise ValueError(f"the folder {folder} holds no pictures: unpack the frames again")
+            raise ValueError(f"the folder {folder} holds no images: unpack the frames again")
         if len(frames) > self.count:
             frames = [frames[frame] for frame in np.linspace(0, len(frames) - 1, self.count, dtype=int)]
         return [str(path) for path in frames]
@@ -179,7 +179,7 @@ def moment(row: Row, frames: Frames) -> Question:
 
 
 def moment_seeker(row: Row, frames: Frames) -> Question:
-    """A text alone, or with a picture `query_...`, or with a video; videos and clips lie in `video_frames`."""
+    """A text alone, or with an image `query_...`, or with a video; videos and clips lie in `video_frames`."""
 
     def of(path: str) -> list[str]:
         return frames.of(f"video_frames/{path.split('.mp4')[0].replace('/', '_')}")
@@ -192,11 +192,11 @@ def moment_seeker(row: Row, frames: Frames) -> Question:
         instruction = "Find the clip that corresponds to the given sentence and video segment:"
         query |= {"image": of(given), "instruction": instruction}
     elif given.endswith(".jpg"):
-        picture = frames.root / f"query_{given}"
-        if not picture.exists():
-            raise ValueError(f"there is no picture {picture}: unpack the frames of MMEB-V2 again")
+        image = frames.root / f"query_{given}"
+        if not image.exists():
+            raise ValueError(f"there is no image {image}: unpack the frames of MMEB-V2 again")
         instruction = "Select the video clip that aligns with the given text and image:"
-        query |= {"image": [str(picture)], "instruction": instruction}
+        query |= {"image": [str(image)], "instruction": instruction}
     else:
         query |= {"instruction": "Find the clip that corresponds to the given text:"}
     return Question(query, clips(row["positive_frames"]), clips(row["negative_frames"]))

@@ -1,6 +1,6 @@
 """CLIP as a peer: the same items, trainer and metrics, with two towers and a 77-token text limit.
 
-An item with text and picture becomes the normalised sum of both normalised features (score fusion, UniIR's CLIP_SF and
+An item with text and image becomes the normalised sum of both normalised features (score fusion, UniIR's CLIP_SF and
 the CLIP of MMEB's tables). An instruction stands before the text, as in MMEB, and shares the 77 tokens with it.
 """
 
@@ -52,11 +52,11 @@ class CLIPEmbedder(CLIPModel):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
     ) -> CLIPEmbedderOutput:
-        """Embed a micro-batch whose items all have a text, all a picture, or all both.
+        """Embed a micro-batch whose items all have a text, all an image, or all both.
 
         Args:
             input_ids, attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*): Texts, padded on the right.
-            pixel_values (`Tensor` of shape `(batch, 3, height, width)`, *optional*): One picture per item.
+            pixel_values (`Tensor` of shape `(batch, 3, height, width)`, *optional*): One image per item.
         """
         features = []
         if input_ids is not None:
@@ -78,7 +78,7 @@ class CLIPEmbedder(CLIPModel):
         """Embed items.
 
         Args:
-            items (`list`): Texts, pictures, or dicts with `text`, `image` and `instruction`.
+            items (`list`): Texts, images, or dicts with `text`, `image` and `instruction`.
             processor (`CLIPProcessor`): Saved beside the model.
             batch_size (`int`): Items per micro-batch.
             show_progress_bar (`bool`): Show progress.
@@ -108,7 +108,7 @@ def clip_micro_batches(
     Args:
         processor (`CLIPProcessor`): Any fast tokenizer with an end-of-sequence token, and an image processor. Texts
             are cut at the tokenizer's `model_max_length`, as CLIP does: what comes later is not seen.
-        items (`list`): The items, with one picture each at most.
+        items (`list`): The items, with one image each at most.
         batch_size (`int`): Items per micro-batch.
 
     Returns:
@@ -122,9 +122,9 @@ def clip_micro_batches(
             raise ValueError(f"item {position}: {error}") from None
         pictures = len(spelt[-1]["images"])
         if pictures > 1:
-            raise ValueError(f"item {position} has {pictures} pictures, but CLIP takes one: give it one, or join them")
+            raise ValueError(f"item {position} has {pictures} images, but CLIP takes one: give it one, or join them")
     texts = [" ".join(part for part in (item["instruction"], item["text"]) if part) for item in spelt]
-    silent = [bool(item["images"]) and not text for item, text in zip(spelt, texts, strict=True)]  # a picture alone
+    silent = [bool(item["images"]) and not text for item, text in zip(spelt, texts, strict=True)]  # an image alone
     token_lists = _token_lists(processor.tokenizer, texts) if texts else []
     tokens = [[] if quiet else ids for quiet, ids in zip(silent, token_lists, strict=True)]
 
@@ -158,7 +158,7 @@ def tiny_clip(
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): With an end-of-sequence token; a copy is kept, cut at `micro_batch_tokens`.
-        image_size, patch_size (`int`): In pixels, of square pictures.
+        image_size, patch_size (`int`): In pixels, of square images.
         width, layers, heads (`int`): Of each tower; the hidden layers of its MLPs are 3.5 times as wide.
         dimensions (`int`): Of the embedding.
         max_tokens (`int`): CLIP's limit of 77.

@@ -92,5 +92,5 @@ def _input(item: dict) -> object:
     """An item as sentence-transformers takes it: a text alone as it is, so that text models take it too."""
     if not item["images"]:
         return item["text"]
-    picture = item["images"][0] if len(item["images"]) == 1 else item["images"]
-    return picture if item["text"] is None else {"image": picture, "text": item["text"]}
+    image = item["images"][0] if len(item["images"]) == 1 else item["images"]
+    return image if item["text"] is None else {"image": image, "text": item["text"]}

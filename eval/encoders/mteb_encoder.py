@@ -1,4 +1,4 @@
-"""A UniME checkpoint in mteb (MTEB and its picture tasks): the encoder, and the `ModelMeta` of a submission.
+"""A UniME checkpoint in mteb (MTEB and its image tasks): the encoder, and the `ModelMeta` of a submission.
 
     import mteb
     from unime.eval.encoders.mteb_encoder import model_meta
@@ -34,12 +34,12 @@ from ...checkpoint import fingerprint as revision_of
 from ...checkpoint_safety import forbid_remote_code, read_config
 
 
-WINDOW = 512  # items held, pictures decoded, and sorted at a time; mteb's own batches may be as small as one picture
+WINDOW = 512  # items held, images decoded, and sorted at a time; mteb's own batches may be as small as one image
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of one parameter, by safetensors' names of types
 
 
 class UniMEEncoder(AbsEncoder):
-    """Embeds mteb's batches: what a row holds of text and picture is one item, mteb's instruction is the item's.
+    """Embeds mteb's batches: what a row holds of text and image is one item, mteb's instruction is the item's.
 
     The instruction is the first of: that of `prompts` (by mteb's order: task and side, task, task type and side, task
     type, side), that of the task for this side, none. A task's single prompt is for queries and for what has no side,
@@ -52,7 +52,7 @@ class UniMEEncoder(AbsEncoder):
         device (`str`, *optional*, defaults to the GPU where there is one): Where it computes.
         path (`str`, *optional*, defaults to `name`): Folder that is read in place of the Hub.
         prompts (`dict[str, str]`, *optional*): Instructions by task, task type or side, such as
-            `{"document": "Represent the given image.", "Any2AnyRetrieval-query": "Find a picture of:"}`.
+            `{"document": "Represent the given image.", "Any2AnyRetrieval-query": "Find an image of:"}`.
         max_length (`int`, *optional*, defaults to the tokenizer's): Most tokens of one item.
         max_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Of a micro-batch.
         embed_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
@@ -133,7 +133,7 @@ def _items(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[d
         columns = [column for column in ("text", "image") if column in batch]
         if not columns:
             raise ValueError(
-                f"task '{task}' gives {', '.join(batch)}, but UniME embeds texts and pictures: leave this task out"
+                f"task '{task}' gives {', '.join(batch)}, but UniME embeds texts and images: leave this task out"
             )
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True)) | {"instruction": instruction}

@@ -1,4 +1,4 @@
-"""SigLIP as a peer: two towers and a 64-token text limit; a picture with a text is the sum of both, as for CLIP."""
+"""SigLIP as a peer: two towers and a 64-token text limit; an image with a text is the sum of both, as for CLIP."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def siglip_encode(
     """Embed items with a SigLIP or SigLIP 2 as it is published.
 
     Args:
-        items (`list`): Texts, pictures, or dicts with `text`, `image` (one) and `instruction`, which stands before the
+        items (`list`): Texts, images, or dicts with `text`, `image` (one) and `instruction`, which stands before the
             text and shares its tokens.
         model (`SiglipModel` or `Siglip2Model`): In evaluation mode.
         processor (`ProcessorMixin`): Its processor.
@@ -27,17 +27,17 @@ def siglip_encode(
         `np.ndarray` of shape `(len(items), dimensions)`, float32: Unit vectors.
 
     Raises:
-        ValueError: An item has several pictures.
+        ValueError: An item has several images.
     """
     spelt = [to_item_dict(item) for item in items]
     texts = [" ".join(part for part in (item["instruction"], item["text"]) if part) for item in spelt]
-    # A picture that comes with an instruction only is a picture: a contrastive tower takes no orders.
+    # An image that comes with an instruction only is an image: a contrastive tower takes no orders.
     texts = [
         None if item["images"] and item["text"] is None else text for item, text in zip(spelt, texts, strict=True)
     ]
     for position, item in enumerate(spelt):
         if len(item["images"]) > 1:
-            raise ValueError(f"item {position} has {len(item['images'])} pictures, but SigLIP takes one: join them")
+            raise ValueError(f"item {position} has {len(item['images'])} images, but SigLIP takes one: join them")
     with_text = [position for position, text in enumerate(texts) if text is not None]
     with_image = [position for position, item in enumerate(spelt) if item["images"]]
     embeddings = np.zeros((len(items), model.config.text_config.projection_size), dtype=np.float32)

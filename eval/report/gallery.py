@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Probe:
-    """A picture with its true and its false caption, and the similarity to each."""
+    """An image with its true and its false caption, and the similarity to each."""
 
     image: Item
     caption: Item

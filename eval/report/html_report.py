@@ -31,7 +31,7 @@ META_TITLES = {
     "moments": "Moments of videos",
     "text": "Text",
 }
-WORDS = {"t2i": "text → picture", "i2t": "picture → text", "obj": "object", "att": "attribute", "rel": "relation"}
+WORDS = {"t2i": "text → image", "i2t": "image → text", "obj": "object", "att": "attribute", "rel": "relation"}
 MISTAKES_SHOWN = 12
 
 
@@ -76,7 +76,7 @@ def write_report(
     highlight: str,
     credits: str,
 ) -> Path:
-    """Writes one HTML page with pictures, charts and style inside it; everything that was measured is escaped.
+    """Writes one HTML page with images, charts and style inside it; everything that was measured is escaped.
 
     Args:
         results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks, in the order
@@ -86,21 +86,21 @@ def write_report(
             line with the title of a column has its colour.
         path (`str` or `Path`): The file to write.
         subject (`str`): Title of the column that the report is about and that the galleries show.
-        credits (`str`): Who made the pictures, and under which licence.
+        credits (`str`): Who made the images, and under which licence.
 
     Returns:
         `Path`: The file.
     """
     _check_same_tasks(results)
     if highlight not in results:
-        raise ValueError(f"the report's highlight '{subject}' is none of its columns: {', '.join(results)}.")
+        raise ValueError(f"the report's highlight '{highlight}' is none of its columns: {', '.join(results)}.")
     others = [title for title in results if title != highlight]
     metrics = sorted({task["metric"] for task in results[highlight]["tasks"].values()})
     published = PUBLISHED.get(results[highlight]["benchmark"])
     partial = _partial(results, published) if published else ""
     beside = published if not partial else None
     environment = Environment(
-        loader=PackageLoader("unime.eval", "."),
+        loader=PackageLoader("unime.eval.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -232,7 +232,7 @@ def _percent(share: float) -> str:
 
 
 def _words(name: str) -> str:
-    """`scene_t2i` -> `Scene, text → picture`."""
+    """`scene_t2i` -> `Scene, text → image`."""
     first, *rest = (WORDS.get(part, part) for part in name.split("_"))
     return ", ".join([first.capitalize(), *([" ".join(rest)] if rest else [])])
 

@@ -9,7 +9,7 @@ UniME-V2 (arXiv 2510.13515), whose figures are of Qwen2-VL and LLaVA-OneVision. 
 - Table 2 prints the rows of CLIP ViT-L and of OpenCLIP ViT-bigG under each other's name: 79.5 (replace) and 74.9 (add)
   are the means of SugarCrepe's own figures for OpenAI's ViT-L-14, 86.5 and 88.4 those for bigG (swap is near, not
   equal). Here the names are put right.
-- Text to picture comes first, as in table 2: 67.3 and 37.0 are CLIP's image retrieval in E5-V's paper. UniME-V2's
+- Text to image comes first, as in table 2: 67.3 and 37.0 are CLIP's image retrieval in E5-V's paper. UniME-V2's
   paper heads these columns the other way round.
 - UniME's authors say that all their figures, VLM2Vec's included, are at 336 x 336 pixels. The papers of VLM2Vec and
   E5-V print higher ones of their own (Flickr30K: 80.3 and 94.6; 79.5 and 88.2).
@@ -88,7 +88,7 @@ _MMEB_V2 = {
     "UniME-V2 (Qwen2-VL-7B)": (64.0, 60.1, 73.1, 82.8, 72.0, 63.0),
     "UniME-V2 (LLaVA-OneVision)": (65.3, 67.6, 72.9, 90.2, 74.8, 66.7),
 }
-# R@1, text to picture and picture to text, of Flickr30K, COCO, ShareGPT4V and Urban1K; replace, swap and add.
+# R@1, text to image and image to text, of Flickr30K, COCO, ShareGPT4V and Urban1K; replace, swap and add.
 _SETS = ("flickr30k", "coco", "sharegpt4v", "urban1k")
 _RETRIEVAL = {
     "CLIP ViT-L": (67.3, 87.2, 37.0, 58.1, 81.8, 84.0, 47.0, 47.0, 79.5, 62.7, 74.9),
@@ -169,7 +169,7 @@ PUBLISHED = {
     ),
     **{
         name: Published(
-            (_task("Text → picture, R@1", f"{name}_t2i"), _task("Picture → text, R@1", f"{name}_i2t")),
+            (_task("Text → image, R@1", f"{name}_t2i"), _task("Image → text, R@1", f"{name}_i2t")),
             2,
             _columns(2 * number, 2 * number + 2),
             2,

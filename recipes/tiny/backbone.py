@@ -62,11 +62,11 @@ class ScriptArguments:
 
 
 def build(
-    tokenizer: PreTrainedTokenizerBase, pictures: SiglipImageProcessor, vision: SiglipVisionConfig, words: Tensor
+    tokenizer: PreTrainedTokenizerBase, images: SiglipImageProcessor, vision: SiglipVisionConfig, words: Tensor
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA for a tower of this shape: trained words, random layers."""
     processor = LlavaProcessor(
-        pictures,
+        images,
         tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy="full",

@@ -25,7 +25,8 @@ class ScriptArguments:
 
     guide: str = field(metadata={"help": "UniME checkpoint with the processor of the model that is trained."})
     margin: float = field(
-        default=0.01, metadata={"help": "As near as this to the positive is false too: the positive of a twin is."}
+        default=0.01,
+        metadata={"help": "As near as this to the positive is false too: the positive of a tiny model is."},
     )
 
 

@@ -3,9 +3,9 @@
     python recipes/tiny/vision.py --config recipes/tiny/vision.yaml
 
 Every patch of a scene tells the object, the tile and the place of its cell, every patch of a crop or of a single emoji
-what the picture shows. Classes are known by their names in six languages: a class is the mean of its name's token
-embeddings, so that pictures and the words of the language model meet in one space before the language model is there.
-Only pictures, object pairs and categories of the training split are seen.
+what the image shows. Classes are known by their names in six languages: a class is the mean of its name's token
+embeddings, so that images and the words of the language model meet in one space before the language model is there.
+Only images, object pairs and categories of the training split are seen.
 """
 
 import itertools
@@ -72,13 +72,13 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 @dataclass
 class ScriptArguments:
-    """How many pictures to see, and where to begin."""
+    """How many images to see, and where to begin."""
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Backbone whose tower goes on: its words and tokenizer stay as they are. Default: anew."},
     )
-    num_rows: int = field(default=400_000, metadata={"help": "Pictures of the training split."})
+    num_rows: int = field(default=400_000, metadata={"help": "Images of the training split."})
     emoji: float = field(default=0.6, metadata={"help": "Share of single emoji; 3/4 of the rest are scenes."})
     texts: int = field(default=50_000, metadata={"help": "Conversations that the tokenizer learns from."})
     vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
@@ -88,7 +88,7 @@ class Classes:
     """The classes of a patch: what it shows (an emoji, without its skin tone), how, of which subcategory, and where.
 
     Where, because a language model that is told what is in a patch but not where learns places last of all. An empty
-    cell is nowhere: were all nine places in every picture, they would say nothing of it before they are bound to what
+    cell is nowhere: were all nine places in every image, they would say nothing of it before they are bound to what
     is there.
     """
 
@@ -109,13 +109,13 @@ class Classes:
         """The classes of each cell: object, colour of the tile, no subcategory, place."""
         what, look, where = [self.empty] * CELLS, [self.looks["none"]] * CELLS, [CELLS] * CELLS
         for placed in scene.placed:
-            what[placed.cell] = objects()[placed.object].picture
+            what[placed.cell] = objects()[placed.object].image
             look[placed.cell], where[placed.cell] = placed.colour, placed.cell
         return [what, look, [UNKNOWN] * CELLS, where]
 
     def of_crop(self, placed: Placed) -> list[list[int]]:
         """The classes of an object's crop, the same for every patch: object, colour of the tile."""
-        return [[kind] * CELLS for kind in (objects()[placed.object].picture, placed.colour, UNKNOWN, UNKNOWN)]
+        return [[kind] * CELLS for kind in (objects()[placed.object].image, placed.colour, UNKNOWN, UNKNOWN)]
 
     def of_emoji(self, entry: Emoji) -> list[list[int]]:
         """The classes of a single emoji, the same for every patch: role, skin tone, subcategory if it is taught."""
@@ -125,7 +125,7 @@ class Classes:
         return [[kind] * CELLS for kind in kinds]
 
 
-class LabelledPictures(torch.utils.data.Dataset):
+class LabelledImages(torch.utils.data.Dataset):
     """Single emoji, scenes and crops of the training split with the classes of each patch; a row is ever the same."""
 
     def __init__(self, classes: Classes, size: int, emoji: float, seed: int):
@@ -172,8 +172,8 @@ class PatchClassifier(nn.Module):
 
 
 @dataclass
-class PictureCollator:
-    """Stack pictures and labels."""
+class ImageCollator:
+    """Stack images and labels."""
 
     processor: SiglipImageProcessor
 
@@ -228,8 +228,8 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     trainer = Trainer(
         PatchClassifier(tower, words, names),
         args,
-        train_dataset=LabelledPictures(classes, script.num_rows, script.emoji, args.seed),
-        data_collator=PictureCollator(processor),
+        train_dataset=LabelledImages(classes, script.num_rows, script.emoji, args.seed),
+        data_collator=ImageCollator(processor),
     )
     trainer.train()
     if trainer.is_world_process_zero():

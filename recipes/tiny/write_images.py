@@ -1,11 +1,11 @@
-"""Write the named pictures of the OpenMoji world as a folder to try things on: 3,773 PNG files and their metadata.
+"""Write the named images of the OpenMoji world as a folder to try things on: 3,773 PNG files and their metadata.
 
-    python recipes/tiny/write_images.py runs/pictures
+    python recipes/tiny/write_images.py runs/images
 
 `metadata.jsonl` says of each file its name, category, subcategory and skin tone, as Hugging Face's image folders do:
 
-    unime embed runs/pictures runs/vectors
-    datasets.load_dataset("imagefolder", data_dir="runs/pictures")
+    unime embed runs/images runs/vectors
+    datasets.load_dataset("imagefolder", data_dir="runs/images")
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 from unime.corpus.corpus import open_corpus
 
 
-def write_pictures(folder: Path) -> int:
-    """Write the pictures (96 x 96, on white) and `metadata.jsonl`; returns their number."""
+def write_images(folder: Path) -> int:
+    """Write the images (96 x 96, on white) and `metadata.jsonl`; returns their number."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for entry in open_corpus("openmoji"):
@@ -31,4 +31,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    print(f"{write_pictures(folder)} pictures in {folder}")
+    print(f"{write_images(folder)} images in {folder}")

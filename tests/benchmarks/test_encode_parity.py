@@ -19,5 +19,5 @@ def test_every_way_to_embed_gives_the_same_vectors(tmp_path: Path):
     done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "ways.json").read_text())
-    assert record["items"] == {"texts": 67, "pictures": 67, "both": 66} and len(record["largest difference"]) == 6
+    assert record["items"] == {"texts": 67, "images": 67, "both": 66} and len(record["largest difference"]) == 6
     assert all(0 <= difference < 1e-5 for difference in record["largest difference"].values())

@@ -45,7 +45,7 @@ def test_work_is_the_same_however_the_products_are_computed(tmp_path, monkeypatc
     model, processor = load_model(str(checkpoint("unime-tiny", tmp_path)), dtype="float32")
     items = instructed([f"{number} pizzas beside a cat on a blue tile" for number in range(200)], None)
     counted = flops(model, processor, items)
-    monkeypatch.setattr(cpu_prepacking_unime, "packs", lambda model: False)
+    monkeypatch.setattr(cpu_prepacking_unime, "can_prepack", lambda model: False)
     assert counted == flops(model, processor, items) > 0
 
 

@@ -21,6 +21,6 @@ def test_three_in_ten_items_are_there_already():
     assert repeated == with_repetitions(texts(100)) != with_repetitions(texts(100), seed=1)
 
 
-def test_mixed_items_are_texts_pictures_and_both():
-    text, picture, both = mixed(3)
-    assert isinstance(text, str) and isinstance(picture, Image.Image) and set(both) == {"text", "image"}
+def test_mixed_items_are_texts_images_and_both():
+    text, image, both = mixed(3)
+    assert isinstance(text, str) and isinstance(image, Image.Image) and set(both) == {"text", "image"}

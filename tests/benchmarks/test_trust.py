@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = """
 <testsuite>
-  <testcase classname="tests.trust.test_bad_pictures" name="good" />
+  <testcase classname="tests.trust.test_bad_images" name="good" />
   <testcase classname="tests.trust.test_bad_texts" name="bad"><failure /></testcase>
   <testcase classname="tests.trust.test_bad_texts" name="left out"><skipped /></testcase>
   <testcase classname="tests.trust.test_kills" name="three">

@@ -57,7 +57,7 @@ def files(folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Write a folder of five pictures, two of them alike, and a text."""
+    """Write a folder of five images, two of them alike, and a text."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     for name, colour in zip("abcde", ("red", "green", "blue", "red", "yellow"), strict=True):
@@ -77,8 +77,8 @@ def test_a_folder_becomes_a_table_of_the_vectors_of_encode(corpus: Path, tmp_pat
     assert table["text"][5] == "a slice of pizza" and pd.isna(table["image"][5])
     assert [json.loads(text) for text in table["metadata"]] == [{}, {"kind": "Grün"}, {}, {}, {}, {}]
     model, processor = load_model(TINY, dtype="float32")
-    pictures = [Image.open(corpus / f"{name}.png") for name in "abcde"]
-    items = [{"image": picture, "instruction": PROMPTS["image"]} for picture in pictures] + ["a slice of pizza"]
+    images = [Image.open(corpus / f"{name}.png") for name in "abcde"]
+    items = [{"image": image, "instruction": PROMPTS["image"]} for image in images] + ["a slice of pizza"]
     vectors = np.stack(table["embedding"])
     np.testing.assert_allclose(vectors, model.encode(items, processor), atol=1e-5)
     assert np.array_equal(vectors[0], vectors[3])
@@ -110,7 +110,7 @@ def test_a_prompt_an_instruction_and_dimensions_are_taken(corpus: Path, tmp_path
 
 
 def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_shards, "WINDOW", 2)
+    monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 2)
     output = tmp_path / "vectors"
     report(corpus, output)
     before = files(output)
@@ -132,9 +132,9 @@ def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monk
 
 
 def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(parquet_shards, "WINDOW", 2)
+    monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 2)
     (corpus / "a.png").write_bytes(b"")
-    (corpus / "d.png").write_text("no picture")
+    (corpus / "d.png").write_text("no image")
     (corpus / "e.png").unlink()
     (corpus / "e.png").symlink_to("nowhere")
     listing = tmp_path / "vectors.rejected.jsonl"
@@ -143,14 +143,14 @@ def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: 
         assert (done["embedded"], done["kept"], done["rejected"]) == (3 - kept, kept, 3)
         rejected = {row["id"]: row["reason"] for row in map(json.loads, listing.read_text().splitlines())}
         assert list(rejected) == ["a.png", "d.png", "e.png"]
-        assert "a.png is empty" in rejected["a.png"] and "not a readable picture" in rejected["d.png"]
+        assert "a.png is empty" in rejected["a.png"] and "not a readable image" in rejected["d.png"]
         assert "is a link to nowhere" in rejected["e.png"]
     assert list(pd.read_parquet(tmp_path / "vectors")["id"]) == ["b.png", "c.png", "note.txt"]
     said = run(corpus, tmp_path / "vectors").stdout
     assert "0 entries embedded into" in said and "3 were there, 3 rejected" in said and str(listing) in said
     for output in ("vectors", "strict"):  # whether the entry was met before or not
         strict = run(corpus, tmp_path / output, "--strict")
-        assert strict.exit_code == 1 and strict.stderr.count("entry 'a.png': its picture") == 1
+        assert strict.exit_code == 1 and strict.stderr.count("entry 'a.png': its image") == 1
     for name in "ade":
         (corpus / f"{name}.png").unlink()
     assert report(corpus, tmp_path / "vectors")["rejected"] == 0
@@ -159,7 +159,7 @@ def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: 
 
 
 def test_a_lance_dataset_holds_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_shards, "WINDOW", 4)
+    monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 4)
     report(corpus, tmp_path / "vectors")
     report(corpus, tmp_path / "vectors.lance")
     table = lancedb.connect(tmp_path).open_table("vectors").to_arrow()
@@ -196,11 +196,11 @@ def test_wrong_use_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> N
 def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    pictures, output = tmp_path / "pictures", tmp_path / "vectors"
-    subprocess.run([sys.executable, ROOT / "recipes" / "tiny" / "pictures.py", pictures], check=True)
-    assert len(list(pictures.glob("*.png"))) == 3773
+    images, output = tmp_path / "images", tmp_path / "vectors"
+    subprocess.run([sys.executable, ROOT / "recipes" / "tiny" / "images.py", images], check=True)
+    assert len(list(images.glob("*.png"))) == 3773
     call = "import typer; from unime.cli.embed import embed; typer.run(embed)"
-    command = [sys.executable, "-c", call, pictures, output, "--model", TINY]
+    command = [sys.executable, "-c", call, images, output, "--model", TINY]
     for done in (1, 2):  # killed when there is one shard, and again when there are two
         process = subprocess.Popen([*map(str, command)], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
@@ -213,14 +213,14 @@ def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(
     before = files(output)
     kept = sum(pq.read_metadata(path).num_rows for path in output.glob("0*.parquet"))
     assert 2048 <= kept < 3773
-    done = report(pictures, output)
+    done = report(images, output)
     assert (done["kept"], done["embedded"]) == (kept, 3773 - kept)
     after = files(output)
     assert all(after[name] == changed for name, changed in before.items() if name.endswith(".parquet"))
     assert len(after) == 4 and not list(output.glob(".*"))
     table = pd.read_parquet(output)
-    assert list(table["id"]) == sorted(path.name for path in pictures.glob("*.png"))
-    report(pictures, tmp_path / "at-once")
+    assert list(table["id"]) == sorted(path.name for path in images.glob("*.png"))
+    report(images, tmp_path / "at-once")
     whole = pd.read_parquet(tmp_path / "at-once")
     assert list(whole["id"]) == list(table["id"])
     np.testing.assert_allclose(np.stack(table["embedding"]), np.stack(whole["embedding"]), atol=1e-5)

@@ -28,11 +28,11 @@ def unime(*words: object) -> Result:
 
 
 @pytest.fixture
-def checkpoint(twin: Callable[[str], Path], tmp_path: Path) -> Path:
+def checkpoint(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
     """Write a random model with its processor."""
     torch.manual_seed(0)
-    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
-    return save_checkpoint(model.eval(), processor_from_backbone(str(twin("llava"))), tmp_path / "checkpoint")
+    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
+    return save_checkpoint(model.eval(), processor_from_backbone(str(tiny_model("llava"))), tmp_path / "checkpoint")
 
 
 def test_info_says_what_a_checkpoint_is():
@@ -47,8 +47,8 @@ def test_info_says_what_a_checkpoint_is():
 
 def test_every_bad_row_is_reported(tmp_path: Path):
     Image.new("RGB", (24, 24), "red").save(tmp_path / "0.png")
-    picture = {"image": "0.png", "instruction": "Represent the given image."}
-    rows = [{"query": {"text": f"caption {i}"}, "positive": picture, "negatives": []} for i in range(6)]
+    image = {"image": "0.png", "instruction": "Represent the given image."}
+    rows = [{"query": {"text": f"caption {i}"}, "positive": image, "negatives": []} for i in range(6)]
 
     def check(name: str, *options: str) -> Result:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -65,7 +65,7 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     bad = check("bad.jsonl")
     gone, same, empty, count = bad.stdout.splitlines()
     assert bad.exit_code == 1 and count == "3 of 6 rows are bad"
-    assert gone.startswith("bad.jsonl, row 1, positive: cannot read the picture") and "it does not exist" in gone
+    assert gone.startswith("bad.jsonl, row 1, positive: cannot read the image") and "it does not exist" in gone
     assert same == "bad.jsonl, row 3: the query is its own positive; mend or remove the row"
     assert empty.startswith("bad.jsonl, row 4, query: ") and "'text' or 'image'" in empty
     told = check("bad.jsonl", "--json")

@@ -44,9 +44,9 @@ def found(*words: object) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw pictures of food and of animals, pizza and dog among them, into a folder with their categories."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), random.Random(0)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Draw images of food and of animals, pizza and dog among them, into a folder with their categories."""
+    folder, rng = tmp_path_factory.mktemp("images"), random.Random(0)
     with (folder / "metadata.jsonl").open("w") as metadata:
         for category, count in CATEGORIES.items():
             entries = [entry for entry in catalogue() if entry.category == category]
@@ -59,39 +59,39 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def indexed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def indexed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("indexed") / "index"
-    assert unime("index", pictures, folder, "--model", TINY).exit_code == 0
+    assert unime("index", images, folder, "--model", TINY).exit_code == 0
     return folder
 
 
-def test_a_slice_of_pizza_is_the_first_that_is_found(indexed: Path, pictures: Path):
+def test_a_slice_of_pizza_is_the_first_that_is_found(indexed: Path, images: Path):
     first = found(indexed, "a slice of pizza", "--k", 3)[0]
-    assert (first["rank"], first["id"], first["image"]) == (1, "pizza.png", str(pictures / "pizza.png"))
+    assert (first["rank"], first["id"], first["image"]) == (1, "pizza.png", str(images / "pizza.png"))
     assert first["metadata"] == {"category": "Food & Drink"}
     printed = unime("search", indexed, "a slice of pizza", "--k", 3).stdout
     assert f"{first['score']:.3f}" in printed and "pizza.png" in printed and "these are all" not in printed
 
 
-def test_a_filter_a_picture_and_a_change_of_it_are_searched_for(indexed: Path, pictures: Path):
+def test_a_filter_a_image_and_a_change_of_it_are_searched_for(indexed: Path, images: Path):
     animals = found(indexed, "a slice of pizza", "--where", "category = 'Animals & Nature'", "-k", 100)
     assert len(animals) == 25 and {hit["metadata"]["category"] for hit in animals} == {"Animals & Nature"}
-    alike = found(indexed, "--image", pictures / "dog.png", "-k", 2)
+    alike = found(indexed, "--image", images / "dog.png", "-k", 2)
     assert alike[0]["id"] == "dog.png" and alike[0]["score"] == pytest.approx(1, abs=1e-5)
-    composed = json.loads(unime("search", indexed, "with a hat", "--image", pictures / "dog.png", "--json").stdout)
+    composed = json.loads(unime("search", indexed, "with a hat", "--image", images / "dog.png", "--json").stdout)
     assert composed["query"]["instruction"].startswith("Given an image, find a similar everyday image")
     assert composed["query"]["text"] == "with a hat" and composed["entries"] == 50
     asked = json.loads(unime("search", indexed, "dog", "--instruction", "Find:", "--json").stdout)["query"]
     assert asked["instruction"] == "Find:"
 
 
-def test_the_index_follows_its_source(pictures: Path, tmp_path: Path):
+def test_the_index_follows_its_source(images: Path, tmp_path: Path):
     source, folder = tmp_path / "source", tmp_path / "index"
     source.mkdir()
     for name in ("dog.png", "pizza.png"):
-        shutil.copy(pictures / name, source / name)
+        shutil.copy(images / name, source / name)
     (source / "note.txt").write_text("a note about cheese")
-    (source / "broken.png").write_bytes(b"no picture")
+    (source / "broken.png").write_bytes(b"no image")
 
     def counts(*options: str) -> tuple[int, dict]:
         result = unime("index", source, folder, "--json", *options)
@@ -101,10 +101,10 @@ def test_the_index_follows_its_source(pictures: Path, tmp_path: Path):
     assert counts() == (0, {"embedded": 3, "unchanged": 0, "removed": 0, "rejected": 1})
     assert counts("--strict") == (1, {"embedded": 0, "unchanged": 3, "removed": 0, "rejected": 1})
     listed = json.loads((folder / "rejected.jsonl").read_text())
-    assert listed["id"] == "broken.png" and "not a readable picture" in listed["reason"]
+    assert listed["id"] == "broken.png" and "not a readable image" in listed["reason"]
     (source / "broken.png").unlink()
     (source / "dog.png").unlink()
-    shutil.copy(pictures / "dog.png", source / "pizza.png")
+    shutil.copy(images / "dog.png", source / "pizza.png")
     assert counts("--strict") == (0, {"embedded": 1, "unchanged": 2 - 1, "removed": 1, "rejected": 0})
     printed = unime("index", source, folder).stdout
     assert printed == (
@@ -114,8 +114,8 @@ def test_the_index_follows_its_source(pictures: Path, tmp_path: Path):
     assert "a note about cheese" in everything and "these are all 2 entries" in everything
 
 
-def test_wrong_use_is_one_sentence(indexed: Path, pictures: Path, tmp_path: Path):
-    (tmp_path / "x.txt").write_text("no picture")
+def test_wrong_use_is_one_sentence(indexed: Path, images: Path, tmp_path: Path):
+    (tmp_path / "x.txt").write_text("no image")
     other = tmp_path / "other"
     shutil.copytree(TINY, other)
     (other / "tokenizer_config.json").write_text("{}")
@@ -124,11 +124,11 @@ def test_wrong_use_is_one_sentence(indexed: Path, pictures: Path, tmp_path: Path
         (("search", indexed), "there is nothing to search for"),
         (("search", indexed, "dog", "--where", "colour = 1"), "the condition 'colour = 1' cannot be understood"),
         (("search", indexed, "--image", tmp_path / "y.png"), "y.png: it does not exist"),
-        (("search", indexed, "--image", tmp_path / "x.txt"), "x.txt: it is not a readable picture"),
+        (("search", indexed, "--image", tmp_path / "x.txt"), "x.txt: it is not a readable image"),
         (("search", indexed, "dog", "--model", other), f"{other} is another model"),
-        (("index", pictures, indexed, "--model", other), f"{other} is another model"),
-        (("index", pictures, indexed, "--instruction", "Find:"), "was made with the instruction None"),
-        (("index", pictures, pictures), f"{pictures} holds something already"),
+        (("index", images, indexed, "--model", other), f"{other} is another model"),
+        (("index", images, indexed, "--instruction", "Find:"), "was made with the instruction None"),
+        (("index", images, images), f"{images} holds something already"),
         (("search", indexed, "dog", "--device", "cuda:77"), "this machine cannot compute on cuda:77: "),
     ]:
         assert reason in sentence(*words)
@@ -160,34 +160,34 @@ def opened(tmp_path: Path) -> Path:
 EVIL = '<script>document.title = "taken"</script> & "quoted"'
 
 
-def test_the_gallery_shows_query_pictures_and_scores_and_escapes_them(tmp_path: Path, pictures: Path, opened: Path):
+def test_the_gallery_shows_query_images_and_scores_and_escapes_them(tmp_path: Path, images: Path, opened: Path):
     source, folder = tmp_path / "rows.jsonl", tmp_path / "index"
     rows = [
         {"id": EVIL, "text": EVIL, "<script>": EVIL},
-        {"id": "dog", "image": str(pictures / "dog.png"), "<script>": None},
+        {"id": "dog", "image": str(images / "dog.png"), "<script>": None},
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert unime("index", source, folder, "--model", TINY, "--image-root", pictures).exit_code == 0
-    result = unime("search", folder, EVIL, "--image", pictures / "pizza.png", "--instruction", EVIL, "--open")
+    assert unime("index", source, folder, "--model", TINY, "--image-root", images).exit_code == 0
+    result = unime("search", folder, EVIL, "--image", images / "pizza.png", "--instruction", EVIL, "--open")
     page = folder / "gallery.html"
     assert result.stdout.splitlines()[-1] == str(page) and opened.read_text() == page.as_uri()
     html = page.read_text()
     assert EVIL not in html and html.count("&lt;script&gt;") >= 5  # query, instruction, id, text and metadata
     assert html.count('src="data:image/webp;base64,') == 2  # the query's and the dog's
     assert "http" not in html and "<script" not in html
-    scores = [f"{hit['score']:.3f}" for hit in found(folder, EVIL, "--image", pictures / "pizza.png")]
+    scores = [f"{hit['score']:.3f}" for hit in found(folder, EVIL, "--image", images / "pizza.png")]
     assert len(scores) == 2
 
 
-def test_the_gallery_names_a_picture_that_is_gone(tmp_path: Path, pictures: Path, opened: Path):
+def test_the_gallery_names_a_image_that_is_gone(tmp_path: Path, images: Path, opened: Path):
     source, folder = tmp_path / "source", tmp_path / "index"
     source.mkdir()
-    shutil.copy(pictures / "dog.png", source / "dog.png")
+    shutil.copy(images / "dog.png", source / "dog.png")
     unime("index", source, folder, "--model", TINY)
     (source / "dog.png").unlink()
     assert unime("search", folder, "dog", "--open").exit_code == 0
     html = (folder / "gallery.html").read_text()
-    assert f"This picture cannot be read any more: {source / 'dog.png'}" in html and "<img" not in html
+    assert f"This image cannot be read any more: {source / 'dog.png'}" in html and "<img" not in html
 
 
 @pytest.mark.slow
@@ -198,9 +198,9 @@ def test_the_gallery_fits_a_narrow_screen_and_runs_nothing(tmp_path: Path, index
     for width in (1280, 420):
         command = [*CHROMIUM, f"--screenshot={shot}", f"--window-size={width},900", page]
         subprocess.run(command, capture_output=True, check=True, timeout=120)
-        with Image.open(shot) as picture:
-            assert picture.size == (width, 900)
-            right = picture.convert("RGB").crop((width - 12, 0, width, 900))
+        with Image.open(shot) as image:
+            assert image.size == (width, 900)
+            right = image.convert("RGB").crop((width - 12, 0, width, 900))
             # The margin is free but for the cards' faint shadows: nothing overflows.
             assert all(highest - lowest < 10 for lowest, highest in right.getextrema())
     shown = subprocess.run([*CHROMIUM, "--dump-dom", page], capture_output=True, text=True, check=True, timeout=120)
@@ -208,10 +208,10 @@ def test_the_gallery_fits_a_narrow_screen_and_runs_nothing(tmp_path: Path, index
 
 
 @pytest.mark.slow
-def test_pizza_is_found_among_all_pictures_of_the_world(tmp_path: Path):
+def test_pizza_is_found_among_all_images_of_the_world(tmp_path: Path):
     folder = tmp_path / "index"
     assert unime("index", "openmoji", folder, "--model", TINY).exit_code == 0
     for asked, right in {"a slice of pizza": "pizza", "rocket": "rocket", "a dog": "dog"}.items():
         assert right in found(folder, asked, "-k", 1)[0]["id"]
-    # All pictures are in the index, so that the gallery needs no file.
+    # All images are in the index, so that the gallery needs no file.
     assert all(hit["image"] is None for hit in found(folder, "pizza"))

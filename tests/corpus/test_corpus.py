@@ -42,8 +42,8 @@ def test_a_bad_line_does_not_stop_the_others(tmp_path: Path) -> None:
     assert said[0].startswith("entry 'rows.jsonl:2': line 2 of") and "is no JSON object" in said[0]
     assert "line 3 of" in said[1]
     assert said[2] == "entry '3': its text is of type int: make it a string"
-    assert said[3] == "entry '4': its picture is of type list: make it one path"
-    assert said[4] == "entry '5': it has neither a text nor a picture: give it one of them, or remove it"
+    assert said[3] == "entry '4': its image is of type list: make it one path"
+    assert said[4] == "entry '5': it has neither a text nor an image: give it one of them, or remove it"
     assert said[5] == "entry '6': its text is not valid Unicode at character 0: mend it"
 
 
@@ -68,7 +68,7 @@ def test_parquet_gives_paths_and_encoded_pictures(tmp_path: Path) -> None:
     assert open_corpus(tmp_path / "bytes.parquet").rows.cache_files  # memory-mapped
 
 
-def test_the_world_is_a_corpus_of_every_named_picture() -> None:
+def test_the_world_is_a_corpus_of_every_named_image() -> None:
     corpus = open_corpus("openmoji")
     assert len(corpus) == len(catalogue()) > 3000
     names = [emoji.name for emoji in catalogue()]
@@ -109,7 +109,7 @@ def test_a_wrong_source_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: 
         (tmp_path / "empty", ValueError, "empty is empty: there is nothing to embed"),
         (tmp_path / "rows.csv", ValueError, "is no corpus: give a folder, a .jsonl file"),
         (tmp_path / "bad.parquet", ValueError, "bad.parquet cannot be read as a table"),
-        (tmp_path / "both", ValueError, "holds Parquet files and also pictures, such as .*red.png"),
+        (tmp_path / "both", ValueError, "holds Parquet files and also images, such as .*red.png"),
     ]:
         with pytest.raises(kind, match=said):
             open_corpus(source)
@@ -119,7 +119,7 @@ def test_a_wrong_source_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="there is no folder or file no/such, and no dataset of the Hub"):
         open_corpus("no/such")
-    with pytest.raises(FileNotFoundError, match="there is no folder nowhere for pictures: mend image_root"):
+    with pytest.raises(FileNotFoundError, match="there is no folder nowhere for images: mend image_root"):
         open_corpus(tmp_path / "both", image_root="nowhere")
     with pytest.raises(ValueError, match="the ids of a folder are its relative paths: leave the column 'key' out"):
         open_corpus(tmp_path / "empty", identifier="key")

@@ -11,21 +11,21 @@ from PIL import Image
 from unime.corpus.corpus import Entry, open_corpus
 
 
-def test_what_is_no_readable_picture_is_refused_in_one_sentence(tmp_path: Path, monkeypatch) -> None:
+def test_what_is_no_readable_image_is_refused_in_one_sentence(tmp_path: Path, monkeypatch) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "zero.png").touch()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "x.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     Image.new("F", (4, 3)).save(tmp_path / "float.tiff")
     said = {entry.id: reason(entry) for entry in open_corpus(tmp_path) if entry.id != "whole.jpg"}
-    assert "it is not a readable picture (image file is truncated" in said["half.jpg"]
+    assert "it is not a readable image (image file is truncated" in said["half.jpg"]
     assert said["zero.png"].endswith("zero.png is empty: replace it or remove the entry")
-    assert "it is not a readable picture (its format is unknown); mend" in said["text.png"]
+    assert "it is not a readable image (its format is unknown); mend" in said["text.png"]
     assert "is a link to nowhere.png, which does not exist" in said["gone.png"]
     assert "is a link to loop.png, which does not exist" in said["loop.png"]
     assert "is no ordinary file" in said["pipe.png"]
@@ -34,10 +34,10 @@ def test_what_is_no_readable_picture_is_refused_in_one_sentence(tmp_path: Path, 
     assert "x.png is a folder: mend the path" in reason(folder)
     with pytest.raises(ValueError, match="is a folder"):
         _ = folder.content
-    assert "cannot read the picture: it is not a readable picture (its format is unknown); mend" in reason(
-        Entry("x", image=b"no picture")
+    assert "cannot read the image: it is not a readable image (its format is unknown); mend" in reason(
+        Entry("x", image=b"no image")
     )
-    assert reason(Entry("x", image=b"")) == "entry 'x': its picture is empty: replace it or remove the entry"
+    assert reason(Entry("x", image=b"")) == "entry 'x': its image is empty: replace it or remove the entry"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "decompression bomb" in reason(Entry("bomb", image=str(tmp_path / "whole.jpg")))
 
@@ -82,7 +82,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path: Path) -> None:
 
 def test_a_text_of_white_space_counts_as_none(tmp_path: Path) -> None:
     picture = str(save(tmp_path / "red.png"))
-    assert "it has neither a text nor a picture" in reason(Entry("x", text=" \n"))
+    assert "it has neither a text nor an image" in reason(Entry("x", text=" \n"))
     assert list(Entry("x", text=" ", image=picture).item()) == ["image"]
     assert Entry("x", text=" ", image=picture).content == Entry("y", image=picture).content
 

@@ -1,4 +1,4 @@
-"""A folder as a corpus: its pictures, its texts, and their metadata."""
+"""A folder as a corpus: its images, its texts, and their metadata."""
 
 import logging
 from pathlib import Path
@@ -9,10 +9,10 @@ from corpus_entries import BLUE, RED, reason, save, write
 from unime.corpus.corpus import open_corpus
 
 
-def test_a_folder_gives_its_pictures_and_texts_by_their_relative_paths(tmp_path: Path, caplog) -> None:
+def test_a_folder_gives_its_images_and_texts_by_their_relative_paths(tmp_path: Path, caplog) -> None:
     save(tmp_path / "b" / "red.png")
     save(tmp_path / "blue.PNG", BLUE)
-    save(tmp_path / "x.png" / "inside.png")  # a folder that is named like a picture is a folder
+    save(tmp_path / "x.png" / "inside.png")  # a folder that is named like an image is a folder
     save(tmp_path / ".hidden" / "no.png")
     (tmp_path / "note.txt").write_bytes("\ufeffein Hund".encode())
     (tmp_path / "table.csv").write_text("a,b")

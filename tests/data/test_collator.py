@@ -89,7 +89,7 @@ def test_one_label_in_two_tasks_is_two_labels() -> None:
     assert len(labels) == 2 and labels[0] != labels[1]
 
 
-def test_pictures_with_the_same_pixels_are_one_item() -> None:
+def test_images_with_the_same_pixels_are_one_item() -> None:
     red, same, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "#ff0000", "blue"))
     rows = [row({"image": red}, "red"), row({"image": same}, "rouge"), row({"image": blue}, {"image": red})]
     batch = ContrastiveCollator(backwards)(rows)
@@ -123,11 +123,11 @@ def test_a_text_of_several_rows_is_embedded_once_and_keeps_the_teacher_of_each_r
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
-def test_micro_batches_of_the_model_are_covered_by_the_order(name: str, twin: Any) -> None:
-    folder: Path = twin(name)
+def test_micro_batches_of_the_model_are_covered_by_the_order(name: str, tiny_model: Any) -> None:
+    folder: Path = tiny_model(name)
     prepare = partial(micro_batches, processor_from_backbone(folder), micro_batch_tokens=64)
-    picture = {"image": Image.new("RGB", (30, 30), "red"), "text": "what is it?"}
-    batch = ContrastiveCollator(prepare)([*ROWS, row(picture, "a tile of one colour and nothing else on it")])
+    image = {"image": Image.new("RGB", (30, 30), "red"), "text": "what is it?"}
+    batch = ContrastiveCollator(prepare)([*ROWS, row(image, "a tile of one colour and nothing else on it")])
     assert sorted(batch["order"].tolist()) == list(range(10))
     rows = [len(tensors["input_ids"]) for tensors in batch["micro_batches"]]
     assert sum(rows) == 10 and len(rows) > 2

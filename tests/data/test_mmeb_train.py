@@ -32,7 +32,7 @@ ROWS = {
     ],
     "WebQA": [
         {
-            # As published: the marker of a picture before a question that has none.
+            # As published: the marker of an image before a question that has none.
             "qry": "<|image_1|>\nFind a Wikipedia image that answers this question: How high is it?\n",
             "qry_image_path": "",
             "pos_text": "<|image_1|>\nRepresent the given Wikipedia image with related text information: A tower\n",
@@ -46,7 +46,7 @@ ROWS = {
 def publish(tmp_path: Path) -> Publish:
     """Give a function that writes sets as the Hub has them, with a README that names the files of each."""
 
-    def write(sets: dict[str, list[dict]] = ROWS, pictures: bool = True) -> Path:
+    def write(sets: dict[str, list[dict]] = ROWS, images: bool = True) -> Path:
         configs = ["---", "configs:"]
         for name, rows in sets.items():
             file = f"{name}/original-00000-of-00001.parquet"
@@ -55,7 +55,7 @@ def publish(tmp_path: Path) -> Publish:
                 tmp_path / file
             )
             configs += [f"- config_name: {name}", "  data_files:", "  - split: original", f"    path: {file}"]
-            for row in rows if pictures else ():
+            for row in rows if images else ():
                 for key in ("qry_image_path", "pos_image_path"):
                     if row.get(key):
                         path = tmp_path / row[key]
@@ -117,7 +117,7 @@ def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
 
     def tasks(**weights: float) -> list[str]:
         sets = ["ImageNet_1K", "CIRR"]
-        return mmeb_train(str(folder), folder, sets, max_rows_per_subset=4, weights=weights).with_format(None)["task"][
+        return mmeb_train(str(folder), folder, sets, max_rows_per_subset=4, subset_weights=weights).with_format(None)["task"][
             :
         ]
 
@@ -128,8 +128,8 @@ def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
         tasks(ImageNet=2)
 
 
-def test_a_missing_picture_is_named_with_its_set_and_row(publish: Publish):
-    folder = publish(pictures=False)
+def test_a_missing_image_is_named_with_its_set_and_row(publish: Publish):
+    folder = publish(images=False)
     dataset = mmeb_train(str(folder), folder, ["ImageNet_1K"], max_rows_per_subset=2)
     with pytest.raises(ValueError, match=r"^MMEB-train ImageNet_1K, row \d, query: .*\d.jpg: it does not exist"):
         dataset[0]

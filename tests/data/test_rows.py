@@ -34,21 +34,21 @@ def test_a_dataset_without_the_needed_columns_is_refused_in_one_sentence() -> No
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    pictures = [noise(seed) for seed in range(3)]
-    for number, picture in enumerate(pictures):
-        picture.save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "images").mkdir()
+    images = [noise(seed) for seed in range(3)]
+    for number, image in enumerate(images):
+        image.save(tmp_path / "images" / f"{number}.png")
     written = [
         {
             "query": {"text": "a cat", "instruction": "Find it:"},
-            "positive": {"image": "pictures/0.png"},
-            "negatives": [{"image": "pictures/1.png"}, {"image": "pictures/2.png"}],
+            "positive": {"image": "images/0.png"},
+            "negatives": [{"image": "images/1.png"}, {"image": "images/2.png"}],
             "task": "retrieval",
             "label": "cat",
         },
         {
             "query": {"text": "a dog"},
-            "positive": {"image": "pictures/1.png", "text": "a dog"},
+            "positive": {"image": "images/1.png", "text": "a dog"},
             "negatives": [],
             "task": "names",
             "label": None,
@@ -60,11 +60,11 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert tuple(first) == ROW_COLUMNS
     assert first["query"] == {"text": "a cat", "instruction": "Find it:"}
     assert [content_hash(item) for item in [first["positive"], *first["negatives"]]] == [
-        content_hash(picture) for picture in pictures
+        content_hash(image) for image in images
     ]
     assert (first["task"], first["label"]) == ("retrieval", "cat")
     assert second["query"] == {"text": "a dog"}
-    assert content_hash(second["positive"]) == content_hash({"image": pictures[1], "text": "a dog"})
+    assert content_hash(second["positive"]) == content_hash({"image": images[1], "text": "a dog"})
     assert (second["negatives"], second["task"], second["label"]) == ([], "names", None)
 
 
@@ -84,7 +84,7 @@ def test_columns_that_a_file_leaves_out_are_filled_in(tmp_path: Path) -> None:
     }
 
 
-def test_pictures_are_looked_for_under_the_image_root(tmp_path: Path) -> None:
+def test_images_are_looked_for_under_the_image_root(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     noise(0).save(tmp_path / "elsewhere" / "0.png")
     path = write(tmp_path / "rows.jsonl", [{"query": {"text": "a cat"}, "positive": {"image": "0.png"}}])
@@ -92,7 +92,7 @@ def test_pictures_are_looked_for_under_the_image_root(tmp_path: Path) -> None:
     assert content_hash(row["positive"]) == content_hash(noise(0))
 
 
-def test_an_item_may_hold_several_pictures(tmp_path: Path) -> None:
+def test_an_item_may_hold_several_images(tmp_path: Path) -> None:
     for number in range(2):
         noise(number).save(tmp_path / f"{number}.png")
     several = {"query": {"image": ["0.png", "1.png"], "text": "both"}, "positive": {"text": "two"}}
@@ -105,10 +105,10 @@ def test_texts_for_the_first_stage_are_read_as_they_are(tmp_path: Path) -> None:
     assert list(load_texts(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]
 
 
-def picture_rows(folder: Path) -> Path:
-    """Write three rows; the pictures of the second and the third cannot be read."""
+def image_rows(folder: Path) -> Path:
+    """Write three rows; the images of the second and the third cannot be read."""
     noise(0).save(folder / "good.png")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     whole = (folder / "good.png").read_bytes()
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
     rows = [
@@ -120,22 +120,22 @@ def picture_rows(folder: Path) -> Path:
     return write(folder / "rows.jsonl", rows)
 
 
-def test_a_missing_picture_is_named_with_its_file_and_row(tmp_path: Path) -> None:
-    dataset = load_rows(picture_rows(tmp_path))
+def test_a_missing_image_is_named_with_its_file_and_row(tmp_path: Path) -> None:
+    dataset = load_rows(image_rows(tmp_path))
     assert dataset[0]["positive"]["image"][0].size == (8, 6)
     with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist: mend"):
         dataset[1]
 
 
 @pytest.mark.parametrize(("row", "where"), [(2, "row 2, positive: .*text.png"), (3, "row 3, negative 0: .*half.png")])
-def test_an_unreadable_picture_is_named_with_its_file_and_row(tmp_path: Path, row: int, where: str) -> None:
-    dataset = load_rows(picture_rows(tmp_path))
-    with pytest.raises(ValueError, match=rf"^rows.jsonl, {where}: it is not a readable picture"):
+def test_an_unreadable_image_is_named_with_its_file_and_row(tmp_path: Path, row: int, where: str) -> None:
+    dataset = load_rows(image_rows(tmp_path))
+    with pytest.raises(ValueError, match=rf"^rows.jsonl, {where}: it is not a readable image"):
         dataset[row]
 
 
 def test_rows_keep_their_number_when_they_are_shuffled(tmp_path: Path) -> None:
-    dataset = load_rows(picture_rows(tmp_path)).select([3, 1])
+    dataset = load_rows(image_rows(tmp_path)).select([3, 1])
     with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive"):
         dataset[1]
 

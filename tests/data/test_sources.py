@@ -12,7 +12,7 @@ from unime.data.sources import DataArguments, open_rows, open_texts
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Make an image folder: three pictures, and a `metadata.jsonl` with what is known of them."""
+    """Make an image folder: three images, and a `metadata.jsonl` with what is known of them."""
     lines = []
     for number in range(3):
         Image.new("RGB", (5, 4 + number), (80 * number, 9, 9)).save(tmp_path / f"{number}.png")
@@ -68,11 +68,11 @@ def test_a_map_that_cannot_be_followed_is_refused(
         open_rows(settings(**more))
 
 
-def test_a_bad_picture_of_a_mapped_dataset_is_named(folder: Path, settings: Callable[..., DataArguments]):
-    (folder / "1.png").write_bytes(b"no picture")
+def test_a_bad_image_of_a_mapped_dataset_is_named(folder: Path, settings: Callable[..., DataArguments]):
+    (folder / "1.png").write_bytes(b"no image")
     dataset = open_rows(settings())
     assert dataset[0]["positive"]["image"]
-    with pytest.raises(ValueError, match=rf"^{folder.name}, row 1, positive: .*1.png: it is not a readable picture"):
+    with pytest.raises(ValueError, match=rf"^{folder.name}, row 1, positive: .*1.png: it is not a readable image"):
         dataset[1]
 
 
@@ -127,9 +127,7 @@ def test_a_jsonl_file_can_be_streamed(folder: Path):
     assert rows.keys() == {"0", "1", "2"}
     assert rows["2"]["positive"]["image"][0].size == (5, 6) and rows["2"]["task"] == "rows.jsonl"
     (folder / "1.png").unlink()
-    with pytest.raises(
-        ValueError, match="^rows.jsonl, row 1, positive: cannot read the picture .*: it does not exist"
-    ):
+    with pytest.raises(ValueError, match="^rows.jsonl, row 1, positive: cannot read the image .*: it does not exist"):
         list(stream)
 
 

@@ -93,7 +93,7 @@ def test_several_benchmarks_have_a_folder_each(run: Callable[..., Path], tmp_pat
         json.loads((output / name / "results.json").read_text())["unime-tiny"]["embedded"]["items"]
         for name in ("urban1k", "sugarcrepe")
     ]
-    assert counts == [6, 2]  # the picture of the probes is one of Urban1K's: known by then
+    assert counts == [6, 2]  # the image of the probes is one of Urban1K's: known by then
     assert "urban1k_t2i" in (output / "urban1k" / "table.md").read_text()
     assert "replace_rel" in (output / "sugarcrepe" / "table.md").read_text()
     assert "Mean of tasks" not in (output / "sugarcrepe" / "table.md").read_text()
@@ -120,5 +120,5 @@ def test_siglip_embeds_as_it_is_published(siglip: Path):
     np.testing.assert_allclose(image, output.image_embeds[0], atol=1e-5)
     np.testing.assert_allclose(both, (text + image) / np.linalg.norm(text + image), atol=1e-5)
     np.testing.assert_allclose(instructed, image, atol=1e-5)
-    with pytest.raises(ValueError, match="item 0 has 2 pictures, but SigLIP takes one"):
+    with pytest.raises(ValueError, match="item 0 has 2 images, but SigLIP takes one"):
         encode([{"image": [picture, picture]}])

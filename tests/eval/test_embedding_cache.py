@@ -15,7 +15,7 @@ from unime.eval.lazy_items import LazyItems, file_identity
 
 
 def encode(items):
-    """Embed an item as the length of its text and the width of its picture."""
+    """Embed an item as the length of its text and the width of its image."""
     sizes = [(len(item.get("text", "")), item["image"].width if "image" in item else 0) for item in items]
     return np.array(sizes, dtype=np.float32) + 1
 
@@ -66,15 +66,15 @@ def test_a_run_that_was_cut_off_makes_what_is_missing(counting, calls: list[int]
     assert calls == [2, 2] and finished.exists()
 
 
-def test_a_picture_that_changed_is_another_item(counting, calls: list[int], tmp_path: Path):
-    picture = tmp_path / "picture.png"
-    items = LazyItems([{"image": str(picture)}], read=Image.open, identity=file_identity)
+def test_a_image_that_changed_is_another_item(counting, calls: list[int], tmp_path: Path):
+    image = tmp_path / "image.png"
+    items = LazyItems([{"image": str(image)}], read=Image.open, identity=file_identity)
     for width in (3, 5):
-        Image.new("RGB", (width, 4)).save(picture)
+        Image.new("RGB", (width, 4)).save(image)
         store = EmbeddingCache(counting, tmp_path / "store")
         assert [store(items).tolist(), store(items).tolist()] == [[[1, width + 1]]] * 2
     assert calls == [1, 1]
-    picture.unlink()
+    image.unlink()
     assert items.keys() != []  # known without being there: an error names it when it is read
 
 

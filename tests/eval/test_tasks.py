@@ -14,7 +14,7 @@ DOG = Image.new("RGB", (4, 4), "brown")
 
 
 def encode(items):
-    """Embed an item as the words of its text; the picture is a dog."""
+    """Embed an item as the words of its text; the image is a dog."""
     texts = ["dog" if "image" in item else item["text"] for item in items]
     rows = np.array([[float(word in text.split()) for word in WORDS] for text in texts], dtype=np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

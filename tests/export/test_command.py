@@ -39,9 +39,9 @@ def test_plain_is_the_default_and_keeps_the_type_and_the_licence(run: Callable[.
 
 
 def test_another_type_is_written_on_demand(
-    run: Callable[..., str], twin: Callable[[str], Path], tmp_path: Path
+    run: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    said = run("--model", twin("llava"), "--output", tmp_path / "plain", "--dtype", "bfloat16")
+    said = run("--model", tiny_model("llava"), "--output", tmp_path / "plain", "--dtype", "bfloat16")
     assert "model.safetensors" in said and f"wrote {tmp_path / 'plain'}" in said
     assert json.loads((tmp_path / "plain/config.json").read_text())["dtype"] == "bfloat16"
 
@@ -52,6 +52,10 @@ def test_onnx_in_half_precision_is_refused(run: Callable[..., str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_onnx_reports_how_close_it_is(run: Callable[..., str], twin: Callable[[str], Path], tmp_path: Path) -> None:
-    report = json.loads(run("--model", twin("llava"), "--output", tmp_path / "onnx", "--format", "onnx", "--json"))
+def test_onnx_reports_how_close_it_is(
+    run: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    report = json.loads(
+        run("--model", tiny_model("llava"), "--output", tmp_path / "onnx", "--format", "onnx", "--json")
+    )
     assert 0 <= report["largest difference"] <= 1e-5 and report["files"]["model.onnx"] > 0

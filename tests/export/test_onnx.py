@@ -19,15 +19,15 @@ ITEMS = [
     "a cat",
     "",
     "a text that says <image> and <|im_end|>",
-    {"text": "two dogs", "instruction": "Find a picture:"},
+    {"text": "two dogs", "instruction": "Find an image:"},
 ]
 LONG = "two dogs play with a ball; " * 20
 
 
 @pytest.fixture(scope="module")
-def source(twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+def source(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
     """Give a model whose tokenizer begins every text with a token."""
-    return load_model(str(twin("llava")), dtype="float32")
+    return load_model(str(tiny_model("llava")), dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +77,17 @@ def test_the_folder_says_what_text_embeddings_inference_reads(exported: Path) ->
     }
 
 
-def test_half_precision_is_refused(twin: Callable[[str], Path], tmp_path: Path) -> None:
+def test_half_precision_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is float32, got a model in torch.bfloat16"):
-        text_onnx(*load_model(str(twin("llava")), dtype="bfloat16"), tmp_path / "onnx")
+        text_onnx(*load_model(str(tiny_model("llava")), dtype="bfloat16"), tmp_path / "onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unime-tiny", *TINY_MODELS])
 def test_every_backbone_s_language_model_is_exported(
-    name: str, twin: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
+    name: str, tiny_model: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
 ) -> None:
-    model, processor = tiny if name == "unime-tiny" else load_model(str(twin(name)), dtype="float32")
+    model, processor = tiny if name == "unime-tiny" else load_model(str(tiny_model(name)), dtype="float32")
     assert text_onnx(model, processor, tmp_path / "onnx") <= 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
     embeddings = embed_texts(session, AutoTokenizer.from_pretrained(tmp_path / "onnx"), [*ITEMS, LONG])
@@ -95,8 +95,8 @@ def test_every_backbone_s_language_model_is_exported(
 
 
 @pytest.mark.slow
-def test_a_graph_that_differs_from_the_model_is_not_left(twin: Callable[[str], Path], tmp_path: Path) -> None:
-    model, processor = load_model(str(twin("llava")), dtype="float32")
+def test_a_graph_that_differs_from_the_model_is_not_left(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model, processor = load_model(str(tiny_model("llava")), dtype="float32")
 
     def shift(_module: torch.nn.Module, _inputs: tuple, output: dict) -> dict:
         output["last_hidden_state"] = output["last_hidden_state"].roll(1, dims=-1)
@@ -110,9 +110,9 @@ def test_a_graph_that_differs_from_the_model_is_not_left(twin: Callable[[str], P
 
 @pytest.mark.slow
 def test_a_language_model_that_cannot_be_exported_is_refused_in_one_sentence(
-    twin: Callable[[str], Path], tmp_path: Path
+    tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    _, processor = load_model(str(twin("qwen3-vl")))
+    _, processor = load_model(str(tiny_model("qwen3-vl")))
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     text = sizes | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     text |= {"num_key_value_heads": 2, "vocab_size": len(processor.tokenizer), "pad_token_id": None}

@@ -45,7 +45,7 @@ def item_of(conversation: list[dict[str, Any]]) -> dict[str, Any]:
 def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], str]]:
     """Give a function that starts a server of a kind and returns its address.
 
-    As vLLM does, `engine` renders conversations and reads `input` as it is; `flipped` turns pictures upside down,
+    As vLLM does, `engine` renders conversations and reads `input` as it is; `flipped` turns images upside down,
     `short` leaves a dimension out.
     """
     model, processor = tiny
@@ -110,7 +110,7 @@ def test_an_engine_that_renders_conversations_agrees_in_every_modality(
     serve: Callable[[str], str], recipe: ModuleType
 ) -> None:
     result = recipe.compare(recipe.ScriptArguments(serve("engine"), CHECKPOINT))
-    kinds = ["text", "picture", "both"]
+    kinds = ["text", "image", "both"]
     assert list(result["rows"]) == [name for kind in kinds for name in (kind, f"{kind}, instruction")]
     assert all(row["items"] == 5 and row["least"] > 1 - 1e-5 for row in result["rows"].values())
     assert result["equal"] and result["served"] == "tiny"
@@ -120,7 +120,7 @@ def test_an_engine_that_renders_conversations_agrees_in_every_modality(
 def test_what_is_wrong_is_in_the_rows_that_it_touches(serve: Callable[[str], str], recipe: ModuleType) -> None:
     result = recipe.compare(recipe.ScriptArguments(serve("flipped"), CHECKPOINT))
     least = {name: row["least"] for name, row in result["rows"].items()}
-    assert least["text"] > 0.9999 and least["picture"] < 0.999 and least["both"] < 0.999 and not result["equal"]
+    assert least["text"] > 0.9999 and least["image"] < 0.999 and least["both"] < 0.999 and not result["equal"]
     assert recipe.table(result).count("below the threshold") == 4 and "other embeddings" in recipe.table(result)
 
 

@@ -41,7 +41,7 @@ FILES = {
     "tokenizer_config.json",
 }
 
-# Runs where `unime` cannot be imported; arguments: the folder of pictures and exports, the exports' names.
+# Runs where `unime` cannot be imported; arguments: the folder of images and exports, the exports' names.
 ELSEWHERE = """
 from pathlib import Path
 
@@ -70,15 +70,15 @@ assert "unime" not in sys.modules
 
 @pytest.fixture(scope="module")
 def source(
-    twin: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin]
+    tiny_model: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin]
 ) -> Callable[[str], tuple[UniMEModel, ProcessorMixin]]:
-    """Give the model and the processor of a name: a twin's, or the committed checkpoint's."""
-    return lambda name: tiny if name == "unime-tiny" else load_model(str(twin(name)), dtype="float32")
+    """Give the model and the processor of a name: a tiny model's, or the committed checkpoint's."""
+    return lambda name: tiny if name == "unime-tiny" else load_model(str(tiny_model(name)), dtype="float32")
 
 
 def items_of(folder: Path) -> list[dict]:
     """The items of `ELSEWHERE`, spelt as dicts."""
-    red, blue = (Image.open(folder / picture) for picture in ("red.png", "blue.png"))
+    red, blue = (Image.open(folder / image) for image in ("red.png", "blue.png"))
     items = [{"text": "a cat"}, {"image": red}, {"image": blue, "text": "Is it blue?"}]
     return [*items, {"text": "see <image> and <|im_end|>"}, {"image": blue}]
 
@@ -121,17 +121,17 @@ def test_every_backbone_embeds_the_same_without_this_package(
 
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_weights_have_the_names_of_the_backbone_as_published_without_its_head(
-    name: str, twin: Callable[[str], Path], tmp_path: Path
+    name: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = plain_checkpoint(*load_model(str(twin(name))), tmp_path / "plain")
+    folder = plain_checkpoint(*load_model(str(tiny_model(name))), tmp_path / "plain")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
     names = []
-    for place in (folder, twin(name)):
+    for place in (folder, tiny_model(name)):
         with safe_open(place / "model.safetensors", "pt") as weights:
             names.append(set(weights.keys()))
     plain, published = names
     assert plain < published and all("lm_head" in key for key in published - plain)
-    config, original = (json.loads((place / "config.json").read_text()) for place in (folder, twin(name)))
+    config, original = (json.loads((place / "config.json").read_text()) for place in (folder, tiny_model(name)))
     assert config["architectures"] == original["architectures"] and config["model_type"] == original["model_type"]
     assert "auto_map" not in config
     _, found = AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -140,10 +140,12 @@ def test_weights_have_the_names_of_the_backbone_as_published_without_its_head(
     assert not found["unexpected_keys"] and found["missing_keys"] <= {"lm_head.weight"}
 
 
-def test_a_rendered_prompt_needs_no_token_from_the_tokenizer(twin: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_rendered_prompt_needs_no_token_from_the_tokenizer(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
     conversation = [{"role": "user", "content": [{"type": "text", "text": "a cat"}]}]
     for name, begins in (("llava-next", True), ("qwen2-vl", False)):
-        model, processor = load_model(str(twin(name)))
+        model, processor = load_model(str(tiny_model(name)))
         before = processor.chat_template
         plain = AutoProcessor.from_pretrained(plain_checkpoint(model, processor, tmp_path / name))
         assert processor.chat_template == before
@@ -154,8 +156,8 @@ def test_a_rendered_prompt_needs_no_token_from_the_tokenizer(twin: Callable[[str
         assert rendered == list(read) and prompt.startswith("<s>") == begins
 
 
-def test_half_precision_stays(tmp_path: Path, twin: Callable[[str], Path]) -> None:
-    model, processor = load_model(str(twin("llava")), dtype="bfloat16")
+def test_half_precision_stays(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    model, processor = load_model(str(tiny_model("llava")), dtype="bfloat16")
     folder = plain_checkpoint(model, processor, tmp_path / "plain")
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}
@@ -180,8 +182,8 @@ def test_a_folder_that_holds_files_is_refused(tiny: tuple[UniMEModel, ProcessorM
     assert [path.name for path in tmp_path.iterdir()] == ["modeling.py"]
 
 
-def test_unmerged_adapters_are_refused(twin: Callable[[str], Path], tmp_path: Path) -> None:
-    model, processor = load_model(str(twin("llava")))
+def test_unmerged_adapters_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model, processor = load_model(str(tiny_model("llava")))
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="LoRA adapters: merge them"):
         plain_checkpoint(model, processor, tmp_path)

@@ -34,7 +34,7 @@ def encoded(seed: int, size: int = 40) -> bytes:
 
 
 def mixed(count: int) -> list[Entry]:
-    """Texts, pictures and both in turn, no two alike."""
+    """Texts, images and both in turn, no two alike."""
     return [
         Entry(str(i), None if i % 3 == 1 else f"text {i}" + " more" * (i % 5), None if i % 3 == 0 else encoded(i))
         for i in range(count)
@@ -66,7 +66,7 @@ def test_the_vectors_are_those_of_encode_whatever_the_windows(loaded, monkeypatc
         ids, vectors, rejected = joined(iter(windows))
         assert ids == [entry.id for entry in entries] and not rejected and vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    monkeypatch.setattr(entry_embedding, "PIXELS", 3 * 40 * 40)  # a window is closed at its third picture
+    monkeypatch.setattr(entry_embedding, "PIXELS", 3 * 40 * 40)  # a window is closed at its third image
     windows = list(embed_entries(model, processor, entries))
     assert [len(window.entries) for window in windows] == [5, 4, 5]  # 0 1p 2p 3 4p | 5p 6 7p 8p | 9 10p 11p 12 13p
     np.testing.assert_allclose(joined(iter(windows))[1], expected, atol=1e-5)
@@ -98,7 +98,7 @@ def test_entries_of_equal_content_are_embedded_once(loaded) -> None:
 def test_bad_entries_are_reported_and_the_others_are_embedded(loaded) -> None:
     model, processor = loaded
     good = mixed(5)
-    bad = [Entry("nothing"), Entry("broken", "a text", b"no picture"), Entry("gone", image="/nowhere/gone.png")]
+    bad = [Entry("nothing"), Entry("broken", "a text", b"no image"), Entry("gone", image="/nowhere/gone.png")]
     entries = [bad[0], *good[:2], bad[1], *good[2:], bad[2]]
     for size in (3, 100):
         ids, vectors, rejected = joined(embed_entries(model, processor, entries, window=size))
@@ -114,7 +114,7 @@ def test_what_the_processor_refuses_is_found_among_the_others(loaded) -> None:
     model, processor = loaded
     entries = mixed(8)
     texts = [entry for entry in entries if entry.image is None]
-    processor.tokenizer.model_max_length = 22  # texts are shortened to it; a picture with its prompt takes 23 tokens
+    processor.tokenizer.model_max_length = 22  # texts are shortened to it; an image with its prompt takes 23 tokens
     expected = model.encode([entry.text for entry in texts], processor)
     ids, vectors, rejected = joined(embed_entries(model, processor, entries))
     assert ids == [entry.id for entry in texts] == ["0", "3", "6"]

@@ -63,15 +63,15 @@ def test_bad_entries_are_listed_and_lose_their_old_rows(store: Index, loaded, tm
     entries = [Entry(name, image=str(tmp_path / f"{name}.png")) for name in ("red", "blue")] + [Entry("void")]
     assert store.sync(entries, *loaded) == SyncResult(2, 0, 0, 0, 1)
     listed = [json.loads(line) for line in (store.folder / "rejected.jsonl").read_text().splitlines()]
-    assert [problem["id"] for problem in listed] == ["void"] and "neither a text nor a picture" in listed[0]["reason"]
-    (tmp_path / "red.png").write_bytes(b"no picture")
+    assert [problem["id"] for problem in listed] == ["void"] and "neither a text nor an image" in listed[0]["reason"]
+    (tmp_path / "red.png").write_bytes(b"no image")
     (tmp_path / "blue.png").unlink()
     assert store.sync(entries, *loaded) == SyncResult(0, 0, 0, removed=2, rejected=3)
     assert len(store) == 0
     assert len((store.folder / "rejected.jsonl").read_text().splitlines()) == 3
 
 
-def test_pictures_are_found_by_pictures(store: Index, loaded, tmp_path: Path):
+def test_images_are_found_by_images(store: Index, loaded, tmp_path: Path):
     model, processor = loaded
     (tmp_path / "red.png").write_bytes(png("red"))
     entries = [Entry("red", image=str(tmp_path / "red.png")), Entry("wide", image=png("blue", (900, 30)))]
@@ -80,12 +80,12 @@ def test_pictures_are_found_by_pictures(store: Index, loaded, tmp_path: Path):
     assert (red.id, red.image) == ("red", str(tmp_path / "red.png"))
     assert red.score == pytest.approx(1, abs=1e-5)  # both sides are asked the same
     assert Image.open(BytesIO(wide.image)).size == (320, 11)  # no file of its own: a small copy
-    assert store.holds_pictures
+    assert store.holds_images
 
 
 def test_fewer_entries_than_asked_for_are_all_found(store: Index, loaded):
     query = np.ones(192, np.float32)
-    assert store.search(query) == [] and not store.holds_pictures
+    assert store.search(query) == [] and not store.holds_images
     store.sync(corpus(("dog", "pizza")), *loaded)
     assert {hit.id for hit in store.search(query, k=100)} == {"dog", "pizza"}
 

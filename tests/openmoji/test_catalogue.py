@@ -1,4 +1,4 @@
-"""The catalogue of pictures, what the splits hold out of it, and views of single pictures."""
+"""The catalogue of images, what the splits hold out of it, and views of single images."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ def named(name):
     return next(entry for entry in catalogue() if entry.name == name)
 
 
-def test_every_emoji_has_a_drawn_picture_and_names_in_six_languages():
+def test_every_emoji_has_a_drawn_image_and_names_in_six_languages():
     assert len(catalogue()) > 3700
     assert drawings().shape == (len(catalogue()), 96, 96, 4)
     assert [entry.index for entry in catalogue()] == list(range(len(catalogue())))
@@ -54,9 +54,9 @@ def test_emoji_that_are_drawn_alike_are_held_out_together():
     assert same_drawing()[first.index] == same_drawing()[second.index]
     assert np.array_equal(drawings()[first.index], drawings()[second.index])
     for entry in catalogue():
-        twin = catalogue()[same_drawing()[entry.index]]
-        assert tone_split(entry) == tone_split(twin)
-        assert category_split(entry) == category_split(twin)
+        tiny_model = catalogue()[same_drawing()[entry.index]]
+        assert tone_split(entry) == tone_split(tiny_model)
+        assert category_split(entry) == category_split(tiny_model)
 
 
 def test_the_splits_hold_out_about_the_shares_that_they_name():
@@ -87,7 +87,7 @@ def test_another_gender_does_the_same_in_the_same_tone_and_looks_different():
     named = {entry.name: entry for entry in catalogue()}
     kneeling = named["woman kneeling medium skin tone"]
     assert {"man kneeling medium skin tone"} <= {other.name for other in other_genders(kneeling, "test")}
-    # "person cook" is drawn exactly like one of the other two: wrong pictures must look wrong.
+    # "person cook" is drawn exactly like one of the other two: wrong images must look wrong.
     assert [other.name for other in other_genders(named["woman cook"], "test")] == ["man cook"]
     assert not other_genders(named["pizza"], "test")
     for entry in itertools.chain(*crowds().values()):
@@ -107,10 +107,10 @@ def test_a_view_lies_inside_its_frame_and_is_read_back_from_its_spec(rng):
         assert View.from_spec(view.spec) == view
 
 
-def test_a_view_shows_its_picture_on_its_background():
+def test_a_view_shows_its_image_on_its_background():
     shown = np.asarray(View(named("pizza").index, size=96, left=0, top=0, background=4).render())
-    picture = drawings()[named("pizza").index]
+    image = drawings()[named("pizza").index]
     assert shown.shape == (96, 96, 3)
     assert tuple(shown[0, 0]) == (222, 245, 222)
-    opaque = picture[..., 3] == 255
-    assert np.array_equal(shown[opaque], picture[..., :3][opaque])
+    opaque = image[..., 3] == 255
+    assert np.array_equal(shown[opaque], image[..., :3][opaque])

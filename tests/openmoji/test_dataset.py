@@ -28,7 +28,7 @@ def images_of(row):
     return [item["image"] for item in items if item["image"]]
 
 
-def test_rows_follow_the_contract_and_hold_drawn_pictures():
+def test_rows_follow_the_contract_and_hold_drawn_images():
     dataset = openmoji_rows("train", 300)
     assert dataset.column_names == ["query", "positive", "negatives", "task", "label"]
     assert {row["task"] for row in stored(dataset)} == set(TASKS)
@@ -69,7 +69,7 @@ def test_texts_that_are_searched_for_have_an_instruction_when_asked():
 
 
 def test_equal_arguments_give_equal_rows_in_another_process():
-    code = "from unime.openmoji.dataset import openmoji_rows; print([row for row in rows('test', 40, seed=7).with_format(None)])"
+    code = "from unime.openmoji.dataset import openmoji_rows; print([row for row in openmoji_rows('test', 40, seed=7).with_format(None)])"
     elsewhere = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONHASHSEED": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
@@ -85,14 +85,14 @@ def test_a_larger_world_begins_with_the_smaller_one():
     assert list(stored(openmoji_rows("train", 100)))[:50] == list(stored(openmoji_rows("train", 50)))
 
 
-def test_rows_draw_the_same_pictures_in_data_workers():
+def test_rows_draw_the_same_images_in_data_workers():
     here, there = openmoji_rows("train", 50), pickle.loads(pickle.dumps(openmoji_rows("train", 50)))
     index = next(index for index, row in enumerate(stored(here)) if row["query"]["image"])
     assert np.array_equal(np.asarray(here[index]["query"]["image"]), np.asarray(there[index]["query"]["image"]))
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_pictures_belong_to_their_split(split):
+def test_images_belong_to_their_split(split):
     train, own = SPLITS.index("train"), SPLITS.index(split)
     for row in stored(openmoji_rows(split, 1500)):
         answers = [row["positive"]] if "composed" in row["task"] else [row["query"], row["positive"]]
@@ -118,7 +118,7 @@ def test_training_texts_hold_no_name_of_a_held_out_tone():
     assert not (tested - trained) & set(openmoji_texts("train", 5000)["text"])
 
 
-def test_conversations_have_pictures_prompts_and_short_answers():
+def test_conversations_have_images_prompts_and_short_answers():
     dataset = openmoji_conversations("train", 400)
     assert dataset.column_names == ["image", "prompt", "answer"]
     told = [row for row in dataset if row["image"] is None]
@@ -137,7 +137,7 @@ def test_wrong_names_are_explained():
         openmoji_rows("dev", 10)
     with pytest.raises(ValueError, match="no task 'poetry': choose from subcategory"):
         openmoji_rows("train", 10, tasks=["poetry"])
-    with pytest.raises(ValueError, match="'photo 1' is no picture of the OpenMoji world"):
+    with pytest.raises(ValueError, match="'photo 1' is no image of the OpenMoji world"):
         draw_image("photo 1")
 
 
@@ -152,9 +152,9 @@ def test_the_label_of_a_relation_is_what_its_caption_says_and_its_scene_shows(ta
     labels = set()
     for number in range(200):
         row = TASKS[task][0]("train", 0, random.Random(number))
-        caption, picture = (row["query"], row["positive"])[:: 1 if task == "relation_t2i" else -1]
+        caption, image = (row["query"], row["positive"])[:: 1 if task == "relation_t2i" else -1]
         first, *relation, second = row["label"].split()
-        scene, relation = Scene.from_spec(picture["image"]), " ".join(relation)
+        scene, relation = Scene.from_spec(image["image"]), " ".join(relation)
         assert [placed.object for placed in scene.related(relation, int(second))] == [int(first)]
         (word,) = (word for word in SAID if f" {word} a" in caption["text"])
         one, other = names[int(first)], names[int(second)]

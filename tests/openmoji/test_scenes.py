@@ -47,15 +47,15 @@ def test_a_scene_is_read_back_from_its_spec_whatever_the_order_of_its_objects():
     assert Scene.from_spec(SCENE.spec).spec == SCENE.spec == Scene(SCENE.placed[::-1]).spec
 
 
-def test_a_picture_shows_each_object_on_its_tile_and_grey_elsewhere():
-    picture = np.asarray(SCENE.render())
-    assert picture.shape == (96, 96, 3)
-    assert np.array_equal(picture[4:28, 4:28], sprites()[PIZZA])
-    assert tuple(picture[1, 16]) == (226, 30, 40)
-    assert (picture[32:64, 32:64] == 225).all()
+def test_a_image_shows_each_object_on_its_tile_and_grey_elsewhere():
+    image = np.asarray(SCENE.render())
+    assert image.shape == (96, 96, 3)
+    assert np.array_equal(image[4:28, 4:28], sprites()[PIZZA])
+    assert tuple(image[1, 16]) == (226, 30, 40)
+    assert (image[32:64, 32:64] == 225).all()
 
 
-def test_a_crop_is_the_cell_of_the_picture():
+def test_a_crop_is_the_cell_of_the_image():
     for placed in SCENE.placed:
         assert np.array_equal(np.asarray(SCENE.crop(placed.cell)), np.asarray(render_crop(crop_spec(placed))))
 

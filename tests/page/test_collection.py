@@ -19,11 +19,11 @@ NAMES = ("pizza", "volcano", "penguin", "firefighter", "firefighter dark skin to
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    (folder / "pictures").mkdir()
-    for name, picture in zip(NAMES, drawings_named(*NAMES), strict=True):
-        picture.save(folder / "pictures" / f"{name}.png")
+    (folder / "images").mkdir()
+    for name, image in zip(NAMES, drawings_named(*NAMES), strict=True):
+        image.save(folder / "images" / f"{name}.png")
     store = Index.create(folder / "index", CHECKPOINT)
-    store.sync(open_corpus(folder / "pictures"), *load_model(CHECKPOINT, dtype="float32"))
+    store.sync(open_corpus(folder / "images"), *load_model(CHECKPOINT, dtype="float32"))
     return folder / "index"
 
 
@@ -32,7 +32,7 @@ def collection(index: Path) -> Collection:
     return open_index(index)
 
 
-def test_a_text_a_picture_and_a_change_each_find_their_picture(collection: Collection) -> None:
+def test_a_text_a_image_and_a_change_each_find_their_image(collection: Collection) -> None:
     volcano, firefighter = drawings_named("volcano", "firefighter")
     assert collection.title == "unime-tiny"
     assert collection.search("pizza", None).hits[0].id == "pizza.png"
@@ -53,9 +53,9 @@ def test_a_query_of_nothing_is_refused(collection: Collection) -> None:
         collection.search("  ", None)
 
 
-def test_similarities_are_the_cosines_of_queries_and_pictures(collection: Collection) -> None:
-    pictures = drawings_named("pizza", "volcano", "penguin")
-    similarities = collection.similarities(["volcano", "pizza"], pictures)
+def test_similarities_are_the_cosines_of_queries_and_images(collection: Collection) -> None:
+    images = drawings_named("pizza", "volcano", "penguin")
+    similarities = collection.similarities(["volcano", "pizza"], images)
     assert similarities.shape == (2, 3)
     scores = {hit.id: hit.score for hit in collection.search("volcano", None).hits}
     expected = [scores[f"{name}.png"] for name in ("pizza", "volcano", "penguin")]

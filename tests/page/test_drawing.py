@@ -59,19 +59,19 @@ def test_names_texts_titles_and_instructions_are_escaped() -> None:
     assert html.count("&lt;script&gt;") == 6  # the name is a tooltip too
 
 
-def test_a_picture_that_is_gone_leaves_its_card() -> None:
+def test_a_image_that_is_gone_leaves_its_card() -> None:
     html = render_hits(SearchResult("", [hit("lost", image="/nowhere/lost.png")]))
     assert 'src=""' in html and "lost" in html
 
 
 def test_a_heat_map_is_coloured_from_its_least_to_its_greatest_number() -> None:
-    pictures = [Image.new("RGB", (700, 350), colour) for colour in ("red", "green")]
-    html = render_heat_map(["one", "two"], pictures, np.array([[0.9, -0.1], [0.15, 0.4]]))
+    images = [Image.new("RGB", (700, 350), colour) for colour in ("red", "green")]
+    html = render_heat_map(["one", "two"], images, np.array([[0.9, -0.1], [0.15, 0.4]]))
     assert re.findall(r"--heat: ([\d.]+)%", html) == ["100.0", "0.0", "25.0", "50.0"]
     assert re.findall(r">([−\d.]+)</td>", html) == ["0.90", "−0.10", "0.15", "0.40"]
     assert re.findall(r'<td class="([^"]*)"', html) == ["hot best", "", "", " best"]
     assert re.findall(r"<span>([^<]*)</span>", html) == ["−0.10", "0.90"]
-    assert pictures[0].size == (700, 350)  # the caller's own
+    assert images[0].size == (700, 350)  # the caller's own
 
 
 def test_a_heat_map_of_equal_numbers_can_be_drawn() -> None:

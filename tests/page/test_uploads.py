@@ -1,4 +1,4 @@
-"""Pictures that visitors give."""
+"""Images that visitors give."""
 
 from pathlib import Path
 
@@ -15,23 +15,23 @@ def refusal(path: Path) -> str:
     return error.value.message
 
 
-def test_a_picture_is_opened_upright_as_rgb(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (4, 2), "red")
-    picture.getexif()[274] = 6  # to be turned by a quarter
-    picture.save(tmp_path / "photo.jpg", exif=picture.getexif())
+def test_a_image_is_opened_upright_as_rgb(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), "red")
+    image.getexif()[274] = 6  # to be turned by a quarter
+    image.save(tmp_path / "photo.jpg", exif=image.getexif())
     assert open_upload(str(tmp_path / "photo.jpg")).size == (2, 4)
     Image.new("L", (4, 2)).save(tmp_path / "grey.png")
     assert open_upload(str(tmp_path / "grey.png")).mode == "RGB"
 
 
-def test_what_is_no_picture_is_refused_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "notes.png").write_text("not a picture")
+def test_what_is_no_image_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not an image")
     assert (
-        refusal(tmp_path / "notes.png") == "notes.png cannot be read as a picture: give a PNG, JPEG, WebP or GIF file"
+        refusal(tmp_path / "notes.png") == "notes.png cannot be read as an image: give a PNG, JPEG, WebP or GIF file"
     )
 
 
-def test_a_damaged_picture_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_image_is_refused(tmp_path: Path) -> None:
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:1000])
@@ -39,7 +39,7 @@ def test_a_damaged_picture_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [7_100, 14_000])  # more than we take, and more than Pillow takes
-def test_a_huge_picture_is_refused_before_it_is_opened(tmp_path: Path, side: int) -> None:
+def test_a_huge_image_is_refused_before_it_is_opened(tmp_path: Path, side: int) -> None:
     assert side * side > MOST_PIXELS
     Image.new("1", (side, side)).save(tmp_path / "huge.png")
     assert "at most 50 million pixels" in refusal(tmp_path / "huge.png")
@@ -50,5 +50,5 @@ def test_a_file_name_is_escaped_in_the_message(tmp_path: Path) -> None:
     assert refusal(tmp_path / "<b>.png").startswith("&lt;b&gt;.png cannot be read")
 
 
-def test_an_empty_field_gives_no_picture() -> None:
-    assert image_field(label="Picture").preprocess(None) is None
+def test_an_empty_field_gives_no_image() -> None:
+    assert image_field(label="Image").preprocess(None) is None

@@ -58,16 +58,16 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Write twelve rows of captions and pictures `0.png` to `11.png`, in both directions, some with a negative."""
+    """Write twelve rows of captions and images `0.png` to `11.png`, in both directions, some with a negative."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     random = np.random.default_rng(0)
     rows = []
     for i in range(12):
         Image.fromarray(random.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        caption = {"text": f"the picture of number {i}"}
-        picture = {"image": f"{i}.png", "instruction": "Represent the given image."}
-        query, positive = (caption, picture) if i % 2 else (picture, caption)
+        caption = {"text": f"the image of number {i}"}
+        image = {"image": f"{i}.png", "instruction": "Represent the given image."}
+        query, positive = (caption, image) if i % 2 else (image, caption)
         rows.append({"query": query, "positive": positive, "negatives": [{"text": f"no number {i}"}] * (i % 3 == 0)})
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -48,8 +48,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[10]["image"] = {"path": "absent.png"}
     rows[20]["image"]["bytes"] = rows[20]["image"]["bytes"][:600]
     rows[30]["text"] = " "
-    picture = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    schema = pa.schema({"id": pa.string(), "text": pa.string(), "image": picture, "price": pa.float64()})
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = pa.schema({"id": pa.string(), "text": pa.string(), "image": image, "price": pa.float64()})
     for part in range(3):
         table = pa.Table.from_pylist(rows[20 * part : 20 * part + 20], schema=schema)
         pa.parquet.write_table(table, folder / f"{part}.parquet", row_group_size=7)
@@ -179,16 +179,16 @@ def test_after_a_killed_driver_the_same_command_does_the_rest(
     assert f"{output} holds vectors of other settings: choose another output_dir" in (tmp_path / "log").read_text()
 
 
-def test_a_folder_of_pictures_on_this_machine_alone(rows, start, tmp_path):
-    folder = tmp_path / "pictures"
+def test_a_folder_has_images_on_this_machine_alone(rows, start, tmp_path):
+    folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     for number in range(6):
         (folder / "deep" / f"{number}.png").write_bytes((rows.parent / f"{number}.png").read_bytes())
-    (folder / "notes.md").write_text("no picture")
+    (folder / "notes.md").write_text("no image")
     output = tmp_path / "output"
     run = start(f"file://{folder}", f"file://{output}", "--workers", 1, "--dimensions", 64)
     assert run.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
-    assert f"1 files are no pictures and are left out: {folder / 'notes.md'}" in (tmp_path / "log").read_text()
+    assert f"1 files are no images and are left out: {folder / 'notes.md'}" in (tmp_path / "log").read_text()
 
     model, processor = load_model(str(TINY), dtype="float32")
     (window,) = embed_entries(model, processor, open_corpus(folder / "deep"), dimensions=64)
@@ -210,11 +210,11 @@ def test_rows_of_wrong_types_are_rejected_each_with_its_reason(script, tmp_path)
         "entry 'None': its text is of type float: make it a string",
     ]
     lists = pa.table({"id": ["a"], "image": [["red.png"]], "row_hash": [0]})
-    assert embedder(lists)["rejected"].to_pylist() == ["entry 'a': its picture is of type list: make it one path"]
+    assert embedder(lists)["rejected"].to_pylist() == ["entry 'a': its image is of type list: make it one path"]
     paths = pa.table({"id": [None, "b", "c"], "image": ["red.png", "absent.png", "red.png"], "row_hash": [0, 1, 2]})
     nameless, absent, red = embedder(paths)["rejected"].to_pylist()
     assert nameless == "entry 'None': it has no id: give it one"
-    assert absent.startswith("entry 'b': its picture absent.png cannot be read (")
+    assert absent.startswith("entry 'b': its image absent.png cannot be read (")
     assert red is None
 
 

@@ -55,7 +55,7 @@ def test_parts_and_a_run_that_was_cut_off_give_the_same_as_one_run(mine: Callabl
 
 
 def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on(
-    mine: Callable[..., None], launch: Callable[..., str], twin: Callable[[str], Path], tmp_path: Path
+    mine: Callable[..., None], launch: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
 ):
     mine("--relative_margin", 0)
     dataset = open_rows(DataArguments(num_rows=80))
@@ -70,7 +70,7 @@ def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on
 
     launch(
         RECIPES / "stage2.py", "--config", RECIPES / "tiny" / "stage2.yaml", "--num_rows", 80, "--max_steps", 1,
-        "--mined_file", tmp_path / "negatives.jsonl", "--model_name_or_path", twin("llava"), "--warmup_steps", 0,
+        "--mined_file", tmp_path / "negatives.jsonl", "--model_name_or_path", tiny_model("llava"), "--warmup_steps", 0,
         "--per_device_train_batch_size", 8, "--task_block_size", 8, "--output_dir", tmp_path / "run",
     )  # fmt: skip
     assert (tmp_path / "run" / "model.safetensors").exists()

@@ -60,16 +60,16 @@ def evaluation(tmp_path: Path) -> Path:
 
 def test_a_card_tells_the_hub_and_people_what_was_measured(
     publish: Callable[..., ModuleType],
-    twin: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
     evaluation: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ):
     (tmp_path / "run.sh").write_text("python train.py\n")
     (tmp_path / "notes.md").write_text("## Limits\n\nIt is small.\n")
-    output = tmp_path / "unime-twin"
+    output = tmp_path / "unime-tiny model"
     publish(
-        "--model", twin("llava"), "--output_dir", output, "--evaluations", evaluation, "--title", "UniME",
+        "--model", tiny_model("llava"), "--output_dir", output, "--evaluations", evaluation, "--title", "UniME",
         "--base_model", "org/backbone", "--datasets", "org/data", "--commands", tmp_path / "run.sh",
         "--notes", tmp_path / "notes.md",
     )  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_card_tells_the_hub_and_people_what_was_measured(
     )
     metadata = card.data.to_dict()
     assert metadata["library_name"] == "sentence-transformers"
-    assert [entry["name"] for entry in metadata["model-index"]] == ["unime-twin"]
+    assert [entry["name"] for entry in metadata["model-index"]] == ["unime-tiny model"]
     told = {(entry.dataset_config, entry.metric_type): entry.metric_value for entry in card.data.eval_results}
     assert told == {
         ("name_t2i", "hit_at_1"): 25.0,
@@ -100,10 +100,10 @@ def test_a_card_tells_the_hub_and_people_what_was_measured(
 
 
 def test_the_snippets_of_a_card_run_on_its_own_folder(
-    publish: Callable[..., ModuleType], twin: Callable[[str], Path], tmp_path: Path
+    publish: Callable[..., ModuleType], tiny_model: Callable[[str], Path], tmp_path: Path
 ):
     output = tmp_path / "published"
-    publish("--model", twin("llava"), "--output_dir", output, "--dtype", "float32")
+    publish("--model", tiny_model("llava"), "--output_dir", output, "--dtype", "float32")
     snippets = re.findall(r"```python\n(.*?)```", (output / "README.md").read_text(), flags=re.DOTALL)
     assert len(snippets) == 2
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
@@ -112,13 +112,13 @@ def test_the_snippets_of_a_card_run_on_its_own_folder(
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     ours, processor = load_model(str(output))
-    theirs, its_processor = load_model(str(twin("llava")), dtype="float32")
+    theirs, its_processor = load_model(str(tiny_model("llava")), dtype="float32")
     np.testing.assert_allclose(ours.encode("a", processor), theirs.encode("a", its_processor), atol=1e-6)
 
 
 def test_a_push_uploads_the_folder(
     publish: Callable[..., ModuleType],
-    twin: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -135,7 +135,7 @@ def test_a_push_uploads_the_folder(
             return "address"
 
     monkeypatch.setattr(unime.checkpoint, "HfApi", Hub)
-    words = ["--model", twin("llava"), "--output_dir", tmp_path / "out"]
+    words = ["--model", tiny_model("llava"), "--output_dir", tmp_path / "out"]
     publish(*words)
     assert calls == []
     publish(*words, "--push", "org/name", "--private", "true")

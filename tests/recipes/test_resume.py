@@ -60,7 +60,7 @@ def kill_while_saving(training: subprocess.Popen, folder: Path) -> None:
 def test_a_training_killed_during_a_save_ends_with_the_same_weights(
     stage: str,
     processes: int,
-    twin,
+    tiny_model,
     texts: Path,
     pairs: Path,
     tmp_path: Path,
@@ -68,11 +68,11 @@ def test_a_training_killed_during_a_save_ends_with_the_same_weights(
 ):
     dataset = texts if stage == "stage1" else pairs
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(stage, processes, twin("llava"), dataset, whole))
-    kill_while_saving(start(stage, processes, twin("llava"), dataset, killed), killed / "checkpoint-3")
+    finish(start(stage, processes, tiny_model("llava"), dataset, whole))
+    kill_while_saving(start(stage, processes, tiny_model("llava"), dataset, killed), killed / "checkpoint-3")
     record_property("kills", 1)
     assert last_complete_checkpoint(killed) in [str(killed / f"checkpoint-{step}") for step in (2, 3)]
-    finish(start(stage, processes, twin("llava"), dataset, killed))
+    finish(start(stage, processes, tiny_model("llava"), dataset, killed))
 
     one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)

@@ -1,4 +1,4 @@
-"""Both stages through the real command line, on tiny random twins of the recipes' backbones."""
+"""Both stages through the real command line, on tiny random tiny models of the recipes' backbones."""
 
 import json
 from collections.abc import Callable
@@ -31,8 +31,8 @@ OTHERS = {
 # What a laptop and two steps need; all else is the recipe's, 4-bit weights included.
 LAPTOP = [*"--max_steps 2 --warmup_steps 0 --learning_rate 0.01 --per_device_train_batch_size 4".split()]
 LAPTOP += [*"--dtype float32 --use_cpu true --fp16 false --bf16 false --report_to none".split()]
-PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8))
-ITEMS = ["text number 3", PICTURE, {"image": PICTURE, "text": "Is it a number?"}]
+IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+ITEMS = ["text number 3", IMAGE, {"image": IMAGE, "text": "Is it a number?"}]
 
 
 def embed(folder: Path, adapter: Path | None = None) -> np.ndarray:
@@ -72,10 +72,15 @@ def check_stages(base: Path, one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", PAPERS)
-def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
-    recipe: str, twin: Callable[[str], Path], launch: Callable[..., str], texts: Path, pairs: Path, tmp_path: Path
+def test_the_recipes_of_the_paper_train_a_tiny_model_of_their_backbone(
+    recipe: str,
+    tiny_model: Callable[[str], Path],
+    launch: Callable[..., str],
+    texts: Path,
+    pairs: Path,
+    tmp_path: Path,
 ):
-    base, one, two = twin(PAPERS[recipe]), tmp_path / "one", tmp_path / "two"
+    base, one, two = tiny_model(PAPERS[recipe]), tmp_path / "one", tmp_path / "two"
     settings = ["--config", RECIPES / recipe / "stage1.yaml", "--model_name_or_path", base, "--dataset", texts]
     launch(RECIPES / "stage1.py", *settings, "--output_dir", one, *LAPTOP)
     settings = ["--config", RECIPES / recipe / "stage2.yaml", "--model_name_or_path", one, "--dataset", pairs]
@@ -84,9 +89,9 @@ def test_the_recipes_of_the_paper_train_a_twin_of_their_backbone(
 
 
 @pytest.mark.parametrize("recipe", OTHERS)
-def test_the_recipes_of_other_backbones_train_a_twin_of_theirs(
+def test_the_recipes_of_other_backbones_train_a_tiny_model_of_theirs(
     recipe: str,
-    twin: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
     script: Callable[[Path], ModuleType],
     parsed: Callable[..., tuple],
     texts: Path,
@@ -99,13 +104,13 @@ def test_the_recipes_of_other_backbones_train_a_twin_of_theirs(
         module.main(*parsed(module, *ours, *settings, *LAPTOP))
         return tmp_path / output
 
-    base = twin(OTHERS[recipe])
+    base = tiny_model(OTHERS[recipe])
     one = run("stage1", base, "one", "--dataset", texts)
     two = run("stage2", one, "two", "--dataset", pairs, "--image_root", pairs.parent)
     check_stages(base, one, two)
 
 
-def test_every_backbone_with_recipes_has_a_twin():
+def test_every_backbone_with_recipes_has_a_tiny_model():
     assert {path.parent.name for path in RECIPES.glob("*/stage2.yaml")} == {*PAPERS, *OTHERS, "tiny"}
 
 
@@ -194,13 +199,13 @@ def test_a_finished_training_that_is_started_again_stays_as_it_is(
     rows: int,
     script: Callable[[Path], ModuleType],
     parsed: Callable[..., tuple],
-    twin: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
     texts: Path,
     tmp_path: Path,
 ):
     texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:rows]))
     stage1 = script(RECIPES / "stage1.py")
-    settings = ["--config", RECIPES / "tiny" / "stage1.yaml", "--model_name_or_path", twin("llava")]
+    settings = ["--config", RECIPES / "tiny" / "stage1.yaml", "--model_name_or_path", tiny_model("llava")]
     settings += ["--dataset", texts, "--output_dir", tmp_path / "run", *LAPTOP]
     stage1.main(*parsed(stage1, *settings))
     first = UniMEModel.from_pretrained(tmp_path / "run").state_dict()

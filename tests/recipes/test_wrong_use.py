@@ -16,13 +16,13 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 @pytest.fixture
 def stage(
-    script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], twin: Callable, tmp_path: Path
+    script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], tiny_model: Callable, tmp_path: Path
 ) -> Callable[..., None]:
-    """Give a function that runs a stage of the tiny recipe on the twin of LLaVA, with other settings."""
+    """Give a function that runs a stage of the tiny recipe on the tiny model of LLaVA, with other settings."""
 
     def run(name: str, *settings: object) -> None:
         module = script(RECIPES / f"{name}.py")
-        laptop = ["--model_name_or_path", twin("llava"), "--output_dir", tmp_path / "run", "--max_steps", 3]
+        laptop = ["--model_name_or_path", tiny_model("llava"), "--output_dir", tmp_path / "run", "--max_steps", 3]
         laptop += ["--per_device_train_batch_size", 4, "--bf16", "false"]
         recipe = RECIPES / "tiny" / f"{name}.yaml"
         module.main(*parsed(module, "--config", recipe, *laptop, *settings))
@@ -38,9 +38,9 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path):
     assert done.returncode != 0 and "--hard_negatives" in done.stderr.splitlines()[-1]
 
 
-def test_a_text_only_backbone_is_refused(stage: Callable[..., None], twin: Callable[[str], Path], texts: Path):
+def test_a_text_only_backbone_is_refused(stage: Callable[..., None], tiny_model: Callable[[str], Path], texts: Path):
     with pytest.raises(ValueError, match="'qwen3', which transformers does not list as an image-text model"):
-        stage("stage1", "--model_name_or_path", twin("text-only"), "--dataset", texts)
+        stage("stage1", "--model_name_or_path", tiny_model("text-only"), "--dataset", texts)
 
 
 def test_the_missing_columns_of_a_file_are_named(stage: Callable[..., None], texts: Path, pairs: Path):
@@ -63,14 +63,14 @@ def test_more_negatives_than_there_are_is_no_error(stage: Callable[..., None], p
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "it does not exist"), (b"no picture", "it is not a readable picture")]
+    ("content", "reason"), [(None, "it does not exist"), (b"no image", "it is not a readable image")]
 )
-def test_a_picture_that_cannot_be_read_during_training_is_named(
+def test_a_image_that_cannot_be_read_during_training_is_named(
     stage: Callable[..., None], pairs: Path, content: bytes | None, reason: str
 ):
-    picture = pairs.parent / "7.png"
-    picture.unlink()
+    image = pairs.parent / "7.png"
+    image.unlink()
     if content is not None:
-        picture.write_bytes(content)
+        image.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^pairs.jsonl, row 7, positive: .*7\.png: {reason}.* remove the row$"):
         stage("stage2", "--dataset", pairs)

@@ -57,8 +57,8 @@ def client(service: Callable[..., EmbeddingService]) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Image.Image:
-    """Give a picture with a different colour in every pixel."""
+def image() -> Image.Image:
+    """Give an image with a different colour in every pixel."""
     ramp = np.arange(48 * 32, dtype=np.uint32)
     pixels = np.stack([ramp % 256, ramp // 8 % 256, (ramp * 37) % 256], axis=1).reshape(32, 48, 3)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -66,7 +66,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def data_url() -> Callable[..., str]:
-    """Write a picture as a data URL."""
+    """Write an image as a data URL."""
 
     def write(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
         buffer = BytesIO()

@@ -49,16 +49,16 @@ def shown(text: str | None, *urls: str) -> list[dict]:
 
 
 def test_every_kind_of_item_has_the_vector_of_encode(
-    client: TestClient, expected: Expected, picture: Image.Image, data_url: Callable[..., str]
+    client: TestClient, expected: Expected, image: Image.Image, data_url: Callable[..., str]
 ):
-    url, other = data_url(picture), data_url(picture.rotate(180))
+    url, other = data_url(image), data_url(image.rotate(180))
     told = [{"role": "system", "content": "Represent the given image."}, *shown(None, url)]
     items = {
         "a text": "a text",
-        "a picture": {"image": picture},
-        "both": {"text": "with a hat", "image": picture},
-        "two pictures": {"text": "and", "image": [picture, picture.rotate(180)]},
-        "an instruction": {"image": picture, "instruction": "Represent the given image."},
+        "an image": {"image": image},
+        "both": {"text": "with a hat", "image": image},
+        "two images": {"text": "and", "image": [image, image.rotate(180)]},
+        "an instruction": {"image": image, "instruction": "Represent the given image."},
         "a control token": "an <image> of <|end|>",
     }
     given = [
@@ -112,9 +112,9 @@ def test_a_request_longer_than_a_batch_takes_several(service: Make, expected: Ex
 
 
 def test_limits_are_clear_sentences(
-    service: Make, picture: Image.Image, data_url: Callable[..., str], client: TestClient
+    service: Make, image: Image.Image, data_url: Callable[..., str], client: TestClient
 ):
-    url = data_url(picture)  # 1536 pixels
+    url = data_url(image)  # 1536 pixels
     limits = Limits(max_items=2, max_body_mb=0.05, max_characters=50, max_megapixels=0.002)
     with TestClient(create_app(service(limits, max_wait=0))) as small:
         assert "has 3 items, the limit is 2" in refused(small, 400, input=["a"] * 3)
@@ -125,13 +125,13 @@ def test_limits_are_clear_sentences(
         assert embed(small, messages=shown(None, url)).shape == (1, 192)
         assert "0.0 megapixels together, the limit is 0.002" in refused(small, 400, messages=shown(None, url, url))
     remote = shown(None, "https://example.org/cat.png")
-    assert "item 1: this server fetches no pictures" in refused(client, 400, input=["a", remote])
+    assert "item 1: this server fetches no images" in refused(client, 400, input=["a", remote])
 
 
-def test_remote_pictures_are_fetched_where_that_is_allowed_but_not_from_inside(service: Make):
+def test_remote_images_are_fetched_where_that_is_allowed_but_not_from_inside(service: Make):
     with TestClient(create_app(service(max_wait=0, allow_remote_images=True))) as client:
         inside = shown(None, "http://127.0.0.1:8000/cat.png")
-        assert "item 0: the picture's address is not on the public" in refused(client, 400, messages=inside)
+        assert "item 0: the image's address is not on the public" in refused(client, 400, messages=inside)
 
 
 @asynccontextmanager
@@ -252,13 +252,13 @@ def test_a_failure_inside_tells_the_client_nothing_and_the_log_no_inputs(
 
 
 def test_a_failure_inside_is_never_blamed_on_the_client(
-    own: Embedder, picture: Image.Image, data_url: Callable[..., str]
+    own: Embedder, image: Image.Image, data_url: Callable[..., str]
 ):
     with TestClient(create_app(EmbeddingService("unime-tiny", own, Limits(), max_wait=0))) as client:
-        own.model.backbone.config.image_token_id += 1  # the model looks for pictures elsewhere: a ValueError
-        (error,) = own([Task({"image": picture})])
+        own.model.backbone.config.image_token_id += 1  # the model looks for images elsewhere: a ValueError
+        (error,) = own([Task({"image": image})])
         assert type(error) is ValueError
-        assert "the server failed" in refused(client, 500, messages=shown(None, data_url(picture)))
+        assert "the server failed" in refused(client, 500, messages=shown(None, data_url(image)))
 
 
 def test_a_vector_that_is_not_finite_is_never_given_out(own: Embedder):

@@ -54,11 +54,11 @@ def test_openais_own_client(address: str, expected: Expected):
         openai.OpenAI(base_url=address, api_key="wrong").embeddings.create(model=model, input="a")
 
 
-def test_openais_client_sends_pictures_as_vllm_takes_them(
-    address: str, expected: Expected, picture: Image.Image, data_url: Callable[..., str]
+def test_openais_client_sends_images_as_vllm_takes_them(
+    address: str, expected: Expected, image: Image.Image, data_url: Callable[..., str]
 ):
     client = openai.OpenAI(base_url=address, api_key="key", max_retries=0)
-    parts = [{"type": "image_url", "image_url": {"url": data_url(picture)}}, {"type": "text", "text": "with a hat"}]
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": "with a hat"}]
     conversation = [{"role": "user", "content": parts}]
     answer = client.post(
         "/embeddings",
@@ -66,7 +66,7 @@ def test_openais_client_sends_pictures_as_vllm_takes_them(
         cast_to=openai.types.CreateEmbeddingResponse,
     )
     vectors = [one.embedding for one in answer.data]
-    np.testing.assert_allclose(vectors, expected([{"text": "with a hat", "image": picture}]), atol=1e-5)
+    np.testing.assert_allclose(vectors, expected([{"text": "with a hat", "image": image}]), atol=1e-5)
 
 
 def test_a_body_that_is_too_large_is_answered_not_cut_off(address: str):

@@ -13,25 +13,25 @@ from unime.serve.embedder import Embedder, RefusedItem, Task
 
 
 def test_vectors_are_those_of_encode_and_tokens_are_those_the_model_read(
-    loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray], picture: Image.Image
+    loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray], image: Image.Image
 ):
     _, processor = loaded
     items = [
         {"text": "a cat"},
-        {"image": picture},
+        {"image": image},
         {"text": "a dog and a very much longer text than the others", "instruction": "Find it."},
-        {"text": "the same with a hat", "image": [picture, picture.rotate(90)]},
+        {"text": "the same with a hat", "image": [image, image.rotate(90)]},
         {"text": ""},
     ]
     results = Embedder(*loaded, micro_batch_tokens=64)([Task(item) for item in items])
     np.testing.assert_allclose([result.vector for result in results], expected(items), atol=1e-5)
-    # The template around the text, counted by the tokenizer alone; a picture's placeholder stands for 9 patches.
+    # The template around the text, counted by the tokenizer alone; an image's placeholder stands for 9 patches.
     rendered = processor.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False)
     assert results[0].tokens == len(processor.tokenizer(rendered)["input_ids"])
     assert results[1].tokens == len(
         processor(
             text=processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], tokenize=False),
-            images=[picture],
+            images=[image],
         )["input_ids"][0]
     )
     assert results[1].tokens > 9
@@ -69,10 +69,10 @@ def test_texts_are_shortened_as_encode_does_where_that_is_asked_for(
     np.testing.assert_allclose(shortened.vector, expected(text), atol=1e-5)
 
 
-def test_what_the_processor_itself_refuses_is_the_items_fault(twin: Callable[[str], Path], picture: Image.Image):
-    folder = str(twin("qwen2-vl"))
+def test_what_the_processor_itself_refuses_is_the_items_fault(tiny_model: Callable[[str], Path], image: Image.Image):
+    folder = str(tiny_model("qwen2-vl"))
     embedder = Embedder(UniMEModel.from_backbone(folder, dtype="float32"), processor_from_backbone(folder))
-    sliver = Image.new("RGB", (3000, 2))  # Qwen2-VL takes no picture 200 times as wide as high
-    good, bad = embedder([Task({"image": picture}), Task({"image": sliver})])
+    sliver = Image.new("RGB", (3000, 2))  # Qwen2-VL takes no image 200 times as wide as high
+    good, bad = embedder([Task({"image": image}), Task({"image": sliver})])
     assert np.linalg.norm(good.vector) == pytest.approx(1, abs=1e-5)
     assert isinstance(bad, RefusedItem) and "aspect ratio" in str(bad)

@@ -20,14 +20,14 @@ def test_requests_beyond_the_limit_are_turned_away_until_one_has_left():
     assert admission.requests == 0
 
 
-def test_decoded_pictures_of_all_requests_fit_in_sixteen_of_the_largest():
+def test_decoded_images_of_all_requests_fit_in_sixteen_of_the_largest():
     admission = Admission(Limits(max_megapixels=1))
     with pytest.raises(ValueError, match="1.5 megapixels together, the limit is 1:"), admission.decoded(1_500_000):
         pass
     with ExitStack() as inside:
         for _ in range(16):
             inside.enter_context(admission.decoded(1_000_000))
-        with pytest.raises(ApiError, match="memory for pictures is full") as caught, admission.decoded(1):
+        with pytest.raises(ApiError, match="memory for images is full") as caught, admission.decoded(1):
             pass
         assert (caught.value.status, caught.value.retry_after) == (429, 1)
     assert admission.pixels == 0

@@ -59,7 +59,7 @@ def test_lists_of_conversations_and_texts_keep_their_order():
         ({"input": [0.5]}, "item 0 must be .*, got a number"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "item 0: a message must be .* 'user' or 'system'"),
         ({"messages": [[user(SAID)], [user(SAID), "a"]]}, "item 1: a message must be"),
-        ({"messages": [{"role": "system", "content": "a"}]}, "item 0 has no text and no picture"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "item 0 has no text and no image"),
         ({"messages": [{"role": "system", "content": [CAT]}, user(SAID)]}, "item 0: the system message"),
         ({"messages": [{"role": "user"}]}, "item 0: the content of a message"),
         ({"messages": [{"role": "user", "content": []}]}, "item 0: the content of a message"),

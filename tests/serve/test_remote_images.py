@@ -1,4 +1,4 @@
-"""Pictures from the web: fetched from public addresses only, and never without end."""
+"""Images from the web: fetched from public addresses only, and never without end."""
 
 import asyncio
 import socket
@@ -15,13 +15,13 @@ from unime.serve.remote_images import Address, fetch_images, is_public
 
 
 class Web(BaseHTTPRequestHandler):
-    """A small web that has a picture, and traps."""
+    """A small web that has an image, and traps."""
 
     def do_GET(self) -> None:
         port = self.server.server_address[1]
         redirects = {
-            "/moved": "/picture",
-            "/inward": f"http://127.0.0.2:{port}/picture",
+            "/moved": "/image",
+            "/inward": f"http://127.0.0.2:{port}/image",
             "/metadata": "http://169.254.169.254/latest/meta-data/",
             "/file": "file:///etc/passwd",
             "/round": "/round",
@@ -30,10 +30,10 @@ class Web(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", redirects[self.path])
             self.end_headers()
-        elif self.path == "/picture":
+        elif self.path == "/image":
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(f"the picture of {self.headers['Host']}".encode())
+            self.wfile.write(f"the image of {self.headers['Host']}".encode())
         elif self.path == "/endless":
             self.send_response(200)
             self.end_headers()
@@ -68,13 +68,13 @@ def fetch(*urls: str, **options) -> list[bytes]:
     return asyncio.run(fetch_images(named, **({"max_bytes": 10_000, "allowed": only_the_web} | options)))
 
 
-def test_pictures_are_fetched_in_their_order_and_redirects_followed(web: str):
+def test_images_are_fetched_in_their_order_and_redirects_followed(web: str):
     host = web.removeprefix("http://")
     named = web.replace("127.0.0.1", "localhost")
-    assert fetch(f"{web}/moved", f"{web}/picture", f"{named}/picture") == [
-        f"the picture of {host}".encode(),
-        f"the picture of {host}".encode(),
-        f"the picture of {host.replace('127.0.0.1', 'localhost')}".encode(),  # the name, though it connects by address
+    assert fetch(f"{web}/moved", f"{web}/image", f"{named}/image") == [
+        f"the image of {host}".encode(),
+        f"the image of {host}".encode(),
+        f"the image of {host.replace('127.0.0.1', 'localhost')}".encode(),  # the name, though it connects by address
     ]
 
 
@@ -91,12 +91,12 @@ def test_pictures_are_fetched_in_their_order_and_redirects_followed(web: str):
 )
 def test_traps_are_one_sentence_that_names_the_item(web: str, path: str, reason: str):
     with pytest.raises(ValueError, match=f"^item 1: .*{reason}"):
-        fetch(f"{web}/picture", web + path)
+        fetch(f"{web}/image", web + path)
 
 
-def test_all_pictures_of_a_request_share_the_limits_of_size_and_time(web: str):
+def test_all_images_of_a_request_share_the_limits_of_size_and_time(web: str):
     with pytest.raises(ValueError, match="too large"):
-        fetch(*[f"{web}/picture"] * 3, max_bytes=80)  # one has 31 or so
+        fetch(*[f"{web}/image"] * 3, max_bytes=80)  # one has 31 or so
     with pytest.raises(ValueError, match="within 0.2 seconds"):
         fetch(*[f"{web}/slow"] * 3, seconds=0.2)
 
@@ -117,7 +117,7 @@ def test_all_pictures_of_a_request_share_the_limits_of_size_and_time(web: str):
     ],
 )
 def test_an_address_inside_is_refused_however_it_is_written(url: str):
-    with pytest.raises(ValueError, match="item 0: the picture's address is not on the public internet"):
+    with pytest.raises(ValueError, match="item 0: the image's address is not on the public internet"):
         fetch(url, allowed=is_public)
 
 
@@ -130,7 +130,7 @@ def test_a_name_with_one_address_inside_is_refused_though_its_others_are_public(
 
 @pytest.mark.parametrize("url", ["ftp://example.org/a.png", "http://", "//example.org", "cat.png", "http://[::1"])
 def test_what_is_no_web_address_is_refused(url: str):
-    with pytest.raises(ValueError, match="item 0: (a picture's address must begin|the picture cannot be fetched)"):
+    with pytest.raises(ValueError, match="item 0: (an image's address must begin|the image cannot be fetched)"):
         fetch(url, allowed=is_public)
 
 
@@ -172,8 +172,8 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_its_address(web: str,
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (own, port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    (picture,) = fetch(f"http://rebinding.example:{port}/picture")
-    assert picture == f"the picture of rebinding.example:{port}".encode()
+    (image,) = fetch(f"http://rebinding.example:{port}/image")
+    assert image == f"the image of rebinding.example:{port}".encode()
     assert looked_up == ["rebinding.example"]
 
 
@@ -182,7 +182,7 @@ def test_proxies_of_the_environment_are_not_asked(web: str, monkeypatch: pytest.
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert fetch(f"{web}/picture")
+    assert fetch(f"{web}/image")
 
 
 def test_a_name_server_that_stalls_holds_up_no_others_work(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""Strangers' pictures: every good format is read alike, and everything else is one sentence."""
+"""Strangers' images: every good format is read alike, and everything else is one sentence."""
 
 import base64
 import struct
@@ -18,8 +18,8 @@ def read(url: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_a_lossless_picture_arrives_pixel_by_pixel(picture: Image.Image, data_url: Callable[..., str], kind, options):
-    np.testing.assert_array_equal(read(data_url(picture, kind, **options)), picture)
+def test_a_lossless_image_arrives_pixel_by_pixel(image: Image.Image, data_url: Callable[..., str], kind, options):
+    np.testing.assert_array_equal(read(data_url(image, kind, **options)), image)
 
 
 def test_a_photograph_is_turned_the_way_its_camera_says(data_url: Callable[..., str]):
@@ -29,8 +29,8 @@ def test_a_photograph_is_turned_the_way_its_camera_says(data_url: Callable[..., 
     assert read(data_url(lying, "JPEG", exif=exif)).size == (32, 64)
 
 
-def test_palettes_and_transparency_become_rgb(picture: Image.Image, data_url: Callable[..., str]):
-    for other in (picture.convert("P"), picture.convert("RGBA"), picture.convert("L")):
+def test_palettes_and_transparency_become_rgb(image: Image.Image, data_url: Callable[..., str]):
+    for other in (image.convert("P"), image.convert("RGBA"), image.convert("L")):
         assert read(data_url(other)).mode == "RGB"
 
 
@@ -44,9 +44,9 @@ def cut(image: Image.Image) -> bytes:
     return buffer.getvalue()[:-40]
 
 
-def test_what_is_no_picture_is_one_sentence(picture: Image.Image):
+def test_what_is_no_image_is_one_sentence(image: Image.Image):
     postscript = BytesIO()
-    picture.save(postscript, "EPS")  # Pillow would start Ghostscript for it
+    image.save(postscript, "EPS")  # Pillow would start Ghostscript for it
     for url, reason in [
         ("https://example.org/cat.png", "must be a data URL"),
         ("data:text/html;base64,AAAA", "must be a data URL"),
@@ -56,7 +56,7 @@ def test_what_is_no_picture_is_one_sentence(picture: Image.Image):
         ("data:image/png;base64,", "cannot be read"),
         (encoded(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "cannot be read"),
         (encoded(postscript.getvalue()), "cannot be read"),
-        (encoded(cut(picture)), "is damaged"),
+        (encoded(cut(image)), "is damaged"),
     ]:
         with pytest.raises(ValueError, match=f"^item 3: .*{reason}.*") as caught:
             read(url)
@@ -70,5 +70,5 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def test_a_bomb_is_refused_by_its_head():
     head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)  # 400 megapixels of RGB
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-    with pytest.raises(ValueError, match="item 3: the picture is far too large"):
+    with pytest.raises(ValueError, match="item 3: the image is far too large"):
         open_image(bomb, "item 3")

@@ -95,10 +95,10 @@ def test_64_clients_get_their_own_vectors_while_others_vanish_and_misbehave(
 ):
     rng = random.Random(0)
     colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(40)]
-    pictures = [Image.new("RGB", (40, 40), colour) for colour in colours]
+    images = [Image.new("RGB", (40, 40), colour) for colour in colours]
     items = [f"the number {number} in words" for number in range(60)] + [
-        {"text": f"number {number}", "image": picture} if number % 2 else {"image": picture}
-        for number, picture in enumerate(pictures)
+        {"text": f"number {number}", "image": image} if number % 2 else {"image": image}
+        for number, image in enumerate(images)
     ]
     truth = expected(items)
 

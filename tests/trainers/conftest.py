@@ -17,16 +17,16 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def processor(twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(str(twin("llava")))
+def processor(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(str(tiny_model("llava")))
 
 
 @pytest.fixture
-def make_model(twin: Callable[[str], Path]) -> Callable[..., UniMEModel]:
+def make_model(tiny_model: Callable[[str], Path]) -> Callable[..., UniMEModel]:
     """Give a function that makes the same model every time, with dropout in its attention if asked."""
 
     def make(dropout: float = 0.0) -> UniMEModel:
-        config = AutoConfig.from_pretrained(twin("llava"))
+        config = AutoConfig.from_pretrained(tiny_model("llava"))
         config.text_config.attention_dropout = dropout
         config.vision_config.attention_dropout = dropout
         torch.manual_seed(0)
@@ -36,8 +36,8 @@ def make_model(twin: Callable[[str], Path]) -> Callable[..., UniMEModel]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[[int], Image.Image]:
-    """Give a function that draws the picture of a number."""
+def image() -> Callable[[int], Image.Image]:
+    """Give a function that draws the image of a number."""
 
     def draw(number: int) -> Image.Image:
         noise = torch.randint(0, 256, (24, 24, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
@@ -48,10 +48,10 @@ def picture() -> Callable[[int], Image.Image]:
 
 @pytest.fixture(scope="session")
 def rows(picture: Callable[[int], Image.Image]) -> list[dict[str, Any]]:
-    """Training rows of all kinds: pictures and texts on either side, explicit negatives, shared labels, duplicates."""
+    """Training rows of all kinds: images and texts on either side, explicit negatives, shared labels, duplicates."""
     rows = []
     for i in range(24):
-        caption = {"text": f"a picture of number {i}" + " and more" * (i % 4)}
+        caption = {"text": f"an image of number {i}" + " and more" * (i % 4)}
         image = {"image": picture(i), "instruction": "Represent the given image."}
         both = {"image": picture(100 + i), "text": f"which number beside {i}?"}
         query, positive = [(caption, image), (image, caption), (both, {"text": f"answer {i % 3}"})][i % 3]

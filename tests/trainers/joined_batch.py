@@ -31,17 +31,17 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def contrastive_rows() -> list[dict[str, Any]]:
-    """Return 24 rows: every other six hold no picture, so that two processes see batches of different kinds."""
+    """Return 24 rows: every other six hold no image, so that two processes see batches of different kinds."""
     rows = []
     for i in range(24):
-        picture = Image.new("RGB", (24, 24), (10 * i, 255 - 10 * i, 80))
+        image = Image.new("RGB", (24, 24), (10 * i, 255 - 10 * i, 80))
         # "shared" is in the batches of both processes, as positive and as explicit negative; labels are shared too.
         texts = i // 6 % 2 == 0
         rows.append(
             {
-                "query": {"text": f"question {i}" + " long" * (i % 5)} if texts else {"image": picture},
+                "query": {"text": f"question {i}" + " long" * (i % 5)} if texts else {"image": image},
                 "positive": {"text": "shared" if i % 6 == 0 else f"answer {i}"},
-                "negatives": [{"text": "shared"}, {"image": picture}] if i % 6 == 5 and not texts else [],
+                "negatives": [{"text": "shared"}, {"image": image}] if i % 6 == 5 and not texts else [],
                 "task": "task",
                 "label": "even" if i % 6 in (2, 4) else None,
             }
@@ -156,7 +156,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
             "log": [e for e in trainer.state.log_history if "loss" in e],
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
             "all_reduces": profiler and sum(e.count for e in profiler.key_averages() if e.key == "gloo:all_reduce"),
-            "has_pictures": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
+            "has_images": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
             "files": sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()),
             "sharded": [name for name, module in trainer.model.named_modules() if is_sharded(module)],
         }

@@ -37,7 +37,7 @@ def test_every_parameter_moves(make_trainer: Callable, rows: list[dict[str, Any]
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
     still = [name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])]
-    # LLaVA reads the pictures from CLIP's last layer but one: what comes after it has no part in the embedding.
+    # LLaVA reads the images from CLIP's last layer but one: what comes after it has no part in the embedding.
     assert still == [name for name in before if "vision_tower.encoder.layers.1." in name or "post_layernorm" in name]
 
 

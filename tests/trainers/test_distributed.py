@@ -21,11 +21,11 @@ STAGES += [(name, "streamed") for name in ("one", "two", "shards")]
 
 
 @pytest.fixture(scope="module")
-def runs(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def runs(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Run both stages in one process with batches of twelve, and in two with batches of six, sharded or not."""
     folder = tmp_path_factory.mktemp("joined")
     torch.manual_seed(0)
-    UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava"))).save_pretrained(folder / "model")
+    UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava"))).save_pretrained(folder / "model")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     runs = [([sys.executable], "one", ["12"])]
     runs += [
@@ -34,7 +34,7 @@ def runs(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) 
     for pair in (runs[:2], runs[2:4], runs[4:]):  # not all at once: a process takes half a gigabyte and more
         started = [
             subprocess.Popen(
-                [*command, SCRIPT, str(folder / "model"), str(twin("llava")), str(folder / output), *settings],
+                [*command, SCRIPT, str(folder / "model"), str(tiny_model("llava")), str(folder / output), *settings],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -107,4 +107,4 @@ def test_gradients_are_reduced_once_per_step(runs: dict[str, dict[str, Any]], st
 
 
 def test_the_two_processes_had_batches_of_different_kinds(runs: dict[str, dict[str, Any]]):
-    assert [runs[name]["contrastive"]["has_pictures"] for name in ("two.0", "two.1")] == [False, True]
+    assert [runs[name]["contrastive"]["has_images"] for name in ("two.0", "two.1")] == [False, True]

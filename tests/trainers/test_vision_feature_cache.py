@@ -1,4 +1,4 @@
-"""With a frozen tower and projector pictures are computed once per micro-batch, and nothing else changes."""
+"""With a frozen tower and projector images are computed once per micro-batch, and nothing else changes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def freeze_sight(model: UniMEModel) -> UniMEModel:
     return model
 
 
-def count_pictures(model: UniMEModel) -> list[int]:
+def count_images(model: UniMEModel) -> list[int]:
     """Return a list that grows by one with each pass through the vision tower."""
     calls = []
     model.backbone.get_encoder(modality="image").register_forward_hook(lambda *_: calls.append(1))
@@ -34,14 +34,14 @@ def count_pictures(model: UniMEModel) -> list[int]:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_gradients_with_dropout_are_the_same_to_the_bit(
-    name: str, twin: Callable[[str], Path], picture: Callable[[int], Image.Image]
+    name: str, tiny_model: Callable[[str], Path], image: Callable[[int], Image.Image]
 ):
-    config, processor = AutoConfig.from_pretrained(twin(name)), processor_from_backbone(str(twin(name)))
+    config, processor = AutoConfig.from_pretrained(tiny_model(name)), processor_from_backbone(str(tiny_model(name)))
     config.text_config.attention_dropout = 0.3
     config.vision_config.attention_dropout = 0.3  # where the tower knows none, this is only a name
     torch.manual_seed(0)
     model = freeze_sight(UniMEModel.from_backbone(config)).train()
-    items = [*map(picture, range(3)), "a text", {"image": picture(3), "text": "and a text"}, "another"]
+    items = [*map(image, range(3)), "a text", {"image": image(3), "text": "and a text"}, "another"]
     batches = [tensors for _, tensors in micro_batches(processor, items, 1)]
 
     def embed(tensors: dict[str, Tensor]) -> Tensor:
@@ -57,7 +57,7 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
             name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
         }
 
-    calls = count_pictures(model)
+    calls = count_images(model)
     twice = gradients(embed)
     assert len(twice) > 10
     assert len(calls) > 4
@@ -73,7 +73,7 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("trained", ["language model", "projector too"])
-def test_the_trainers_compute_pictures_again_only_if_they_may_change(
+def test_the_trainers_compute_images_again_only_if_they_may_change(
     trained: str,
     make_model: Callable[..., UniMEModel],
     processor: ProcessorMixin,
@@ -87,12 +87,12 @@ def test_the_trainers_compute_pictures_again_only_if_they_may_change(
     args = ContrastiveConfig(str(tmp_path), micro_batch_tokens=1, use_cpu=True, report_to="none")
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
     batch = trainer.data_collator(rows)
-    pictures = sum("pixel_values" in tensors for tensors in batch["micro_batches"])
+    images = sum("pixel_values" in tensors for tensors in batch["micro_batches"])
     first = "pixel_values" in batch["micro_batches"][0]  # its graph is kept: it is embedded once anyway
-    calls = count_pictures(model)
+    calls = count_images(model)
     trainer.compute_loss(model.train(), batch).backward()
-    assert pictures > 10
-    assert len(calls) == (pictures if trained == "language model" else 2 * pictures - first)
+    assert images > 10
+    assert len(calls) == (images if trained == "language model" else 2 * images - first)
     with torch.no_grad():
         trainer.compute_loss(model.eval(), batch)
     assert "get_image_features" not in vars(model.backbone)

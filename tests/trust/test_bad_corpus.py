@@ -24,11 +24,11 @@ LINES: dict[str, tuple[bytes, str, str]] = {
     "bytes that are no UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
     "text a number": (b'{"text": 3}', "1", "its text is of type int: make it a string"),
     "text a list": (b'{"text": ["a"]}', "1", "its text is of type list: make it a string"),
-    "text null": (b'{"text": null}', "1", "it has neither a text nor a picture: give it one of them, or remove it"),
-    "neither text nor picture": (b'{"id": "k"}', "k", "it has neither a text nor a picture: give it one of them, or"),
-    "picture a number": (b'{"image": 3}', "1", "its picture is of type int: make it one path"),
-    "pictures a list": (b'{"image": ["a.png"]}', "1", "its picture is of type list: make it one path"),
-    "picture missing": (b'{"image": "gone.png"}', "1", "its picture {folder}/gone.png does not exist"),
+    "text null": (b'{"text": null}', "1", "it has neither a text nor an image: give it one of them, or remove it"),
+    "neither text nor image": (b'{"id": "k"}', "k", "it has neither a text nor an image: give it one of them, or"),
+    "image a number": (b'{"image": 3}', "1", "its image is of type int: make it one path"),
+    "images a list": (b'{"image": ["a.png"]}', "1", "its image is of type list: make it one path"),
+    "image missing": (b'{"image": "gone.png"}', "1", "its image {folder}/gone.png does not exist"),
     "text a lone surrogate": (b'{"text": "a\\ud800"}', "1", "its text is not valid Unicode at character 1: mend it"),
 }
 
@@ -50,10 +50,10 @@ def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_pat
     ("content", "reason"),
     [
         (b"", "{path} is empty: there is nothing to embed"),
-        (b"\n", "{path} has no column text or image: it has none; name those of the text, the picture and the id"),
+        (b"\n", "{path} has no column text or image: it has none; name those of the text, the image and the id"),
         (
             b'{"id": 1}\n',
-            "{path} has no column text or image: it has id; name those of the text, the picture and the id",
+            "{path} has no column text or image: it has id; name those of the text, the image and the id",
         ),
         (
             b'{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n',
@@ -77,11 +77,11 @@ def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: P
     [
         ({"text": [1]}, "0", "entry '0': its text is of type int: make it a string"),
         ({"text": [["a"]]}, "0", "entry '0': its text is of type list: make it a string"),
-        ({"text": [None], "id": ["k"]}, "k", "entry 'k': it has neither a text nor a picture"),
-        ({"image": [1]}, "0", "entry '0': its picture is of type int: make it one path"),
-        ({"image": [b"no picture"]}, "0", "entry '0': "),
+        ({"text": [None], "id": ["k"]}, "k", "entry 'k': it has neither a text nor an image"),
+        ({"image": [1]}, "0", "entry '0': its image is of type int: make it one path"),
+        ({"image": [b"no image"]}, "0", "entry '0': "),
     ],
-    ids=["text a number", "text a list", "neither text nor picture", "picture a number", "bytes that are no picture"],
+    ids=["text a number", "text a list", "neither text nor image", "image a number", "bytes that are no image"],
 )
 def test_a_bad_row_of_a_table_is_named(columns: dict[str, list], name: str, reason: str, tmp_path: Path, said: Said):
     Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
@@ -97,13 +97,13 @@ def test_a_bad_row_of_a_table_is_named(columns: dict[str, list], name: str, reas
             {},
             "rows 0 and 1 (counted from 0) have the same id '1': make ids unique",
         ),
-        ({"caption": ["a"]}, {}, "has no column text or image: it has caption; name those of the text, the picture"),
+        ({"caption": ["a"]}, {}, "has no column text or image: it has caption; name those of the text, the image"),
         (
             {"text": ["a"]},
             {"identifier": "key"},
             "has no column key: it has text; name those of the text",
         ),
-        ({"text": ["a"]}, {"text": "title"}, "has no column title: it has text; name those of the text, the picture"),
+        ({"text": ["a"]}, {"text": "title"}, "has no column title: it has text; name those of the text, the image"),
     ],
     ids=["id twice", "columns missing", "id missing", "text missing"],
 )

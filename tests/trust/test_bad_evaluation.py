@@ -21,7 +21,7 @@ Said = Callable[..., str]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with one picture, which sets may name."""
+    """A folder with one image, which sets may name."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (4, 4), "red").save(tmp_path / "images" / "0.png")
     return tmp_path
@@ -51,20 +51,20 @@ MMEB = {"qry_text": "q", "qry_img_path": "images/0.png", "tgt_text": ["a", "b"],
         ([MMEB | {"tgt_text": "ab"}], "MMEB CIRR: its column tgt_text holds string, not a list of texts: give it as"),
         ([MMEB | {"qry_text": 3}], "MMEB CIRR: its column qry_text holds int64, not a text: give it as published"),
         ([MMEB | {"tgt_text": [1, 2]}], "MMEB CIRR: its column tgt_text holds list<item: int64>, not a list of texts"),
-        ([MMEB | {"tgt_img_path": None}, MMEB], "MMEB CIRR, row 0 has 2 texts and 0 pictures as candidates: give"),
-        ([MMEB | {"tgt_text": ["a"]}], "MMEB CIRR, row 0 has 1 texts and 2 pictures as candidates: give equally many"),
-        ([MMEB, MMEB | {"tgt_text": [], "tgt_img_path": []}], "MMEB CIRR, row 1 has 0 texts and 0 pictures as cand"),
+        ([MMEB | {"tgt_img_path": None}, MMEB], "MMEB CIRR, row 0 has 2 texts and 0 images as candidates: give"),
+        ([MMEB | {"tgt_text": ["a"]}], "MMEB CIRR, row 0 has 1 texts and 2 images as candidates: give equally many"),
+        ([MMEB, MMEB | {"tgt_text": [], "tgt_img_path": []}], "MMEB CIRR, row 1 has 0 texts and 0 images as cand"),
         ([MMEB, MMEB | {"qry_text": "", "qry_img_path": ""}], "query 1 of task 'CIRR': expected 'text' or 'image'"),
         ([MMEB | {"tgt_text": ["", "b"]}], "candidate 0 of task 'CIRR': expected 'text' or 'image'"),
-        ([MMEB | {"qry_img_path": "images/1.png"}], "MMEB CIRR, row 0: there is no picture "),
-        ([MMEB | {"tgt_img_path": ["images/1.png", ""]}], "MMEB CIRR, a candidate: there is no picture "),
+        ([MMEB | {"qry_img_path": "images/1.png"}], "MMEB CIRR, row 0: there is no image "),
+        ([MMEB | {"tgt_img_path": ["images/1.png", ""]}], "MMEB CIRR, a candidate: there is no image "),
         ([{"qry_text": "q"}], "lacks the column(s) qry_img_path, tgt_text, tgt_img_path; found: qry_text. Give the"),
         ([], "cannot be read as a table ("),
     ],
     ids=[
         "query null", "candidates null", "candidate null", "candidates one string", "query a number",
         "candidates numbers", "paths null", "unequal lists", "no candidates", "query empty", "candidate empty",
-        "picture missing", "picture of a candidate missing", "columns missing", "no rows",
+        "image missing", "image of a candidate missing", "columns missing", "no rows",
     ],
 )  # fmt: skip
 def test_a_bad_row_of_mmeb_is_named(rows: list[dict], reason: str, folder: Path, said: Said):
@@ -84,7 +84,7 @@ def encoded(folder: Path) -> dict[str, Any]:
         ([{"text": "abcde"}], "flickr30k: its column text holds string, not a list of texts: give it as published"),
         ([{"text": [1]}], "flickr30k: its column text holds list<item: int64>, not a list of texts: give it as"),
         ([{}, {"text": []}], "query 1 of task 'flickr30k_i2t' has the positives []; name at least one"),
-        ([{"image": 3}], "flickr30k: its column image holds Value('int64'), not pictures: give it as published"),
+        ([{"image": 3}], "flickr30k: its column image holds Value('int64'), not images: give it as published"),
         ([], "cannot be read as a table ("),
     ],
     ids=[
@@ -93,7 +93,7 @@ def encoded(folder: Path) -> dict[str, Any]:
         "caption alone",
         "captions numbers",
         "no captions",
-        "no pictures",
+        "no images",
         "no rows",
     ],
 )
@@ -103,7 +103,7 @@ def test_a_bad_row_of_captions_is_named(changes: list[dict], reason: str, folder
 
 
 @pytest.mark.parametrize("where", ["before", "between"])
-def test_a_picture_that_is_not_there_is_named_when_it_is_embedded(where: str, folder: Path, said: Said):
+def test_a_image_that_is_not_there_is_named_when_it_is_embedded(where: str, folder: Path, said: Said):
     rows = [{"image": encoded(folder), "text": ["a"]}] * 2
     rows.insert(0 if where == "before" else 1, {"image": None, "text": ["a"]})
     tasks = caption_retrieval.flickr30k(publish(folder, rows))
@@ -127,12 +127,12 @@ TURNS = {"image": "0.png", "conversations": [{"value": "?"}, {"value": "a captio
         ([TURNS | {"conversations": [{"value": "?"}]}], "sharegpt4v, row 0 has no image, or no caption as the second"),
         ([TURNS | {"conversations": "abc"}], "sharegpt4v, row 0 has no image, or no caption as the second of its"),
         ([3], "sharegpt4v, row 0 has no image, or no caption as the second of its conversations"),
-        ([TURNS | {"image": "1.png"}], "sharegpt4v, row 0: there is no picture "),
+        ([TURNS | {"image": "1.png"}], "sharegpt4v, row 0: there is no image "),
         ([], "task 'sharegpt4v_t2i' has 0 queries and 0 lists of positives"),
     ],
     ids=[
-        "no file", "cut short", "empty file", "no UTF-8", "an object", "no conversations", "picture null", "one turn",
-        "conversations a string", "a number", "picture missing", "no rows",
+        "no file", "cut short", "empty file", "no UTF-8", "an object", "no conversations", "image null", "one turn",
+        "conversations a string", "a number", "image missing", "no rows",
     ],
 )  # fmt: skip
 def test_a_bad_file_of_long_captions_is_named(content: Any, reason: str, folder: Path, said: Said):
@@ -146,7 +146,7 @@ def test_a_bad_file_of_long_captions_is_named(content: Any, reason: str, folder:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "urban1k: the picture 0.jpg has no caption {path}: unpack the set again"),
+        (None, "urban1k: the image 0.jpg has no caption {path}: unpack the set again"),
         (b"", "urban1k: the caption {path} is empty: unpack the set again"),
         (b"\xe4\n", "query 0 of task 'urban1k_t2i': 'text' is not valid Unicode"),
     ],
@@ -175,13 +175,13 @@ PROBE = {"filename": "0.png", "caption": "a", "negative_caption": "b"}
         ({"7": PROBE | {"caption": None}}, "replace_obj.json, row 7 lacks caption"),
         ({"7": PROBE | {"caption": 3}}, "replace_obj.json, row 7 lacks caption"),
         ({"7": [1]}, "replace_obj.json, row 7 lacks filename, caption, negative_caption"),
-        ({"7": PROBE | {"filename": "1.png"}}, "replace_obj.json, row 7: there is no picture "),
+        ({"7": PROBE | {"filename": "1.png"}}, "replace_obj.json, row 7: there is no image "),
         ({"7": PROBE | {"caption": "a\ud800"}}, "caption 0 of task 'replace_obj': 'text' is not valid Unicode"),
         ({}, "task 'replace_obj' has 0 images, 0 captions and 0 negatives; give equally many of each, and at least"),
     ],
     ids=[
         "no file", "cut short", "a list", "key missing", "caption null", "caption a number", "row a list",
-        "picture missing", "lone surrogate", "no rows",
+        "image missing", "lone surrogate", "no rows",
     ],
 )  # fmt: skip
 def test_a_bad_file_of_probes_is_named(content: Any, reason: str, folder: Path, said: Said):

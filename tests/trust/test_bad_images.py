@@ -1,4 +1,4 @@
-"""Every kind of picture at every door: the same picture is seen everywhere, or one sentence says why none is."""
+"""Every kind of image at every door: the same image is seen everywhere, or one sentence says why none is."""
 
 import base64
 import json
@@ -45,27 +45,27 @@ LAZY = [*DAMAGED, "pixels that are not numbers", "32-bit integers"]  # Pillow op
 SERVED = [name for name in BAD if name not in ("zero bytes", "web page", "svg", "postscript")]  # tests/serve has those
 
 
-def same(picture: Image.Image, shown: Image.Image) -> bool:
-    return picture.mode == "RGB" and picture.size == shown.size and picture.tobytes() == shown.tobytes()
+def same(image: Image.Image, shown: Image.Image) -> bool:
+    return image.mode == "RGB" and image.size == shown.size and image.tobytes() == shown.tobytes()
 
 
 def alone(name: str) -> dict[str, Any]:
-    """A good picture as a corpus has it embedded."""
+    """A good image as a corpus has it embedded."""
     return {"image": GOOD[name][1], "instruction": PROMPTS["image"]}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write every file, and each into a row of training data and a picture of an evaluation set; all have one name."""
+    """Write every file, and each into a row of training data and an image of an evaluation set; all have one name."""
     folder = tmp_path_factory.mktemp("odd")
-    for part in ("pictures", "set/image", "set/caption"):
+    for part in ("images", "set/image", "set/caption"):
         (folder / part).mkdir(parents=True)
     with (folder / "rows.jsonl").open("w") as lines:
         for number, (name, file) in enumerate(FILES.items()):
-            (folder / "pictures" / f"{name}.png").write_bytes(file)
+            (folder / "images" / f"{name}.png").write_bytes(file)
             (folder / "set" / "image" / f"{number}.jpg").write_bytes(file)
             (folder / "set" / "caption" / f"{number}.txt").write_text(name)
-            row = {"query": {"text": name}, "positive": {"image": f"pictures/{name}.png"}}
+            row = {"query": {"text": name}, "positive": {"image": f"images/{name}.png"}}
             lines.write(json.dumps(row) + "\n")
     return folder
 
@@ -79,7 +79,7 @@ def training(folder: Path) -> Sequence[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-training row")
-def test_a_training_row_shows_the_picture(name: str, training: Any, tiny: Loaded) -> None:
+def test_a_training_row_shows_the_image(name: str, training: Any, tiny: Loaded) -> None:
     row = training[list(FILES).index(name)]
     assert same(row["positive"]["image"][0], GOOD[name][1])
     collate = ContrastiveCollator(partial(micro_batches, tiny[1]))
@@ -90,10 +90,10 @@ def test_a_training_row_shows_the_picture(name: str, training: Any, tiny: Loaded
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-training row")
-def test_a_training_row_says_what_is_wrong_with_its_picture(name: str, training: Any, said: Said) -> None:
+def test_a_training_row_says_what_is_wrong_with_its_image(name: str, training: Any, said: Said) -> None:
     number = list(FILES).index(name)
     message = said(lambda: training[number])
-    assert message.startswith(f"rows.jsonl, row {number}, positive: cannot read the picture ")
+    assert message.startswith(f"rows.jsonl, row {number}, positive: cannot read the image ")
     assert f"{name}.png" in message and BAD[name][1] in message and message.endswith("or remove the row")
 
 
@@ -101,19 +101,19 @@ def test_a_training_row_says_what_is_wrong_with_its_picture(name: str, training:
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_embeds_the_picture(name: str, folder: Path, encode: Encode) -> None:
-    pictures = urban1k(folder / "set")[0].candidates
+def test_an_evaluation_embeds_the_image(name: str, folder: Path, encode: Encode) -> None:
+    images = urban1k(folder / "set")[0].candidates
     number = list(FILES).index(name)
-    assert same(pictures[number]["image"], GOOD[name][1])
-    (vector,) = EmbeddingCache(encode)([pictures[number]])
+    assert same(images[number]["image"], GOOD[name][1])
+    (vector,) = EmbeddingCache(encode)([images[number]])
     np.testing.assert_allclose(vector, encode(GOOD[name][1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_says_what_is_wrong_with_its_picture(name: str, folder: Path, said: Said) -> None:
+def test_an_evaluation_says_what_is_wrong_with_its_image(name: str, folder: Path, said: Said) -> None:
     number = list(FILES).index(name)
     message = said(lambda: urban1k(folder / "set")[0].candidates[number])
-    assert message.startswith("urban1k: cannot read the picture ") and message.endswith("or remove the row")
+    assert message.startswith("urban1k: cannot read the image ") and message.endswith("or remove the row")
     assert f"{number}.jpg" in message and BAD[name][1] in message
 
 
@@ -123,13 +123,13 @@ def test_an_evaluation_says_what_is_wrong_with_its_picture(name: str, folder: Pa
 @pytest.fixture(scope="module")
 def index(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Index all files; returns the vectors of the good ones and the reasons of the bad ones."""
-    return _of_command(search.index, folder / "pictures", folder / "index", folder / "index" / "rejected.jsonl")
+    return _of_command(search.index, folder / "images", folder / "index", folder / "index" / "rejected.jsonl")
 
 
 @pytest.fixture(scope="module")
 def table(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Embed all files into Parquet; returns the vectors of the good ones and the reasons of the bad ones."""
-    return _of_command(embed.embed, folder / "pictures", folder / "table", folder / "table.rejected.jsonl")
+    return _of_command(embed.embed, folder / "images", folder / "table", folder / "table.rejected.jsonl")
 
 
 def _of_command(command: Callable, source: Path, output: Path, rejected: Path) -> tuple[dict, dict]:
@@ -150,14 +150,14 @@ def _of_command(command: Callable, source: Path, output: Path, rejected: Path) -
 
 @pytest.mark.parametrize("door", ["index", "table"])
 @pytest.mark.parametrize("name", GOOD)
-def test_a_corpus_embeds_the_picture(name: str, door: str, encode: Encode, request: pytest.FixtureRequest) -> None:
+def test_a_corpus_embeds_the_image(name: str, door: str, encode: Encode, request: pytest.FixtureRequest) -> None:
     vectors, _ = request.getfixturevalue(door)
     np.testing.assert_allclose(vectors[f"{name}.png"], encode(alone(name)), atol=1e-5)
 
 
 @pytest.mark.parametrize("door", ["index", "table"])
 @pytest.mark.parametrize("name", BAD)
-def test_a_corpus_lists_the_picture_as_rejected(name: str, door: str, request: pytest.FixtureRequest) -> None:
+def test_a_corpus_lists_the_image_as_rejected(name: str, door: str, request: pytest.FixtureRequest) -> None:
     _, reasons = request.getfixturevalue(door)
     reason = reasons[f"{name}.png"]
     assert reason.startswith(f"entry '{name}.png': ") and BAD[name][1] in reason and "\n" not in reason
@@ -173,35 +173,35 @@ def shown(file: bytes) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-server")
-def test_the_server_embeds_the_picture(name: str, ask: Callable, encode: Encode) -> None:
+def test_the_server_embeds_the_image(name: str, ask: Callable, encode: Encode) -> None:
     np.testing.assert_allclose(ask(shown(GOOD[name][0])), encode(GOOD[name][1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SERVED, ids=lambda name: f"{name}-server")
-def test_the_server_refuses_the_picture(name: str, ask: Callable) -> None:
+def test_the_server_refuses_the_image(name: str, ask: Callable) -> None:
     reason = "cannot be read: send PNG, JPEG, WEBP, GIF"
     if name in DAMAGED:
         reason = "is damaged or cut short: send it again"
     elif name == "decompression bomb":
         reason = "is far too large: make it smaller"
-    assert ask(shown(BAD[name][0])) == f"item 0: the picture {reason}"
+    assert ask(shown(BAD[name][0])) == f"item 0: the image {reason}"
 
 
 # The page
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-page")
-def test_the_page_opens_the_picture(name: str, folder: Path) -> None:
-    assert same(open_upload(str(folder / "pictures" / f"{name}.png")), GOOD[name][1])
+def test_the_page_opens_the_image(name: str, folder: Path) -> None:
+    assert same(open_upload(str(folder / "images" / f"{name}.png")), GOOD[name][1])
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-page")
-def test_the_page_refuses_the_picture(name: str, folder: Path, said: Said) -> None:
-    call = partial(open_upload, str(folder / "pictures" / f"{name}.png"))
+def test_the_page_refuses_the_image(name: str, folder: Path, said: Said) -> None:
+    call = partial(open_upload, str(folder / "images" / f"{name}.png"))
     with pytest.raises(gradio.Error) as caught:
         call()
-    sizes = "is too large: give a picture of at most 50 million pixels"
-    unread = "cannot be read as a picture: give a PNG, JPEG, WebP or GIF file"
+    sizes = "is too large: give an image of at most 50 million pixels"
+    unread = "cannot be read as an image: give a PNG, JPEG, WebP or GIF file"
     assert caught.value.message == f"{escape(name)}.png {sizes if name == 'decompression bomb' else unread}"
 
 
@@ -209,52 +209,54 @@ def test_the_page_refuses_the_picture(name: str, folder: Path, said: Said) -> No
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-encode")
-def test_encode_sees_the_picture(name: str, encode: Encode) -> None:
-    file, picture = GOOD[name]
-    np.testing.assert_allclose(encode(Image.open(BytesIO(file))), encode(picture), atol=1e-5)
+def test_encode_sees_the_image(name: str, encode: Encode) -> None:
+    file, image = GOOD[name]
+    np.testing.assert_allclose(encode(Image.open(BytesIO(file))), encode(image), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LAZY, ids=lambda name: f"{name}-encode")
-def test_encode_says_what_is_wrong_with_the_picture(name: str, encode: Encode, said: Said) -> None:
+def test_encode_says_what_is_wrong_with_the_image(name: str, encode: Encode, said: Said) -> None:
     opened = Image.open(BytesIO(BAD[name][0]))
     message = said(lambda: encode(["a cat", opened]))
-    assert message.startswith("item 1: its picture cannot be read (") and BAD[name][1] in message
+    assert message.startswith("item 1: its image cannot be read (") and BAD[name][1] in message
 
 
 SHAPES = {"1x1": (1, 1), "1x3": (1, 3), "20,000x10": (20_000, 10), "10x20,000": (10, 20_000)}
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
-def backbone(request: pytest.FixtureRequest, twin: Callable[[str], Path]) -> tuple[str, UniMEModel, ProcessorMixin]:
-    place = twin(request.param)
+def backbone(
+    request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]
+) -> tuple[str, UniMEModel, ProcessorMixin]:
+    place = tiny_model(request.param)
     return request.param, UniMEModel.from_backbone(place).eval(), processor_from_backbone(place)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_backbone_takes_odd_shapes_or_says_why_not(backbone: Any, shape: str, said: Said) -> None:
     name, model, processor = backbone
-    picture = Image.new("RGB", SHAPES[shape], "red")
-    if name.startswith("qwen") and max(picture.size) == 20_000:
-        message = said(lambda: model.encode(["a cat", {"image": picture, "text": "a cat"}], processor))
-        size = f"{picture.width} x {picture.height}"
-        assert message.startswith(f"item 1: the model's processor takes no picture of {size} pixels (")
+    image = Image.new("RGB", SHAPES[shape], "red")
+    if name.startswith("qwen") and max(image.size) == 20_000:
+        message = said(lambda: model.encode(["a cat", {"image": image, "text": "a cat"}], processor))
+        size = f"{image.width} x {image.height}"
+        assert message.startswith(f"item 1: the model's processor takes no image of {size} pixels (")
         assert "aspect ratio must be smaller than 200" in message and message.endswith("): cut or scale it")
     else:
-        vectors = model.encode([picture, "a cat", picture], processor)
+        vectors = model.encode([image, "a cat", image], processor)
         assert np.array_equal(vectors[0], vectors[2]) and np.isfinite(vectors).all()
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [(0, 3), (3, 0), (0, 0)], ids="{0[0]}x{0[1]}-encode".format)
-def test_a_picture_without_pixels_is_refused(side: tuple[int, int], encode: Encode, said: Said) -> None:
+def test_a_image_without_pixels_is_refused(side: tuple[int, int], encode: Encode, said: Said) -> None:
     message = said(lambda: encode(Image.new("RGB", side)))
     assert message == (
-        f"item 0: its picture cannot be read (it has {side[0]} x {side[1]} pixels: give one that has any): "
+        f"item 0: its image cannot be read (it has {side[0]} x {side[1]} pixels: give one that has any): "
         "mend or replace it"
     )
 
 
-# sentence-transformers, which takes a picture as Pillow opened it
+# sentence-transformers, which takes an image as Pillow opened it
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +265,10 @@ def peer() -> SentenceTransformer:
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-sentence-transformers")
-def test_sentence_transformers_sees_the_picture_once_it_is_prepared(
+def test_sentence_transformers_sees_the_image_once_it_is_prepared(
     name: str, folder: Path, peer: SentenceTransformer, encode: Encode
 ) -> None:
-    with Image.open(folder / "pictures" / f"{name}.png") as picture:
-        prepared = [to_rgb(picture)] if name == "16 bit" else [to_rgb(picture), ImageOps.exif_transpose(picture)]
+    with Image.open(folder / "images" / f"{name}.png") as image:
+        prepared = [to_rgb(image)] if name == "16 bit" else [to_rgb(image), ImageOps.exif_transpose(image)]
         vectors = peer.encode(prepared)
     np.testing.assert_allclose(vectors, [encode(GOOD[name][1])] * len(prepared), atol=1e-5)

@@ -28,7 +28,7 @@ Loaded = tuple[UniMEModel, ProcessorMixin]
 RED = Image.new("RGB", (40, 24), "red")
 KIND = "expected a str, a PIL image or a dict with 'text' and/or 'image', got "
 NOTHING = "expected 'text' or 'image' (or both), got the keys "
-PICTURE = "'image' must be a PIL image or a list of them, got "
+IMAGE = "'image' must be a PIL image or a list of them, got "
 UNKNOWN = ": leave that out, the keys are text, image, instruction"
 
 # name -> (what is given, what is said of it)
@@ -45,7 +45,7 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "token ids": ([1, 2, 3], KIND + "list"),
     "nested list": (["a cat", "a dog"], KIND + "list"),
     "nested lists": ([["a cat"], [RED]], KIND + "list"),
-    "tuple of text and picture": (("a cat", RED), KIND + "tuple"),
+    "tuple of text and image": (("a cat", RED), KIND + "tuple"),
     "set": ({"a cat"}, KIND + "set"),
     "generator": ((text for text in ["a cat"]), KIND + "generator"),
     "array": (np.zeros((24, 40, 3), np.uint8), KIND + "ndarray"),
@@ -55,7 +55,7 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "type": (str, KIND + "type"),
     "empty dict": ({}, NOTHING + "[]"),
     "nothing but nones": ({"text": None, "image": None}, NOTHING + "['image', 'text']"),
-    "no pictures": ({"image": []}, NOTHING + "['image']"),
+    "no images": ({"image": []}, NOTHING + "['image']"),
     "instruction alone": ({"instruction": "Find it:"}, NOTHING + "['instruction']"),
     "unknown key": ({"text": "a cat", "img": RED}, "an item has no 'img'" + UNKNOWN),
     "video": ({"text": "a cat", "video": "cat.mp4"}, "an item has no 'video'" + UNKNOWN),
@@ -68,23 +68,23 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "list of texts": ({"text": ["a cat", "a dog"]}, "'text' must be a str, got list"),
     "list as instruction": ({"text": "a cat", "instruction": ["Find it:"]}, "'instruction' must be a str, got list"),
     "truth value as instruction": ({"text": "a cat", "instruction": True}, "'instruction' must be a str, got bool"),
-    "path as picture": ({"image": "cat.png"}, PICTURE + "str: open it with PIL.Image"),
-    "encoded picture": ({"image": b"\x89PNG"}, PICTURE + "bytes"),
-    "picture of datasets": ({"image": {"bytes": b"", "path": None}}, PICTURE + "dict"),
-    "array as picture": ({"image": np.zeros((24, 40, 3), np.uint8)}, PICTURE + "ndarray"),
-    "array of nan as picture": ({"image": np.full((24, 40, 3), np.nan)}, PICTURE + "ndarray"),
-    "tensor of inf as picture": ({"image": torch.full((3, 24, 40), torch.inf)}, PICTURE + "Tensor"),
-    "truth value as picture": ({"image": False}, PICTURE + "bool"),
-    "none among pictures": ({"image": [RED, None]}, PICTURE + "NoneType"),
-    "nested pictures": ({"image": [[RED]]}, PICTURE + "list"),
-    "generator of pictures": ({"image": (one for one in [RED])}, PICTURE + "generator"),
+    "path as image": ({"image": "cat.png"}, IMAGE + "str: open it with PIL.Image"),
+    "encoded image": ({"image": b"\x89PNG"}, IMAGE + "bytes"),
+    "image of datasets": ({"image": {"bytes": b"", "path": None}}, IMAGE + "dict"),
+    "array as image": ({"image": np.zeros((24, 40, 3), np.uint8)}, IMAGE + "ndarray"),
+    "array of nan as image": ({"image": np.full((24, 40, 3), np.nan)}, IMAGE + "ndarray"),
+    "tensor of inf as image": ({"image": torch.full((3, 24, 40), torch.inf)}, IMAGE + "Tensor"),
+    "truth value as image": ({"image": False}, IMAGE + "bool"),
+    "none among images": ({"image": [RED, None]}, IMAGE + "NoneType"),
+    "nested images": ({"image": [[RED]]}, IMAGE + "list"),
+    "generator of images": ({"image": (one for one in [RED])}, IMAGE + "generator"),
 }
 NUMBERS = "its pixels are numbers of mode {}: save it with 8 or 16 bits a pixel"
 OPENED = {  # what Pillow opens or makes, and no model can see
-    "float picture": (Image.new("F", (40, 24), 0.5), NUMBERS.format("F")),
-    "nan picture": (Image.new("F", (40, 24), float("nan")), NUMBERS.format("F")),
-    "infinite picture": (Image.new("F", (40, 24), float("inf")), NUMBERS.format("F")),
-    "32-bit picture": (Image.new("I", (40, 24), 70_000), NUMBERS.format("I")),
+    "float image": (Image.new("F", (40, 24), 0.5), NUMBERS.format("F")),
+    "nan image": (Image.new("F", (40, 24), float("nan")), NUMBERS.format("F")),
+    "infinite image": (Image.new("F", (40, 24), float("inf")), NUMBERS.format("F")),
+    "32-bit image": (Image.new("I", (40, 24), 70_000), NUMBERS.format("I")),
     "premultiplied grey": (Image.new("La", (40, 24)), "conversion from La to L not supported"),
 }
 TAKEN: dict[str, tuple[Any, Any]] = {  # name -> (unusual, but an item; what it is equal to)
@@ -93,10 +93,10 @@ TAKEN: dict[str, tuple[Any, Any]] = {  # name -> (unusual, but an item; what it 
     "mapping that cannot be changed": (MappingProxyType({"text": "a cat"}), "a cat"),
     "nones beside a text": ({"text": "a cat", "image": None, "instruction": None}, "a cat"),
     "empty instruction": ({"text": "a cat", "instruction": ""}, "a cat"),
-    "empty text beside a picture": ({"text": "", "image": RED}, RED),
-    "no picture beside a text": ({"text": "a cat", "image": []}, "a cat"),
-    "tuple of pictures": ({"image": (RED, RED)}, {"image": [RED, RED]}),
-    "list of one picture": ({"image": [RED]}, RED),
+    "empty text beside an image": ({"text": "", "image": RED}, RED),
+    "no image beside a text": ({"text": "a cat", "image": []}, "a cat"),
+    "tuple of images": ({"image": (RED, RED)}, {"image": [RED, RED]}),
+    "list of one image": ({"image": [RED]}, RED),
     "text that is a number": ("7", {"text": "7"}),
 }
 
@@ -116,10 +116,10 @@ def test_encode_names_what_is_no_item(name: str, encode: Encode, said: Said) -> 
 
 @pytest.mark.parametrize("name", OPENED, ids=lambda name: f"{name}-encode")
 def test_encode_names_what_no_model_can_see(name: str, encode: Encode, said: Said) -> None:
-    picture, reason = OPENED[name]
-    for item in (picture, {"image": [RED, picture], "text": "a cat"}):
+    image, reason = OPENED[name]
+    for item in (image, {"image": [RED, image], "text": "a cat"}):
         message = said(lambda item=item: encode(["a cat", item]))
-        assert message.startswith(f"item 1: its picture cannot be read ({reason}")
+        assert message.startswith(f"item 1: its image cannot be read ({reason}")
         assert message.endswith("): mend or replace it")
 
 
@@ -151,25 +151,25 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"mode {mode}-encode")
-def test_a_picture_of_any_mode_is_seen_among_pictures_of_others(mode: str, encode: Encode) -> None:
+def test_a_image_of_any_mode_is_seen_among_images_of_others(mode: str, encode: Encode) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
     grey = noise.convert("L")
-    picture = {
+    image = {
         "I;16": lambda: Image.fromarray(np.asarray(grey).astype(np.uint16) * 256),
         "PA": lambda: noise.quantize().convert("PA"),
         "LA": lambda: grey.convert("LA"),
         "1": lambda: grey.convert("1"),
     }.get(mode, lambda: noise.convert(mode))()
-    assert picture.mode == mode
-    shown = grey.convert("RGB") if mode == "I;16" else picture.convert("RGB")
+    assert image.mode == mode
+    shown = grey.convert("RGB") if mode == "I;16" else image.convert("RGB")
     others = [Image.new(other, (24, 24)) for other in MODES]
-    vectors = encode([*others, picture, {"text": "a cat", "image": [picture, RED]}])
+    vectors = encode([*others, image, {"text": "a cat", "image": [image, RED]}])
     np.testing.assert_allclose(vectors[-2], encode(shown), atol=1e-5)
     np.testing.assert_allclose(vectors[-1], encode({"text": "a cat", "image": [shown, RED]}), atol=1e-5)
-    assert content_hash(picture) == content_hash(shown)
+    assert content_hash(image) == content_hash(shown)
 
 
-def test_pictures_and_models_of_other_numbers_agree(tiny: Loaded) -> None:
+def test_images_and_models_of_other_numbers_agree(tiny: Loaded) -> None:
     """The pixels of a batch are cast to the numbers of the model, whatever they come in."""
     model, processor = tiny
     ((_, tensors),) = micro_batches(processor, [RED])
@@ -190,9 +190,9 @@ def test_any_sequence_is_a_list_of_items(given: Any, count: int, encode: Encode)
     assert encode(given).shape == (count, 192)
 
 
-def test_a_picture_whose_file_is_closed_is_refused(tmp_path: Path, encode: Encode, said: Said) -> None:
+def test_a_image_whose_file_is_closed_is_refused(tmp_path: Path, encode: Encode, said: Said) -> None:
     RED.save(tmp_path / "red.png")
-    picture = Image.open(tmp_path / "red.png")
-    picture.close()
-    message = said(lambda: encode(["a cat", picture]))
-    assert message.startswith("item 1: its picture cannot be read (") and message.endswith("): mend or replace it")
+    image = Image.open(tmp_path / "red.png")
+    image.close()
+    message = said(lambda: encode(["a cat", image]))
+    assert message.startswith("item 1: its image cannot be read (") and message.endswith("): mend or replace it")

@@ -22,11 +22,11 @@ GOOD = [
 # name -> (a row that the job rejects, what is said of it)
 BAD = {
     "no JSON": ("{", " is no JSON object: mend or remove the line"),
-    "picture missing": ({"positive": {"image": "gone.png"}}, ", positive: cannot read the picture "),
-    "picture broken": ({"query": {"image": "broken.png"}}, ", query: cannot read the picture "),
+    "image missing": ({"positive": {"image": "gone.png"}}, ", positive: cannot read the image "),
+    "image broken": ({"query": {"image": "broken.png"}}, ", query: cannot read the image "),
     "negative without content": ({"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
     "query its own positive": ({"positive": {"text": "a king"}}, ": the query is its own positive"),
-    "pictures beyond what the model takes": ({"positive": {"image": ["0.png"] * 400}}, ", positive: item 0 needs "),
+    "images beyond what the model takes": ({"positive": {"image": ["0.png"] * 400}}, ", positive: item 0 needs "),
 }
 
 
@@ -36,7 +36,7 @@ def mine(tmp_path: Path) -> Callable[..., Path]:
 
     def run(lines: list, *settings: object, output: str = "mined") -> Path:
         Image.new("RGB", (24, 24), "red").save(tmp_path / "0.png")
-        (tmp_path / "broken.png").write_bytes(b"no picture")
+        (tmp_path / "broken.png").write_bytes(b"no image")
         (tmp_path / "rows.jsonl").write_text(
             "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
         )

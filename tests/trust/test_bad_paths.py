@@ -1,4 +1,4 @@
-"""Every kind of path that a picture may not have, wherever rows give paths: one sentence, and nothing is opened."""
+"""Every kind of path that an image may not have, wherever rows give paths: one sentence, and nothing is opened."""
 
 import json
 import os
@@ -55,7 +55,7 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures that are none; a good one lies in it, and another where no row may reach."""
+    """A folder of images that are none; a good one lies in it, and another where no row may reach."""
     outside = tmp_path_factory.mktemp("outside")
     root = outside / "root"
     root.mkdir()
@@ -97,10 +97,10 @@ def test_a_training_row_does_not_open_the_path(name: str, root: Path, tmp_path: 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-mapped columns")
 def test_a_dataset_of_paths_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
     paths = ["good.png", path_of(name, root)]
-    data = datasets.Dataset.from_dict({"caption": ["a", "b"], "picture": paths})
+    data = datasets.Dataset.from_dict({"caption": ["a", "b"], "image": paths})
     (tmp_path / "pairs").mkdir()
     data.to_parquet(tmp_path / "pairs" / "train.parquet")
-    columns = {"query.text": "caption", "positive.image": "picture"}
+    columns = {"query.text": "caption", "positive.image": "image"}
     training = open_rows(DataArguments(str(tmp_path / "pairs"), image_root=str(root), columns=columns))
     assert training[0]["positive"]["image"][0].size == (40, 24)
     message = said(lambda: training[1])
@@ -109,23 +109,23 @@ def test_a_dataset_of_paths_does_not_open_the_path(name: str, root: Path, tmp_pa
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-evaluation")
 def test_an_evaluation_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
-    """Pictures that are not there are refused as the set is opened, all others when they are read."""
+    """Images that are not there are refused as the set is opened, all others when they are read."""
     talk = [{"value": ""}, {"value": "a caption"}]
     captions = tmp_path / "captions.json"
     captions.write_text(
         json.dumps([{"image": path, "conversations": talk} for path in ("good.png", path_of(name, root))])
     )
     message = said(lambda: sharegpt4v(captions, root)[0].candidates[1])
-    absent = f"sharegpt4v, row 1: there is no picture {root / path_of(name, root)}: give the folder it starts from"
+    absent = f"sharegpt4v, row 1: there is no image {root / path_of(name, root)}: give the folder it starts from"
     assert message == absent or message.startswith("sharegpt4v: ") and reason(name, root) in message
 
 
 STORED = ["upwards", "absolute", "symlink to outside", "device", "url", "missing", "pipe"]
 
 
-@pytest.mark.parametrize("name", STORED, ids=lambda name: f"{name}-stored picture")
-def test_a_picture_column_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
-    """A dataset may hold the path of a picture in place of its bytes: it is bound to the dataset's own folder."""
+@pytest.mark.parametrize("name", STORED, ids=lambda name: f"{name}-stored image")
+def test_a_image_column_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+    """A dataset may hold the path of an image in place of its bytes: it is bound to the dataset's own folder."""
     row = {"image": {"bytes": None, "path": path_of(name, root)}, "text": ["a caption"]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))})
     source = root / f"stored {name}"
@@ -158,7 +158,7 @@ def test_an_index_lists_the_path_as_rejected(name: str, root: Path, indexed: tup
 
 @pytest.fixture
 def unreadable() -> Iterator[Path]:
-    """Give a folder whose picture its reader may not read."""
+    """Give a folder whose image its reader may not read."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         folder.chmod(0o755)
@@ -185,6 +185,6 @@ def test_an_unreadable_file_is_refused(door: str, unreadable: Path, said: Said) 
         "page": lambda: said(lambda: open_upload(str(path)), gradio.Error),
     }[door]()
     if door == "page":  # strangers are not told what this machine holds
-        assert "1.jpg cannot be read as a picture: give a PNG, JPEG, WebP or GIF file" in message
+        assert "1.jpg cannot be read as an image: give a PNG, JPEG, WebP or GIF file" in message
     else:
         assert f"{path}" in message and "cannot be read (Permission denied): mend that or remove the " in message

@@ -58,10 +58,10 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
         GOOD | {"query": {"image": [["0.png"]]}},
         ", query: 'image' must be a path or a list of them, got list",
     ),
-    "image missing": (GOOD | {"positive": {"image": "gone.png"}}, ", positive: cannot read the picture "),
+    "image missing": (GOOD | {"positive": {"image": "gone.png"}}, ", positive: cannot read the image "),
     "second image missing": (
         GOOD | {"query": {"image": ["0.png", "gone.png"]}},
-        ", query: cannot read the picture ",
+        ", query: cannot read the image ",
     ),
     "negatives a string": (GOOD | {"negatives": "b"}, ": 'negatives' must be a list of items, got str: mend the row"),
     "negatives an item": (
@@ -75,9 +75,9 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
         f", negative 1: {NO_ITEM}NoneType: mend the row",
     ),
     "negative without content": (GOOD | {"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
-    "negative picture missing": (
+    "negative image missing": (
         GOOD | {"negatives": [{"image": "gone.png"}]},
-        ", negative 0: cannot read the picture ",
+        ", negative 0: cannot read the image ",
     ),
     "label a list": (GOOD | {"label": ["cat"]}, ": 'label' must be a string, got list: mend the row"),
     "label an object": (GOOD | {"label": {"name": "cat"}}, ": 'label' must be a string, got dict: mend the row"),
@@ -87,7 +87,7 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
 
 
 def written(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
-    """Write rows and a picture that they may name."""
+    """Write rows and an image that they may name."""
     Image.new("RGB", (24, 24), "red").save(folder / "0.png")
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (folder / "rows.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))

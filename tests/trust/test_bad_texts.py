@@ -189,7 +189,7 @@ def test_an_index_holds_the_text(name: str, indexed: tuple[Index, dict], vectors
 
 @pytest.mark.parametrize("name", [*BLANK, *LONE], ids=lambda name: f"{name}-index")
 def test_an_index_lists_the_text_as_rejected(name: str, indexed: tuple[Index, dict[str, str]]) -> None:
-    nothing = "it has neither a text nor a picture: give it one of them, or remove it"
+    nothing = "it has neither a text nor an image: give it one of them, or remove it"
     reason = nothing if name in BLANK else f"its text is not valid Unicode at character {LONE[name][1]}: mend it"
     assert indexed[1][name] == f"entry '{name}': {reason}"
     assert name not in rows(indexed[0])
@@ -206,7 +206,7 @@ def test_the_page_searches_for_the_text(name: str, indexed: tuple[Index, dict], 
 @pytest.mark.parametrize("name", BLANK, ids=lambda name: f"{name}-search")
 def test_a_search_for_nothing_is_refused(name: str, said: Said) -> None:
     message = said(lambda: query_item(BLANK[name]))
-    assert message == "there is nothing to search for: give a text, a picture (--image), or both"
+    assert message == "there is nothing to search for: give a text, an image (--image), or both"
 
 
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-page")

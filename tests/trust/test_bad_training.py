@@ -28,14 +28,14 @@ NO_NEGATIVE = (
 
 
 @pytest.fixture(scope="module")
-def processor(twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(str(twin("llava")))
+def processor(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(str(tiny_model("llava")))
 
 
 @pytest.fixture(scope="module")
-def model(twin: Callable[[str], Path]) -> UniMEModel:
+def model(tiny_model: Callable[[str], Path]) -> UniMEModel:
     torch.manual_seed(0)
-    return UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+    return UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def row(number: int, *negatives: Any, label: str | None = None, positive: Any = 
 
 
 ROWS = [row(number) for number in range(6)]
-PICTURE = {"image": Image.new("RGB", (24, 24), "red")}
+IMAGE = {"image": Image.new("RGB", (24, 24), "red")}
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ PICTURE = {"image": Image.new("RGB", (24, 24), "red")}
         ([row(0, {"text": "answer 0"})], 1),
         ([row(0, {"text": "answer 0"}, {"text": "answer 0"})] * 3, 1),
         ([ROWS[0]] * 4, 1),
-        ([row(0, positive=PICTURE)] * 4, 1),
+        ([row(0, positive=IMAGE)] * 4, 1),
         ([row(number, positive={"text": "yes"}) for number in range(4)], 1),
         ([row(number, label="cat") for number in range(4)], 4),
     ],
     ids=[
         "one row", "one row with a label", "one row whose negative is its positive", "only positives as negatives",
-        "identical rows", "identical rows of pictures", "one answer to all", "one label for all",
+        "identical rows", "identical rows of images", "one answer to all", "one label for all",
     ],
 )  # fmt: skip
 def test_a_batch_without_any_negative_is_refused(rows: list[Row], pool: int, trainer: Callable, said: Said):

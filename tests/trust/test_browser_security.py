@@ -76,10 +76,10 @@ def embed(items: list) -> np.ndarray:
 
 
 def test_the_report_of_an_evaluation(page: Any, tmp_path: Path):
-    picture = {"image": Image.new("RGB", (8, 8), "red")}
+    image = {"image": Image.new("RGB", (8, 8), "red")}
     said = {"text": HOSTILE, "instruction": HOSTILE}
-    tasks = [RetrievalTask("scene_t2i", "retrieval", [said], [{"text": HOSTILE}, picture], [[0]])]
-    probes = [CompositionalTask("swap_obj", [picture], [{"text": HOSTILE}], [{"text": f"{HOSTILE} twice"}])]
+    tasks = [RetrievalTask("scene_t2i", "retrieval", [said], [{"text": HOSTILE}, image], [[0]])]
+    probes = [CompositionalTask("swap_obj", [image], [{"text": HOSTILE}], [{"text": f"{HOSTILE} twice"}])]
     found, ranked = evaluate(embed, tasks, probes, model=HOSTILE, benchmark=HOSTILE, progress=False)
     curves = {HOSTILE: {HOSTILE: [(1, 2.0), (2, 1.0)]}}
     path = tmp_path / f"{NAME}.html"
@@ -109,16 +109,16 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_gallery_of_a_search(page: Any, index: Path, tmp_path: Path):
     store = Index.open(index)
-    picture = index.parent / f"{NAME}.png"
+    image = index.parent / f"{NAME}.png"
     vector = np.eye(1, store.record.dimensions, dtype=np.float32)[0]
     gone = Hit(HOSTILE, 0.5, HOSTILE, f"/gone/{NAME}.png", {HOSTILE: [HOSTILE, HOSTILE], "b": {HOSTILE: HOSTILE}})
     path = tmp_path / "gallery.html"
-    asked = QueryDescription(HOSTILE, str(picture), HOSTILE, HOSTILE)
+    asked = QueryDescription(HOSTILE, str(image), HOSTILE, HOSTILE)
     path.write_text(render_results_page(store, asked, [*store.search(vector, 3), gone]), encoding="utf-8")
     page.goto(path.as_uri())
     # Browser's tab, heading, instruction, condition; of each entry its id, its text and its metadata.
     shown(page, least=14)
-    shown(page, least=1, text=f"This picture cannot be read any more: /gone/{NAME}.png")
+    shown(page, least=1, text=f"This image cannot be read any more: /gone/{NAME}.png")
     assert page.locator(".kicker").inner_text().startswith(NAME)
 
 
@@ -158,9 +158,9 @@ def test_the_web_page(page: Any, site: str, tmp_path: Path):
     page.wait_for_selector("#found .card")
     shown(page, least=6)  # the instruction, three ids, two texts
 
-    (tmp_path / f"{NAME}.png").write_text("no picture")
+    (tmp_path / f"{NAME}.png").write_text("no image")
     page.locator("input[type=file]").first.set_input_files(str(tmp_path / f"{NAME}.png"))
-    page.get_by_text("cannot be read as a picture").wait_for()  # Gradio takes signs out of the name
+    page.get_by_text("cannot be read as an image").wait_for()  # Gradio takes signs out of the name
 
     page.get_by_role("tab", name="Similarity").click()
     page.get_by_label("Texts, one a line").fill(HOSTILE)

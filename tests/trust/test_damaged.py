@@ -108,24 +108,24 @@ def test_a_checkpoint_without_a_file_that_its_index_names_is_refused(checkpoint:
     )
 
 
-def test_an_adapter_that_was_cut_short_is_refused(twin: Callable[[str], Path], tmp_path: Path):
-    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+def test_an_adapter_that_was_cut_short_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path):
+    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     damage(tmp_path / "adapter_model.safetensors", WAYS["cut"])
-    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
     sentence = refusal(lambda: load_adapter(model, tmp_path))
     assert sentence.startswith(f"{tmp_path / 'adapter_model.safetensors'} is damaged (")
 
 
 @pytest.fixture(scope="module")
-def trained(twin: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train two steps, and save after each."""
     rows = [{"query": {"text": f"query {number}"}, "positive": {"text": f"{number}"}} for number in range(4)]
-    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+    model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
     settings = {"per_device_train_batch_size": 4, "max_steps": 2, "save_steps": 1, "report_to": "none"}
     args = ContrastiveConfig(output_dir=str(tmp_path_factory.mktemp("trained")), use_cpu=True, **settings)
     dataset = Dataset.from_list([row | {"negatives": [], "task": "a", "label": None} for row in rows])
-    ContrastiveTrainer(model, args, dataset, processing_class=processor_from_backbone(twin("llava"))).train()
+    ContrastiveTrainer(model, args, dataset, processing_class=processor_from_backbone(tiny_model("llava"))).train()
     return Path(args.output_dir)
 
 
@@ -196,7 +196,7 @@ def test_rows_of_the_world_are_made_again(
 
 
 @pytest.mark.slow
-def test_pictures_of_the_world_are_drawn_again(
+def test_images_of_the_world_are_drawn_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     drawn = catalogue.drawings()
@@ -251,7 +251,7 @@ def test_embeddings_of_a_corpus_are_made_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(parquet_shards, "WINDOW", 8)
+    monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 8)
     caplog.set_level(logging.WARNING)
 
     def write() -> int:

@@ -35,21 +35,23 @@ SETTINGS = {
 }
 
 
-def picture(number: int) -> Image.Image:
+def image(number: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 40, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
-def processor(twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(str(twin("llava")))
+def processor(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(str(tiny_model("llava")))
 
 
 @pytest.fixture
-def train(twin: Callable[[str], Path], processor: ProcessorMixin, tmp_path: Path) -> Callable[..., dict[str, Tensor]]:
+def train(
+    tiny_model: Callable[[str], Path], processor: ProcessorMixin, tmp_path: Path
+) -> Callable[..., dict[str, Tensor]]:
     """Give a function that trains a model with dropout for three steps, and returns its weights."""
 
     def run(stage: str, seed: int, adapter: bool) -> dict[str, Tensor]:
-        config = AutoConfig.from_pretrained(twin("llava"))
+        config = AutoConfig.from_pretrained(tiny_model("llava"))
         config.text_config.attention_dropout = config.vision_config.attention_dropout = 0.3
         torch.manual_seed(0)
         model = UniMEModel.from_backbone(config)
@@ -63,9 +65,7 @@ def train(twin: Callable[[str], Path], processor: ProcessorMixin, tmp_path: Path
             trainer = DistillationTrainer(model, args, Dataset.from_dict(texts), **options)
         else:
             others = {"negatives": [], "task": "found", "label": None}
-            rows = [
-                {"query": {"text": f"number {i}"}, "positive": {"image": picture(i)}, **others} for i in range(ROWS)
-            ]
+            rows = [{"query": {"text": f"number {i}"}, "positive": {"image": image(i)}, **others} for i in range(ROWS)]
             args = ContrastiveConfig(str(tmp_path), seed=seed, **SETTINGS)
             trainer = ContrastiveTrainer(model, args, train_dataset=rows, **options)
         trainer.train()
@@ -90,10 +90,10 @@ def test_the_same_seed_gives_the_same_weights(train: Callable[..., dict[str, Ten
 @pytest.mark.parametrize("determinism", ["false", "true"])
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_the_same_command_gives_the_same_checkpoint(
-    twin: Callable[[str], Path], tmp_path: Path, stage: str, determinism: str
+    tiny_model: Callable[[str], Path], tmp_path: Path, stage: str, determinism: str
 ):
     for number in range(ROWS):
-        picture(number).save(tmp_path / f"{number}.png")
+        image(number).save(tmp_path / f"{number}.png")
     lines = [
         {"text": f"text number {i}", "teacher": np.eye(ROWS)[i].tolist()}
         if stage == "stage1"
@@ -105,7 +105,14 @@ def test_the_same_command_gives_the_same_checkpoint(
     weights = []
     for number in ("1", "2"):
         command = [ROOT / "recipes" / f"{stage}.py", "--config", ROOT / "recipes" / "tiny" / f"{stage}.yaml"]
-        command += ["--dataset", dataset, "--model_name_or_path", twin("llava"), "--output_dir", tmp_path / number]
+        command += [
+            "--dataset",
+            dataset,
+            "--model_name_or_path",
+            tiny_model("llava"),
+            "--output_dir",
+            tmp_path / number,
+        ]
         command += ["--max_steps", 3, "--warmup_steps", 1, "--per_device_train_batch_size", 4, "--bf16", "false"]
         command += ["--use_cpu", "true", "--full_determinism", determinism]
         # Of two processes Python orders its sets differently, unless it is told not to.

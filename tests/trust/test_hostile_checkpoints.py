@@ -62,8 +62,8 @@ class Intruder:
 
 
 @pytest.fixture(scope="module")
-def base(twin: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
-    return load_model(str(twin("llava")), dtype="float32")
+def base(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
+    return load_model(str(tiny_model("llava")), dtype="float32")
 
 
 @pytest.fixture(scope="module")

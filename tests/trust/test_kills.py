@@ -115,12 +115,21 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("times", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_training(
-    stage: str, times: int, start: Start, kill: Callable[..., None], twin: Callable[[str], Path], tmp_path: Path
+    stage: str, times: int, start: Start, kill: Callable[..., None], tiny_model: Callable[[str], Path], tmp_path: Path
 ):
     texts = [{"text": f"text number {number}", "teacher": np.eye(32)[number].tolist()} for number in range(32)]
     pairs = [{"query": {"text": f"number {number}"}, "positive": {"text": f"{number}"}} for number in range(32)]
     dataset = lines(tmp_path / "rows.jsonl", texts if stage == "stage1" else pairs)
-    settings = ["--dataset", dataset, "--model_name_or_path", twin("llava"), "--bf16", "false", "--warmup_steps", 1]
+    settings = [
+        "--dataset",
+        dataset,
+        "--model_name_or_path",
+        tiny_model("llava"),
+        "--bf16",
+        "false",
+        "--warmup_steps",
+        1,
+    ]
     settings += ["--per_device_train_batch_size", 8, "--max_steps", 60, "--save_steps", 1, "--save_total_limit", 2]
     settings += ["--logging_steps", 1]
 

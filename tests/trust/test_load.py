@@ -60,11 +60,11 @@ def test_the_page_answers_every_good_visitor_and_does_not_grow(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     colours = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number in range(30):
         pixels = colours.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((96, 96)).save(tmp_path / "pictures" / f"{number}.png")
+        Image.fromarray(pixels).resize((96, 96)).save(tmp_path / "images" / f"{number}.png")
     checkpoint = str(ROOT / "checkpoints" / "unime-tiny")
     store = Index.create(tmp_path / "index", checkpoint)
-    store.sync(open_corpus(tmp_path / "pictures"), *load_model(checkpoint, dtype="float32"))
+    store.sync(open_corpus(tmp_path / "images"), *load_model(checkpoint, dtype="float32"))
     check(under_load("page_load", tmp_path / "page.json", "--index", str(tmp_path / "index")), record_property)

@@ -99,16 +99,16 @@ def test_an_index_does_not_make_its_reader_download_the_model_that_it_names(tmp_
         assert "\n" not in str(error)
 
 
-def test_training_from_what_is_here(twin: Callable[[str], Path], tmp_path: Path):
+def test_training_from_what_is_here(tiny_model: Callable[[str], Path], tmp_path: Path):
     settings = {"per_device_train_batch_size": 4, "max_steps": 1, "report_to": "none", "use_cpu": True}
-    model, processor = load_model(str(twin("llava")))
+    model, processor = load_model(str(tiny_model("llava")))
     data = openmoji_rows("train", 8)
     lora = LoraConfig(r=2, target_modules=["q_proj"])
     args = ContrastiveConfig(str(tmp_path / "adapter"), **settings)
     trainer = ContrastiveTrainer(model, args, train_dataset=data, processing_class=processor, peft_config=lora)
     trainer.train()
     trainer.save_model()
-    merge_checkpoint(str(twin("llava")), tmp_path / "adapter", tmp_path / "merged")
+    merge_checkpoint(str(tiny_model("llava")), tmp_path / "adapter", tmp_path / "merged")
 
     teacher = load_teacher(PACKAGED_TEACHER)
 
@@ -127,7 +127,7 @@ def test_the_server_with_an_address_that_nobody_allowed_it_to_fetch():
         part = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
         body = {"messages": [{"role": "user", "content": [part]}]}
         answer = client.post("/v1/embeddings", json=body)
-        assert (answer.status_code, "fetches no pictures" in answer.text) == (400, True)
+        assert (answer.status_code, "fetches no images" in answer.text) == (400, True)
         for path in ("/docs", "/redoc"):  # FastAPI's pages would have a browser fetch scripts from elsewhere
             assert client.get(path).status_code == 404
         assert client.get("/openapi.json").status_code == 200

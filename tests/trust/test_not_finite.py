@@ -24,14 +24,14 @@ POISON = "☠"  # what spoils an item of a test; its last byte is a token that n
 
 
 @pytest.fixture(scope="module")
-def processor(twin: Callable[[str], Path]) -> ProcessorMixin:
-    return processor_from_backbone(str(twin("llava")))
+def processor(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
+    return processor_from_backbone(str(tiny_model("llava")))
 
 
 @pytest.fixture
-def model(twin: Callable[[str], Path]) -> UniMEModel:
+def model(tiny_model: Callable[[str], Path]) -> UniMEModel:
     torch.manual_seed(0)
-    return UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+    return UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
 
 
 @pytest.fixture

@@ -45,13 +45,13 @@ def try_many(record: Record, examples: int, strategy: SearchStrategy[Any], holds
 
 
 @pytest.fixture(scope="module")
-def loaded(twin: Callable[[str], Path]) -> Callable[[str], tuple[UniMEModel, ProcessorMixin]]:
-    """Give a twin's model and processor; made once."""
+def loaded(tiny_model: Callable[[str], Path]) -> Callable[[str], tuple[UniMEModel, ProcessorMixin]]:
+    """Give a tiny model's model and processor; made once."""
     made: dict[str, tuple[UniMEModel, ProcessorMixin]] = {}
 
     def load(name: str) -> tuple[UniMEModel, ProcessorMixin]:
         if name not in made:
-            made[name] = UniMEModel.from_backbone(twin(name)).eval(), processor_from_backbone(twin(name))
+            made[name] = UniMEModel.from_backbone(tiny_model(name)).eval(), processor_from_backbone(tiny_model(name))
         return made[name]
 
     return load
@@ -69,14 +69,14 @@ def texts(processor: ProcessorMixin) -> SearchStrategy[str]:
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> Image.Image:
+def images(draw: st.DrawFn) -> Image.Image:
     width, height, seed = draw(st.integers(8, 120)), draw(st.integers(8, 120)), draw(st.integers(0, 2**32 - 1))
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def items(processor: ProcessorMixin) -> SearchStrategy[Item]:
-    """Text, pictures, or both; with or without an instruction."""
-    several = st.lists(pictures(), min_size=1, max_size=2)
+    """Text, images, or both; with or without an instruction."""
+    several = st.lists(images(), min_size=1, max_size=2)
     optional = {"instruction": texts(processor)}
     return st.one_of(
         st.fixed_dictionaries({"text": texts(processor)}, optional=optional),
@@ -100,7 +100,7 @@ def said(processor: ProcessorMixin, row: list[int]) -> str:
 
 
 @pytest.mark.parametrize(("name", "examples"), CASES)
-def test_no_text_becomes_a_control_token_and_every_picture_has_its_tokens(
+def test_no_text_becomes_a_control_token_and_every_image_has_its_tokens(
     loaded: Callable, record_property: Record, name: str, examples: int
 ) -> None:
     _, processor = loaded(name)

@@ -47,13 +47,13 @@ ROWS = [
 
 @pytest.mark.parametrize("kind", ["whole", "adapter"])
 def test_what_training_leaves_to_be_published(
-    twin: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
     home: Path,
     kind: str,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ):
-    shutil.copytree(twin("llava"), home / "backbone")
+    shutil.copytree(tiny_model("llava"), home / "backbone")
     base = str(save_checkpoint(*load_model(str(home / "backbone"), dtype="float32"), home / "base"))
     assert leaks(home / "base") == []
     settings = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none"}
@@ -78,8 +78,8 @@ def test_what_training_leaves_to_be_published(
     assert TOKEN not in caplog.text and TOKEN not in "".join(capfd.readouterr())
 
 
-def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, twin: Callable[[str], Path]):
-    model = str(shutil.copytree(twin("llava"), home / "model"))
+def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, tiny_model: Callable[[str], Path]):
+    model = str(shutil.copytree(tiny_model("llava"), home / "model"))
     found = run_metadata(model, None, ["--models", f"UniME={model}", "--output_dir", str(home / "results")], seed=1)
     assert found["model"] == "~/model"
     assert found["command"] == "python -m unime.eval --models UniME=~/model --output_dir ~/results"

@@ -181,8 +181,8 @@ def test_an_archive_beside_tables_is_not_unpacked(tmp_path: Path, unpacked: Call
     assert unpacked() == []
 
 
-def test_an_archive_in_a_folder_of_pictures_is_none_of_them(tmp_path: Path, unpacked: Callable[[], list[Path]]):
-    archive(tmp_path / "pictures.zip", **{"inside.jsonl": b"{}"})
+def test_an_archive_in_a_folder_has_images_is_none_of_them(tmp_path: Path, unpacked: Callable[[], list[Path]]):
+    archive(tmp_path / "images.zip", **{"inside.jsonl": b"{}"})
     (tmp_path / "own.txt").write_text("a text")
     assert [entry.id for entry in open_corpus(tmp_path)] == ["own.txt"]
     assert unpacked() == []

@@ -73,9 +73,11 @@ def tiny() -> tuple[UniMEModel, Any]:
 
 
 @pytest.fixture
-def small(twin: Callable[[str], Path]) -> tuple[UniMEModel, Any]:
+def small(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, Any]:
     torch.manual_seed(0)
-    return UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava"))), processor_from_backbone(twin("llava"))
+    return UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava"))), processor_from_backbone(
+        tiny_model("llava")
+    )
 
 
 def corpus(size: int) -> list[Entry]:
@@ -133,14 +135,16 @@ class FillAfterTheFirst(TrainerCallback):
             self.disk.fill()
 
 
-def test_a_checkpoint_of_the_trainer(disk: Disk, small: tuple[UniMEModel, Any], twin: Callable[[str], Path], tmp_path):
+def test_a_checkpoint_of_the_trainer(
+    disk: Disk, small: tuple[UniMEModel, Any], tiny_model: Callable[[str], Path], tmp_path
+):
     rows = [{"query": f"query {number}", "positive": f"{number}"} for number in range(4)]
     others = {"negatives": [], "task": "a", "label": None}
     rows = [{side: {"text": text} for side, text in row.items()} | others for row in rows]
 
     def trainer(folder: Path, *callbacks: TrainerCallback) -> ContrastiveTrainer:
         torch.manual_seed(0)
-        model = UniMEModel.from_backbone(AutoConfig.from_pretrained(twin("llava")))
+        model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
         settings = {"per_device_train_batch_size": 4, "max_steps": 3, "save_steps": 1, "report_to": "none"}
         args = ContrastiveConfig(output_dir=str(folder), use_cpu=True, **settings)
         return ContrastiveTrainer(
@@ -159,7 +163,7 @@ def test_a_checkpoint_of_the_trainer(disk: Disk, small: tuple[UniMEModel, Any], 
 
 
 def test_embeddings_of_a_corpus(disk: Disk, tiny: tuple[UniMEModel, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parquet_shards, "WINDOW", 32)
+    monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 32)
     settings = {"instruction": None, "dimensions": 192}
     folder = disk.folder / "vectors"
 

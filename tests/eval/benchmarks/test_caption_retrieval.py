@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from unime.eval.benchmarks import sugarcrepe
 from unime.eval.benchmarks.caption_retrieval import coco, flickr30k, sharegpt4v, urban1k
@@ -15,12 +15,12 @@ from unime.eval.tasks import evaluate
 from unime.openmoji.perturbations import KINDS
 
 
-def picture(number: int) -> Pictures.Image:
-    return Pictures.new("RGB", (4, 4), (20 * number,) * 3)
+def image(number: int) -> Images.Image:
+    return Images.new("RGB", (4, 4), (20 * number,) * 3)
 
 
 def encode(items):
-    """Embed an item as the first number that its text says, or its picture's grey; `none` is beside them all."""
+    """Embed an item as the first number that its text says, or its image's grey; `none` is beside them all."""
     numbers = []
     for item in items:
         words = [word for word in item.get("text", "").split() if word.isdigit()]
@@ -36,7 +36,7 @@ def captioned(tmp_path: Path) -> Callable[[list[list[str]]], str]:
 
     def write(texts: list[list[str]]) -> str:
         features = Features({"image": Image(), "text": List(Value("string"))})
-        rows = {"image": [picture(number) for number in range(len(texts))], "text": texts}
+        rows = {"image": [image(number) for number in range(len(texts))], "text": texts}
         (tmp_path / "set" / "data").mkdir(parents=True)
         Dataset.from_dict(rows, features).to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
         return str(tmp_path / "set")
@@ -44,7 +44,7 @@ def captioned(tmp_path: Path) -> Callable[[list[list[str]]], str]:
     return write
 
 
-def test_a_picture_is_found_by_any_of_its_five_captions(captioned: Callable[[list[list[str]]], str]):
+def test_a_image_is_found_by_any_of_its_five_captions(captioned: Callable[[list[list[str]]], str]):
     texts = [[f"a {number}", "none", f"the {number}", "none", "none"] for number in range(4)]
     texts[3] = ["none"] * 5
     t2i, i2t = flickr30k(captioned(texts))
@@ -52,9 +52,9 @@ def test_a_picture_is_found_by_any_of_its_five_captions(captioned: Callable[[lis
     assert (len(t2i.queries), len(t2i.candidates)) == (20, 4) == (len(i2t.candidates), len(i2t.queries))
     assert t2i.positives[7] == [1] and i2t.positives[1] == [5, 6, 7, 8, 9]
     results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
-    assert results["tasks"]["flickr30k_t2i"]["R@1"] == 6 / 20  # two captions of three pictures say their number
+    assert results["tasks"]["flickr30k_t2i"]["R@1"] == 6 / 20  # two captions of three images say their number
     assert results["tasks"]["flickr30k_i2t"]["R@1"] == 3 / 4  # one hit of five counts as found
-    assert results["tasks"]["flickr30k_t2i"]["R@5"] == 1.0  # four pictures
+    assert results["tasks"]["flickr30k_t2i"]["R@5"] == 1.0  # four images
 
 
 def test_coco_takes_five_captions_of_six(captioned: Callable[[list[list[str]]], str]):
@@ -68,7 +68,7 @@ def test_long_captions_are_read_as_published(tmp_path: Path):
     for number in range(3):
         path = tmp_path / "coco" / "train2017" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(path)
+        image(number).save(path)
         said = [{"from": "human", "value": "Describe.\n<image>"}, {"from": "gpt", "value": f"{number} is\nhere.\n"}]
         items.append({"id": str(number), "image": f"coco/train2017/{number}.jpg", "conversations": said})
     (tmp_path / "share.json").write_text(json.dumps(items + [items[0]] * 1000))
@@ -76,7 +76,7 @@ def test_long_captions_are_read_as_published(tmp_path: Path):
     assert len(t2i.queries) == 1000 and t2i.queries[1] == {"text": "1 is here. "}
     assert t2i.meta_task == i2t.meta_task == "long" and i2t.positives[2] == [2]
     (tmp_path / "coco" / "train2017" / "1.jpg").unlink()
-    with pytest.raises(ValueError, match="^sharegpt4v, row 1: there is no picture .*1.jpg: give the folder"):
+    with pytest.raises(ValueError, match="^sharegpt4v, row 1: there is no image .*1.jpg: give the folder"):
         sharegpt4v(tmp_path / "share.json", tmp_path)
 
 
@@ -84,16 +84,16 @@ def test_a_caption_of_urban1k_is_its_first_line(tmp_path: Path):
     for part in ("image", "caption"):
         (tmp_path / part).mkdir()
     for number in (10, 9):
-        picture(number).save(tmp_path / "image" / f"{number}.jpg")
+        image(number).save(tmp_path / "image" / f"{number}.jpg")
         (tmp_path / "caption" / f"{number}.txt").write_text(f"{number} cars\nand a second line\n")
     t2i, i2t = urban1k(tmp_path)
     assert [query["text"] for query in t2i.queries] == ["9 cars", "10 cars"]
     results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
     assert results["meta_tasks"] == {"long": 1.0}
     (tmp_path / "caption" / "9.txt").unlink()
-    with pytest.raises(ValueError, match="urban1k: the picture 9.jpg has no caption .*9.txt"):
+    with pytest.raises(ValueError, match="urban1k: the image 9.jpg has no caption .*9.txt"):
         urban1k(tmp_path)
-    with pytest.raises(ValueError, match="there are no pictures .*image/.*jpg: give the folder"):
+    with pytest.raises(ValueError, match="there are no images .*image/.*jpg: give the folder"):
         urban1k(tmp_path / "caption")
 
 
@@ -102,7 +102,7 @@ def crepe(tmp_path: Path) -> Path:
     """Write SugarCrepe's seven files: of three rows each, the kind `swap_obj` gets one wrong, `add_att` two."""
     (tmp_path / "val2017").mkdir()
     for number in range(3):
-        picture(number).save(tmp_path / "val2017" / f"{number:012d}.jpg")
+        image(number).save(tmp_path / "val2017" / f"{number:012d}.jpg")
     for kind in KINDS:
         wrong = {"swap_obj": 1, "add_att": 2}.get(kind, 0)
         rows = {}
@@ -131,7 +131,7 @@ def test_groups_of_sugarcrepe_are_plain_means_of_their_kinds(crepe: Path):
 
 def test_files_of_sugarcrepe_that_are_not_whole_are_refused(crepe: Path):
     (crepe / "val2017" / "000000000002.jpg").unlink()
-    with pytest.raises(ValueError, match="^replace_obj.json, row 2: there is no picture .*give COCO's val2017"):
+    with pytest.raises(ValueError, match="^replace_obj.json, row 2: there is no image .*give COCO's val2017"):
         sugarcrepe.tasks(crepe, crepe / "val2017")
     (crepe / "replace_obj.json").write_text(json.dumps({"0": {"filename": "000000000000.jpg", "caption": "a"}}))
     with pytest.raises(ValueError, match="^replace_obj.json, row 0 lacks negative_caption"):

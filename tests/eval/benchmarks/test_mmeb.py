@@ -1,4 +1,4 @@
-"""MMEB-eval in miniature: all 36 sets in the published layout, with texts, pictures and both as targets."""
+"""MMEB-eval in miniature: all 36 sets in the published layout, with texts, images and both as targets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from unime.eval.embedding_cache import EmbeddingCache
 from unime.eval.tasks import evaluate
 
 
-WORDS = 8  # queries of a set, each about a number; its picture has the number's grey
+WORDS = 8  # queries of a set, each about a number; its image has the number's grey
 
 Publish = Callable[..., Path]
 
@@ -22,32 +22,32 @@ Publish = Callable[..., Path]
 def row(name: str, number: int) -> dict[str, object]:
     """A row as published: `<|image_1|>`, instruction and text in one string, the right candidate first."""
     meta_task, _, of_query, of_candidate = SETS[name]
-    picture = f"images/{name}/{number}.png"
+    image = f"images/{name}/{number}.png"
     queries_text = name.endswith("_t2i") or name in ("VisDial", "Wiki-SS-NQ", "WebQA", "EDIS")
     # Raw strings of EDIS and WebQA carry the token though the query is a text.
     token = "<|image_1|>\n" if not queries_text or name in ("WebQA", "EDIS") else ""
     text = f" number {number}" if queries_text or meta_task == "vqa" else ""
     others = [(number + step) % WORDS for step in (1, 2, 3)]
-    pictures = of_candidate is not None
-    said = f"\n{of_candidate}\n" if pictures else ""
+    images = of_candidate is not None
+    said = f"\n{of_candidate}\n" if images else ""
     return {
         "qry_text": f"{token}{of_query}{text}\n",
-        "qry_img_path": "" if queries_text else picture,
-        "tgt_text": [f"<|image_1|>{said}" if pictures else f"number {each}" for each in (number, *others)],
-        "tgt_img_path": [f"images/{name}/{each}.png" if pictures else "" for each in (number, *others)],
+        "qry_img_path": "" if queries_text else image,
+        "tgt_text": [f"<|image_1|>{said}" if images else f"number {each}" for each in (number, *others)],
+        "tgt_img_path": [f"images/{name}/{each}.png" if images else "" for each in (number, *others)],
     }
 
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
-    def write(names: list[str], pictures: bool = True, change: Callable[[dict], dict] = dict) -> Path:
+    def write(names: list[str], images: bool = True, change: Callable[[dict], dict] = dict) -> Path:
         configs = []
         for name in names:
             rows = [change(row(name, number)) for number in range(WORDS)]
             (tmp_path / name).mkdir()
             Dataset.from_list(rows).to_parquet(tmp_path / name / "test-00000-of-00001.parquet")
             configs.append(f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test-*\n")
-            for number in range(WORDS if pictures else 0):
+            for number in range(WORDS if images else 0):
                 (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
                 grey = (30 * number,) * 3
                 Image.new("RGB", (4, 4), grey).save(tmp_path / "images" / name / f"{number}.png")
@@ -58,7 +58,7 @@ def publish(tmp_path: Path) -> Publish:
 
 
 def encode(items):
-    """Embed an item as the number that its text or its picture says, one axis each."""
+    """Embed an item as the number that its text or its image says, one axis each."""
     numbers = []
     for item in items:
         words = [word for word in item.get("text", "").split() if word.isdigit()]
@@ -135,8 +135,8 @@ def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Pat
         tasks(str(folder), folder, ["ImageNet-1K"])
 
 
-def test_missing_pictures_are_named_before_anything_is_embedded(publish: Publish):
-    folder = publish(["OK-VQA", "CIRR"], pictures=False)
+def test_missing_images_are_named_before_anything_is_embedded(publish: Publish):
+    folder = publish(["OK-VQA", "CIRR"], images=False)
     sentence = r"^MMEB OK-VQA, row 0: there is no folder .*images: unpack images.zip of MMEB-eval, and give its place"
     with pytest.raises(ValueError, match=sentence):
         tasks(str(folder), folder, ["OK-VQA"])
@@ -144,15 +144,15 @@ def test_missing_pictures_are_named_before_anything_is_embedded(publish: Publish
     for number in range(WORDS):
         Image.new("RGB", (4, 4)).save(folder / "images" / "CIRR" / f"{number}.png")
     (folder / "images" / "CIRR" / "5.png").unlink()
-    with pytest.raises(ValueError, match=r"^MMEB CIRR, row 5: there is no picture .*CIRR/5.png"):
+    with pytest.raises(ValueError, match=r"^MMEB CIRR, row 5: there is no image .*CIRR/5.png"):
         tasks(str(folder), folder, ["CIRR"])
-    (folder / "images" / "CIRR" / "5.png").write_bytes(b"no picture")
+    (folder / "images" / "CIRR" / "5.png").write_bytes(b"no image")
     (task,) = tasks(str(folder), folder, ["CIRR"])
-    with pytest.raises(ValueError, match=r"MMEB CIRR: cannot read the picture .*5.png: it is not a readable picture"):
+    with pytest.raises(ValueError, match=r"MMEB CIRR: cannot read the image .*5.png: it is not a readable image"):
         task.queries[5]
 
 
 def test_rows_without_candidates_are_named(publish: Publish):
     folder = publish(["CIRR"], change=lambda row: row | {"tgt_text": row["tgt_text"][:2]})
-    with pytest.raises(ValueError, match="MMEB CIRR, row 0 has 2 texts and 4 pictures as candidates"):
+    with pytest.raises(ValueError, match="MMEB CIRR, row 0 has 2 texts and 4 images as candidates"):
         tasks(str(folder), folder, ["CIRR"])

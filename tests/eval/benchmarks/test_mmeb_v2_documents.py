@@ -134,7 +134,7 @@ def test_what_is_not_as_published_is_refused_in_one_sentence(publish: Publish, t
             "image",
             4,
             None,
-            "^MMEB-V2 MMLongBench-page, corpus row 4 has no picture: copy the dataset again$",
+            "^MMEB-V2 MMLongBench-page, corpus row 4 has no image: copy the dataset again$",
         ),
         ("qrels", "corpus-id", 1, 77, "^MMEB-V2 MMLongBench-page, qrels row 1: the corpus holds no 77: give corpus"),
         ("qrels", "score", 0, 0, "^MMEB-V2 MMLongBench-page, queries row 0: qrels hold nothing relevant for the que"),
@@ -150,10 +150,10 @@ def test_gaps_name_set_and_row(publish: Publish, config: str, column: str, row: 
 
 def test_a_broken_page_is_named_when_it_is_read(publish: Publish):
     def change(published: dict) -> None:
-        published["corpus"]["image"][3] = {"bytes": b"no picture", "path": None}
+        published["corpus"]["image"][3] = {"bytes": b"no image", "path": None}
 
     (task,) = tasks(publish(["ViDoRe_docvqa"], change), ["ViDoRe_docvqa"])
-    with pytest.raises(ValueError, match="^MMEB-V2 ViDoRe_docvqa, corpus row 3: cannot read the picture"):
+    with pytest.raises(ValueError, match="^MMEB-V2 ViDoRe_docvqa, corpus row 3: cannot read the image"):
         task.candidates[3]
 
 

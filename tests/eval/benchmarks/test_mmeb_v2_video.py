@@ -189,7 +189,7 @@ def test_questions_are_worded_as_published(publish: Publish):
         assert {item["text"] for item in by_name[name].candidates} == set(OPTIONS)
 
 
-def test_moments_are_asked_by_text_picture_or_video(publish: Publish):
+def test_moments_are_asked_by_text_image_or_video(publish: Publish):
     (task,) = tasks(*publish(["MomentSeeker"]), ["MomentSeeker"])
     asked = [
         (to_item_dict(query)["instruction"].split()[-2], len(to_item_dict(query)["images"])) for query in task.queries
@@ -202,7 +202,7 @@ def test_frames_are_evenly_spaced_and_in_the_order_of_their_numbers(tmp_path: Pa
     (tmp_path / "v").mkdir()
     for frame in range(20):
         grey(0).save(tmp_path / "v" / f"frame_{frame}.png")
-    (tmp_path / "v" / "notes.txt").write_text("no picture")
+    (tmp_path / "v" / "notes.txt").write_text("no image")
 
     def names(count: int) -> list[int]:
         return [int(Path(path).stem.removeprefix("frame_")) for path in Frames(tmp_path, count).of("v")]
@@ -235,19 +235,19 @@ def test_missing_frames_are_named_before_anything_is_embedded(publish: Publish, 
         ValueError, match=r"^MMEB-V2 UCF101: there is no folder \S+nowhere/video_cls/UCF101: unpack the"
     ):
         tasks(source, tmp_path / "nowhere", ["UCF101"])
-    (frame_root / "video_cls/UCF101/v2/frame_1.png").write_bytes(b"no picture")
+    (frame_root / "video_cls/UCF101/v2/frame_1.png").write_bytes(b"no image")
     (task,) = tasks(source, frame_root, ["UCF101"])
-    with pytest.raises(ValueError, match=r"^MMEB-V2 UCF101: cannot read the picture \S+/v2/frame_1.png: it is not a"):
+    with pytest.raises(ValueError, match=r"^MMEB-V2 UCF101: cannot read the image \S+/v2/frame_1.png: it is not a"):
         task.queries[2]
     for frame in (frame_root / "video_cls/UCF101/v2").iterdir():
         frame.unlink()
-    with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: the folder .*v2 holds no pictures: unpack the fram"):
+    with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: the folder .*v2 holds no images: unpack the fram"):
         tasks(source, frame_root, ["UCF101"])
     (frame_root / "video_cls/UCF101/v2").rmdir()
     with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: there is no folder .*v2: unpack the frames of MMEB"):
         tasks(source, frame_root, ["UCF101"])
     (frame_root / "video_mret/MomentSeeker/query_asked_1.jpg").unlink()
-    with pytest.raises(ValueError, match="^MMEB-V2 MomentSeeker, row 1: there is no picture .*query_asked_1.jpg: unp"):
+    with pytest.raises(ValueError, match="^MMEB-V2 MomentSeeker, row 1: there is no image .*query_asked_1.jpg: unp"):
         tasks(source, frame_root, ["MomentSeeker"])
     (frame_root / "video_mret/QVHighlight/v3/positive_10_20").rename(frame_root / "video_mret/QVHighlight/v3/other")
     with pytest.raises(ValueError, match="^MMEB-V2 QVHighlight, row 3: 0 of the 3 clips in .*v3 are right: unpack it"):

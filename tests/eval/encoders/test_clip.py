@@ -18,10 +18,10 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 RED, BLUE = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (40, 24), "blue")
 ITEMS = [
-    "a red picture",
+    "a red image",
     RED,
-    {"image": BLUE, "text": "with a stripe", "instruction": "Find the changed picture:"},
-    {"text": "blue", "instruction": "Find a picture:"},
+    {"image": BLUE, "text": "with a stripe", "instruction": "Find the changed image:"},
+    {"text": "blue", "instruction": "Find an image:"},
     {"image": BLUE, "instruction": "Represent the given image."},
     {"text": "blue " * 200},
 ]
@@ -48,7 +48,7 @@ def test_a_list_of_mixed_items_equals_each_item_alone():
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def test_text_and_picture_are_the_normalised_sum_of_both():
+def test_text_and_image_are_the_normalised_sum_of_both():
     model, processor = clip()
     text, image, both = model.encode(
         ["Find: it", RED, {"image": RED, "text": "it", "instruction": "Find:"}], processor
@@ -95,14 +95,14 @@ def test_micro_batches_hold_one_kind_each_and_every_item_once():
     assert sorted(index for indices, _ in batches for index in indices) == list(range(18))
     kinds = [set(tensors) for _, tensors in batches]
     text, pixels = {"input_ids", "attention_mask"}, {"pixel_values"}
-    # 3 pictures alone; 9 texts; 6 with both
+    # 3 images alone; 9 texts; 6 with both
     assert kinds == [pixels, text, text, text, text | pixels, text | pixels]
     assert [len(indices) for indices, _ in batches] == [3, 4, 4, 1, 4, 2]
 
 
-def test_more_than_one_picture_is_refused_with_the_item_named():
+def test_more_than_one_image_is_refused_with_the_item_named():
     _, processor = clip()
-    with pytest.raises(ValueError, match="item 1 has 2 pictures, but CLIP takes one"):
+    with pytest.raises(ValueError, match="item 1 has 2 images, but CLIP takes one"):
         clip_micro_batches(processor, ["a", {"image": [RED, BLUE]}])
     with pytest.raises(ValueError, match="item 0: expected 'text' or 'image'"):
         clip_micro_batches(processor, [{"instruction": "Find"}])
@@ -142,7 +142,7 @@ def test_the_contrastive_trainer_trains_it_through_many_micro_batches(tmp_path):
             max_steps=30,
             learning_rate=1e-3,
             temperature=0.05,
-            beta=None,  # four random pictures begin too close together for a margin
+            beta=None,  # four random images begin too close together for a margin
             logging_steps=1,
             save_strategy="no",
             report_to="none",

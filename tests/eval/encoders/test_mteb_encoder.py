@@ -167,22 +167,22 @@ def test_compositional_probes_score_as_ours(encoder: UniMEEncoder, model: UniMEM
 
 
 @pytest.mark.filterwarnings("ignore:Precision is ill-defined")
-def test_pictures_are_classified_on_our_vectors(encoder: UniMEEncoder, model: UniMEModel, world: dict) -> None:
-    pictures, labels = list(world["category"].queries), [right for (right,) in world["category"].positives]
+def test_images_are_classified_on_our_vectors(encoder: UniMEEncoder, model: UniMEModel, world: dict) -> None:
+    images, labels = list(world["category"].queries), [right for (right,) in world["category"].positives]
     split = {"train": slice(0, None, 2), "test": slice(1, None, 2)}
     data = {
-        name: Dataset.from_dict({"image": [item["image"] for item in pictures[part]], "label": labels[part]})
+        name: Dataset.from_dict({"image": [item["image"] for item in images[part]], "label": labels[part]})
         for name, part in split.items()
     }
     task = given(
         AbsTaskClassification,
-        described("OpenMojiCategory", "ImageClassification", "i2c", "accuracy", pictures[0]["instruction"]),
+        described("OpenMojiCategory", "ImageClassification", "i2c", "accuracy", images[0]["instruction"]),
         DatasetDict(data),
         input_column_name="image",
-        samples_per_label=len(pictures),
+        samples_per_label=len(images),
         n_experiments=1,
     )
-    vectors = model.encode(pictures)
+    vectors = model.encode(images)
     probe = LogisticRegression(max_iter=100).fit(vectors[split["train"]], labels[split["train"]])
     ours = probe.score(vectors[split["test"]], labels[split["test"]])
     assert score(encoder, task) == pytest.approx(ours) and ours > 0.4
@@ -205,7 +205,7 @@ def test_mteb_runs_the_folder_without_code_of_ours(encoder: UniMEEncoder, world:
     assert score(wrapped, task) == pytest.approx(score(encoder, task), abs=1e-5)
 
 
-def test_a_row_of_text_and_picture_is_one_item_with_the_instruction(
+def test_a_row_of_text_and_image_is_one_item_with_the_instruction(
     encoder: UniMEEncoder, model: UniMEModel, world: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mteb_encoder, "WINDOW", 2)  # three rows are two windows
@@ -219,7 +219,7 @@ def test_a_row_of_text_and_picture_is_one_item_with_the_instruction(
     as_documents = encoder.encode(batches, prompt_type=PromptType.document, **where)
     np.testing.assert_allclose(as_documents, model.encode(plain(items)), atol=1e-5)
     assert np.abs(found - as_documents).max() > 0.01
-    with pytest.raises(ValueError, match="'OpenMojiComposed' gives audio, but UniME embeds texts and pictures"):
+    with pytest.raises(ValueError, match="'OpenMojiComposed' gives audio, but UniME embeds texts and images"):
         encoder.encode([{"audio": [0]}], **where)
 
 

@@ -13,24 +13,22 @@ from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
 from unime.openmoji.perturbations import KINDS
 
 
-PICTURES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+IMAGES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
 SCRIPT = "<script>alert('caption')</script>"
 RETRIEVAL = [
     RetrievalTask(
         "scene_t2i",
         "retrieval",
         [{"text": SCRIPT, "instruction": "Find me & mine:"}, {"text": "green"}, {"text": "blue"}],
-        [{"image": picture} for picture in PICTURES],
+        [{"image": image} for image in IMAGES],
         [[0], [1], [2]],
     ),
-    RetrievalTask(
-        "question", "vqa", [{"image": PICTURES[0], "text": "Which?"}], [{"text": "a"}, {"text": "b"}], [[1]]
-    ),
+    RetrievalTask("question", "vqa", [{"image": IMAGES[0], "text": "Which?"}], [{"text": "a"}, {"text": "b"}], [[1]]),
 ]
 PROBES = [
     CompositionalTask(
         "swap_obj",
-        [{"image": PICTURES[0]}],
+        [{"image": IMAGES[0]}],
         [{"text": "a cat beside a mat"}],
         [{"text": "a mat beside a cat"}],
     )
@@ -61,7 +59,7 @@ def page(columns, tmp_path_factory):
     shown = build_galleries(columns["Stage <2>"][1], RETRIEVAL, PROBES)
     curves = {"Loss <of> stage 2": {"Stage <2>": [(1, 2.0), (2, 1.0)], "CLIP": [(1, 2.0), (2, 1.5)]}, "Nothing": {}}
     path = tmp_path_factory.mktemp("report") / "new" / "report.html"
-    credits = "Pictures: me & you"
+    credits = "Images: me & you"
     assert write_report(results, shown, curves, path, highlight="Stage <2>", credits=credits) == path
     return path.read_text(encoding="utf-8")
 
@@ -132,8 +130,8 @@ def test_galleries_look_up_what_rankings_name(columns):
     assert [gallery.name for gallery in (scene, question, swap)] == ["scene_t2i", "question", "swap_obj"]
     assert all(isinstance(answer, Answer) and len(answer.top) == 3 for answer in scene.examples)
     assert [answer.query["text"] for answer in scene.examples] == [SCRIPT, "green", "blue"]
-    for answer, picture in zip(scene.examples, PICTURES, strict=True):
-        assert answer.right.item["image"] is picture
+    for answer, image in zip(scene.examples, IMAGES, strict=True):
+        assert answer.right.item["image"] is image
         assert [candidate.right for candidate in answer.top].index(True) == answer.rank
     (probe,) = swap.examples
     assert isinstance(probe, Probe) and probe.negative["text"] == "a mat beside a cat"
@@ -199,21 +197,21 @@ def test_a_subject_that_is_no_column_is_refused(tmp_path):
 
 def own_pools(name, meta_task, distribution):
     candidates = [{"text": "a"}, {"text": "b"}]
-    return RetrievalTask(name, meta_task, [{"image": PICTURES[0]}], candidates, [[0]], [[0, 1]], distribution)
+    return RetrievalTask(name, meta_task, [{"image": IMAGES[0]}], candidates, [[0]], [[0, 1]], distribution)
 
 
 def measured(benchmark, titles=("CLIP ViT-L", "Stage <2>")):
     """Real results of random embeddings on tasks with the names of a benchmark; the first title is a published one."""
-    texts, pictures = [{"text": "red"}, {"text": "green"}], [{"image": picture} for picture in PICTURES[:2]]
+    texts, images = [{"text": "red"}, {"text": "green"}], [{"image": image} for image in IMAGES[:2]]
     tasks = {
         "urban1k": [
-            RetrievalTask("urban1k_t2i", "long", texts, pictures, [[0], [1]]),
-            RetrievalTask("urban1k_i2t", "long", pictures, texts, [[0], [1]]),
+            RetrievalTask("urban1k_t2i", "long", texts, images, [[0], [1]]),
+            RetrievalTask("urban1k_i2t", "long", images, texts, [[0], [1]]),
         ],
         "mmeb": [own_pools(name, meta, "IND" if ind else "OOD") for name, (meta, ind, *_) in SETS.items()],
         "sugarcrepe": [],
     }[benchmark]
-    probes = [CompositionalTask(kind, pictures, texts, texts[::-1]) for kind in KINDS]
+    probes = [CompositionalTask(kind, images, texts, texts[::-1]) for kind in KINDS]
     return {
         title: evaluate(
             encode(seed), tasks, [] if tasks else probes, model=title, benchmark=benchmark, progress=False
@@ -275,7 +273,7 @@ def test_published_tables_follow_the_table_under_their_source():
     assert "CLIP ViT-L" in ours and "published" not in ours.lower()
     assert title == "Published (arXiv 2504.17432, table 2), not measured here:"
     assert first.splitlines()[:3] == [
-        "| published, %                    | Text → picture, R@1 | Picture → text, R@1 |",
+        "| published, %                    | Text → image, R@1 | Image → text, R@1 |",
         "| ------------------------------- | ------------------: | ------------------: |",
         "| CLIP ViT-L                      |                47.0 |                47.0 |",
     ]

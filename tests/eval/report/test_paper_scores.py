@@ -65,12 +65,12 @@ def test_the_names_of_the_two_clips_are_put_right():
     assert rows["OpenCLIP ViT-bigG"][0] == pytest.approx((96.67 + 88.07 + 74.75) / 3, abs=0.05)
 
 
-def test_text_to_picture_comes_first_as_ours_is_read():
+def test_text_to_image_comes_first_as_ours_is_read():
     flickr = PUBLISHED["flickr30k"]
     assert flickr.sources[TABLE_2]["CLIP ViT-L"] == (67.3, 87.2)  # image retrieval, then text retrieval
     results = {"tasks": {"flickr30k_t2i": {"R@1": 0.25}, "flickr30k_i2t": {"R@1": 0.5}}}
     assert [axis.ours(results) for axis in flickr.axes] == [0.25, 0.5]
-    assert [axis.title for axis in flickr.axes] == ["Text → picture, R@1", "Picture → text, R@1"]
+    assert [axis.title for axis in flickr.axes] == ["Text → image, R@1", "Image → text, R@1"]
 
 
 def test_ours_stand_on_the_axes_of_mmeb_and_sugarcrepe():
