@@ -39,7 +39,7 @@ def render_results_page(store: Index, asked: QueryDescription, hits: Sequence[Hi
     """
     return (
         templates("unime.index")
-        .get_template("gallery.html.jinja")
+        .get_template("results_page.html.jinja")
         .render(
             asked=asked,
             picture=asked.image and _shown(asked.image),

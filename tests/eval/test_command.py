@@ -103,7 +103,7 @@ def test_several_benchmarks_have_a_folder_each(run: Callable[..., Path], tmp_pat
 def test_a_benchmark_that_is_not_there_is_refused(run: Callable[..., Path]):
     with pytest.raises(ValueError, match="there is no benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
         run("--models", "anything", "--benchmarks", "imagenet")
-    with pytest.raises(ValueError, match="the subject 'Stage 3' is none of the models: anything"):
+    with pytest.raises(ValueError, match="the highlight 'Stage 3' is none of the models: anything"):
         run("--models", "anything", "--highlight", "Stage 3")
 
 

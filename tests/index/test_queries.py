@@ -11,9 +11,9 @@ from unime.openmoji import items
 def test_a_query_gets_the_instruction_of_its_kind():
     picture = Image.new("RGB", (8, 8))
     assert query_item("dog") == {"text": "dog", "instruction": PROMPTS["text_to_image"]}
-    assert query_item("dog", pictures=False) == {"text": "dog"}
+    assert query_item("dog", images=False) == {"text": "dog"}
     assert query_item(image=picture)["instruction"] == PROMPTS["image"]
-    assert query_item(image=picture, pictures=False)["instruction"] == PROMPTS["image_to_text"]
+    assert query_item(image=picture, images=False)["instruction"] == PROMPTS["image_to_text"]
     assert query_item("in red", picture) == {"text": "in red", "image": picture, "instruction": PROMPTS["composed"]}
     assert query_item("dog", instruction="Find:")["instruction"] == "Find:"
     assert query_item("dog", instruction="") == {"text": "dog"}

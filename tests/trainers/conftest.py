@@ -36,7 +36,7 @@ def make_model(tiny_model: Callable[[str], Path]) -> Callable[..., UniMEModel]:
 
 
 @pytest.fixture(scope="session")
-def image() -> Callable[[int], Image.Image]:
+def make_image() -> Callable[[int], Image.Image]:
     """Give a function that draws the image of a number."""
 
     def draw(number: int) -> Image.Image:
@@ -47,13 +47,13 @@ def image() -> Callable[[int], Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def rows(picture: Callable[[int], Image.Image]) -> list[dict[str, Any]]:
+def rows(make_image: Callable[[int], Image.Image]) -> list[dict[str, Any]]:
     """Training rows of all kinds: images and texts on either side, explicit negatives, shared labels, duplicates."""
     rows = []
     for i in range(24):
         caption = {"text": f"an image of number {i}" + " and more" * (i % 4)}
-        image = {"image": picture(i), "instruction": "Represent the given image."}
-        both = {"image": picture(100 + i), "text": f"which number beside {i}?"}
+        image = {"image": make_image(i), "instruction": "Represent the given image."}
+        both = {"image": make_image(100 + i), "text": f"which number beside {i}?"}
         query, positive = [(caption, image), (image, caption), (both, {"text": f"answer {i % 3}"})][i % 3]
         rows.append(
             {

@@ -124,7 +124,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
         "contrastive": (
             ContrastiveTrainer,
             ContrastiveConfig,
-            {"symmetric": True, "k": 3, "graph_cache_gb": SOME_GRAPHS},
+            {"symmetric": True, "num_hard_negatives": 3, "graph_cache_gb": SOME_GRAPHS},
             contrastive_rows(),
         ),
         "distillation": (DistillationTrainer, DistillationConfig, {}, distillation_rows()),

@@ -14,9 +14,9 @@ from unime.trainers.gradient_cache import GraphCacheBudget
 KINDS = ["text", "image", "mixed"]
 
 
-def make_items(kind: str, picture: Callable) -> list[Any]:
+def make_items(kind: str, make_image: Callable) -> list[Any]:
     texts = [f"text {i}" + " longer" * i for i in range(8)]
-    images = [picture(i) for i in range(8)]
+    images = [make_image(i) for i in range(8)]
     both = [{"text": text, "image": image} for text, image in zip(texts, images, strict=True)]
     return {"text": texts, "image": images, "mixed": texts[:3] + images[:3] + both[:2]}[kind]
 
@@ -52,10 +52,10 @@ def gradients(
 @pytest.mark.parametrize("micro_batch_tokens", [1, 60, 200])
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
-    kind: str, micro_batch_tokens: int, make_model: Callable, processor: ProcessorMixin, image: Callable
+    kind: str, micro_batch_tokens: int, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, image), micro_batch_tokens)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, make_image), micro_batch_tokens)]
     assert len(batches) > 1
     cached, plain = gradients(model, batches, cached=True), gradients(model, batches, cached=False)
     assert len(cached) > 10
@@ -74,10 +74,10 @@ def held_by(model: UniMEModel, tensors: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("budget", ["none", "one byte", "a graph and a half", "all but one", "plenty"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_budget_gives_the_same_gradients(
-    kind: str, budget: str, make_model: Callable, processor: ProcessorMixin, image: Callable
+    kind: str, budget: str, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, image), 60)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, make_image), 60)]
     number = len(batches)
     assert number > 3
     sizes = [held_by(model, tensors) for tensors in batches]
@@ -98,10 +98,10 @@ def test_any_budget_gives_the_same_gradients(
 
 @pytest.mark.parametrize("gigabytes", [0, 1e-9, 1])
 def test_the_last_gradient_that_is_sent_back_is_called_the_last(
-    gigabytes: float, make_model: Callable, processor: ProcessorMixin, image: Callable
+    gigabytes: float, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", image), 60)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     said = []
 
     def send_back(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
@@ -113,9 +113,9 @@ def test_the_last_gradient_that_is_sent_back_is_called_the_last(
     assert said == [False] * (len(batches) - 1) + [True]
 
 
-def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, image: Callable):
+def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
     model = make_model(dropout=0.3).train()
-    ((_, tensors),) = micro_batches(processor, make_items("text", image), 10**6)
+    ((_, tensors),) = micro_batches(processor, make_items("text", make_image), 10**6)
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     cached, plain = gradients(model, [tensors], cached=True), gradients(model, [tensors], cached=False)
@@ -125,10 +125,10 @@ def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: Proce
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_same_for_every_split(
-    kind: str, make_model: Callable, processor: ProcessorMixin, image: Callable
+    kind: str, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model().train()
-    items = make_items(kind, image)
+    items = make_items(kind, make_image)
 
     def gradients_of(micro_batch_tokens: int) -> dict[str, Any]:
         batches = micro_batches(processor, items, micro_batch_tokens)
@@ -147,16 +147,16 @@ def test_gradients_are_the_same_for_every_split(
         torch.testing.assert_close(gradients_of(micro_batch_tokens), whole, atol=1e-6, rtol=0)
 
 
-def test_dropout_matters_in_these_tests(make_model: Callable, processor: ProcessorMixin, image: Callable):
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", image), 60)]
+def test_dropout_matters_in_these_tests(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     with_dropout = gradients(make_model(dropout=0.3).train(), batches, cached=True)
     without = gradients(make_model().train(), batches, cached=True)
     assert (with_dropout["loss"] - without["loss"]).abs() > 1e-4
 
 
-def test_a_scaled_loss_scales_the_gradients(make_model: Callable, processor: ProcessorMixin, image: Callable):
+def test_a_scaled_loss_scales_the_gradients(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", image), 60)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     scaled, plain = gradients(model, batches, cached=True, scale=8.0), gradients(model, batches, cached=True)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -166,10 +166,10 @@ def test_a_scaled_loss_scales_the_gradients(make_model: Callable, processor: Pro
 @pytest.mark.parametrize("gigabytes", [0, 1e-4, 1])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing_changes_nothing(
-    reentrant: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, image: Callable
+    reentrant: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", image), 60)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     plain, whole = gradients(model, batches, cached=False), held_by(model, batches[0])
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
@@ -180,10 +180,10 @@ def test_activation_checkpointing_changes_nothing(
 @pytest.mark.parametrize("gigabytes", [0, 1e-9, 1])
 @pytest.mark.parametrize("backward_inside", [True, False])
 def test_autocast_holds_for_the_second_pass_too(
-    backward_inside: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, image: Callable
+    backward_inside: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", image), 60)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain = gradients(model, batches, cached=False)
 
@@ -206,9 +206,9 @@ def test_autocast_holds_for_the_second_pass_too(
     }
 
 
-def test_without_grad_mode_only_the_loss_is_computed(make_model: Callable, processor: ProcessorMixin, image: Callable):
+def test_without_grad_mode_only_the_loss_is_computed(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
     model = make_model().eval()
-    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", image), 60)]
+    batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     with torch.no_grad():
         loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of)
     assert not loss.requires_grad

@@ -66,10 +66,10 @@ def test_what_the_result_does_not_depend_on_does_not_count():
 
 @pytest.mark.parametrize("kind", ["texts", "images"])
 def test_the_count_is_what_the_memory_grows_by(
-    kind: str, make_model: Callable, processor: ProcessorMixin, image: Callable
+    kind: str, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model().train()
-    items = [f"text {i}" for i in range(8)] if kind == "texts" else [image(i) for i in range(8)]
+    items = [f"text {i}" for i in range(8)] if kind == "texts" else [make_image(i) for i in range(8)]
     ((_, tensors),) = micro_batches(processor, items, 10**6)
     outputs = []
     counted = bytes_counted(GraphCacheBudget(1, model), lambda: model(**tensors).embeddings, tensors)

@@ -26,13 +26,13 @@ def tokens_of_last_mlp(model: UniMEModel) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_gradients_are_the_same(name: str, tiny_model: Callable[[str], Path], image: Callable[[int], Image.Image]):
+def test_gradients_are_the_same(name: str, tiny_model: Callable[[str], Path], make_image: Callable[[int], Image.Image]):
     torch.manual_seed(0)
     model, processor = (
         UniMEModel.from_backbone(tiny_model(name)).train(),
         processor_from_backbone(str(tiny_model(name))),
     )
-    items = [*map(image, range(2)), "a text", {"image": image(3), "text": "and a text"}, "another, longer text"]
+    items = [*map(image, range(2)), "a text", {"image": make_image(3), "text": "and a text"}, "another, longer text"]
     batches = [tensors for _, tensors in micro_batches(processor, items, 100)]
 
     def embed(tensors: dict[str, Tensor]) -> Tensor:

@@ -34,14 +34,14 @@ def count_images(model: UniMEModel) -> list[int]:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_gradients_with_dropout_are_the_same_to_the_bit(
-    name: str, tiny_model: Callable[[str], Path], image: Callable[[int], Image.Image]
+    name: str, tiny_model: Callable[[str], Path], make_image: Callable[[int], Image.Image]
 ):
     config, processor = AutoConfig.from_pretrained(tiny_model(name)), processor_from_backbone(str(tiny_model(name)))
     config.text_config.attention_dropout = 0.3
     config.vision_config.attention_dropout = 0.3  # where the tower knows none, this is only a name
     torch.manual_seed(0)
     model = freeze_sight(UniMEModel.from_backbone(config)).train()
-    items = [*map(image, range(3)), "a text", {"image": image(3), "text": "and a text"}, "another"]
+    items = [*map(image, range(3)), "a text", {"image": make_image(3), "text": "and a text"}, "another"]
     batches = [tensors for _, tensors in micro_batches(processor, items, 1)]
 
     def embed(tensors: dict[str, Tensor]) -> Tensor:

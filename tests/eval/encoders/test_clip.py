@@ -142,7 +142,7 @@ def test_the_contrastive_trainer_trains_it_through_many_micro_batches(tmp_path):
             max_steps=30,
             learning_rate=1e-3,
             temperature=0.05,
-            beta=None,  # four random images begin too close together for a margin
+            false_negative_margin=None,  # four random images begin too close together for a margin
             logging_steps=1,
             save_strategy="no",
             report_to="none",

@@ -32,7 +32,7 @@ from unime.eval.tasks import CompositionalTask, RetrievalTask, SimilarityTask, e
 from unime.openmoji.benchmark import tasks as openmoji  # noqa: E402
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "checkpoints" / "unime-tiny"
 NAME = "unime/unime-tiny"
 CODES = {"t": "text", "i": "image"}

@@ -15,7 +15,7 @@ from unime.eval.encoders import mteb_encoder  # noqa: E402
 from unime.eval.encoders.mteb_encoder import UniMEEncoder, model_meta  # noqa: E402
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "checkpoints" / "unime-tiny"
 NAME = "unime/unime-tiny"
 

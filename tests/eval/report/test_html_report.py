@@ -191,7 +191,7 @@ def test_columns_on_different_tasks_are_refused():
 
 
 def test_a_subject_that_is_no_column_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="subject 'Stage 3' is none of its columns: Before"):
+    with pytest.raises(ValueError, match="highlight 'Stage 3' is none of its columns: Before"):
         write_report({"Before": numbers(0.5)}, [], {}, tmp_path / "x.html", highlight="Stage 3", credits="")
 
 
