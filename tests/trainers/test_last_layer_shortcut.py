@@ -32,7 +32,7 @@ def test_gradients_are_the_same(name: str, tiny_model: Callable[[str], Path], ma
         UniMEModel.from_backbone(tiny_model(name)).train(),
         processor_from_backbone(str(tiny_model(name))),
     )
-    items = [*map(image, range(2)), "a text", {"image": make_image(3), "text": "and a text"}, "another, longer text"]
+    items = [*map(make_image, range(2)), "a text", {"image": make_image(3), "text": "and a text"}, "another, longer text"]
     batches = [tensors for _, tensors in micro_batches(processor, items, 100)]
 
     def embed(tensors: dict[str, Tensor]) -> Tensor:

@@ -41,7 +41,7 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
     config.vision_config.attention_dropout = 0.3  # where the tower knows none, this is only a name
     torch.manual_seed(0)
     model = freeze_sight(UniMEModel.from_backbone(config)).train()
-    items = [*map(image, range(3)), "a text", {"image": make_image(3), "text": "and a text"}, "another"]
+    items = [*map(make_image, range(3)), "a text", {"image": make_image(3), "text": "and a text"}, "another"]
     batches = [tensors for _, tensors in micro_batches(processor, items, 1)]
 
     def embed(tensors: dict[str, Tensor]) -> Tensor:
