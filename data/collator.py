@@ -32,7 +32,7 @@ class ContrastiveCollator:
     Returns of a call:
         `dict`: `micro_batches` (list of tensors), `order` (items,): item of each row of the joined micro-batches,
         `query` (batch,) and `candidate` (candidates,): indices of items, `positive` (batch,): indices of candidates,
-        `content` and `label` (candidates,): hashes, label -1 where there is none, and `found` (items, list of str):
+        `content` and `label` (candidates,): hashes, label -1 where there is none, and `provenance` (items, list of str):
         where each item was met first, for errors.
     """
 
@@ -69,7 +69,7 @@ class ContrastiveCollator:
                 if content_hash(negative) not in pool:  # a negative that is a row's positive is in the pool already
                     candidate(negative, -1, f"{where}, negative {position}")
         return _micro_batches(self.prepare, list(items.values())) | {
-            "found": list(found.values()),
+            "provenance": list(found.values()),
             "query": torch.tensor(queries),
             "candidate": torch.tensor([numbers[content] for content, _ in candidates]),
             "positive": torch.tensor(positives),
@@ -86,7 +86,7 @@ class DistillationCollator:
         prepare (`Callable`): Items to `[(indices, tensors), ...]`, as [`unime.micro_batches`] does.
 
     Returns of a call:
-        `dict`: `micro_batches`, `order` (texts,), `found` (texts, list of str) which names each text for errors,
+        `dict`: `micro_batches`, `order` (texts,), `provenance` (texts, list of str) which names each text for errors,
         `text` (batch,): which text is that of each row, and `teacher` (batch, teacher dimensions) where the rows carry
         it, else `texts` (list of str).
 
@@ -102,7 +102,7 @@ class DistillationCollator:
         numbers = {content: number for number, content in enumerate(texts)}
         names = {content: f"the text {text!r:.80}" for content, text in texts.items()}
         batch = _micro_batches(self.prepare, [{"text": text} for text in texts.values()]) | {
-            "found": list(names.values()),
+            "provenance": list(names.values()),
             "text": torch.tensor([numbers[content] for content in contents]),
         }
         if "teacher" not in rows[0]:

@@ -173,7 +173,8 @@ class EmbeddingTrainer(Trainer, ABC):
             if not loss.isfinite():  # in all processes: it is the same loss
                 spoilt = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
                 what = f"the loss is {loss.item()}"
-                raise nonfinite_error(what, self.state.global_step + 1, [inputs["found"][item] for item in spoilt])
+                provenance = [inputs["provenance"][item] for item in spoilt]
+                raise nonfinite_error(what, self.state.global_step + 1, provenance)
             return loss
 
         def embed(tensors: MicroBatch) -> Tensor:
@@ -234,9 +235,9 @@ class EmbeddingTrainer(Trainer, ABC):
             backward_micro_batch(embeddings, gradient, last)
             finite.append(all_finite(parameter.grad for parameter in self.model.parameters()))
 
-        found = inputs["found"]
+        provenance = inputs["provenance"]
         if is_sharded(self.model) or self.is_deepspeed_enabled:  # their micro-batches run in all processes together
-            return found
+            return provenance
         self.model.zero_grad()
         with self.compute_loss_context_manager():
             loss = self._loss(model, inputs, 0, watched)
@@ -244,7 +245,7 @@ class EmbeddingTrainer(Trainer, ABC):
         if False not in finite:
             return []
         sizes = [len(tensors["input_ids"]) for tensors in inputs["micro_batches"]]
-        return [found[item] for item in inputs["order"].split(sizes)[finite.index(False)].tolist()]
+        return [provenance[item] for item in inputs["order"].split(sizes)[finite.index(False)].tolist()]
 
     def prediction_step(
         self, model: Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None

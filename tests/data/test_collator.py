@@ -119,7 +119,7 @@ def test_a_text_of_several_rows_is_embedded_once_and_keeps_the_teacher_of_each_r
     assert embedded(batch) == hashes("a cat", "a dog", "a bird")
     assert batch["text"].tolist() == [0, 1, 0, 2, 1]
     assert batch["teacher"][:, 0].tolist() == [0, 1, 2, 3, 4]
-    assert batch["found"] == ["the text 'a cat'", "the text 'a dog'", "the text 'a bird'"]
+    assert batch["provenance"] == ["the text 'a cat'", "the text 'a dog'", "the text 'a bird'"]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2-vl"])

@@ -76,8 +76,8 @@ def poison(model: UniMEModel, processor: ProcessorMixin, backwards: bool) -> Non
 
 def steps_before(trainer: ContrastiveTrainer, bad: int) -> int:
     """How many batches come before that with a row; a row alone decides in which batch it is."""
-    found = [batch["found"] for batch in trainer.get_train_dataloader()]
-    return next(step for step, names in enumerate(found) if f"pairs.jsonl, row {bad}, query" in names)
+    provenance = [batch["provenance"] for batch in trainer.get_train_dataloader()]
+    return next(step for step, names in enumerate(provenance) if f"pairs.jsonl, row {bad}, query" in names)
 
 
 @pytest.mark.parametrize("graph_cache_gb", [0, 1e-6, 1])
