@@ -90,6 +90,16 @@ def fingerprint(checkpoint: str) -> str:
     return digest.hexdigest()
 
 
+def require_merged_adapters(model: PreTrainedModel) -> None:
+    """Refuse a model with unmerged LoRA adapters: its weights alone would not give its embeddings.
+
+    Raises:
+        ValueError: The model has unmerged LoRA adapters.
+    """
+    if any("lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("this model has unmerged LoRA adapters: merge them first (`model.merge_and_unload()`)")
+
+
 def save_checkpoint(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -115,10 +125,7 @@ def save_checkpoint(
         ValueError: The model carries unmerged adapters, or the processor has no chat template.
         OSError: The files cannot be written, because the disk is full, say; the folder holds what it held before.
     """
-    if any("lora_" in name for name, _ in model.named_parameters()):
-        raise ValueError(
-            "this model carries LoRA adapters: merge them (`model.merge_and_unload()`) before saving a checkpoint"
-        )
+    require_merged_adapters(model)
     if processor.chat_template is None:
         raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
     directory = Path(directory)

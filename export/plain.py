@@ -6,7 +6,7 @@ import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 
-from ..checkpoint import PROMPTS, write_sentence_transformer
+from ..checkpoint import PROMPTS, require_merged_adapters, write_sentence_transformer
 from ..modeling_unime import UniMEModel
 from ..processing_unime import to_item_dict, to_messages
 
@@ -60,10 +60,7 @@ def plain_checkpoint(
             or adds tokens that a template cannot write, or the generative class does not wrap the backbone as it is.
     """
     directory = new_folder(directory)
-    if any("lora_" in name for name, _ in model.named_parameters()):
-        raise ValueError(
-            "this model carries LoRA adapters: merge them (`model.merge_and_unload()`) before exporting it"
-        )
+    require_merged_adapters(model)
     template = complete_template(processor)
     # Engines map the names of the generative class, which is the backbone and a head. The head has no weights here:
     # nothing that embeds reads them, and engines that pool leave theirs out.
