@@ -1,1 +1,1 @@
-"""The OpenMoji data and benchmark: named drawings and scenes made of them, to train and evaluate on two cores, offline."""
+"""The OpenMoji data and benchmark: named drawings and scenes composed of them, for offline training and evaluation."""

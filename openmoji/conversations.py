@@ -1,7 +1,7 @@
-"""What a backbone is taught before it becomes an embedder: images with prompts and answers, and texts alone.
+"""Generative training data for a backbone: prompts with answers, with and without an image.
 
-Each function gives one generative row: `image` (a spec or None), `prompt`, `answer`. A prompt always says which form
-of answer it wants, so that the answer is a matter of the image and not of luck.
+Each function returns one row: `image` (a spec or `None`), `prompt`, `answer`. A prompt always says which form of
+answer it expects, so that the answer depends on the image alone.
 """
 
 import random
@@ -9,7 +9,7 @@ import random
 from .captions import full_caption, sample_caption, sample_scene
 from .catalogue import LANGUAGES, Emoji
 from .long_captions import LongCaption
-from .names import categorised, named, toned
+from .names import emoji_with_category, emoji_with_name, emoji_with_tone
 from .perturbations import any_false_caption
 from .questions import sample_question
 from .scenes import CELLS, POSITIONS, Placed, Scene, crop_spec
@@ -26,8 +26,8 @@ def _view(entry: Emoji, rng: random.Random) -> str:
 
 
 def name(split: str, rng: random.Random) -> dict:
-    """Image -> its name, in English or in a language that the prompt names."""
-    entry = rng.choice(named(split))
+    """Ask for the name of an image, in English or in a language that the prompt names."""
+    entry = rng.choice(emoji_with_name(split))
     if rng.random() < 0.6:
         return _row(_view(entry, rng), rng.choice(("What is this?", "Name the object.", "Name this.")), entry.name)
     language = rng.choice([language for language in entry.names if language != "en"])
@@ -36,8 +36,8 @@ def name(split: str, rng: random.Random) -> dict:
 
 
 def category(split: str, rng: random.Random) -> dict:
-    """Image or name -> subcategory or category."""
-    entry = rng.choice(categorised(split))
+    """Ask for the subcategory or category of an image or a name."""
+    entry = rng.choice(emoji_with_category(split))
     kind, answer = ("subcategory", entry.subcategory) if rng.random() < 0.7 else ("category", entry.category)
     if rng.random() < 0.75:
         prompts = ("Which {} is this?", "Name the {} of this.", "To which {} does this belong?")
@@ -46,20 +46,20 @@ def category(split: str, rng: random.Random) -> dict:
 
 
 def translation(split: str, rng: random.Random) -> dict:
-    """Name in one language -> name in another, from text alone."""
-    entry = rng.choice(named(split))
+    """Ask to translate a name into another language, without an image."""
+    entry = rng.choice(emoji_with_name(split))
     source, target = rng.sample(list(entry.names), 2)
     return _row(None, f"Say in {LANGUAGES[target]}: {entry.names[source]}", entry.names[target])
 
 
 def tone(split: str, rng: random.Random) -> dict:
-    """Image of a role -> its skin tone."""
-    entry = rng.choice(toned(split))
+    """Ask for the skin tone of an image."""
+    entry = rng.choice(emoji_with_tone(split))
     return _row(_view(entry, rng), "Which skin tone is this?", entry.tone or "none")
 
 
-def glimpse(split: str, rng: random.Random) -> dict:
-    """Scene of one object -> the object, the colour of its tile or its place: how scenes begin to be read."""
+def single_object(split: str, rng: random.Random) -> dict:
+    """Ask for the object, the tile colour or the position in a scene with one object, the simplest kind of scene."""
     placed = Placed(rng.randrange(len(objects())), rng.randrange(CELLS), rng.randrange(len(COLOUR_NAMES)))
     prompt, answer = rng.choice(
         (
@@ -73,13 +73,13 @@ def glimpse(split: str, rng: random.Random) -> dict:
 
 
 def caption(split: str, rng: random.Random) -> dict:
-    """Scene -> a short caption."""
+    """Ask for a short caption of a scene."""
     scene = sample_scene(split, rng.randint(2, 4), rng)
     return _row(scene.spec, "Write a short caption.", sample_caption(scene, rng).text)
 
 
 def inventory(split: str, rng: random.Random) -> dict:
-    """Scene, often a full one -> its objects in reading order, with tiles, places or both: all of it to be seen."""
+    """Ask for all objects of a scene in reading order, with tiles, positions or both; the grid is often full."""
     scene = sample_scene(split, rng.choice((2, 3, 4, 5, CELLS, CELLS)), rng)
     prompt, tiles, places = rng.choice(
         (
@@ -94,44 +94,46 @@ def inventory(split: str, rng: random.Random) -> dict:
 
 
 def long_caption(split: str, rng: random.Random) -> dict:
-    """Scene of nine objects -> long caption, always in the same wording."""
+    """Ask for the long caption of a scene of nine objects, always in the same wording."""
     scene = sample_scene(split, 9, rng)
-    return _row(scene.spec, "Describe the whole picture at length.", LongCaption(scene, (0,) * (1 + CELLS)).text)
+    prompt = "Describe the whole picture at length."  # codespell:ignore picture
+    return _row(scene.spec, prompt, LongCaption(scene, (0,) * (1 + CELLS)).text)
 
 
 def question(split: str, rng: random.Random) -> dict:
-    """Scene and question -> answer; sometimes the scene is told instead of shown."""
-    asked = sample_question(split, rng)
+    """Ask a question about a scene; a quarter of the rows describe the scene in words instead of showing it."""
+    sampled = sample_question(split, rng)
     if rng.random() < 0.75:
-        return _row(asked.scene.spec, asked.text, asked.answer)
-    return _row(None, f"There is {full_caption(asked.scene).text}. {asked.text}", asked.answer)
+        return _row(sampled.scene.spec, sampled.text, sampled.answer)
+    return _row(None, f"There is {full_caption(sampled.scene).text}. {sampled.text}", sampled.answer)
 
 
 def crop(split: str, rng: random.Random) -> dict:
-    """Crop of a scene -> the object or the colour of its tile."""
+    """Ask for the object in the crop of a scene, or for the colour of its tile."""
     placed = rng.choice(sample_scene(split, 2, rng).placed)
     if rng.random() < 0.7:
-        return _row(crop_spec(placed), "What is in this picture?", objects()[placed.object].name)
+        prompt = "What is in this picture?"  # codespell:ignore picture
+        return _row(crop_spec(placed), prompt, objects()[placed.object].name)
     return _row(crop_spec(placed), "What colour is the tile?", COLOUR_NAMES[placed.colour])
 
 
 def judgement(split: str, rng: random.Random) -> dict:
-    """Scene and caption -> whether the caption is true."""
+    """Ask whether a caption is true of a scene."""
     scene = sample_scene(split, rng.randint(2, 4), rng)
-    said = sample_caption(scene, rng)
+    statement = sample_caption(scene, rng)
     true = rng.random() < 0.5
     if not true:
-        said = any_false_caption(said, scene, split, rng)
-    return _row(scene.spec, f"Yes or no: {said.text}?", "yes" if true else "no")
+        statement = any_false_caption(statement, scene, split, rng)
+    return _row(scene.spec, f"Yes or no: {statement.text}?", "yes" if true else "no")
 
 
-# kind -> (its rows, its weight in the mixture)
+# kind -> (function that samples a row, weight in the mixture)
 KINDS = {
     "name": (name, 16),
     "category": (category, 6),
     "translation": (translation, 1),
     "tone": (tone, 3),
-    "glimpse": (glimpse, 5),
+    "single_object": (single_object, 5),
     "caption": (caption, 5),
     "inventory": (inventory, 16),
     "long_caption": (long_caption, 3),

@@ -1,12 +1,12 @@
-"""The OpenMoji world: real named images and scenes of them as training rows, texts and conversations, from a seed.
+"""The OpenMoji data: named drawings and scenes of them as training rows, texts and conversations, from a seed.
 
-    rows("train", 100_000)           queries, positives and hard negatives of all tasks (stage 2)
-    texts("train", 50_000)           distinct texts (stage 1)
-    conversations("train", 50_000)   images with prompts and answers (the backbone)
+    openmoji_rows("train", 100_000)           queries, positives and hard negatives of all tasks (stage 2)
+    openmoji_texts("train", 50_000)           distinct texts (stage 1)
+    openmoji_conversations("train", 50_000)   images with prompts and answers (pre-training of the backbone)
 
-Equal arguments give equal rows in every process. They are made once and kept in the cache folder; images are kept
-as short specs and drawn when a row is read. The splits hold out object pairs, skin tone x role, and the categories of
-some emoji: see `splits`.
+Equal arguments give equal rows in every process. Rows are generated once and kept in the cache folder; images are
+stored as short specs and drawn when a row is read. The splits hold out object pairs, combinations of skin tone and
+role, and the categories of some emoji: see `splits`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from .catalogue import cache_folder, sources_version
 from .conversations import KINDS
 from .items import BY_OPENMOJI_TASK
 from .long_captions import LongCaption, sample_wording
-from .names import categorised, named, texts_of
+from .names import emoji_with_category, emoji_with_name, localized_names
 from .perturbations import any_false_caption
 from .questions import sample_expression, sample_question
 from .scene_tasks import TASKS
@@ -44,18 +44,22 @@ _CONVERSATION = Features({"image": Value("string"), "prompt": Value("string"), "
 
 
 def draw_image(spec: str) -> Image.Image:
-    """The image that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32); RGB."""
+    """Draw the image that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32); RGB.
+
+    Raises:
+        ValueError: The spec does not begin with "scene", "view" or "crop".
+    """
     if spec.startswith("scene "):
         return Scene.from_spec(spec).render()
     if spec.startswith("view "):
         return View.from_spec(spec).render()
     if spec.startswith("crop "):
         return render_crop(spec)
-    raise ValueError(f"{spec!r} is no image of the OpenMoji world: it must begin with scene, view or crop")
+    raise ValueError(f"{spec!r} is not the spec of an OpenMoji image: it must begin with scene, view or crop")
 
 
 def load_item(stored: dict) -> dict:
-    """A stored item as models take it: without its empty keys, its image drawn."""
+    """Convert a stored item into a model input: drop its empty keys and draw its image."""
     item = {key: value for key, value in stored.items() if value is not None}
     if "image" in item:
         item["image"] = draw_image(item["image"])
@@ -70,50 +74,61 @@ def openmoji_rows(
     negatives: int = 1,
     target_prompts: bool = False,
 ) -> Dataset:
-    """Training rows of the given tasks (all of `TASKS` if None), mixed by their weights.
+    """Return training rows of the given tasks, mixed by the tasks' weights.
 
-    Columns: `query`, `positive` (items), `negatives` (at most `negatives` hard ones, items), `task`, `label`. With
-    `target_prompts` texts that are searched for have an instruction, as images do; evaluate with the same.
+    The columns are `query`, `positive` (items), `negatives` (a list of items), `task` and `label`.
+
+    Args:
+        split (`str`): "train", "validation" or "test".
+        size (`int`): Number of rows.
+        seed (`int`, *optional*, defaults to 0): Seed of the sampling.
+        tasks (`Sequence[str]`, *optional*): Names of tasks in `TASKS`. Default: all of them.
+        negatives (`int`, *optional*, defaults to 1): Maximum number of hard negatives per row.
+        target_prompts (`bool`, *optional*, defaults to `False`): Give text candidates an instruction, as images have.
+            Evaluate with the same setting.
+
+    Raises:
+        ValueError: The split or a task does not exist.
     """
     check_split(split)
     chosen = list(tasks or TASKS)
     for task in chosen:
         if task not in TASKS:
-            raise ValueError(f"the OpenMoji world has no task {task!r}: choose from {', '.join(TASKS)}")
+            raise ValueError(f"the OpenMoji data has no task {task!r}: choose from {', '.join(TASKS)}")
     key = {"kind": "rows", "split": split, "size": size, "seed": seed, "tasks": chosen, "negatives": negatives}
     key["target_prompts"] = target_prompts
     return _cached(key, _make_rows, _ROW).with_transform(_draw_rows)
 
 
 def openmoji_texts(split: str, size: int, seed: int = 0) -> Dataset:
-    """Distinct texts of all kinds in one column `text`: names, captions true and false, questions, categories."""
+    """Return distinct texts in one column `text`: names, true and false captions, questions, categories."""
     check_split(split)
     key = {"kind": "texts", "split": split, "size": size, "seed": seed}
     return _cached(key, _make_texts, Features({"text": Value("string")}))
 
 
 def openmoji_conversations(split: str, size: int, seed: int = 0) -> Dataset:
-    """Generative rows: `image` (an image or None), `prompt`, `answer`."""
+    """Return generative rows: `image` (an image or `None`), `prompt`, `answer`."""
     check_split(split)
     key = {"kind": "conversations", "split": split, "size": size, "seed": seed}
     return _cached(key, _make_conversations, _CONVERSATION).with_transform(_draw_conversations)
 
 
 def _cached(key: dict, make: Callable[[dict], Iterator[dict]], features: Features) -> Dataset:
-    """What `make(key)` yields, read from the cache if it was made before by the same versions."""
+    """Return the rows of `make(key)`, from the cache if the same versions generated them before."""
     identity = json.dumps([key, DATASET_VERSION, sources_version()], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
     def batches() -> Iterator[dict[str, list]]:
-        made = make(key)
-        while some := list(islice(made, 1000)):
-            yield {name: [row.get(name) for row in some] for name in features}
+        rows = make(key)
+        while batch := list(islice(rows, 1000)):
+            yield {name: [row.get(name) for row in batch] for name in features}
 
     return cached_table(cache_folder() / f"{key['kind']}-{fingerprint}.arrow", features, batches)
 
 
 def _random_source(key: dict, index: int) -> random.Random:
-    """A random source of one row's own: a row does not depend on the rows before it."""
+    """Return the random source of one row, so that a row does not depend on the rows before it."""
     return random.Random(f"{DATASET_VERSION}/{key['kind']}/{key['split']}/{key['seed']}/{index}")
 
 
@@ -152,14 +167,14 @@ def _make_texts(key: dict) -> Iterator[dict]:
 def _sample_texts(split: str, rng: random.Random) -> list[str]:
     kind = rng.choices(("name", "category", "caption", "long", "question", "expression"), (8, 1, 8, 3, 5, 3))[0]
     if kind == "name":
-        return [rng.choice(texts_of(rng.choice(named(split))))[1]]
+        return [rng.choice(localized_names(rng.choice(emoji_with_name(split))))[1]]
     if kind == "category":
-        entry = rng.choice(categorised(split))
+        entry = rng.choice(emoji_with_category(split))
         return [entry.subcategory, entry.category]
     if kind == "caption":
         scene = sample_scene(split, rng.randint(2, 4), rng)
         caption = sample_caption(scene, rng)
-        # A false caption beside the true one: near-duplicates that a student must keep apart as its teacher does.
+        # Add a false caption: near-duplicates teach the student to separate what its teacher separates.
         return [caption.text, any_false_caption(caption, scene, split, rng).text]
     if kind == "long":
         return [LongCaption(sample_scene(split, 9, rng), sample_wording(rng)).text]
@@ -170,7 +185,7 @@ def _sample_texts(split: str, rng: random.Random) -> list[str]:
 
 
 def _draw_rows(batch: dict[str, list]) -> dict[str, list]:
-    """Draws whichever columns were read."""
+    """Draw the images of the columns that were read."""
     drawn = dict(batch)
     for column in ("query", "positive"):
         if column in batch:

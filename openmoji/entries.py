@@ -1,4 +1,4 @@
-"""The named OpenMoji drawings as a corpus to embed, index and search."""
+"""The OpenMoji drawings as a corpus to embed, index and search."""
 
 from io import BytesIO
 
@@ -10,7 +10,7 @@ from .catalogue import Emoji, catalogue, drawings
 
 
 def openmoji_corpus() -> Corpus:
-    """Return every named drawing as an entry: its name is the id, its image a PNG on white."""
+    """Return all drawings as a corpus; the id of an entry is its name, its image a PNG on white."""
 
     def entry(emoji: Emoji, index: int) -> Entry:
         drawing = Image.fromarray(drawings()[index])

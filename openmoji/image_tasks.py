@@ -1,22 +1,31 @@
-"""The OpenMoji world's training tasks on single images: categories, names, changed skin tones."""
+"""Training tasks on single OpenMoji images: categories, names, changed skin tones."""
 
 import random
 from collections.abc import Callable, Sequence
 
 from .catalogue import LANGUAGES, Emoji, catalogue, same_drawing
 from .items import CATEGORISE, CHANGED_IMAGE, CLASSIFY, IDENTIFY, IMAGE_OF_TEXT, image_target, item, sample_up_to
-from .names import categorised, crowded, named, other_genders, other_tones, texts_of, tone_request, toned
+from .names import (
+    emoji_with_category,
+    emoji_with_gender,
+    emoji_with_name,
+    emoji_with_tone,
+    localized_names,
+    other_genders,
+    other_tones,
+    tone_request,
+)
 from .splits import tone_split
 from .views import View
 
 
-def identify_in(language: str) -> str:
-    """The instruction that asks for a name in a language of `LANGUAGES`."""
+def naming_instruction(language: str) -> str:
+    """Return the instruction that asks for a name in a language of `LANGUAGES`."""
     return IDENTIFY if language == "en" else f"{IDENTIFY} in {LANGUAGES[language]}"
 
 
-def answer_of(entry: Emoji) -> str:
-    """The label of an image: emoji that are drawn exactly alike are one answer."""
+def emoji_label(entry: Emoji) -> str:
+    """Return the label of an emoji; emoji with the same drawing share one."""
     return catalogue()[same_drawing()[entry.index]].code
 
 
@@ -25,8 +34,8 @@ def _view(entry: Emoji, rng: random.Random) -> str:
 
 
 def subcategory(split: str, negatives: int, rng: random.Random) -> dict:
-    """Image -> subcategory."""
-    entry = rng.choice(categorised(split))
+    """Sample an image with its subcategory."""
+    entry = rng.choice(emoji_with_category(split))
     return {
         "query": item(image=_view(entry, rng), instruction=CLASSIFY),
         "positive": item(entry.subcategory),
@@ -36,8 +45,8 @@ def subcategory(split: str, negatives: int, rng: random.Random) -> dict:
 
 
 def category(split: str, negatives: int, rng: random.Random) -> dict:
-    """Image -> one of nine categories."""
-    entry = rng.choice(categorised(split))
+    """Sample an image with one of nine categories."""
+    entry = rng.choice(emoji_with_category(split))
     return {
         "query": item(image=_view(entry, rng), instruction=CATEGORISE),
         "positive": item(entry.category),
@@ -46,31 +55,31 @@ def category(split: str, negatives: int, rng: random.Random) -> dict:
     }
 
 
-def _named_image(entry: Emoji, others: list[Emoji], negatives: int, rng: random.Random) -> dict:
+def _name_to_image(entry: Emoji, others: list[Emoji], negatives: int, rng: random.Random) -> dict:
     return {
-        "query": item(rng.choice(texts_of(entry))[1], instruction=IMAGE_OF_TEXT),
+        "query": item(rng.choice(localized_names(entry))[1], instruction=IMAGE_OF_TEXT),
         "positive": image_target(_view(entry, rng)),
         "negatives": [image_target(_view(other, rng)) for other in sample_up_to(others, negatives, rng)],
-        "label": answer_of(entry),
+        "label": emoji_label(entry),
     }
 
 
-def _image_named(
-    entry: Emoji, called: tuple[str, str], others: list[Emoji], negatives: int, rng: random.Random
+def _image_to_name(
+    entry: Emoji, name: tuple[str, str], others: list[Emoji], negatives: int, rng: random.Random
 ) -> dict:
-    language, text = called
+    language, text = name
     others = sample_up_to(others, negatives, rng)
     return {
-        "query": item(image=_view(entry, rng), instruction=identify_in(language)),
+        "query": item(image=_view(entry, rng), instruction=naming_instruction(language)),
         "positive": item(text),
         "negatives": [item(other.names[language]) for other in others if language in other.names],
-        "label": answer_of(entry),
+        "label": emoji_label(entry),
     }
 
 
-def _changed_image(
+def _changed_tone(
     entries: Sequence[Emoji],
-    others_of: Callable[[Emoji, str], list[Emoji]],
+    negatives_of: Callable[[Emoji, str], list[Emoji]],
     split: str,
     negatives: int,
     rng: random.Random,
@@ -85,42 +94,42 @@ def _changed_image(
         "query": item(request, _view(rng.choice(sources), rng), CHANGED_IMAGE),
         "positive": image_target(_view(target, rng)),
         "negatives": [
-            image_target(_view(other, rng)) for other in sample_up_to(others_of(target, split), negatives, rng)
+            image_target(_view(other, rng)) for other in sample_up_to(negatives_of(target, split), negatives, rng)
         ],
-        "label": answer_of(target),
+        "label": emoji_label(target),
     }
 
 
 def name_t2i(split: str, negatives: int, rng: random.Random) -> dict:
-    """A name in any language -> image; the same role in another skin tone is the hard negative."""
-    entry = rng.choice(named(split))
-    return _named_image(entry, other_tones(entry, split), negatives, rng)
+    """Sample a name in any language with its image; hard negatives are the same role in other skin tones."""
+    entry = rng.choice(emoji_with_name(split))
+    return _name_to_image(entry, other_tones(entry, split), negatives, rng)
 
 
 def name_i2t(split: str, negatives: int, rng: random.Random) -> dict:
-    """Image -> name in the language that the instruction asks for."""
-    entry = rng.choice(named(split))
-    return _image_named(entry, rng.choice(texts_of(entry)), other_tones(entry, split), negatives, rng)
+    """Sample an image with its name in the language of the instruction."""
+    entry = rng.choice(emoji_with_name(split))
+    return _image_to_name(entry, rng.choice(localized_names(entry)), other_tones(entry, split), negatives, rng)
 
 
 def composed(split: str, negatives: int, rng: random.Random) -> dict:
-    """Image and "with dark skin tone" -> image; the same role in other tones are the hard negatives."""
-    return _changed_image(toned(split), other_tones, split, negatives, rng)
+    """Sample an image and "with dark skin tone" with the resulting image; hard negatives are other tones."""
+    return _changed_tone(emoji_with_tone(split), other_tones, split, negatives, rng)
 
 
 def people_t2i(split: str, negatives: int, rng: random.Random) -> dict:
-    """A name of someone -> image; another gender that does the same in the same skin tone is the hard negative."""
-    entry = rng.choice(crowded(split))
-    return _named_image(entry, other_genders(entry, split), negatives, rng)
+    """Sample the name of a person with its image; hard negatives differ in gender only."""
+    entry = rng.choice(emoji_with_gender(split))
+    return _name_to_image(entry, other_genders(entry, split), negatives, rng)
 
 
 def people_i2t(split: str, negatives: int, rng: random.Random) -> dict:
-    """Image of someone -> name, every other one English."""
-    entry = rng.choice(crowded(split))
-    called = rng.choice((("en", entry.name), rng.choice(texts_of(entry))))
-    return _image_named(entry, called, other_genders(entry, split), negatives, rng)
+    """Sample the image of a person with its name, half of them in English."""
+    entry = rng.choice(emoji_with_gender(split))
+    name = rng.choice((("en", entry.name), rng.choice(localized_names(entry))))
+    return _image_to_name(entry, name, other_genders(entry, split), negatives, rng)
 
 
 def people_composed(split: str, negatives: int, rng: random.Random) -> dict:
-    """Image of someone and a skin tone -> image; another gender in that tone is the hard negative."""
-    return _changed_image(crowded(split), other_genders, split, negatives, rng)
+    """Sample the image of a person and a skin tone with the resulting image; hard negatives differ in gender only."""
+    return _changed_tone(emoji_with_gender(split), other_genders, split, negatives, rng)

@@ -1,7 +1,7 @@
-"""Items and instructions of the OpenMoji world's tasks, in training as in evaluation.
+"""Items and instructions of the OpenMoji tasks, the same in training and evaluation.
 
-Rows hold images as specs (see `world.draw`). Instructions are those of MMEB (Jiang et al., 2024) for the task of the
-same shape.
+Rows store images as specs (see `dataset.draw_image`). The instructions are those of MMEB's tasks with the same inputs
+and outputs (Jiang et al., 2024).
 """
 
 import random
@@ -20,7 +20,7 @@ CROP = "Select the portion of the image that follows the language expressions."
 IMAGE_TARGET = "Represent the given image."
 CROP_TARGET = "Represent the given cropped image of the object"
 
-# By task of the OpenMoji world; those that are not here look for images, which have one.
+# OpenMoji task -> instruction of its candidates. The other tasks have image candidates, which always have one.
 BY_OPENMOJI_TASK = {
     **dict.fromkeys(("subcategory", "category", "name_i2t", "people_i2t"), CLASS),
     **dict.fromkeys(("scene_i2t", "arrangement_i2t", "relation_i2t", "long_i2t"), CAPTION),
@@ -29,15 +29,15 @@ BY_OPENMOJI_TASK = {
 
 
 def item(text: str | None = None, image: str | None = None, instruction: str | None = None) -> dict:
-    """An item with all three keys, as rows store it; `image` is a spec."""
+    """Return an item with all three keys, as rows store it; `image` is a spec."""
     return {"text": text, "image": image, "instruction": instruction}
 
 
 def image_target(spec: str) -> dict:
-    """An image that is searched for."""
+    """Return the item of a candidate image."""
     return item(image=spec, instruction=IMAGE_TARGET)
 
 
 def sample_up_to(options: list, count: int, rng: random.Random) -> list:
-    """At most `count` of the options."""
+    """Sample `count` options, or all of them if there are fewer."""
     return rng.sample(options, min(count, len(options)))

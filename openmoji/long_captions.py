@@ -1,4 +1,4 @@
-"""Long captions: nine objects, one sentence each, and families of scenes that differ only at the end of the text."""
+"""Long captions of nine objects, and families of scenes with captions that differ at the end only."""
 
 import random
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from .vocabulary import COLOUR_NAMES, objects
 
 
 _OPENINGS = (
-    "This picture shows nine objects in three rows.",
+    "This picture shows nine objects in three rows.",  # codespell:ignore picture
     "Nine tiles lie in a square, each with something on it.",
-    "The picture is full: there are nine things in it, one in every place.",
+    "The picture is full: there are nine things in it, one in every place.",  # codespell:ignore picture
 )
 _ANYWHERE = (
     "{At} there is {a} on {tile}.",
@@ -32,14 +32,14 @@ _UNDER_ANOTHER = (
 
 @dataclass(frozen=True)
 class LongCaption:
-    """A scene of nine objects and the wording of its sentences: a number for the opening and for each cell."""
+    """A scene of nine objects with the wording of its caption: one number for the opening and one for each cell."""
 
     scene: Scene
     wording: tuple[int, ...]
 
     @property
     def text(self) -> str:
-        """The caption in reading order, some 150 to 200 tokens."""
+        """Return the caption in reading order, about 150 to 200 tokens."""
         sentences = [_OPENINGS[self.wording[0] % len(_OPENINGS)]]
         for cell in range(CELLS):
             sentences.append(_sentence(self.scene, cell, self.wording[1 + cell]))
@@ -47,7 +47,7 @@ class LongCaption:
 
 
 def sample_wording(rng: random.Random) -> tuple[int, ...]:
-    """A random wording for a whole caption."""
+    """Sample the wording of a whole caption."""
     return tuple(rng.randrange(1000) for _ in range(1 + CELLS))
 
 
@@ -58,7 +58,7 @@ def _name(placed: Placed) -> str:
 def _sentence(scene: Scene, cell: int, wording: int) -> str:
     templates = _ANYWHERE
     words = {}
-    # A sentence speaks of earlier cells only, so that a change of the last cells changes the last sentences only.
+    # A sentence refers to earlier cells only, so that changing the last cells changes the last sentences only.
     if cell % GRID:
         templates += _AFTER_ANOTHER
         words["left"] = _name(scene.at(cell - 1))
@@ -79,16 +79,16 @@ def _sentence(scene: Scene, cell: int, wording: int) -> str:
 
 
 def family(scene: Scene, size: int, split: str, rng: random.Random) -> list[Scene]:
-    """The scene and `size - 1` others, all different, that are equal to it but for the last two or three cells."""
+    """Return the scene and `size - 1` distinct variants that differ from it in the last two or three cells."""
     members = [scene]
     while len(members) < size:
-        member = _with_other_end(scene, split, rng)
+        member = _with_other_ending(scene, split, rng)
         if all(member.spec != other.spec for other in members):
             members.append(member)
     return members
 
 
-def _with_other_end(scene: Scene, split: str, rng: random.Random) -> Scene:
+def _with_other_ending(scene: Scene, split: str, rng: random.Random) -> Scene:
     ordered = sorted(scene.placed, key=lambda placed: placed.cell)
     end = CELLS - rng.choice((2, 3))
     head, tail = ordered[:end], ordered[end:]

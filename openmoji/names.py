@@ -1,4 +1,4 @@
-"""Single images by what they may teach in a split: their names, their categories and their skin tones."""
+"""The emoji of each split by task: names, categories, skin tones and genders."""
 
 import functools
 import re
@@ -8,22 +8,22 @@ from .splits import category_split, tone_split
 
 
 @functools.cache
-def named(split: str) -> tuple[Emoji, ...]:
-    """Emoji whose names belong to a split: all but held-out skin tones in "train", the held-out ones elsewhere."""
+def emoji_with_name(split: str) -> tuple[Emoji, ...]:
+    """Return the emoji with names in a split: held-out skin tones in their split, everything else in "train"."""
     return tuple(entry for entry in catalogue() if tone_split(entry) == split)
 
 
 @functools.cache
-def categorised(split: str) -> tuple[Emoji, ...]:
-    """Emoji whose category and subcategory belong to a split."""
+def emoji_with_category(split: str) -> tuple[Emoji, ...]:
+    """Return the emoji with category and subcategory in a split."""
     return tuple(entry for entry in catalogue() if category_split(entry) == split)
 
 
 @functools.cache
 def roles() -> dict[int, tuple[Emoji, ...]]:
-    """The skin tones of each role: index of the base emoji -> the base and its five single tones.
+    """Return the skin tones of each role: index of the base emoji -> the base and its five single tones.
 
-    Of roles that are drawn exactly alike ("student", "man student") only the first is there.
+    Only the first of several roles with the same drawings ("student", "man student") is included.
     """
     groups = {}
     for entry in catalogue():
@@ -34,13 +34,13 @@ def roles() -> dict[int, tuple[Emoji, ...]]:
 
 
 @functools.cache
-def toned(split: str) -> tuple[Emoji, ...]:
-    """The members of `roles` that belong to a split."""
+def emoji_with_tone(split: str) -> tuple[Emoji, ...]:
+    """Return the members of `roles` that belong to a split."""
     return tuple(entry for group in roles().values() for entry in group if tone_split(entry) == split)
 
 
 def other_tones(entry: Emoji, split: str) -> list[Emoji]:
-    """The same role in other skin tones; in "train" only those of the training split."""
+    """Return the same role in other skin tones; in "train" only tones of the training split."""
     return [
         other
         for other in roles().get(entry.base, ())
@@ -48,42 +48,42 @@ def other_tones(entry: Emoji, split: str) -> list[Emoji]:
     ]
 
 
-# The words for who does something; what is left of a name is what they do.
-_WHO = re.compile(r"\b(man|woman|men|women|person|people|boy|girl)\b")
+# Without these words the name of a person is an activity or occupation.
+_PERSON_WORDS = re.compile(r"\b(man|woman|men|women|person|people|boy|girl)\b")
 
 
 @functools.cache
-def crowds() -> dict[str, tuple[Emoji, ...]]:
-    """Who does the same: a name without its gender and skin tone -> men, women and persons in all tones."""
+def gender_groups() -> dict[str, tuple[Emoji, ...]]:
+    """Group people by activity: name without gender and skin tone -> men, women and persons in all tones."""
     groups = {}
     for entry in catalogue():
-        groups.setdefault(_deed(entry), []).append(entry)
-    return {deed: tuple(group) for deed, group in groups.items() if len({entry.base for entry in group}) > 1}
+        groups.setdefault(_activity(entry), []).append(entry)
+    return {activity: tuple(group) for activity, group in groups.items() if len({entry.base for entry in group}) > 1}
 
 
 @functools.cache
-def crowded(split: str) -> tuple[Emoji, ...]:
-    """The members of `crowds` that belong to a split."""
-    return tuple(entry for group in crowds().values() for entry in group if tone_split(entry) == split)
+def emoji_with_gender(split: str) -> tuple[Emoji, ...]:
+    """Return the members of `gender_groups` that belong to a split."""
+    return tuple(entry for group in gender_groups().values() for entry in group if tone_split(entry) == split)
 
 
-def _deed(entry: Emoji) -> str:
-    return _WHO.sub("", catalogue()[entry.base].name)
+def _activity(entry: Emoji) -> str:
+    return _PERSON_WORDS.sub("", catalogue()[entry.base].name)
 
 
 def other_genders(entry: Emoji, split: str) -> list[Emoji]:
-    """Others who do the same in the same skin tone, of another gender; in "train" only those of the training split."""
+    """Return people of other genders with the same activity and skin tone; in "train" only of the training split."""
     return [
         other
-        for other in crowds().get(_deed(entry), ())
+        for other in gender_groups().get(_activity(entry), ())
         if other.tone == entry.tone
         and same_drawing()[other.index] != same_drawing()[entry.index]
         and (split != "train" or tone_split(other) == "train")
     ]
 
 
-def texts_of(entry: Emoji) -> list[tuple[str, str]]:
-    """All (language code, name) of an emoji: its name, its English aliases, its names in other languages."""
+def localized_names(entry: Emoji) -> list[tuple[str, str]]:
+    """Return all (language code, name) pairs: the name, the English aliases, the names in other languages."""
     english = dict.fromkeys([entry.name, *entry.aliases])
     others = [
         (language, entry.names[language]) for language in LANGUAGES if language != "en" and language in entry.names
@@ -92,7 +92,7 @@ def texts_of(entry: Emoji) -> list[tuple[str, str]]:
 
 
 def tone_request(tone: str | None, wording: int) -> str:
-    """Words that ask for a skin tone, or for none."""
+    """Return the words that ask for a skin tone, or for none."""
     if tone is None:
         return ("without a skin tone", "with the default skin", "remove the skin tone")[wording % 3]
     return ("with {} skin tone", "with {} skin", "change the skin tone to {}")[wording % 3].format(tone)

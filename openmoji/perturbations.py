@@ -1,7 +1,7 @@
-"""Minimal edits that make a caption or a scene wrong: SugarCrepe's seven kinds (Hsieh et al., 2023), and siblings.
+"""Minimal edits of captions and scenes: SugarCrepe's seven kinds of false caption (Hsieh et al., 2023).
 
-A false caption is made from a true one by one edit and worded by the same template, so that its text alone does not
-give it away. A sibling is a scene with the same look of which the caption is not true.
+A false caption is made from a true one by one edit and uses the same template, so that its text alone does not reveal
+it. An edited scene looks like the original, but its caption is false.
 """
 
 import random
@@ -14,16 +14,16 @@ from .vocabulary import COLOUR_NAMES
 
 
 KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
-_ATTEMPTS = 4
-# How often an edit is tried first. What other rows of a batch never teach, where things are, comes most often.
+_MAX_ATTEMPTS = 4
+# Weights of the first edit that is tried. Position edits weigh most, as other rows of a batch never teach positions.
 _CAPTION_EDITS = dict(zip(KINDS, (1, 1, 4, 4, 2, 2, 2), strict=True))
 _SCENE_EDITS = {"swap_cells": 3, "move": 3, "swap_colours": 2, "recolour": 1, "replace": 1}
 
 
 def false_caption(kind: str, caption: Caption, scene: Scene, split: str, rng: random.Random) -> Caption | None:
-    """The caption with one edit of a kind, false of the scene; None where the caption gives no room for it."""
-    for _ in range(_ATTEMPTS):
-        mentions = _edited(kind, list(caption.mentions), scene, split, rng)
+    """Return the caption with one edit that makes it false of the scene; `None` if the edit does not apply to it."""
+    for _ in range(_MAX_ATTEMPTS):
+        mentions = _edited_mentions(kind, list(caption.mentions), scene, split, rng)
         if mentions is None:
             return None
         edited = Caption(tuple(mentions), caption.wording)
@@ -33,7 +33,7 @@ def false_caption(kind: str, caption: Caption, scene: Scene, split: str, rng: ra
 
 
 def any_false_caption(caption: Caption, scene: Scene, split: str, rng: random.Random) -> Caption:
-    """A false caption of whatever kind the caption has room for."""
+    """Return a false caption, by any kind of edit that applies to the caption."""
     for kind in _weighted_order(_CAPTION_EDITS, rng):
         edited = false_caption(kind, caption, scene, split, rng)
         if edited is not None:
@@ -42,15 +42,17 @@ def any_false_caption(caption: Caption, scene: Scene, split: str, rng: random.Ra
 
 
 def _weighted_order(weights: dict[str, int], rng: random.Random) -> list[str]:
-    """A random order in which each comes first with a probability proportional to its weight."""
+    """Return a random order in which each name comes first with a probability proportional to its weight."""
     return sorted(weights, key=lambda name: rng.random() ** (1 / weights[name]), reverse=True)
 
 
-def _edited(kind: str, mentions: list[Mention], scene: Scene, split: str, rng: random.Random) -> list[Mention] | None:
+def _edited_mentions(
+    kind: str, mentions: list[Mention], scene: Scene, split: str, rng: random.Random
+) -> list[Mention] | None:
     coloured = [position for position, mention in enumerate(mentions) if mention.colour is not None]
     if kind == "replace_obj":
         position = rng.randrange(len(mentions))
-        mentions[position] = replace(mentions[position], object=_stranger(scene, split, rng))
+        mentions[position] = replace(mentions[position], object=_absent_object(scene, split, rng))
     elif kind == "replace_att":
         if not coloured:
             return None
@@ -63,7 +65,7 @@ def _edited(kind: str, mentions: list[Mention], scene: Scene, split: str, rng: r
         if not located:
             return None
         position = rng.choice(located)
-        mentions[position] = _elsewhere(mentions[position], {mention.cell for mention in mentions}, rng)
+        mentions[position] = _moved_mention(mentions[position], {mention.cell for mention in mentions}, rng)
     elif kind == "swap_obj":
         first, second = rng.sample(range(len(mentions)), 2)
         objects = mentions[first].object, mentions[second].object
@@ -77,7 +79,7 @@ def _edited(kind: str, mentions: list[Mention], scene: Scene, split: str, rng: r
         mentions[first] = replace(mentions[first], colour=colours[1])
         mentions[second] = replace(mentions[second], colour=colours[0])
     elif kind == "add_obj":
-        mentions.append(_added(mentions, scene, split, rng))
+        mentions.append(_added_mention(mentions, scene, split, rng))
     elif kind == "add_att":
         plain = [position for position, mention in enumerate(mentions) if mention.colour is None]
         if not plain:
@@ -88,19 +90,19 @@ def _edited(kind: str, mentions: list[Mention], scene: Scene, split: str, rng: r
     return mentions
 
 
-def _added(mentions: list[Mention], scene: Scene, split: str, rng: random.Random) -> Mention:
-    """A mention of an object that the scene does not show, worded like the caption's others."""
+def _added_mention(mentions: list[Mention], scene: Scene, split: str, rng: random.Random) -> Mention:
+    """Return a mention of an object that the scene does not show, worded like the other mentions of the caption."""
     last = mentions[-1]
     colour = None if last.colour is None else rng.randrange(len(COLOUR_NAMES))
     cell = rng.choice(scene.empty_cells()) if mentions[0].relation or last.cell is not None else None
     relation = None
     if mentions[0].relation and rng.random() < 0.5:
         cell, relation = None, (rng.choice(RELATIONS), rng.randrange(len(mentions)))
-    return Mention(_stranger(scene, split, rng), colour, cell, relation)
+    return Mention(_absent_object(scene, split, rng), colour, cell, relation)
 
 
-def _stranger(scene: Scene, split: str, rng: random.Random) -> int:
-    """An object that the scene does not show and that may stand beside all of its objects."""
+def _absent_object(scene: Scene, split: str, rng: random.Random) -> int:
+    """Sample an object that the scene does not show and that the split allows beside all of its objects."""
     return int(rng.choice(companions([placed.object for placed in scene.placed], split)))
 
 
@@ -108,38 +110,42 @@ def _other_colour(colour: int, rng: random.Random) -> int:
     return rng.choice([other for other in range(len(COLOUR_NAMES)) if other != colour])
 
 
-def _elsewhere(mention: Mention, said: set[int | None], rng: random.Random) -> Mention:
-    """The mention in another relation, or in a cell of which the caption says nothing: two in one cell would tell."""
+def _moved_mention(mention: Mention, mentioned_cells: set[int | None], rng: random.Random) -> Mention:
+    """Return the mention with another relation, or with a cell that the caption does not mention.
+
+    Two objects in one cell would reveal a false caption.
+    """
     if mention.relation:
-        relation, other = mention.relation
-        return replace(mention, relation=(rng.choice([one for one in RELATIONS if one != relation]), other))
-    return replace(mention, cell=rng.choice([cell for cell in range(CELLS) if cell not in said]))
+        current, reference = mention.relation
+        other_relations = [relation for relation in RELATIONS if relation != current]
+        return replace(mention, relation=(rng.choice(other_relations), reference))
+    return replace(mention, cell=rng.choice([cell for cell in range(CELLS) if cell not in mentioned_cells]))
 
 
-def sibling(scene: Scene, caption: Caption, split: str, rng: random.Random) -> Scene:
-    """A scene that differs from the given one in one thing, of which the caption is false.
+def edited_scene(scene: Scene, caption: Caption, split: str, rng: random.Random) -> Scene:
+    """Return the scene with one edit that makes the caption false.
 
-    Two objects change places, an object moves, two tiles change colours, a tile or an object is replaced.
+    Two objects swap positions, an object moves, two tiles swap colours, or a tile or an object is replaced.
     """
     for edit in _weighted_order(_SCENE_EDITS, rng):
-        for _ in range(_ATTEMPTS):
-            other = _rearranged(edit, list(scene.placed), scene, split, rng)
+        for _ in range(_MAX_ATTEMPTS):
+            other = _edited_objects(edit, list(scene.placed), scene, split, rng)
             if not caption.holds(other):
                 return other
     raise ValueError(f"no edit of {scene.spec!r} makes {caption.text!r} false")
 
 
-def _rearranged(edit: str, placed: list[Placed], scene: Scene, split: str, rng: random.Random) -> Scene:
+def _edited_objects(edit: str, placed: list[Placed], scene: Scene, split: str, rng: random.Random) -> Scene:
     first, second = rng.sample(range(len(placed)), 2)
-    one, two = placed[first], placed[second]
+    a, b = placed[first], placed[second]
     if edit == "swap_cells":
-        placed[first], placed[second] = replace(one, cell=two.cell), replace(two, cell=one.cell)
+        placed[first], placed[second] = replace(a, cell=b.cell), replace(b, cell=a.cell)
     elif edit == "swap_colours":
-        placed[first], placed[second] = replace(one, colour=two.colour), replace(two, colour=one.colour)
+        placed[first], placed[second] = replace(a, colour=b.colour), replace(b, colour=a.colour)
     elif edit == "move" and scene.empty_cells():
-        placed[first] = replace(one, cell=rng.choice(scene.empty_cells()))
+        placed[first] = replace(a, cell=rng.choice(scene.empty_cells()))
     elif edit == "recolour":
-        placed[first] = replace(one, colour=_other_colour(one.colour, rng))
+        placed[first] = replace(a, colour=_other_colour(a.colour, rng))
     elif edit == "replace":
-        placed[first] = replace(one, object=_stranger(scene, split, rng))
+        placed[first] = replace(a, object=_absent_object(scene, split, rng))
     return Scene(tuple(placed))

@@ -1,4 +1,4 @@
-"""Questions about scenes with their answers, and expressions that point at one object of a scene."""
+"""Questions about scenes with their answers, and expressions that refer to one object of a scene."""
 
 import random
 from dataclasses import dataclass
@@ -9,13 +9,18 @@ from .vocabulary import COLOUR_NAMES, objects
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TO = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
+_RELATION_PHRASES = {
+    "left of": "to the left of",
+    "right of": "to the right of",
+    "above": "above",
+    "below": "below",
+}
 _KINDS = {"position": 4, "relation": 4, "tile": 4, "colour": 4, "count": 1}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene; `other_answers` are right for other objects of the same scene, so wrong here."""
+    """A question about a scene; `other_answers` are correct for other objects of the scene and wrong here."""
 
     scene: Scene
     kind: str
@@ -26,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Expression:
-    """Words that are true of exactly one object of a scene."""
+    """A phrase that is true of exactly one object of a scene."""
 
     scene: Scene
     text: str
@@ -34,23 +39,24 @@ class Expression:
 
 
 def answers() -> list[str]:
-    """Every answer that a question of the world can have: objects, colours and numbers."""
+    """Return every possible answer: objects, colours and numbers."""
     return [*dict.fromkeys([entry.name for entry in objects()]), *COLOUR_NAMES, *NUMBERS[2:6]]
 
 
 def sample_question(split: str, rng: random.Random, kind: str | None = None) -> Question:
-    """A question about a new scene of three to five objects, of a random kind unless one is given.
+    """Sample a question about a new scene of three to five objects, of a random kind unless one is given.
 
-    It asks for the first object of the scene's pair (see `captions.sample_scene`); "relation" names the second one.
+    The question asks for the first object of the scene's pair (see `captions.sample_scene`); a question of kind
+    "relation" names the second one.
     """
     kind = kind or rng.choices(list(_KINDS), weights=list(_KINDS.values()))[0]
     while True:
         scene = sample_scene(split, rng.randint(2 if kind == "count" else 3, 5), rng)
         if kind in ("position", "relation", "tile"):
-            where = _pointer(kind, scene)
-            if where is None:
+            location = _location_phrase(kind, scene)
+            if location is None:
                 continue
-            text = rng.choice(("What is {}?", "Which object is {}?", "What can be seen {}?")).format(where)
+            text = rng.choice(("What is {}?", "Which object is {}?", "What can be seen {}?")).format(location)
             names = [_name(placed) for placed in scene.placed]
             return Question(scene, kind, text, names[0], tuple(names[1:]))
         if kind == "colour":
@@ -59,26 +65,29 @@ def sample_question(split: str, rng: random.Random, kind: str | None = None) -> 
             others = tuple(colour for colour in dict.fromkeys(colours) if colour != colours[0])
             return Question(scene, kind, rng.choice(wordings).format(_name(scene.placed[0])), colours[0], others)
         count = len(scene.placed)
-        wordings = ("How many objects are there?", "How many things does the picture show?")
+        wordings = (
+            "How many objects are there?",
+            "How many things does the picture show?",  # codespell:ignore picture
+        )
         others = tuple(NUMBERS[number] for number in range(2, 6) if number != count)
         return Question(scene, kind, rng.choice(wordings), NUMBERS[count], others)
 
 
 def sample_expression(split: str, rng: random.Random) -> Expression:
-    """An expression for the first object of a new scene of three to five objects."""
+    """Sample an expression for the first object of a new scene of three to five objects."""
     kind = rng.choice(("name", "position", "relation", "tile"))
     while True:
         scene = sample_scene(split, rng.randint(3, 5), rng)
         target = scene.placed[0]
         if kind == "name":
             return Expression(scene, f"the {_name(target)}", target)
-        where = _pointer(kind, scene)
-        if where is not None:
-            return Expression(scene, f"the object {where}", target)
+        location = _location_phrase(kind, scene)
+        if location is not None:
+            return Expression(scene, f"the object {location}", target)
 
 
-def _pointer(kind: str, scene: Scene) -> str | None:
-    """Words for where the scene's first object is that fit no other of its objects; None if there are none."""
+def _location_phrase(kind: str, scene: Scene) -> str | None:
+    """Return a phrase for the location of the scene's first object; `None` if it would fit another object too."""
     target, reference = scene.placed[:2]
     if kind == "position":
         return POSITIONS[target.cell]
@@ -89,7 +98,7 @@ def _pointer(kind: str, scene: Scene) -> str | None:
     relation = relation_of(target.cell, reference.cell)
     if len(scene.related(relation, reference.object)) > 1:
         return None
-    return f"{_TO[relation]} the {_name(reference)}"
+    return f"{_RELATION_PHRASES[relation]} the {_name(reference)}"
 
 
 def _name(placed: Placed) -> str:

@@ -1,4 +1,4 @@
-"""Views of single images: the same emoji in another size, at another place, on another light background."""
+"""Views of single emoji: the same drawing in another size, at another position, on another light background."""
 
 import random
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ BACKGROUNDS = (
     (226, 228, 252),
     (250, 224, 236),
 )
-_SMALLEST = round(0.85 * DRAWING_SIZE)
+MIN_VIEW_PIXELS = round(0.85 * DRAWING_SIZE)
 
 
 @dataclass(frozen=True)
 class View:
-    """One image of the catalogue, `size` pixels wide, its corner at (`left`, `top`) of 96 x 96."""
+    """A drawing of the catalogue, `size` pixels wide, with its corner at (`left`, `top`) in 96 x 96 pixels."""
 
     image: int
     size: int
@@ -34,23 +34,23 @@ class View:
 
     @classmethod
     def sample(cls, image: int, rng: random.Random) -> "View":
-        """A view with random size (0.85 to 1 of the frame), place and background."""
-        size = rng.randint(_SMALLEST, DRAWING_SIZE)
+        """Sample a view with random size (0.85 to 1 of the frame), position and background."""
+        size = rng.randint(MIN_VIEW_PIXELS, DRAWING_SIZE)
         free = DRAWING_SIZE - size
         return cls(image, size, rng.randint(0, free), rng.randint(0, free), rng.randrange(len(BACKGROUNDS)))
 
     @property
     def spec(self) -> str:
-        """The view as a short string: "view image.size.left.top.background"."""
+        """Return the view as a short string: "view image.size.left.top.background"."""
         return f"view {self.image}.{self.size}.{self.left}.{self.top}.{self.background}"
 
     @classmethod
     def from_spec(cls, spec: str) -> "View":
-        """Reads what `spec` wrote."""
+        """Parse a spec."""
         return cls(*map(int, spec.split()[1].split(".")))
 
     def render(self) -> Image.Image:
-        """The image, 96 x 96 RGB."""
+        """Draw the image, 96 x 96 RGB."""
         drawing = Image.fromarray(np.asarray(drawings()[self.image]))
         drawing = drawing.resize((self.size, self.size), Image.Resampling.BILINEAR)
         canvas = Image.new("RGB", (DRAWING_SIZE, DRAWING_SIZE), BACKGROUNDS[self.background])

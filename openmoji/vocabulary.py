@@ -1,4 +1,4 @@
-"""The 300 objects that scenes are made of: short unambiguous names, images that can be told apart at 24 pixels."""
+"""The 300 objects that scenes are made of: short unambiguous names, and drawings that differ visibly at 24 pixels."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ from PIL import Image
 from .catalogue import catalogue, drawings
 
 
-NUMBER_OF_OBJECTS = 300
+NUM_OBJECTS = 300
 SPRITE_SIZE = 24
 COLOURS = {
     "white": (255, 255, 255),
@@ -25,12 +25,32 @@ COLOURS = {
 COLOUR_NAMES = tuple(COLOURS)
 
 _CATEGORIES = {"Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects"}
-# Clock faces, moons, sound levels, banknotes and the like differ in a few pixels only.
-_NEAR_TWINS = {"time", "sky & weather", "sound", "mail", "money", "lock", "place building", "place religious"}
+# Clock faces, moons, sound levels or banknotes differ in a few pixels only.
+_LOOKALIKES = {
+    "time",
+    "sky & weather",
+    "sound",
+    "mail",
+    "money",
+    "lock",
+    "place building",
+    "place religious",
+}
 _COLOUR_WORDS = {*COLOURS, "brown", "gold", "pink", "silver"}
-_NOT_COUNTABLE = {"bacon", "bread", "broccoli", "butter", "construction", "dna", "garlic", "ice", "luggage", "popcorn"}
-_NOT_COUNTABLE |= {"sake", "salt", "soap", "spaghetti", "sushi", "wood"}
-_NO_THINGS = {
+_UNCOUNTABLE = {
+    "bacon",
+    "bread",
+    "broccoli",
+    "butter",
+    "construction",
+    "dna",
+    "garlic",
+    "ice",
+    "luggage",
+    "popcorn",
+}
+_UNCOUNTABLE |= {"sake", "salt", "soap", "spaghetti", "sushi", "wood"}
+_NOT_OBJECTS = {
     "badminton",
     "bowling",
     "camping",
@@ -53,8 +73,8 @@ class SceneObject:
 
     @property
     def with_article(self) -> str:
-        """The name after "a" or "an"."""
-        # As spoken: "a unicorn", "a ewe", "an x-ray".
+        """Return the name with its article."""
+        # The article follows the pronunciation: "a unicorn", "a ewe", "an x-ray".
         vowel = self.name.startswith(("a", "e", "i", "o", "u", "x-")) and not self.name.startswith(("uni", "ewe"))
         return f"{'an' if vowel else 'a'} {self.name}"
 
@@ -63,13 +83,13 @@ def _is_short_singular_noun(name: str) -> bool:
     words = name.split()
     letters_only = name.replace(" ", "").replace("-", "").isalpha() and name.isascii()
     plural = words[-1].endswith("s") and not words[-1].endswith(("ss", "us", "is"))
-    odd = {"face", "nose", "and", "with", *_COLOUR_WORDS, *_NOT_COUNTABLE, *_NO_THINGS}
-    return letters_only and name.islower() and len(words) <= 3 and not plural and odd.isdisjoint(words)
+    excluded = {"face", "nose", "and", "with", *_COLOUR_WORDS, *_UNCOUNTABLE, *_NOT_OBJECTS}
+    return letters_only and name.islower() and len(words) <= 3 and not plural and excluded.isdisjoint(words)
 
 
-def _trimmed(picture: np.ndarray) -> Image.Image:
-    """The drawing without its transparent margin, as large as fits in a square sprite on white."""
-    image = Image.fromarray(picture)
+def _sprite(drawing: np.ndarray) -> Image.Image:
+    """Return the drawing without its transparent margin, scaled to fit a square sprite on white."""
+    image = Image.fromarray(drawing)
     image = image.crop(image.getchannel("A").getbbox())
     scale = SPRITE_SIZE / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
@@ -79,41 +99,41 @@ def _trimmed(picture: np.ndarray) -> Image.Image:
 
 
 @functools.cache
-def _chosen() -> tuple[tuple[SceneObject, ...], np.ndarray]:
+def _selected_objects() -> tuple[tuple[SceneObject, ...], np.ndarray]:
     candidates = [
         entry
         for entry in catalogue()
         if entry.tone is None
         and entry.category in _CATEGORIES
-        and entry.subcategory not in _NEAR_TWINS
+        and entry.subcategory not in _LOOKALIKES
         and _is_short_singular_noun(entry.name)
     ]
     has_tones = {entry.base for entry in catalogue() if entry.tone}
-    # Short names first; a hash then spreads the choice over all subcategories.
+    # Prefer short names; the hash spreads the selection over all subcategories.
     candidates.sort(key=lambda entry: (len(entry.name.split()), hashlib.sha256(entry.code.encode()).digest()))
     objects, sprites, coarse = [], [], []
     for entry in candidates:
         words = set(entry.name.split())
-        # "dog" keeps out "hot dog" and "guide dog": a caption's word then names one object only.
-        if entry.index in has_tones or any(set(chosen.name.split()) <= words for chosen in objects):
+        # "dog" excludes "hot dog" and "guide dog", so that a word of a caption names one object only.
+        if entry.index in has_tones or any(set(selected.name.split()) <= words for selected in objects):
             continue
-        sprite = _trimmed(drawings()[entry.index])
+        sprite = _sprite(drawings()[entry.index])
         small = np.asarray(sprite.resize((8, 8), Image.Resampling.BOX), dtype=np.float32)
         if any(np.abs(small - other).mean() < 22 for other in coarse):
             continue
         objects.append(SceneObject(entry.index, entry.name))
         sprites.append(np.asarray(sprite))
         coarse.append(small)
-        if len(objects) == NUMBER_OF_OBJECTS:
+        if len(objects) == NUM_OBJECTS:
             break
     return tuple(objects), np.stack(sprites)
 
 
 def objects() -> tuple[SceneObject, ...]:
-    """The scene vocabulary; a position in this tuple is an object's id."""
-    return _chosen()[0]
+    """Return the scene vocabulary; the position in this tuple is the id of an object."""
+    return _selected_objects()[0]
 
 
 def sprites() -> np.ndarray:
-    """The objects' drawings on white, (300, 24, 24, 3) uint8."""
-    return _chosen()[1]
+    """Return the drawings of the objects on white, `(300, 24, 24, 3)` uint8."""
+    return _selected_objects()[1]

@@ -37,7 +37,7 @@ from trl import TrlParser
 from unime.openmoji.captions import sample_scene
 from unime.openmoji.catalogue import LANGUAGES, Emoji, catalogue, same_drawing
 from unime.openmoji.dataset import draw_image, openmoji_conversations
-from unime.openmoji.names import categorised, named
+from unime.openmoji.names import emoji_with_category, emoji_with_name
 from unime.openmoji.scenes import CELLS, GRID, POSITIONS, Placed, Scene, crop_spec
 from unime.openmoji.views import View
 from unime.openmoji.vocabulary import COLOUR_NAMES, objects
@@ -98,7 +98,7 @@ class Classes:
         self.looks = {look: number for number, look in enumerate([*COLOUR_NAMES, *tones, "none"])}
         names = sorted({entry.subcategory for entry in catalogue()})
         self.subcategories = {name: number for number, name in enumerate(names)}
-        self.taught = {entry.index for entry in categorised("train")}
+        self.taught = {entry.index for entry in emoji_with_category("train")}
 
     def names(self, language: str) -> list[list[str]]:
         """The classes' names of each kind, in one language where they have a name in it."""
@@ -139,7 +139,7 @@ class LabelledImages(torch.utils.data.Dataset):
         rng = random.Random(f"{self.seed}/{index}")
         kind = rng.choices(("emoji", "scene", "crop"), self.weights)[0]
         if kind == "emoji":
-            entry = rng.choice(named("train"))
+            entry = rng.choice(emoji_with_name("train"))
             return {"image": draw_image(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
         scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
         if kind == "scene":

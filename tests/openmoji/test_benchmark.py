@@ -8,11 +8,11 @@ from unime.openmoji.benchmark import tasks
 from unime.openmoji.perturbations import KINDS
 
 
-made = cache(tasks)
+cached_tasks = cache(tasks)
 
 
 def by_name(split="test", size=60):
-    return {task.name: task for task in made(split, size)[0]}
+    return {task.name: task for task in cached_tasks(split, size)[0]}
 
 
 def test_the_benchmark_has_all_tasks_under_their_meta_tasks():
@@ -33,30 +33,35 @@ def test_the_benchmark_has_all_tasks_under_their_meta_tasks():
     }
 
 
-def test_sizes_are_as_asked():
-    found = by_name()
+def test_tasks_have_the_requested_sizes():
+    tasks_by_name = by_name()
     for name in ("scene_t2i", "scene_i2t", "name_t2i", "name_i2t"):
-        assert len(found[name].queries) == len(found[name].candidates) == 60
-    assert len(found["long_t2i"].candidates) == len(found["composed"].candidates) == 30
-    assert len(found["question"].candidates) == 312
-    assert len(found["subcategory"].candidates) == 99 and len(found["category"].candidates) == 9
+        assert len(tasks_by_name[name].queries) == len(tasks_by_name[name].candidates) == 60
+    assert len(tasks_by_name["long_t2i"].candidates) == len(tasks_by_name["composed"].candidates) == 30
+    assert len(tasks_by_name["question"].candidates) == 312
+    assert len(tasks_by_name["subcategory"].candidates) == 99 and len(tasks_by_name["category"].candidates) == 9
 
 
-def test_texts_that_are_searched_for_have_an_instruction_when_asked():
-    (plain, plain_probes), (prompted, prompted_probes) = made("test", 60), made("test", 60, target_prompts=True)
-    found = {}
-    for one, other in zip(plain, prompted, strict=True):
-        assert one.queries.stored == other.queries.stored and one.positives == other.positives
-        found[other.name] = {item["instruction"] for item in other.candidates}
-        for before, after in zip(one.candidates.stored, other.candidates.stored, strict=True):
+def test_text_candidates_have_an_instruction_with_target_prompts():
+    (plain, plain_edits), (prompted, prompted_edits) = (
+        cached_tasks("test", 60),
+        cached_tasks("test", 60, target_prompts=True),
+    )
+    instructions = {}
+    for without, with_prompts in zip(plain, prompted, strict=True):
+        assert without.queries.stored == with_prompts.queries.stored and without.positives == with_prompts.positives
+        instructions[with_prompts.name] = {item["instruction"] for item in with_prompts.candidates}
+        for before, after in zip(without.candidates.stored, with_prompts.candidates.stored, strict=True):
             assert before["instruction"] in (None, after["instruction"])
             assert before | {"instruction": after["instruction"]} == after
-    assert found["category"] == found["name_i2t"] == {"Represent the class label:"}
-    assert found["question"] == {"Represent the answer:"} and found["scene_t2i"] == {"Represent the given image."}
-    assert found["scene_i2t"] == found["long_i2t"] == {"Represent the image caption:"}
-    for one, other in zip(plain_probes, prompted_probes, strict=True):
-        assert one.images.stored == other.images.stored
-        for before, after in zip((one.captions, one.negatives), (other.captions, other.negatives), strict=True):
+    assert instructions["category"] == instructions["name_i2t"] == {"Represent the class label:"}
+    assert instructions["question"] == {"Represent the answer:"}
+    assert instructions["scene_t2i"] == {"Represent the given image."}
+    assert instructions["scene_i2t"] == instructions["long_i2t"] == {"Represent the image caption:"}
+    for without, with_prompts in zip(plain_edits, prompted_edits, strict=True):
+        assert without.images.stored == with_prompts.images.stored
+        for name in ("captions", "negatives"):
+            before, after = getattr(without, name), getattr(with_prompts, name)
             assert [item | {"instruction": "Represent the image caption:"} for item in before] == list(after)
 
 
@@ -69,12 +74,12 @@ def test_candidates_are_distinct():
         assert len(keys) == len(task.candidates), task.name
 
 
-def test_right_crops_are_in_their_pools_with_the_crops_of_the_same_scene():
+def test_a_pool_contains_the_positive_crop():
     crop = by_name(size=400)["crop"]
     assert len(crop.pools) == len(crop.queries) == 200
     assert all(
-        len(set(pool)) == 300 and set(right) <= set(pool)
-        for pool, right in zip(crop.pools, crop.positives, strict=True)
+        len(set(pool)) == 300 and set(positives) <= set(pool)
+        for pool, positives in zip(crop.pools, crop.positives, strict=True)
     )
 
 
@@ -85,31 +90,31 @@ def test_long_captions_come_in_families_with_the_same_beginning():
         assert len(beginnings) == 1 and len(set(texts[start : start + 5])) == 5
 
 
-def test_there_are_probes_of_every_kind_with_true_captions_unlike_the_false():
-    probes = made("test", 60)[1]
-    assert [probe.name for probe in probes] == list(KINDS)
-    for probe in probes:
-        assert len(probe.images) == 30
+def test_every_kind_of_edit_has_a_task_with_captions_that_differ_from_their_negatives():
+    compositional = cached_tasks("test", 60)[1]
+    assert [task.name for task in compositional] == list(KINDS)
+    for task in compositional:
+        assert len(task.images) == 30
         assert all(
             caption["text"] != negative["text"]
-            for caption, negative in zip(probe.captions, probe.negatives, strict=True)
+            for caption, negative in zip(task.captions, task.negatives, strict=True)
         )
 
 
-def test_an_item_that_several_tasks_use_has_one_key():
+def test_an_item_has_the_same_key_in_every_task():
     scenes = by_name()["scene_i2t"]
-    probes = made("test", 60)[1]
-    assert set(probes[0].images.keys()) <= set(scenes.queries.keys())
-    assert not set(scenes.queries.keys()) & set(by_name()["scene_t2i"].candidates.keys())  # another instruction
+    compositional = cached_tasks("test", 60)[1]
+    assert set(compositional[0].images.keys()) <= set(scenes.queries.keys())
+    assert not set(scenes.queries.keys()) & set(by_name()["scene_t2i"].candidates.keys())  # different instructions
 
 
 def test_equal_arguments_give_equal_tasks():
     first, second = tasks("validation", 20, seed=3), tasks("validation", 20, seed=3)
-    for one, two in zip(first[0], second[0], strict=True):
-        assert one.positives == two.positives and one.pools == two.pools
-        assert [item.get("text") for item in one.queries] == [item.get("text") for item in two.queries]
+    for task, again in zip(first[0], second[0], strict=True):
+        assert task.positives == again.positives and task.pools == again.pools
+        assert [item.get("text") for item in task.queries] == [item.get("text") for item in again.queries]
         assert all(
             np.array_equal(np.asarray(a["image"]), np.asarray(b["image"]))
-            for a, b in zip(one.queries, two.queries, strict=True)
+            for a, b in zip(task.queries, again.queries, strict=True)
             if "image" in a
         )

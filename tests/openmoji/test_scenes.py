@@ -1,4 +1,4 @@
-"""Scenes with everything that is said about them: captions, false captions, long captions, questions."""
+"""Tests of scenes with their captions, false captions, long captions and questions."""
 
 import random
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from unime.openmoji.captions import Caption, Mention, full_caption, sample_caption, sample_scene
 from unime.openmoji.long_captions import LongCaption, family, sample_wording
-from unime.openmoji.perturbations import KINDS, any_false_caption, false_caption, sibling
+from unime.openmoji.perturbations import KINDS, any_false_caption, edited_scene, false_caption
 from unime.openmoji.questions import answers, sample_expression, sample_question
 from unime.openmoji.scenes import POSITIONS, Placed, Scene, crop_spec, relation_of, render_crop
 from unime.openmoji.splits import SPLITS, pair_splits
@@ -28,26 +28,26 @@ def rng() -> random.Random:
 
 
 def splits_of(scene):
-    return [SPLITS[pair_splits()[one.object, two.object]] for one, two in combinations(scene.placed, 2)]
+    return [SPLITS[pair_splits()[a.object, b.object]] for a, b in combinations(scene.placed, 2)]
 
 
-def test_the_vocabulary_has_300_names_none_part_of_another_and_no_colours():
+def test_the_vocabulary_has_300_names_without_colours_and_none_contains_another():
     names = [entry.name for entry in objects()]
     assert len(set(names)) == len(names) == 300 == len(sprites())
-    assert not any(set(one.split()) <= set(other.split()) for one in names for other in names if one != other)
+    assert not any(set(a.split()) <= set(b.split()) for a in names for b in names if a != b)
     assert not set(COLOUR_NAMES) & {word for name in names for word in name.split()}
 
 
-def test_articles_are_chosen_as_spoken():
+def test_articles_follow_the_pronunciation():
     phrases = {entry.name: entry.with_article for entry in objects()}
     assert (phrases["unicorn"], phrases["octopus"], phrases["x-ray"]) == ("a unicorn", "an octopus", "an x-ray")
 
 
-def test_a_scene_is_read_back_from_its_spec_whatever_the_order_of_its_objects():
+def test_a_scene_survives_a_round_trip_through_its_spec_in_any_order_of_objects():
     assert Scene.from_spec(SCENE.spec).spec == SCENE.spec == Scene(SCENE.placed[::-1]).spec
 
 
-def test_a_image_shows_each_object_on_its_tile_and_grey_elsewhere():
+def test_an_image_shows_each_object_on_its_tile_and_grey_elsewhere():
     image = np.asarray(SCENE.render())
     assert image.shape == (96, 96, 3)
     assert np.array_equal(image[4:28, 4:28], sprites()[PIZZA])
@@ -74,7 +74,7 @@ def test_relations_need_a_common_row_or_column():
     ]
 
 
-def test_a_thousand_scenes_are_drawn_in_a_second(rng):
+def test_drawing_a_thousand_scenes_takes_less_than_a_second(rng):
     scenes = [sample_scene("train", 9, rng) for _ in range(1000)]
     start = time.process_time()
     for scene in scenes:
@@ -83,7 +83,7 @@ def test_a_thousand_scenes_are_drawn_in_a_second(rng):
 
 
 @pytest.mark.parametrize("size", [2, 4, 9])
-def test_training_scenes_hold_no_held_out_pair_and_the_others_at_least_one(size, rng):
+def test_training_scenes_contain_no_held_out_pair_and_other_scenes_at_least_one(size, rng):
     for _ in range(100):
         assert set(splits_of(sample_scene("train", size, rng))) == {"train"}
         validation = sample_scene("validation", size, rng)
@@ -91,7 +91,7 @@ def test_training_scenes_hold_no_held_out_pair_and_the_others_at_least_one(size,
         assert splits_of(sample_scene("test", size, rng))[0] == "test"
 
 
-def test_captions_say_objects_tiles_places_and_relations():
+def test_captions_mention_objects_tiles_positions_and_relations():
     relational = Caption((Mention(PIZZA, RED, relation=("left of", 1)), Mention(CAT, BLUE)), wording=0)
     assert relational.text == "a pizza on a red tile to the left of a cat on a blue tile"
     with_third = Caption((*relational.mentions, Mention(DOG, relation=("below", 1))), wording=3)
@@ -110,7 +110,7 @@ def test_a_caption_with_one_wrong_statement_is_false(mention):
     assert not Caption((mention, Mention(CAT)), wording=0).holds(SCENE)
 
 
-def test_sampled_captions_are_true_and_name_the_pair(rng):
+def test_sampled_captions_are_true_and_mention_the_pair(rng):
     for _ in range(500):
         scene = sample_scene("test", rng.randint(2, 4), rng)
         caption = sample_caption(scene, rng)
@@ -120,18 +120,18 @@ def test_sampled_captions_are_true_and_name_the_pair(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_edit_makes_a_caption_false_and_keeps_its_wording(kind, rng):
-    made = 0
+    edits = 0
     for _ in range(200):
         scene = sample_scene("train", rng.randint(2, 4), rng)
         caption = sample_caption(scene, rng)
         edited = false_caption(kind, caption, scene, "train", rng)
         if edited is not None:
-            made += 1
+            edits += 1
             assert not edited.holds(scene) and edited.text != caption.text and edited.wording == caption.wording
-            changed = sum(one != two for one, two in zip(caption.mentions, edited.mentions, strict=False))
+            changed = sum(before != after for before, after in zip(caption.mentions, edited.mentions, strict=False))
             changed += len(edited.mentions) - len(caption.mentions)
             assert changed == (2 if kind.startswith("swap") else 1)
-    assert made > 50
+    assert edits > 50
 
 
 def test_false_captions_and_siblings_in_training_name_no_held_out_pair(rng):
@@ -139,13 +139,13 @@ def test_false_captions_and_siblings_in_training_name_no_held_out_pair(rng):
     for _ in range(300):
         scene = sample_scene("train", rng.randint(2, 4), rng)
         caption = sample_caption(scene, rng)
-        named = [mention.object for mention in any_false_caption(caption, scene, "train", rng).mentions]
-        assert all(pair_splits()[one, two] == train for one, two in combinations(named, 2))
-        other = sibling(scene, caption, "train", rng)
+        mentioned = [mention.object for mention in any_false_caption(caption, scene, "train", rng).mentions]
+        assert all(pair_splits()[a, b] == train for a, b in combinations(mentioned, 2))
+        other = edited_scene(scene, caption, "train", rng)
         assert not caption.holds(other) and set(splits_of(other)) == {"train"}
 
 
-def test_a_family_differs_only_in_the_end_of_the_text(rng):
+def test_the_captions_of_a_family_differ_at_the_end_only(rng):
     for split in ("train", "test"):
         scenes = family(sample_scene(split, 9, rng), 5, split, rng)
         wording = sample_wording(rng)
@@ -153,11 +153,11 @@ def test_a_family_differs_only_in_the_end_of_the_text(rng):
         assert len(set(texts)) == len({scene.spec for scene in scenes}) == 5
         sentences = [text.split(". ") for text in texts]
         # The opening and six of the nine sentences, far more than 77 tokens.
-        assert len({tuple(one[:7]) for one in sentences}) == 1
+        assert len({tuple(caption[:7]) for caption in sentences}) == 1
         assert len(" ".join(sentences[0][:7]).split()) > 60
 
 
-def test_long_captions_name_every_object_and_colour(rng):
+def test_long_captions_mention_every_object_and_colour(rng):
     scene = sample_scene("train", 9, rng)
     text = LongCaption(scene, sample_wording(rng)).text.lower()
     for placed in scene.placed:
@@ -165,18 +165,18 @@ def test_long_captions_name_every_object_and_colour(rng):
     assert 90 < len(text.split()) < 200
 
 
-def test_questions_have_one_right_answer_of_the_scene(rng):
+def test_a_question_has_one_correct_answer(rng):
     for _ in range(500):
         question = sample_question("test", rng)
         names = [objects()[placed.object].name for placed in question.scene.placed]
         assert question.answer in answers() and question.answer not in question.other_answers
         if question.kind == "position":
-            cell = next(cell for cell, where in enumerate(POSITIONS) if where in question.text)
+            cell = next(cell for cell, position in enumerate(POSITIONS) if position in question.text)
             assert objects()[question.scene.at(cell).object].name == question.answer
         elif question.kind == "tile":
             colour = next(index for index, name in enumerate(COLOUR_NAMES) if name in question.text)
-            there = [placed for placed in question.scene.placed if placed.colour == colour]
-            assert [objects()[placed.object].name for placed in there] == [question.answer]
+            on_tile = [placed for placed in question.scene.placed if placed.colour == colour]
+            assert [objects()[placed.object].name for placed in on_tile] == [question.answer]
         elif question.kind == "relation":
             reference = question.scene.placed[1]
             assert names[1] in question.text
@@ -188,7 +188,7 @@ def test_questions_have_one_right_answer_of_the_scene(rng):
             assert question.answer == ["two", "three", "four", "five"][len(names) - 2]
 
 
-def test_an_expression_by_tile_or_place_fits_only_its_target(rng):
+def test_an_expression_by_tile_fits_its_target_only(rng):
     for _ in range(300):
         expression = sample_expression("train", rng)
         if "tile" in expression.text:

@@ -240,7 +240,7 @@ def test_mining_takes_what_there_is(candidates: int, positive: list[int], found:
 @pytest.mark.parametrize(
     ("open_it", "reason"),
     [
-        (lambda: world("train", 2, tasks=["flying"]), "the OpenMoji world has no task 'flying': choose from "),
+        (lambda: world("train", 2, tasks=["flying"]), "the OpenMoji data has no task 'flying': choose from "),
         (lambda: world("dev", 2), "split"),
         (lambda: mmeb_train(subsets=["CIFAR-100"]), "there is no set 'CIFAR-100' of MMEB-train: choose from ImageNet"),
         (lambda: mmeb_train(weights={"CIFAR-100": 2}), "there is no set 'CIFAR-100' of MMEB-train: choose from"),
