@@ -1,1 +1,1 @@
-"""What to embed: a folder, a file or a dataset, read as entries with an id, a text, an image and metadata."""
+"""Corpora to embed: a folder, a file or a dataset, read as entries with an id, a text, an image and metadata."""

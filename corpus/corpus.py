@@ -1,10 +1,10 @@
-"""What is to be embedded: entries of a folder, a JSONL file, Parquet, a dataset of the Hub, or the OpenMoji world.
+"""Corpora to embed: a folder, a JSONL file, Parquet, a dataset of the Hub, or OpenMoji.
 
     corpus = open_corpus("photos")                        # images and .txt files, recursively; id = relative path
     corpus = open_corpus("products.jsonl", text="title")  # or .parquet, a folder of Parquet files, a Hub dataset
 
-A corpus may be larger than memory: tables are memory-mapped, and an image is read when its entry's `item` is asked
-for. An entry that cannot be read does not stop the others: its `item` and its `content` say why, in one sentence.
+A corpus may be larger than memory: tables are memory-mapped, and an image is read only by `Entry.item` or
+`Entry.content`. An entry that cannot be read does not stop the others: these two raise an error with the reason.
 """
 
 import json
@@ -20,28 +20,28 @@ import pyarrow as pa
 from datasets.utils.extract import Extractor
 
 from ..data.dataset_loading import load_table
-from ..data.image_files import resolve_path
+from ..data.image_files import IMAGE_SUFFIXES, resolve_path
 from ..data.jsonl import load_lines, parse_object
 from .entry import Entry
-from .folder import IMAGE_SUFFIXES, read_folder
+from .folder import read_folder
 
 
 __all__ = ["Corpus", "Entry", "open_corpus"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-BINARY_FEATURES = (datasets.Image, datasets.Audio, datasets.Video)  # columns of these types are no metadata
+BINARY_FEATURES = (datasets.Image, datasets.Audio, datasets.Video)  # not metadata
 
 
 @dataclass(frozen=True)
 class Corpus(Sequence[Entry]):
-    """Entries that are made as they are read.
+    """Sequence of entries that are made when they are accessed.
 
     Args:
-        rows (`Sequence`): What is stored: the rows of a table, the lines or the names of files.
-        entry (`Callable`): Makes an entry of one of `rows` and its number.
+        rows (`Sequence`): Stored rows: those of a table, lines, or file names.
+        make_entry (`Callable`): Makes an entry from one of `rows` and its index.
     """
 
     rows: Sequence[Any]
-    entry: Callable[[Any, int], Entry]
+    make_entry: Callable[[Any, int], Entry]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,12 +52,12 @@ class Corpus(Sequence[Entry]):
     def __getitem__(self, index: slice) -> list[Entry]: ...
     def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        return self.entry(self.rows[number], number)
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        return self.make_entry(self.rows[position], position)
 
     def __iter__(self) -> Iterator[Entry]:
-        return (self.entry(row, number) for number, row in enumerate(self.rows))
+        return (self.make_entry(row, index) for index, row in enumerate(self.rows))
 
 
 def open_corpus(
@@ -68,22 +68,26 @@ def open_corpus(
     image_root: str | Path | None = None,
     split: str = "train",
 ) -> Corpus:
-    """Open what is to be embedded.
+    """Open a corpus.
+
+    Only one of the columns `text` and `image` needs to exist. All other columns are metadata, except for other images,
+    audio, video and bytes, which are dropped.
 
     Args:
-        source (`str` or `Path`): A folder of images and .txt files, read recursively, with `metadata.jsonl` as
-            Hugging Face's image folders have it; a .jsonl file; a .parquet file or a folder of them; the Hub id of a
-            dataset; or "openmoji", the named images of the embedded world.
-        text (`str`), image (`str`), identifier (`str`): Columns of a table. One of the first two may be missing, and
-            without a column `id` the ids are row numbers. Other columns are metadata; those of other images, of
-            sounds and of bytes are left out.
-        image_root (`str` or `Path`, *optional*, defaults to the source's folder): Where relative image paths start.
-            A path that leads out of it, even by a link, is refused.
-        split (`str`): Split of a dataset of the Hub or of a folder of Parquet files.
+        source (`str` or `Path`): A folder of images and .txt files, read recursively, with an optional
+            `metadata.jsonl` as in the image folders of `datasets`; a .jsonl file; a .parquet file or a folder of
+            them; the Hub id of a dataset; or `"openmoji"`, the named OpenMoji drawings.
+        text (`str`, *optional*, defaults to `"text"`): Column of the text.
+        image (`str`, *optional*, defaults to `"image"`): Column of the image.
+        identifier (`str`, *optional*, defaults to `"id"`): Column of the id; if it is missing, the ids are row
+            numbers. The ids of a folder are its relative paths.
+        image_root (`str` or `Path`, *optional*, defaults to the folder of the source): Folder that relative image
+            paths start from, and that no path may leave, not even through a symbolic link.
+        split (`str`, *optional*, defaults to `"train"`): Split of a Hub dataset or of a folder of Parquet files.
 
     Raises:
-        FileNotFoundError: There is no such source, or no such `image_root`.
-        ValueError: The source holds nothing to embed, a column is missing, or two entries have the same id.
+        FileNotFoundError: The source or `image_root` does not exist.
+        ValueError: The source is empty or not a corpus, a column is missing, or two entries have the same id.
     """
     if str(source) == "openmoji":
         from ..openmoji.entries import openmoji_corpus  # needs the extra `openmoji`
@@ -91,22 +95,22 @@ def open_corpus(
         return openmoji_corpus()
     path = Path(source)
     if image_root is not None and not Path(image_root).is_dir():
-        raise FileNotFoundError(f"there is no folder {image_root} for images: mend image_root")
+        raise FileNotFoundError(f"there is no folder {image_root} for images: fix image_root")
     root = Path(image_root or (path if path.is_dir() else path.parent)).resolve()
     columns = {"text": text, "image": image, "id": identifier}
     if path.is_dir() and not _holds_tables(path):
         if identifier != "id":
-            raise ValueError(f"the ids of a folder are its relative paths: leave the column {identifier!r} out")
+            raise ValueError(f"the ids of a folder are its relative paths: do not set the id column {identifier!r}")
         return _check_not_empty(Corpus(*read_folder(path, root, text)), source)
     if path.is_file() and path.suffix == ".jsonl":
-        return _check_not_empty(_lines(path, columns, root), source)
+        return _check_not_empty(_lines_corpus(path, columns, root), source)
     if path.exists() and not (path.is_dir() or path.suffix == ".parquet"):
-        raise ValueError(f"{source} is no corpus: give a folder, a .jsonl file, a .parquet file or a Hub id")
+        raise ValueError(f"{source} is not a corpus: give a folder, a .jsonl file, a .parquet file or a Hub id")
     if not path.exists():
         if not HUB_ID.fullmatch(str(source)):
-            raise FileNotFoundError(f"there is no folder or file {source}: mend the path")
+            raise FileNotFoundError(f"there is no folder or file {source}: fix the path")
         root = Path(image_root or datasets.config.HF_CACHE_HOME).expanduser().resolve()
-    return _check_not_empty(_table(_open_table(source, split), columns, root, str(source)), source)
+    return _check_not_empty(_table_corpus(_open_table(source, split), columns, root, str(source)), source)
 
 
 def _holds_tables(folder: Path) -> bool:
@@ -114,7 +118,7 @@ def _holds_tables(folder: Path) -> bool:
         return False
     image = next((path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES), None)
     if image is not None:
-        raise ValueError(f"{folder} holds Parquet files and also images, such as {image}: give one kind only")
+        raise ValueError(f"{folder} holds Parquet files and also images, such as {image}: keep only one of the two")
     return True
 
 
@@ -134,11 +138,11 @@ def _open_table(source: str | Path, split: str) -> datasets.Dataset:
     except OSError as error:
         reason = str(error).split("\n")[0]
         raise FileNotFoundError(
-            f"there is no folder or file {source}, and no dataset of the Hub by that name could be opened ({reason})"
+            f"there is no folder or file {source}, and no Hub dataset of that name could be opened ({reason})"
         ) from None
 
 
-def _table(table: datasets.Dataset, columns: Mapping[str, str], root: Path, source: str) -> Corpus:
+def _table_corpus(table: datasets.Dataset, columns: Mapping[str, str], root: Path, source: str) -> Corpus:
     _check_columns(table.column_names, columns, source)
     for name, feature in table.features.items():
         binary = isinstance(feature, datasets.Value) and "binary" in feature.dtype
@@ -146,87 +150,86 @@ def _table(table: datasets.Dataset, columns: Mapping[str, str], root: Path, sour
             table = table.remove_columns(name)
         elif isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
-    plain = [name for name in table.column_names if name not in columns.values()]
+    metadata_columns = [name for name in table.column_names if name not in columns.values()]
 
-    def entry(row: Mapping[str, Any], number: int) -> Entry:
-        metadata = json.loads(json.dumps({name: row[name] for name in plain}, default=str))
-        return entry_of({**row, **metadata}, number, columns, root)
+    def make_entry(row: Mapping[str, Any], index: int) -> Entry:
+        metadata = json.loads(json.dumps({name: row[name] for name in metadata_columns}, default=str))
+        return entry_from_row({**row, **metadata}, index, columns, root)
 
-    corpus = Corpus(table, entry)
+    corpus = Corpus(table, make_entry)
     if columns["id"] in table.column_names:
-        own = table.select_columns([columns["id"]])  # without its images
-        _check_unique_ids(corpus, (_id(row, number, columns) for number, row in enumerate(own)))
+        id_column = table.select_columns([columns["id"]])  # so that no image is loaded
+        _check_unique_ids(corpus, (_id(row, index, columns) for index, row in enumerate(id_column)))
     return corpus
 
 
-def _lines(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
+def _lines_corpus(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: there is nothing to embed")
-    if Extractor.infer_extractor_format(path):  # `datasets` would unpack it, however large it becomes
-        raise ValueError(f"{path} is an archive, and none is unpacked here: unpack it, and give the file of lines")
+    if Extractor.infer_extractor_format(path):  # `datasets` would unpack it, whatever its unpacked size
+        raise ValueError(f"{path} is an archive, and archives are not unpacked: unpack it and give the JSONL file")
     table = load_lines(path)
-    found = dict.fromkeys(name for line in table[:100]["line"] for name in parse_object(line) or ())
-    _check_columns(list(found), columns, str(path))
+    names = dict.fromkeys(name for line in table[:100]["line"] for name in parse_object(line) or ())
+    _check_columns(list(names), columns, str(path))
 
-    def entry(line: Mapping[str, str], number: int) -> Entry:
+    def make_entry(line: Mapping[str, str], index: int) -> Entry:
         row = parse_object(line["line"])
         if row is None:
-            return Entry(
-                f"{path.name}:{number + 1}", problem=f"line {number + 1} of {path} is no JSON object: mend it"
-            )
-        return entry_of(row, number, columns, root)
+            problem = f"line {index + 1} of {path} is not a JSON object: fix it"
+            return Entry(f"{path.name}:{index + 1}", problem=problem)
+        return entry_from_row(row, index, columns, root)
 
-    corpus = Corpus(table, entry)
+    corpus = Corpus(table, make_entry)
     rows = (parse_object(line["line"]) or {} for line in table)
-    _check_unique_ids(corpus, (_id(row, number, columns) for number, row in enumerate(rows)))
+    _check_unique_ids(corpus, (_id(row, index, columns) for index, row in enumerate(rows)))
     return corpus
 
 
-def _check_columns(found: Sequence[str], columns: Mapping[str, str], source: str) -> None:
-    missing = [name for default, name in columns.items() if name not in found and name != default]
-    if not missing and not {columns["text"], columns["image"]} & set(found):
+def _check_columns(names: Sequence[str], columns: Mapping[str, str], source: str) -> None:
+    missing = [name for default, name in columns.items() if name not in names and name != default]
+    if not missing and not {columns["text"], columns["image"]} & set(names):
         missing = [columns["text"], columns["image"]]
     if missing:
         raise ValueError(
-            f"{source} has no column {' or '.join(missing)}: it has {', '.join(found) or 'none'}; "
-            "name those of the text, the image and the id"
+            f"{source} has no column {' or '.join(missing)}: it has {', '.join(names) or 'none'}; "
+            "name the columns of the text, the image and the id"
         )
 
 
-def entry_of(row: Mapping[str, Any], number: int, columns: Mapping[str, str], root: Path) -> Entry:
-    """A row of a table as an entry.
+def entry_from_row(row: Mapping[str, Any], index: int, columns: Mapping[str, str], root: Path) -> Entry:
+    """Make an entry from a row of a table.
 
     Args:
         row (`Mapping`): Values by column; the image is a path, encoded bytes, or what `datasets` stores for one.
-        number (`int`): Its place, which is its id where it has no other.
-        columns (`Mapping`): The columns of `id`, `text` and `image`; the others are metadata.
-        root (`Path`): Folder that paths start from and may not leave.
+        index (`int`): Row number, used as id if the row has none.
+        columns (`Mapping`): Column names of `id`, `text` and `image`; the other columns are metadata.
+        root (`Path`): Folder that image paths start from and must not leave.
     """
     text, image, problem = row.get(columns["text"]), row.get(columns["image"]), None
     if text is not None and not isinstance(text, str):
-        text, problem = None, f"its text is of type {type(text).__name__}: make it a string"
+        text, problem = None, f"its text has type {type(text).__name__}: make it a string"
     if isinstance(image, Mapping):  # what `datasets` stores for an image
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, str):
-        image, found = resolve_path(image, root)
-        problem = problem or found
+        image, path_problem = resolve_path(image, root)
+        problem = problem or path_problem
     elif image is not None and not isinstance(image, bytes):
-        image, problem = None, f"its image is of type {type(image).__name__}: make it one path"
+        image, problem = None, f"its image has type {type(image).__name__}: give one path"
     metadata = {name: value for name, value in row.items() if name not in columns.values()}
-    return Entry(_id(row, number, columns), text, image, metadata, problem)
+    return Entry(_id(row, index, columns), text, image, metadata, problem)
 
 
-def _id(row: Mapping[str, Any], number: int, columns: Mapping[str, str]) -> str:
-    own = row.get(columns["id"])
-    return str(number) if own is None else str(own)
+def _id(row: Mapping[str, Any], index: int, columns: Mapping[str, str]) -> str:
+    identifier = row.get(columns["id"])
+    return str(index) if identifier is None else str(identifier)
 
 
 def _check_unique_ids(corpus: Corpus, ids: Iterable[str]) -> None:
-    # 8 bytes an id, so that those of many millions of rows fit in memory; ids of equal hashes are looked at again.
+    # 8 bytes per id, so that many millions fit in memory; ids with equal hashes are compared themselves.
     hashes = np.fromiter(map(hash, ids), np.int64, len(corpus))
     order = np.argsort(hashes, kind="stable")
-    for place in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
-        first, second = (int(number) for number in order[place : place + 2])
+    for position in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
+        first, second = (int(index) for index in order[position : position + 2])
         if corpus[first].id == corpus[second].id:
             raise ValueError(
                 f"rows {first} and {second} (counted from 0) have the same id {corpus[first].id!r}: "

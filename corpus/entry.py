@@ -1,4 +1,4 @@
-"""One thing to embed: its id, its text, its image and what else is known of it."""
+"""An entry of a corpus: what to embed, and why it cannot be embedded."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from ..data.image_files import read_image, read_image_bytes
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to embed.
+    """One entry of a corpus.
 
     Args:
-        id (`str`): Its name; no other entry of the corpus has it.
-        text (`str`, *optional*): Its text. One of white space alone counts as none.
-        image (`str` or `bytes`, *optional*): Path of its image, or the encoded image (PNG, JPEG, ...).
-        metadata (`dict`): Everything else that is known of it, as JSON values.
-        problem (`str`, *optional*): Why it cannot be embedded, where that was seen as the corpus was read.
+        id (`str`): Identifier, unique within the corpus.
+        text (`str`, *optional*): Text; one that contains only white space counts as missing.
+        image (`str` or `bytes`, *optional*): Path of the image, or the encoded image (PNG, JPEG, ...).
+        metadata (`dict`, *optional*): Other values of the entry, as JSON values.
+        problem (`str`, *optional*): Why the entry cannot be embedded, if that was noticed when the corpus was read.
     """
 
     id: str
@@ -28,32 +28,33 @@ class Entry:
 
     @property
     def content(self) -> str:
-        """Hex digest (128 bits) of what the model will see: the text, and the bytes of the image's file.
+        """Return a 128-bit hex digest of what the model will see: the text, and the bytes of the image file.
 
         Raises:
-            ValueError: There is nothing to see, or it cannot be read; the message names the entry.
+            ValueError: The entry is empty, or it cannot be read; the message names the entry.
         """
         text = self._checked_text()
         encoded = b"" if text is None else b"+" + text.encode()
-        image = b"" if self.image is None else self._encoded_image()
+        image = b"" if self.image is None else self._image_bytes()
         digest = hashlib.blake2b(len(encoded).to_bytes(8, "big") + encoded, digest_size=16)
         digest.update(image)
         return digest.hexdigest()
 
     def item(self, instruction: str | None = None) -> dict[str, Any]:
-        """The entry as `UniMEModel.encode` takes it, its image as the model sees it.
+        """Return the entry as an item for `UniMEModel.encode`, with its image as RGB.
 
         Args:
-            instruction (`str`, *optional*): What is asked of it.
+            instruction (`str`, *optional*): Instruction of the item.
 
         Raises:
-            ValueError: There is neither text nor image, or one of them cannot be read; the message names the entry.
+            ValueError: The entry has neither text nor image, or one of them cannot be read; the message names the
+                entry.
         """
         text = self._checked_text()
         item = {} if text is None else {"text": text}
         if self.image is not None:
             path = None if isinstance(self.image, bytes) else self.image
-            item["image"] = read_image({"bytes": self._encoded_image(), "path": path}, f"entry {self.id!r}")
+            item["image"] = read_image({"bytes": self._image_bytes(), "path": path}, f"entry {self.id!r}")
         return item if instruction is None else item | {"instruction": instruction}
 
     def _checked_text(self) -> str | None:
@@ -61,16 +62,16 @@ class Entry:
             raise self._error(self.problem)
         text = self.text if self.text is not None and self.text.strip() else None
         if text is None and self.image is None:
-            raise self._error("it has neither a text nor an image: give it one of them, or remove it")
+            raise self._error("it has neither a text nor an image: add one of them or remove it")
         path = self.image if isinstance(self.image, str) else None
         for name, value in (("id", self.id), ("text", text), ("path", path)):
             try:
                 (value or "").encode()
             except UnicodeEncodeError as error:
-                raise self._error(f"its {name} is not valid Unicode at character {error.start}: mend it") from None
+                raise self._error(f"its {name} is not valid Unicode at character {error.start}: fix it") from None
         return text
 
-    def _encoded_image(self) -> bytes:
+    def _image_bytes(self) -> bytes:
         if isinstance(self.image, bytes):
             if not self.image:
                 raise self._error("its image is empty: replace it or remove the entry")

@@ -1,4 +1,4 @@
-"""A folder of images and texts: which files count, what `metadata.jsonl` adds, which paths are refused."""
+"""A folder of images and texts as a corpus, with optional metadata in `metadata.jsonl`."""
 
 import json
 import logging
@@ -8,84 +8,81 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.image_files import resolve_path
+from ..data.image_files import IMAGE_SUFFIXES, resolve_path
 from .entry import Entry
 
 
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 METADATA_FILE = "metadata.jsonl"
 
 logger = logging.getLogger(__name__)
 
 
 def read_folder(folder: Path, root: Path, text: str) -> tuple[list[str], Callable[[str, int], Entry]]:
-    """Find the files of a folder.
+    """List the files of a folder recursively.
 
     Args:
-        folder (`Path`): The folder. Hidden files in it are passed over; other files that are no images and no texts
-            are named in a warning.
-        root (`Path`): Resolved folder which nothing is read outside of.
+        folder (`Path`): The folder. Hidden files are skipped; a warning lists other files that are neither images nor
+            texts.
+        root (`Path`): Resolved folder that no file may lie outside of.
         text (`str`): Key of an image's text in `metadata.jsonl`.
 
     Returns:
-        `tuple`: Relative paths in order, and what makes an entry of one of them and its number.
+        `tuple`: Sorted relative paths, and a function that makes an entry from a path and its index.
 
     Raises:
-        ValueError: A line of `metadata.jsonl` is malformed, or names a file again.
+        ValueError: A line of `metadata.jsonl` is malformed, or two lines name the same file.
     """
-    found, others, known = [], [], {}
-    for place, folders, names in os.walk(folder):
+    names, skipped, metadata = [], [], {}
+    for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        others += [os.path.join(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
-        for name in names:
+        skipped += [os.path.join(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in files:
             path = Path(place, name)
             if name == METADATA_FILE:
-                known |= _metadata(path, folder)
+                metadata |= _read_metadata(path, folder)
             elif path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") and not name.startswith("."):
-                found.append(path.relative_to(folder).as_posix())
+                names.append(path.relative_to(folder).as_posix())
             elif not name.startswith("."):
-                others.append(str(path))
-    if others:
+                skipped.append(str(path))
+    if skipped:
         logger.warning(
-            "%d files of %s are no images or .txt files, or are links to folders, and are left out: %s",
-            len(others), folder, ", ".join(others[:5]) + (", ..." if len(others) > 5 else ""),
+            "%d files of %s are skipped, because they are neither images nor .txt files, or are links to folders: %s",
+            len(skipped), folder, ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else ""),
         )  # fmt: skip
-    names = sorted({*found, *known})
-    return names, partial(_entry, folder=folder.resolve(), root=root, known=known, text=text)
+    make_entry = partial(_entry, folder=folder.resolve(), root=root, metadata=metadata, text_key=text)
+    return sorted({*names, *metadata}), make_entry
 
 
-def _metadata(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    known = {}
+def _read_metadata(path: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    metadata = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
             name = (path.parent / row.pop("file_name")).relative_to(folder).as_posix()
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"{path}, line {number} is no JSON object whose `file_name` is a relative path: mend it"
-            ) from None
-        if name in known:
+            raise ValueError(f"{path}, line {number}: expected an object with a relative `file_name`") from None
+        if name in metadata:
             raise ValueError(f"{path}, line {number} names the file {name} again: remove one of the two lines")
-        known[name] = row
-    return known
+        metadata[name] = row
+    return metadata
 
 
-def _entry(name: str, number: int, folder: Path, root: Path, known: Mapping[str, dict[str, Any]], text: str) -> Entry:
-    metadata = dict(known.get(name, {}))
-    said = metadata.pop(text, None)
+def _entry(
+    name: str, index: int, folder: Path, root: Path, metadata: Mapping[str, dict[str, Any]], text_key: str
+) -> Entry:
+    values = dict(metadata.get(name, {}))
+    text = values.pop(text_key, None)
     path, problem = resolve_path(str(folder / name), root)
-    if problem is None and said is not None and not isinstance(said, str):
-        said, problem = None, f"its text is of type {type(said).__name__}: make it a string"
+    if problem is None and text is not None and not isinstance(text, str):
+        text, problem = None, f"its text has type {type(text).__name__}: make it a string"
     if not name.lower().endswith(".txt"):
-        return Entry(name, said, path, metadata, problem)
-    if problem is None and not Path(path).is_file():  # a pipe would be read for ever
-        problem = f"its file {path} does not exist or is no ordinary file: mend or remove it"
+        return Entry(name, text, path, values, problem)
+    if problem is None and not Path(path).is_file():  # reading a pipe would block forever
+        problem = f"its file {path} does not exist or is not a regular file: fix or remove it"
     if problem is None:
         try:
-            # Bytes that are no UTF-8 become lone surrogates, which an entry refuses.
-            said = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+            # Invalid UTF-8 becomes lone surrogates, which an entry refuses.
+            text = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
         except OSError as error:
-            problem = f"its file {path} cannot be read ({error.strerror}): mend that"
-    return Entry(name, said, None, metadata, problem)
+            problem = f"its file {path} cannot be read ({error.strerror}): fix that"
+    return Entry(name, text, None, values, problem)

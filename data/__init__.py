@@ -1,1 +1,1 @@
-"""Data: rows, sources, collators and the OpenMoji world."""
+"""Training data: row format, sources, collators, sampler, teacher embeddings, hard-negative mining and validation."""

@@ -1,4 +1,4 @@
-"""Opening tables of others without meeting an old copy of them."""
+"""Loading of tables with `datasets`, without stale copies of local folders."""
 
 from pathlib import Path
 from typing import Any
@@ -7,27 +7,26 @@ import datasets
 from datasets.fingerprint import Hasher
 
 
-def load_table(place: str, config: str | None = None, **settings: Any) -> datasets.Dataset | datasets.IterableDataset:
-    """Call `datasets.load_dataset`; of a folder, read its files as they are now.
+def load_table(source: str, config: str | None = None, **settings: Any) -> datasets.Dataset | datasets.IterableDataset:
+    """Call `datasets.load_dataset`, reading the files of a local folder as they are now.
 
-    `datasets` keeps what it read of a folder under the folder's last name, wherever that is and whatever becomes of
-    its files: a second copy, or a changed one, would be read as the first was. Here a folder's files, known by path
-    and time of change, have a cache of their own.
+    `datasets` caches a folder under its last name only, so another folder of that name, or a changed one, would
+    silently give the old rows. Here the cache of a folder is keyed by the paths and modification times of its files.
 
     Args:
-        place (`str`): Hub id, folder or builder.
-        config (`str`, *optional*): Its configuration.
-        settings: `split`, `streaming`, ...
+        source (`str`): Hub id, folder or builder name.
+        config (`str`, *optional*): Configuration of the dataset.
+        settings: Passed to `datasets.load_dataset`, such as `split` and `streaming`.
 
     Raises:
-        ValueError: Its files are no table, or it has no such configuration, split or row.
+        ValueError: The files are not a table, or the dataset lacks the configuration or split, or has no rows.
     """
     cache = None
     try:
-        if Path(place).is_dir():
-            files = datasets.load_dataset_builder(place, config).config.data_files
+        if Path(source).is_dir():
+            files = datasets.load_dataset_builder(source, config).config.data_files
             cache = Path(datasets.config.HF_DATASETS_CACHE) / Hasher.hash(files)
-        return datasets.load_dataset(place, config, cache_dir=cache, **settings)
+        return datasets.load_dataset(source, config, cache_dir=cache, **settings)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{place} cannot be read as a table ({reason}): mend its files, or name others") from None
+        raise ValueError(f"{source} cannot be read as a table ({reason}): fix its files or choose others") from None

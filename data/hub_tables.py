@@ -1,4 +1,4 @@
-"""Datasets as their authors publish them: the sets by name, and each file with what is read of it."""
+"""Tables and JSON files in their published layout, checked when they are opened."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -12,92 +12,95 @@ from datasets import Dataset
 from .dataset_loading import load_table
 
 
-def select_subsets(names: Iterable[str] | None, sets: Collection[str], of: str) -> list[str]:
-    """Names of the sets to open, all where none are given.
+def select_subsets(names: Iterable[str] | None, available: Collection[str], dataset: str) -> list[str]:
+    """Return the names of the subsets to open: all available ones if no names are given.
 
     Args:
-        names (`Iterable[str]`, *optional*): What was asked for.
-        sets (`Collection[str]`): All there are.
-        of (`str`): What they are sets of.
+        names (`Iterable[str]`, *optional*): Requested subsets.
+        available (`Collection[str]`): Names of all subsets.
+        dataset (`str`): Name of the dataset, for errors.
 
     Raises:
-        ValueError: There is no such set.
+        ValueError: A name is unknown.
     """
-    names = list(names or sets)
+    names = list(names or available)
     for name in names:
-        if name not in sets:
-            raise ValueError(f"there is no set {name!r} of {of}: choose from {', '.join(sets)}")
+        if name not in available:
+            raise ValueError(f"unknown subset {name!r} of {dataset}: choose from {', '.join(available)}")
     return names
 
 
 def open_hub_table(
-    name: str, place: str, columns: Iterable[str], config: str | None = None, split: str = "test"
+    name: str, source: str, columns: Iterable[str], config: str | None = None, split: str = "test"
 ) -> Dataset:
-    """Open a table and see that it has the columns that are read.
+    """Open a table and check that it has the needed columns.
 
     Args:
-        name (`str`): What errors call it.
-        place (`str`): Hub id, or a folder with the same layout.
-        columns (`Iterable[str]`): What it must have.
-        config, split (`str`, *optional*): As `datasets.load_dataset` takes them.
+        name (`str`): Name of the table, for errors.
+        source (`str`): Hub id, or a folder with the same layout.
+        columns (`Iterable[str]`): Needed columns.
+        config (`str`, *optional*): Configuration, as in `datasets.load_dataset`.
+        split (`str`, *optional*, defaults to `"test"`): Split, as in `datasets.load_dataset`.
 
     Raises:
-        ValueError: A column is missing; the message names those found.
+        ValueError: A column is missing; the message lists the columns that exist.
     """
-    rows = load_table(place, config, split=split)
-    missing = [column for column in columns if column not in rows.column_names]
+    table = load_table(source, config, split=split)
+    missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise ValueError(
-            f"{name}: {place} lacks the column(s) {', '.join(missing)}; found: {', '.join(rows.column_names)}. "
-            "Give the dataset as it is published"
+            f"{name}: {source} lacks the column(s) {', '.join(missing)}; found: {', '.join(table.column_names)}. "
+            "Use the dataset as published"
         )
-    return rows
+    return table
 
 
-def check_text_columns(name: str, rows: Dataset, single: Iterable[str] = (), several: Iterable[str] = ()) -> None:
-    """See that columns of a table hold texts, in every row.
+def check_text_columns(name: str, table: Dataset, single: Iterable[str] = (), several: Iterable[str] = ()) -> None:
+    """Check that columns of a table hold texts in every row.
 
     Args:
-        name (`str`): What errors call it.
-        rows (`Dataset`): The table, as it was opened.
-        single (`Iterable[str]`, *optional*): Columns that hold one text a row.
-        several (`Iterable[str]`, *optional*): Columns that hold a list of texts a row.
+        name (`str`): Name of the table, for errors.
+        table (`Dataset`): The table.
+        single (`Iterable[str]`, *optional*): Columns with one text per row.
+        several (`Iterable[str]`, *optional*): Columns with a list of texts per row.
 
     Raises:
-        ValueError: A column is of another type, or a text is missing; the message names the row.
+        ValueError: A column has another type, or a text is missing; the message names the row.
     """
     for column, listed in (*((column, False) for column in single), *((column, True) for column in several)):
-        values, wanted = rows.data.column(column), "a list of texts" if listed else "a text"
+        values, expected = table.data.column(column), "a list of texts" if listed else "a text"
         is_list = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
         text = values.type.value_type if is_list else values.type
         if is_list != listed or not (pa.types.is_string(text) or pa.types.is_large_string(text)):
-            raise ValueError(f"{name}: its column {column} holds {values.type}, not {wanted}: give it as published")
+            raise ValueError(
+                f"{name}: column {column} holds {values.type}, not {expected}: use the dataset as published"
+            )
         if values.null_count or (listed and pc.list_flatten(values).null_count):
-            missing = (value is None or (listed and None in value) for value in rows[column])
-            row = next(number for number, found in enumerate(missing) if found)
-            raise ValueError(f"{name}, row {row}: {column} lacks {wanted}: give the dataset as it is published")
+            missing = (value is None or (listed and None in value) for value in table[column])
+            row = next(index for index, is_missing in enumerate(missing) if is_missing)
+            raise ValueError(f"{name}, row {row}: {column} lacks {expected}: use the dataset as published")
 
 
 def read_json(name: str, path: str | Path, kind: type) -> Any:
     """Read a JSON file.
 
     Args:
-        name (`str`): What errors call it.
+        name (`str`): Name of the file's dataset, for errors.
         path (`str` or `Path`): The file.
-        kind (`type`): What it must hold: `list` or `dict`.
+        kind (`type`): Expected type of its content: `list` or `dict`.
 
     Raises:
-        ValueError: There is no such file, or it holds something else.
+        ValueError: The file does not exist, is not JSON, or holds another type.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{name}: there is no file {path}: give the file as it is published")
+        raise ValueError(f"{name}: there is no file {path}: use the file as published")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{name}: {path} is no JSON ({error}): give the file as it is published") from None
-    if not isinstance(found, kind):
+        raise ValueError(f"{name}: {path} is not valid JSON ({error}): use the file as published") from None
+    if not isinstance(content, kind):
         raise ValueError(
-            f"{name}: {path} holds a {type(found).__name__}, not a {kind.__name__}: give the file as it is published"
+            f"{name}: {path} holds a {type(content).__name__}, not a {kind.__name__}: use the file as published"
         )
-    return found
+    return content

@@ -1,4 +1,4 @@
-"""Work on items together, and where that fails find the items at fault by halving."""
+"""Batch processing that isolates the items at fault by bisection."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,15 +12,15 @@ Fault = TypeVar("Fault", bound=Exception)
 def map_isolating_failures(
     work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], fault: type[Fault]
 ) -> list[Result | Fault]:
-    """Work on all items together; where that fails, on the halves: only the items at fault have an error.
+    """Process all items together; if that fails, process the halves, until only the items at fault have an error.
 
     Args:
-        work (`Callable`): From one or more items to as many results in their order.
+        work (`Callable`): Maps one or more items to as many results, in their order.
         items (`Sequence`): The items.
-        fault (`type`): The error that an item may cause; any other ends the work.
+        fault (`type`): Exception that a bad item raises; any other exception propagates.
 
     Returns:
-        `list`: For each item its result or its error.
+        `list`: The result or the exception of each item, in order.
     """
     if not items:
         return []

@@ -1,7 +1,7 @@
-"""JSONL files: rows for stage 2, texts for stage 1, lines of anything else, each taken as it is written.
+"""JSONL files: rows for stage 2, texts for stage 1, and plain lines for a corpus.
 
-Lines are parsed here, not by a table reader, which would make times of texts that look like dates, numbers into texts
-and of one bad line an unreadable file.
+Every line is parsed here with `json`. A table reader would turn texts that look like dates into times and numbers
+into texts, and one bad line would make the whole file unreadable.
 """
 
 import json
@@ -17,111 +17,112 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
 
 from ..storage.arrow_cache import cached_table
-from .rows import ROW_COLUMNS, check_text, parse_teacher_embedding, read_row, with_lazy_transform
+from .rows import (
+    ROW_COLUMNS,
+    TEXT_COLUMNS,
+    check_text,
+    columns_of_rows,
+    parse_teacher_embedding,
+    read_row,
+    require_columns,
+    with_lazy_transform,
+)
 
 
 logger = logging.getLogger(__name__)
 
-_CACHED_FEATURES = Features(dict.fromkeys(("row", "task", "where"), Value("string")))
-_COLUMN_SAMPLE_LINES = 100  # lines whose keys say which columns a file has
-_CACHE_BATCH_LINES = 1000  # lines that are copied into the cache at a time
+_COLUMN_SAMPLE_LINES = 100  # first lines of a file, whose keys are its columns
+_CACHE_BATCH_LINES = 1000  # lines copied into the cache at a time
+
+
+# Rows for stage 2
 
 
 def load_rows(
     path: str | Path, image_root: str | Path | None = None, streaming: bool = False
 ) -> Dataset | IterableDataset:
-    """Open a JSONL file of rows for stage 2; images are read when a row is, not before.
+    """Open a JSONL file of rows for stage 2; images are read when a row is read.
 
     Args:
-        path (`str` or `Path`): JSONL file; each line has at least `query` and `positive`. Rows without `task` are of
-            one task, named after the file.
-        image_root (`str` or `Path`, *optional*, defaults to the file's folder): Where relative image paths start.
-        streaming (`bool`): Read the file as training goes, instead of copying it into the cache first.
+        path (`str` or `Path`): JSONL file with at least `query` and `positive` on each line. The task of a line
+            without `task` is the file name.
+        image_root (`str` or `Path`, *optional*, defaults to the folder of the file): Folder that relative image
+            paths start from.
+        streaming (`bool`, *optional*, defaults to `False`): Read the file during training instead of copying it into
+            the cache first.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: No line has `query` and `positive`. When a row is read: it is malformed, or its image is missing
-            or unreadable; the message names file, row and image.
+        FileNotFoundError: The file does not exist.
+        ValueError: No line has `query` and `positive`. Later, when a row is read: it is malformed, or its image is
+            missing or unreadable; the message names file, row and image.
     """
     path = _check_file(path, ROW_COLUMNS[:2], ROW_COLUMNS[2:5], "stage 2")
-    dataset = _open_cached(_stored_rows, path, streaming, _CACHED_FEATURES)
-    return with_lazy_transform(dataset, partial(_read_lines, root=Path(image_root or path.parent)))
+    features = Features(dict.fromkeys(("row", "task", "where"), Value("string")))
+    dataset = _open_cached(_stored_rows, path, streaming, features)
+    return with_lazy_transform(dataset, partial(_parse_rows, root=Path(image_root or path.parent)))
+
+
+def _stored_rows(path: str, version: str) -> Iterator[dict[str, str]]:
+    name = Path(path).name
+    for index, line in enumerate(_lines(path)):
+        task = (parse_object(line) or {}).get("task")  # task blocks need it before the row is read
+        task = name if task is None else str(task).encode(errors="backslashreplace").decode()
+        yield {"row": line, "task": task, "where": f"{name}, row {index}"}
+
+
+def _parse_rows(batch: dict[str, list[str]], root: Path) -> dict[str, list]:
+    rows = []
+    for line, stored_task, where in zip(batch["row"], batch["task"], batch["where"], strict=True):
+        row = _require_object(line, where)
+        task = stored_task if row.get("task") is None else row["task"]
+        rows.append(read_row(row | {"task": task, "where": where}, root))
+    return columns_of_rows(rows)
+
+
+# Texts for stage 1
 
 
 def load_texts(path: str | Path, streaming: bool = False) -> Dataset | IterableDataset:
-    """Open a JSONL file of texts for stage 1: `text`, and the embedding `teacher` where the lines have it.
+    """Open a JSONL file of texts for stage 1: `text`, and the teacher's embedding `teacher` if the lines have it.
 
     Args:
         path (`str` or `Path`): JSONL file.
-        streaming (`bool`): Read the file as training goes, instead of copying it into the cache first.
+        streaming (`bool`, *optional*, defaults to `False`): Read the file during training instead of copying it into
+            the cache first.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: A line has no text; the message names file and row.
     """
-    path = _check_file(path, ("text",), ("teacher",), "stage 1")
+    path = _check_file(path, TEXT_COLUMNS, ("teacher",), "stage 1")
     features = {"text": Value("string")}
     if "teacher" in _columns(path):
         features["teacher"] = List(Value("float32"))
-    return _open_cached(_texts, path, streaming, Features(features), teacher="teacher" in features)
+    return _open_cached(_stored_texts, path, streaming, Features(features), teacher="teacher" in features)
+
+
+def _stored_texts(path: str, version: str, teacher: bool) -> Iterator[dict[str, Any]]:
+    for index, line in enumerate(_lines(path)):
+        where = f"{Path(path).name}, row {index}"
+        row = _require_object(line, where)
+        text = {"text": check_text(row.get("text"), where)}
+        yield text | {"teacher": parse_teacher_embedding(row.get("teacher"), where)} if teacher else text
+
+
+# Lines of a corpus
 
 
 def load_lines(path: Path) -> Dataset:
-    """The lines of a file in a column `line`, mapped into memory; of bytes that are no UTF-8 no JSON can be read."""
-    return _open_cached(_line_rows, path, False, Features({"line": Value("string")}))
+    """Open the lines of a file as a memory-mapped column `line`; a line that is not UTF-8 is not valid JSON either."""
+    return _open_cached(_stored_lines, path, False, Features({"line": Value("string")}))
 
 
-def _check_file(path: str | Path, needed: tuple[str, ...], more: tuple[str, ...], stage: str) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: give a JSON object on each line")
-    found = _columns(path)
-    missing = [name for name in needed if name not in found]
-    if missing:
-        raise ValueError(
-            f"{stage} needs the columns {', '.join(needed)}; missing: {', '.join(missing)}; found: "
-            f"{', '.join(found) or 'no JSON object'}. Rename or map the columns first"
-        )
-    unread = [name for name in found if name not in (*needed, *more)]
-    if unread:
-        logger.warning("%s: the columns %s are no part of a row of %s", path.name, ", ".join(unread), stage)
-    return path
-
-
-def _columns(path: Path) -> list[str]:
-    return list(
-        dict.fromkeys(name for line in islice(_lines(path), _COLUMN_SAMPLE_LINES) for name in parse_object(line) or ())
-    )
-
-
-def _open_cached(
-    make: Callable[..., Iterator[dict[str, Any]]], path: Path, streaming: bool, features: Features, **settings: Any
-) -> Dataset | IterableDataset:
-    status = path.stat()
-    told = {"path": str(path.resolve()), "version": f"{status.st_size}/{status.st_mtime_ns}"} | settings
-    if streaming:
-        return IterableDataset.from_generator(make, features=features, gen_kwargs=told)
-
-    def batches() -> Iterator[dict[str, list[Any]]]:
-        rows = make(**told)
-        while batch := list(islice(rows, _CACHE_BATCH_LINES)):
-            yield {name: [row[name] for row in batch] for name in features}
-
-    # Kept under all that it was made from: a changed file is another one.
-    file = f"jsonl-{Hasher.hash((make.__name__, told))}.arrow"
-    return cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
-
-
-def _lines(path: str | Path) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for line in file:
-            yield line.decode("utf-8-sig", "backslashreplace")  # bytes that are no UTF-8 make a line that is no JSON
+def _stored_lines(path: str, version: str) -> Iterator[dict[str, str]]:
+    return ({"line": line} for line in _lines(path))
 
 
 def parse_object(line: str) -> dict[str, Any] | None:
-    """The JSON object that a line holds; None if it holds none."""
+    """Return the JSON object on a line, or `None` if there is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -129,37 +130,55 @@ def parse_object(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+# All three kinds of files
+
+
+def _check_file(path: str | Path, required: tuple[str, ...], optional: tuple[str, ...], stage: str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: give a JSON object on each line")
+    columns = _columns(path)
+    require_columns(columns, required, stage)
+    unused = [name for name in columns if name not in (*required, *optional)]
+    if unused:
+        logger.warning("%s: %s does not use the columns %s", path.name, stage, ", ".join(unused))
+    return path
+
+
+def _columns(path: Path) -> list[str]:
+    objects = (parse_object(line) or {} for line in islice(_lines(path), _COLUMN_SAMPLE_LINES))
+    return list(dict.fromkeys(name for row in objects for name in row))
+
+
+def _lines(path: str | Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for line in file:
+            yield line.decode("utf-8-sig", "backslashreplace")  # invalid UTF-8 becomes invalid JSON
+
+
+def _require_object(line: str, where: str) -> dict[str, Any]:
     row = parse_object(line)
     if row is None:
-        raise ValueError(f"{where} is no JSON object: mend or remove the line")
+        raise ValueError(f"{where} is not a JSON object: fix or remove the line")
     return row
 
 
-def _line_rows(path: str, version: str) -> Iterator[dict[str, str]]:
-    return ({"line": line} for line in _lines(path))
+def _open_cached(
+    generate: Callable[..., Iterator[dict[str, Any]]], path: Path, streaming: bool, features: Features, **settings: Any
+) -> Dataset | IterableDataset:
+    """Open what a generator makes of a file: as a stream, or as a cached table."""
+    status = path.stat()
+    arguments = {"path": str(path.resolve()), "version": f"{status.st_size}/{status.st_mtime_ns}"} | settings
+    if streaming:
+        return IterableDataset.from_generator(generate, features=features, gen_kwargs=arguments)
 
+    def batches() -> Iterator[dict[str, list[Any]]]:
+        rows = generate(**arguments)
+        while batch := list(islice(rows, _CACHE_BATCH_LINES)):
+            yield {name: [row[name] for row in batch] for name in features}
 
-def _stored_rows(path: str, version: str) -> Iterator[dict[str, str]]:
-    name = Path(path).name
-    for number, line in enumerate(_lines(path)):
-        task = (parse_object(line) or {}).get("task")  # known before the row is read, as blocks of one task need it
-        task = name if task is None else str(task).encode(errors="backslashreplace").decode()
-        yield {"row": line, "task": task, "where": f"{name}, row {number}"}
-
-
-def _read_lines(batch: dict[str, list[str]], root: Path) -> dict[str, list]:
-    read = []
-    for line, task, where in zip(batch["row"], batch["task"], batch["where"], strict=True):
-        row = _object(line, where)
-        own = row.get("task")
-        read.append(read_row(row | {"task": task if own is None else own, "where": where}, root))
-    return {name: [row[name] for row in read] for name in ROW_COLUMNS}
-
-
-def _texts(path: str, version: str, teacher: bool) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_lines(path)):
-        where = f"{Path(path).name}, row {number}"
-        row = _object(line, where)
-        text = {"text": check_text(row.get("text"), where)}
-        yield text | {"teacher": parse_teacher_embedding(row.get("teacher"), where)} if teacher else text
+    # A changed file has another version, so it is cached under another name.
+    file = f"jsonl-{Hasher.hash((generate.__name__, arguments))}.arrow"
+    return cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)

@@ -1,7 +1,7 @@
-"""Hard negatives from the whole dataset: search, filters, and rows that carry what was found.
+"""Hard-negative mining over a whole dataset: search, filters, and rows with mined negatives.
 
-What is mined is a list of row numbers per row: their positives are its negatives. So the file is small, images are
-stored once, and any dataset that can be trained on can be mined.
+The result of mining is a list of row numbers per row: the positives of those rows are its negatives. The file is
+therefore small, images are stored once, and any dataset that can be trained on can be mined.
 """
 
 import json
@@ -18,8 +18,8 @@ from datasets import Dataset
 def mine_hard_negatives(
     queries: np.ndarray,
     candidates: np.ndarray,
-    positive: np.ndarray,
-    label: np.ndarray,
+    positives: np.ndarray,
+    labels: np.ndarray,
     *,
     num_negatives: int,
     range_min: int = 0,
@@ -28,56 +28,61 @@ def mine_hard_negatives(
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
 ) -> tuple[list[list[int]], Counter]:
-    """Find the hardest candidates of each query that are not likely to be right.
+    """Find the hardest candidates of each query that are unlikely to be correct answers.
 
-    The names of the filters are those of sentence-transformers' `mine_hard_negatives`.
+    The settings have the names and meaning of `mine_hard_negatives` in sentence-transformers. Scores are cosine
+    similarities, from -1 to 1.
 
     Args:
         queries (`np.ndarray` of shape `(queries, dimensions)`): Unit vectors.
-        candidates (`np.ndarray` of shape `(candidates, dimensions)`): Unit vectors, of distinct contents.
-        positive (`np.ndarray` of shape `(queries,)`): Index of each query's positive in `candidates`.
-        label (`np.ndarray` of shape `(queries,)`): Equal numbers mean the same answer, -1 means none; a candidate has
-            the labels of all queries whose positive it is.
-        k (`int`): Negatives per query.
-        range_min, range_max (`int`, *optional*, default to 0 and 100):
-            Look at the candidates from rank `range_min` to before rank `range_max`, counted from 0 without the positive.
-        max_score (`float`, *optional*): Drop candidates more similar than this.
-        absolute_margin (`float`, *optional*): Drop candidates above the positive's similarity minus this.
-        relative_margin (`float`, *optional*): Drop candidates above the positive's similarity times one minus this.
+        candidates (`np.ndarray` of shape `(candidates, dimensions)`): Unit vectors of distinct contents.
+        positives (`np.ndarray` of shape `(queries,)`): Index in `candidates` of each query's positive.
+        labels (`np.ndarray` of shape `(queries,)`): Label of each query; equal labels mean the same answer, and -1
+            means none. A candidate has the labels of all queries whose positive it is.
+        num_negatives (`int`): Maximum number of negatives per query. 1 to 10 are common.
+        range_min (`int`, *optional*, defaults to 0): Rank of the first candidate to consider, counted from 0 without
+            the positive. Values up to about 30 skip the candidates that are most likely correct answers.
+        range_max (`int`, *optional*, defaults to 100): Rank at which to stop (exclusive); larger than
+            `range_min + num_negatives`, so that filtered candidates can be replaced.
+        max_score (`float`, *optional*): Maximum score of a negative. 0.8 to 0.95 are common.
+        absolute_margin (`float`, *optional*): Minimum difference by which a negative scores below the positive.
+            0 to 0.2 are common.
+        relative_margin (`float`, *optional*): Minimum difference as a share of the positive's score: 0.05 keeps
+            negatives that score at most 95% of the positive. 0 to 0.1 are common.
 
     Returns:
-        `tuple[list[list[int]], Counter]`: Indices of candidates, hardest first, at most `num_negatives` per query; and how many
-        candidates were looked at, taken, and dropped for which reason (the first that applies).
+        `tuple[list[list[int]], Counter]`: For each query at most `num_negatives` indices of candidates, hardest
+        first; and how many candidates were looked at, taken, and dropped for which reason (the first that applies).
     """
     import faiss
 
     index = faiss.IndexFlatIP(candidates.shape[1])
     index.add(np.ascontiguousarray(candidates, dtype=np.float32))
-    scores, found = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(range_max + 1, len(candidates)))
-    of_positive = (queries * candidates[positive]).sum(axis=1)
-    answers: list[set[int]] = [set() for _ in candidates]
-    for candidate, answer in zip(positive, label, strict=True):
-        answers[candidate].add(int(answer))
+    scores, ranked = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(range_max + 1, len(candidates)))
+    positive_scores = (queries * candidates[positives]).sum(axis=1)
+    candidate_labels: list[set[int]] = [set() for _ in candidates]
+    for candidate, label in zip(positives, labels, strict=True):
+        candidate_labels[candidate].add(int(label))
 
     mined, report = [], Counter({"looked at": 0, "taken": 0})
-    for query, own in enumerate(positive):
+    for query, positive in enumerate(positives):
         others = [
             (candidate, score)
-            for candidate, score in zip(found[query], scores[query], strict=True)
-            if candidate != own
+            for candidate, score in zip(ranked[query], scores[query], strict=True)
+            if candidate != positive
         ]
         taken: list[int] = []
         for candidate, score in others[range_min:range_max]:
             if len(taken) == num_negatives:
                 break
             report["looked at"] += 1
-            if label[query] != -1 and int(label[query]) in answers[candidate]:
+            if labels[query] != -1 and int(labels[query]) in candidate_labels[candidate]:
                 report["dropped: same label"] += 1
             elif max_score is not None and score > max_score:
                 report["dropped: above max_score"] += 1
-            elif absolute_margin is not None and score > of_positive[query] - absolute_margin:
+            elif absolute_margin is not None and score > positive_scores[query] - absolute_margin:
                 report["dropped: within the absolute margin"] += 1
-            elif relative_margin is not None and score > of_positive[query] * (1 - relative_margin):
+            elif relative_margin is not None and score > positive_scores[query] * (1 - relative_margin):
                 report["dropped: within the relative margin"] += 1
             else:
                 report["taken"] += 1
@@ -92,14 +97,15 @@ def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
 
     Args:
         dataset (`Dataset`): The rows that were mined, opened with the same settings.
-        path (`str` or `Path`): The file: a line per row, each the numbers of rows whose positives are its negatives.
+        path (`str` or `Path`): The file of mined negatives: one line per row, each a list of the numbers of the rows
+            whose positives are its negatives.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: The file was mined from another number of rows, or a line is malformed.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path} of mined negatives: make it with recipes/mine.py")
+        raise FileNotFoundError(f"there is no file {path} of mined negatives: create it with recipes/mine.py")
     lines = Path(path).read_bytes().splitlines()
     if len(lines) != len(dataset):
         raise ValueError(
@@ -107,25 +113,25 @@ def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
             "settings that it was mined with"
         )
     read = dataset.format["format_kwargs"]["transform"]
-    found = [_numbers(line, f"{path}, line {number}", len(dataset)) for number, line in enumerate(lines, start=1)]
-    mined = dataset.with_format(None).add_column("mined", found)
-    return mined.with_transform(partial(_add_mined, read=read, source=dataset))
+    mined = [_row_numbers(line, f"{path}, line {number}", len(dataset)) for number, line in enumerate(lines, start=1)]
+    with_column = dataset.with_format(None).add_column("mined", mined)
+    return with_column.with_transform(partial(_add_mined, read=read, source=dataset))
 
 
-def _numbers(line: bytes, where: str, rows: int) -> list[int]:
+def _row_numbers(line: bytes, where: str, num_rows: int) -> list[int]:
     try:
         numbers = json.loads(line)
-        if all(isinstance(number, int) and 0 <= number < rows for number in numbers):
+        if all(isinstance(number, int) and 0 <= number < num_rows for number in numbers):
             return numbers
     except (ValueError, TypeError):
         pass
-    raise ValueError(f"{where} is no list of numbers of the {rows} rows: mine again")
+    raise ValueError(f"{where} is not a list of numbers of the {num_rows} rows: mine again")
 
 
 def _add_mined(batch: dict[str, list], read: Callable[[dict], dict], source: Dataset) -> dict[str, Any]:
     rows = read({column: values for column, values in batch.items() if column != "mined"})
     if "negatives" in rows:
-        found = [[source[row]["positive"] for row in mined] for mined in batch["mined"]]
-        own = [list(negatives) for negatives in rows["negatives"]]
-        rows = rows | {"negatives": [one + more for one, more in zip(own, found, strict=True)]}
+        mined = [[source[row]["positive"] for row in numbers] for numbers in batch["mined"]]
+        pairs = zip(rows["negatives"], mined, strict=True)
+        rows = rows | {"negatives": [[*negatives, *more] for negatives, more in pairs]}
     return rows

@@ -1,7 +1,7 @@
-"""MMEB-train (TIGER-Lab, arXiv 2410.05160), the training data of the paper: 20 sets in the row contract.
+"""MMEB-train (TIGER-Lab, arXiv 2410.05160), the training data of the paper: 20 subsets in the row format.
 
-The published strings hold everything at once: `<|image_1|>` for the image, the instruction, the text. Here they
-become items, whose instruction the chat template places.
+A published string holds everything at once: `<|image_1|>` for the image, the instruction and the text. Here it
+becomes an item, and the chat template places its instruction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from .rows import with_images, with_provenance
 from .target_prompts import CAPTION, CLASS, REPLY, with_instruction
 
 
-_IMAGE_TOKEN = "<|image_1|>"  # in a few sets it stands before a text that has no image
+_IMAGE_TOKEN = "<|image_1|>"  # a few subsets have it before a text without an image
 _ANSWER = "Represent the given image with the following question:"
 _IMAGE = "Represent the given image."
 _WIKIPEDIA = "Represent the given Wikipedia image with related text information:"
 
-# set -> (the instruction of its queries, that of its candidates or None), as published
+# subset -> (instruction of its queries, instruction of its candidates or None), as published
 INSTRUCTIONS = {
     "ImageNet_1K": ("Represent the given image for classification", None),
     "N24News": ("Represent the given news image with the following caption for domain classification:", None),
@@ -53,7 +53,7 @@ INSTRUCTIONS = {
     ),
 }
 
-# What candidates without an instruction are, see `target_prompts`.
+# Target prompts of the subsets whose candidates have no instruction, see `target_prompts`.
 TARGET_PROMPTS = {
     **dict.fromkeys(("ImageNet_1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"), CLASS),
     **dict.fromkeys(("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"), REPLY),
@@ -72,27 +72,30 @@ def mmeb_train(
     target_prompts: bool = False,
     subset_weights: Mapping[str, float] | None = None,
 ) -> Dataset:
-    """Open MMEB-train; images are read when a row is, not before.
+    """Open MMEB-train; images are read when a row is read.
 
-    The paper's 662k pairs are all 20 sets with at most 50,000 rows of each (VLM2Vec's cap). It describes in-batch
-    negatives only, so the `neg_*` columns are left alone.
+    The paper's 662k pairs are all 20 subsets with at most 50,000 rows of each (the limit of VLM2Vec). The paper
+    describes in-batch negatives only, so the `neg_*` columns are not used.
 
     Args:
-        source (`str`, *optional*, defaults to the Hub's): Hub id, or a folder with the same layout.
+        source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-train"`): Hub id, or a folder with the same layout.
         image_root (`str` or `Path`, *optional*, defaults to the working folder):
-            Where the zip files of `images_zip/` were unpacked: the paths begin with `images/`.
-        subsets (`Sequence[str]`, *optional*, defaults to all of `INSTRUCTIONS`): The sets.
-        cap (`int`, *optional*, defaults to 50,000): Most rows of one set, drawn at random; `None` takes all.
-        seed (`int`, *optional*, defaults to 0): Which rows a cap takes.
+            Folder where the zip files of `images_zip/` were unpacked; the image paths begin with `images/`.
+        subsets (`Sequence[str]`, *optional*, defaults to all of `INSTRUCTIONS`): Subsets to open.
+        max_rows_per_subset (`int`, *optional*, defaults to 50,000):
+            Maximum number of rows of one subset, drawn at random; `None` takes all.
+        seed (`int`, *optional*, defaults to 0): Seed of that draw.
         target_prompts (`bool`, *optional*, defaults to `False`):
-            Give candidates without an instruction that of `TARGET_PROMPTS`; evaluate with the same.
-        subset_weights (`Mapping[str, float]`, *optional*, defaults to 1 for all):
-            How often the rows of a set come in an epoch, after the cap: 0.5 takes half of them, 2 all of them twice.
+            Give candidates without an instruction the one in `TARGET_PROMPTS`; evaluate with the same setting.
+        subset_weights (`Mapping[str, float]`, *optional*, defaults to 1 for each subset):
+            How often the rows of a subset occur in an epoch, after the limit: 0.5 takes half of them, 2 repeats each
+            row.
 
     Raises:
-        ValueError: There is no such set, or it lacks a column or a text. When a row is read, its image is missing.
+        ValueError: A subset is unknown, or it lacks a column or a text. Later, when a row is read: its image is
+            missing.
     """
-    parts, subset_weights = [], subset_weights or {}
+    tables, subset_weights = [], subset_weights or {}
     select_subsets(subset_weights, INSTRUCTIONS, "MMEB-train")
     for subset in select_subsets(subsets, INSTRUCTIONS, "MMEB-train"):
         name = f"MMEB-train {subset}"
@@ -105,15 +108,15 @@ def mmeb_train(
             rows = range(round(subset_weights[subset] * len(published)))
             published = published.select([row % len(published) for row in rows])
         settings = {"subset": subset, "prompt": TARGET_PROMPTS.get(subset) if target_prompts else None}
-        parts.append(published.map(_row, fn_kwargs=settings, remove_columns=published.column_names))
-    return with_images(concatenate_datasets(parts), image_root)
+        tables.append(published.map(_row, fn_kwargs=settings, remove_columns=published.column_names))
+    return with_images(concatenate_datasets(tables), image_root)
 
 
 def _row(published: dict, subset: str, prompt: str | None) -> dict:
-    of_query, of_candidate = INSTRUCTIONS[subset]
-    candidate = mmeb_item(published["pos_text"], published["pos_image_path"], of_candidate)
+    query_instruction, candidate_instruction = INSTRUCTIONS[subset]
+    candidate = mmeb_item(published["pos_text"], published["pos_image_path"], candidate_instruction)
     return {
-        "query": mmeb_item(published["qry"], published["qry_image_path"], of_query),
+        "query": mmeb_item(published["qry"], published["qry_image_path"], query_instruction),
         "positive": with_instruction(candidate, prompt),
         "task": subset,
         "where": published["where"],
@@ -121,7 +124,13 @@ def _row(published: dict, subset: str, prompt: str | None) -> dict:
 
 
 def mmeb_item(text: str, image: str, instruction: str | None) -> dict[str, str | None]:
-    """Turn a published string and path into an item: no control tokens, the instruction apart."""
+    """Return the item for a published string and image path, without the image token and with its instruction apart.
+
+    Args:
+        text (`str`): Published string.
+        image (`str`): Image path, empty if there is none.
+        instruction (`str`, *optional*): Instruction that the string may start with.
+    """
     text = text.replace(_IMAGE_TOKEN, "").strip()
     if instruction is None or not text.startswith(instruction):
         return {"text": text or None, "image": image or None, "instruction": None}

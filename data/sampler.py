@@ -1,4 +1,4 @@
-"""The order of training rows: blocks of one task, so that the negatives of a batch are of the query's own kind."""
+"""Order of the training rows: blocks of one task, so that in-batch negatives come from the query's own task."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,30 +7,30 @@ from torch.utils.data import Sampler
 
 
 class TaskSampler(Sampler[int]):
-    """Shuffle rows so that they come in blocks of one task.
+    """Sampler that shuffles rows into blocks of one task.
 
-    A name is no hard negative for a question: the smaller the share of a batch that a task has, the less its rows
-    learn from each other. VLM2Vec-V2 (arXiv 2507.04590) interleaves sub-batches of one dataset for this reason.
+    A class name is not a hard negative for a question: the smaller a task's share of a batch, the less its rows learn
+    from each other. VLM2Vec-V2 (arXiv 2507.04590) interleaves sub-batches of one dataset for this reason.
 
-    Every row comes once. What is left of each task when its blocks are full makes mixed blocks.
+    Every row occurs once per epoch. Rows that do not fill a block of their task form mixed blocks.
 
     Args:
-        tasks (`Sequence[str]`): The task of each row.
-        block (`int`): Rows of a block; a batch size that is a multiple of it keeps blocks whole.
-        seed (`int`, *optional*, defaults to 0): Order of the first epoch; `set_epoch` changes it.
+        tasks (`Sequence[str]`): Task of each row.
+        block_size (`int`): Rows per block. Use a divisor of the batch size, so that no block crosses two batches.
+        seed (`int`, *optional*, defaults to 0): Seed of the first epoch's order; `set_epoch` changes the order.
     """
 
-    def __init__(self, tasks: Sequence[str], block: int, seed: int = 0):
+    def __init__(self, tasks: Sequence[str], block_size: int, seed: int = 0):
         self.rows: dict[str, list[int]] = {}
         for row, task in enumerate(tasks):
             self.rows.setdefault(task, []).append(row)
-        self.size, self.block, self.seed, self.epoch = len(tasks), block, seed, 0
+        self.num_rows, self.block_size, self.seed, self.epoch = len(tasks), block_size, seed, 0
 
     def __len__(self) -> int:
-        return self.size
+        return self.num_rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
+        """Set the epoch, which determines the order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -39,14 +39,17 @@ class TaskSampler(Sampler[int]):
         def shuffled(values: list) -> list:
             return [values[index] for index in torch.randperm(len(values), generator=generator).tolist()]
 
-        blocks, left = [], []
+        def blocks_of(rows: list[int]) -> list[list[int]]:
+            return [rows[start : start + self.block_size] for start in range(0, len(rows), self.block_size)]
+
+        blocks, remainder = [], []
         for rows in self.rows.values():
             rows = shuffled(rows)
-            whole = len(rows) // self.block * self.block
-            blocks += [rows[start : start + self.block] for start in range(0, whole, self.block)]
-            left += rows[whole:]
-        left = shuffled(left)
-        blocks = shuffled(blocks + [left[start : start + self.block] for start in range(0, len(left), self.block)])
-        # The one block that may be short would shift all after it across the edges of the batches.
+            full = len(rows) // self.block_size * self.block_size
+            blocks += blocks_of(rows[:full])
+            remainder += rows[full:]
+        remainder = shuffled(remainder)
+        blocks = shuffled(blocks + blocks_of(remainder))
+        # A short block anywhere but at the end would shift the blocks after it across batch boundaries.
         blocks.sort(key=len, reverse=True)
         return iter([row for rows in blocks for row in rows])

@@ -1,4 +1,4 @@
-"""Where training data comes from: the OpenMoji world, MMEB-train, JSONL, image folders, any dataset of the Hub."""
+"""Sources of training data: OpenMoji, MMEB-train, JSONL files, image folders and datasets of the Hub."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, IterableDataset
 
+from ..processing_unime import ITEM_KEYS
 from .dataset_loading import load_table
 from .image_files import default_image_root
 from .jsonl import load_rows, load_texts
@@ -17,10 +18,10 @@ from .mining import with_mined_negatives
 from .mmeb_train import mmeb_train
 from .rejected_rows import without_rejected
 from .rows import (
-    ROW_COLUMNS,
     TEXT_COLUMNS,
     check_text,
     column_names,
+    columns_of_rows,
     read_row,
     require_columns,
     with_lazy_transform,
@@ -29,89 +30,106 @@ from .rows import (
 
 
 SIDES = ("query", "positive", "negative")
-ITEM_KEYS = ("text", "image", "instruction")
 TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "label", "task", "text", "teacher")
 
 
 @dataclass
 class DataArguments:
-    """What to train on; the recipes' data settings.
+    """Data settings of the recipes.
 
-    `dataset` is `openmoji`, `mmeb-train`, a JSONL file in the row contract, or whatever `datasets.load_dataset` takes,
-    with `columns`: a Hub id, a folder of parquet files, an image folder with its `metadata.jsonl`.
+    `dataset` is `openmoji`, `mmeb-train`, a JSONL file in the row format, or, together with `columns`, anything that
+    `datasets.load_dataset` takes: a Hub id, a folder of Parquet files, or an image folder with its `metadata.jsonl`.
     """
 
     dataset: str = field(
         default="openmoji",
         metadata={"help": "'openmoji', 'mmeb-train', a JSONL file of rows, or a Hub id or folder with `columns`."},
     )
-    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths start from."})
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder that relative image paths start from. Default: the dataset's own folder."},
+    )
     columns: dict[str, str | list[str]] | None = field(
         default=None,
-        metadata={"help": "Column of each part of a row, such as {query.text: caption}; of `text` perhaps several."},
+        metadata={
+            "help": "Column for each part of a row, such as {query.text: caption}. `text` (stage 1) may have several."
+        },
     )
     instructions: dict[str, str] | None = field(
         default=None,
-        metadata={"help": "With `columns`: the instruction of a side, such as {query: Find it:}."},
+        metadata={"help": "With `columns`: instruction of the query, positive or negative: {query: Find it:}."},
     )
     split: str = field(default="train", metadata={"help": "With `columns`: split of the dataset."})
-    config_name: str | None = field(default=None, metadata={"help": "With `columns`: which of its configurations."})
+    config_name: str | None = field(default=None, metadata={"help": "With `columns`: configuration of the dataset."})
     streaming: bool = field(
         default=False,
-        metadata={"help": "With `columns` or a JSONL file: read as training goes, for data that fits no disk."},
+        metadata={"help": "With `columns` or a JSONL file: read during training, for data larger than the disk."},
     )
     mmeb_source: str = field(
-        default="TIGER-Lab/MMEB-train", metadata={"help": "MMEB-train's Hub id, or a folder with its layout."}
+        default="TIGER-Lab/MMEB-train", metadata={"help": "Hub id of MMEB-train, or a folder with its layout."}
     )
-    subsets: list[str] | None = field(default=None, metadata={"help": "Sets of MMEB-train; all 20 if not given."})
-    max_rows_per_subset: int | None = field(default=50_000, metadata={"help": "Most rows of one set of MMEB-train."})
+    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets of MMEB-train. Default: all 20."})
+    max_rows_per_subset: int | None = field(
+        default=50_000, metadata={"help": "Maximum number of rows of one subset of MMEB-train, drawn at random."}
+    )
     subset_weights: dict[str, float] | None = field(
         default=None,
-        metadata={"help": "How often MMEB-train's sets come in an epoch, such as {DocVQA: 2}; else once."},
+        metadata={"help": "How often subsets of MMEB-train occur in an epoch, such as {DocVQA: 2}. Default: once."},
     )
     target_prompts: bool = field(
-        default=False, metadata={"help": "Instructions for candidates that have none, as in B3: MMEB-train, OpenMoji."}
+        default=False,
+        metadata={"help": "MMEB-train, OpenMoji: give candidates without an instruction a target prompt, as in B3."},
     )
     mined_file: str | None = field(
-        default=None, metadata={"help": "Negatives that recipes/mine.py found for these rows."}
+        default=None, metadata={"help": "Hard negatives for these rows: negatives.jsonl of recipes/mine.py."}
     )
     rejected_file: str | None = field(
-        default=None, metadata={"help": "Bad rows to leave out, as check-data listed them."}
+        default=None, metadata={"help": "Bad rows to leave out: rejected.jsonl of `unime check-data`."}
     )
-    num_rows: int = field(default=100_000, metadata={"help": "Rows or texts to take from the OpenMoji world."})
-    dataset_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world, and of the cap's choice."})
+    num_rows: int = field(default=100_000, metadata={"help": "OpenMoji: number of rows (stage 2) or texts (stage 1)."})
+    dataset_seed: int = field(
+        default=0, metadata={"help": "Seed of the OpenMoji data, and of the rows drawn by `max_rows_per_subset`."}
+    )
     negatives_per_row: int = field(
-        default=1, metadata={"help": "Negatives that a row of the OpenMoji world brings: almost its positive."}
+        default=1, metadata={"help": "OpenMoji: negatives of a scene row; each almost equals the positive."}
     )
 
 
-def _check_map(data: DataArguments) -> None:
-    unknown = [part for part in data.columns or () if part not in TARGETS]
+def _check_columns_map(data: DataArguments) -> None:
+    unknown = [target for target in data.columns or () if target not in TARGETS]
     if unknown:
-        raise ValueError(f"columns names {', '.join(unknown)}: the parts of a row are {', '.join(TARGETS)}")
-    several = [part for part, column in (data.columns or {}).items() if isinstance(column, list) and part != "text"]
+        raise ValueError(f"unknown key {', '.join(unknown)} in `columns`; valid keys are {', '.join(TARGETS)}")
+    several = [name for name, column in (data.columns or {}).items() if isinstance(column, list) and name != "text"]
     if several:
-        raise ValueError(f"columns gives {several[0]} several columns: name one; only text, of stage 1, takes several")
+        raise ValueError(
+            f"`columns` gives {several[0]} several columns: name one; only text, for stage 1, takes several"
+        )
 
 
 def _check_streaming(data: DataArguments) -> None:
     reasons = {
-        "mined negatives": data.mined_file is not None,
-        "what leaves out rejected rows": data.rejected_file is not None,
+        "a dataset with mined_file": data.mined_file is not None,
+        "a dataset with rejected_file": data.rejected_file is not None,
         f"the dataset '{data.dataset}'": data.columns is None and not data.dataset.endswith(".jsonl"),
     }
-    what = next((name for name, holds in reasons.items() if holds), None)
-    if data.streaming and what is not None:
-        raise ValueError(f"{what} cannot be streamed: set streaming to false, or give a JSONL file or `columns`")
+    reason = next((name for name, holds in reasons.items() if holds), None)
+    if data.streaming and reason is not None:
+        raise ValueError(f"{reason} cannot be streamed: set streaming to false, or give a JSONL file or `columns`")
 
 
 def open_rows(data: DataArguments) -> Dataset | IterableDataset:
-    """Open rows for stage 2, with their mined negatives and without the rejected rows where there are any.
+    """Open rows for stage 2, with their mined negatives and without the rejected rows if files of them are given.
+
+    Args:
+        data (`DataArguments`): Data settings.
+
+    Returns:
+        `Dataset` or `IterableDataset`: Rows in the format of `data/rows.py`; images are read when a row is read.
 
     Raises:
-        ValueError: Columns are missing, or the source cannot be streamed. When a row is read, an image is missing or
-            unreadable.
-        FileNotFoundError: There is no such file.
+        ValueError: Columns are missing, or the source cannot be streamed. Later, when a row is read: an image is
+            missing or unreadable.
+        FileNotFoundError: A file does not exist.
     """
     dataset = _open_rows(data)
     dataset = dataset if data.mined_file is None else with_mined_negatives(dataset, data.mined_file)
@@ -119,10 +137,10 @@ def open_rows(data: DataArguments) -> Dataset | IterableDataset:
 
 
 def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
-    _check_map(data)
+    _check_columns_map(data)
     _check_streaming(data)
     if data.dataset == "openmoji":
-        from ..openmoji.dataset import openmoji_rows  # its images come with the package's extra `openmoji`
+        from ..openmoji.dataset import openmoji_rows  # needs the extra `openmoji`
 
         return openmoji_rows(
             "train",
@@ -132,13 +150,12 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
             target_prompts=data.target_prompts,
         )
     if data.dataset == "mmeb-train":
-        root, seed = data.image_root or ".", data.dataset_seed
         return mmeb_train(
             data.mmeb_source,
-            root,
+            data.image_root or ".",
             data.subsets,
             data.max_rows_per_subset,
-            seed,
+            data.dataset_seed,
             data.target_prompts,
             data.subset_weights,
         )
@@ -148,16 +165,19 @@ def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
 
 
 def open_texts(data: DataArguments) -> Dataset | IterableDataset:
-    """Open texts for stage 1: the column `text`, perhaps `teacher`.
+    """Open texts for stage 1: the column `text`, and `teacher` if the source has it.
 
-    Where `columns` gives `text` several columns, as those of AllNLI's triplets, each of their texts that is not empty
-    is a row; once, in a stream once among its neighbours.
+    If `columns` maps `text` to several columns, such as those of AllNLI's triplets, each distinct non-empty text in
+    them is a row; a stream removes duplicates within a batch only.
+
+    Args:
+        data (`DataArguments`): Data settings.
 
     Raises:
         ValueError: The column is missing, a row has no text, or the source cannot be streamed.
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: A file does not exist.
     """
-    _check_map(data)
+    _check_columns_map(data)
     _check_streaming(data)
     if data.dataset == "openmoji":
         from ..openmoji.dataset import openmoji_texts
@@ -173,9 +193,9 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
             dataset = Dataset.from_dict({"text": dataset.unique("text")})
     else:
         dataset = _open_mapped_table(data).select_columns(sorted(data.columns.values()))
-        dataset = dataset.rename_columns({column: part for part, column in data.columns.items() if part != column})
-    require_columns(dataset, TEXT_COLUMNS, "stage 1")
-    check = partial(_require_texts, name=Path(data.dataset).name)
+        dataset = dataset.rename_columns({column: name for name, column in data.columns.items() if name != column})
+    require_columns(column_names(dataset), TEXT_COLUMNS, "stage 1")
+    check = partial(_check_texts, name=Path(data.dataset).name)
     if data.streaming:
         return dataset.map(check, with_indices=True, batched=True)
     for number, batch in enumerate(dataset.select_columns("text").iter(1000)):
@@ -183,9 +203,9 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
     return dataset
 
 
-def _require_texts(batch: dict[str, list], numbers: Sequence[int], name: str) -> dict[str, list]:
-    for number, text in zip(numbers, batch["text"], strict=True):
-        check_text(text, f"{name}, row {number}")
+def _check_texts(batch: dict[str, list], indices: Sequence[int], name: str) -> dict[str, list]:
+    for index, text in zip(indices, batch["text"], strict=True):
+        check_text(text, f"{name}, row {index}")
     return batch
 
 
@@ -196,24 +216,25 @@ def _texts_of_rows(batch: dict[str, list], columns: list[str]) -> dict[str, list
 
 def _open_mapped_table(data: DataArguments) -> Dataset | IterableDataset:
     dataset = load_table(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
-    wanted = [[columns] if isinstance(columns, str) else columns for columns in data.columns.values()]
-    require_columns(dataset, tuple(chain(*wanted)), f"the column map of {data.dataset}")
+    needed = [[columns] if isinstance(columns, str) else columns for columns in data.columns.values()]
+    require_columns(column_names(dataset), tuple(chain(*needed)), f"the column map of {data.dataset}")
     return dataset
 
 
 def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
     for side in ("query", "positive"):
-        if not any(part.startswith(f"{side}.") for part in data.columns):
-            raise ValueError(f"columns says nothing of the {side}: give {side}.text, {side}.image or both")
+        if not any(target.startswith(f"{side}.") for target in data.columns):
+            raise ValueError(f"`columns` has no column for the {side}: give {side}.text, {side}.image or both")
     for side in data.instructions or ():
         if side not in SIDES:
-            raise ValueError(f"instructions names '{side}': the sides of a row are {', '.join(SIDES)}")
-    names = {column: f"own {column}" for column in data.columns.values()}  # apart from what `located` adds
+            raise ValueError(f"unknown key '{side}' in `instructions`; valid keys are {', '.join(SIDES)}")
+    # Renamed, so that they cannot clash with the columns that `with_provenance` adds.
+    names = {column: f"source {column}" for column in data.columns.values()}
     dataset = _open_mapped_table(data).select_columns(sorted(names)).rename_columns(names)
-    for column, feature in (dataset.features or {}).items():  # a stream may not know them
-        if isinstance(feature, datasets.Image):  # read here, so that a bad image is named
+    for column, feature in (dataset.features or {}).items():  # a stream may not know its features
+        if isinstance(feature, datasets.Image):  # decoded by `read_row`, which names a bad image
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    columns = {part: names[column] for part, column in data.columns.items()}
+    columns = {target: names[column] for target, column in data.columns.items()}
     dataset = with_provenance(dataset, Path(data.dataset).name, columns.get("task"))
     root = Path(data.image_root or default_image_root(data.dataset))
     return with_lazy_transform(
@@ -226,24 +247,24 @@ def _read_mapped(
 ) -> dict[str, list]:
     rows = []
     for values in zip(*batch.values(), strict=True):
-        found = dict(zip(batch, values, strict=True))
+        source = dict(zip(batch, values, strict=True))
 
-        def item(side: str, found: dict[str, Any] = found) -> dict[str, Any]:
-            own = {key: found[columns[f"{side}.{key}"]] for key in ITEM_KEYS if f"{side}.{key}" in columns}
-            return {"instruction": instructions.get(side)} | own
+        def item(side: str, source: dict[str, Any] = source) -> dict[str, Any]:
+            parts = {key: source[columns[f"{side}.{key}"]] for key in ITEM_KEYS if f"{side}.{key}" in columns}
+            return {"instruction": instructions.get(side)} | parts
 
-        row = {"query": item("query"), "positive": item("positive"), "where": found["where"], "task": found["task"]}
-        row["negatives"] = _negative_items(item("negative"), found["where"])
-        rows.append(read_row(row | {"label": found[columns["label"]] if "label" in columns else None}, root))
-    return {name: [row[name] for row in rows] for name in ROW_COLUMNS}
+        row = {"query": item("query"), "positive": item("positive"), "where": source["where"], "task": source["task"]}
+        row["negatives"] = _negative_items(item("negative"), source["where"])
+        rows.append(read_row(row | {"label": source[columns["label"]] if "label" in columns else None}, root))
+    return columns_of_rows(rows)
 
 
 def _negative_items(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The negatives of a row: one item, or lists of texts and images side by side."""
+    """Return the negatives of a row from one item, whose text and image may be lists of equal length."""
     content = {key: value for key, value in item.items() if key != "instruction" and value is not None}
     lists = {key: value if isinstance(value, list) else [value] for key, value in content.items()}
     if len({len(values) for values in lists.values()}) > 1:
         counts = " and ".join(f"{len(values)} of {key}" for key, values in lists.items())
         raise ValueError(f"{where}: its negatives are {counts}: give equally many")
-    together = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
-    return [{"instruction": item["instruction"]} | one for one in together]
+    negatives = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    return [{"instruction": item["instruction"]} | negative for negative in negatives]

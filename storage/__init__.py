@@ -1,1 +1,1 @@
-"""Files that are written atomically, and tables that are cached as Arrow files."""
+"""Atomic file writing, and tables cached as Arrow files."""

@@ -1,4 +1,4 @@
-"""Tables that are made once and then read from disk: Arrow files that are sealed by their checksums."""
+"""Tables that are computed once and then read from disk: Arrow files sealed with a checksum."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,26 +13,26 @@ from .atomic_files import atomic_write, intact_files
 
 
 def cached_table(path: Path, features: Features, make: Callable[[], Iterable[dict[str, list[Any]]]]) -> Dataset:
-    """Read a table, which is made if it is not there, or damaged.
+    """Read a table from the cache; compute and write it first if it is missing or damaged.
 
     Args:
-        path (`Path`): Its place and name, in `.arrow`, that stand for all that the content depends on.
-        features (`Features`): Its columns.
-        make (`Callable`): Gives batches: lists of values by column.
+        path (`Path`): Cache file, ending in `.arrow`. Its name must identify everything that the content depends on.
+        features (`Features`): Columns of the table.
+        make (`Callable`): Returns the batches of the table; each maps a column to a list of values.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
 
-    def found() -> Path | None:
+    def cached_file() -> Path | None:
         return next(intact_files(path.parent, f"{path.stem}.*{path.suffix}"), None)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = features.arrow_schema
-    with FileLock(f"{path}.lock"):  # the other processes of a launch wait for the first
-        if found() is None:
-            for part in path.parent.glob(f".{path.name}.*.part"):  # of processes that were killed here
-                part.unlink()
+    with FileLock(f"{path}.lock"):  # the other processes of a launch wait for the first one
+        if cached_file() is None:
+            for leftover in path.parent.glob(f".{path.name}.*.part"):  # from processes that were killed
+                leftover.unlink()
             with (
                 atomic_write(path, sealed=True) as part,
                 pa.OSFile(str(part), "wb") as sink,
@@ -40,4 +40,4 @@ def cached_table(path: Path, features: Features, make: Callable[[], Iterable[dic
             ):
                 for batch in tqdm(make(), desc=path.stem, unit="batch"):
                     writer.write(pa.RecordBatch.from_pydict(batch, schema=schema))
-        return Dataset.from_file(str(found()))
+        return Dataset.from_file(str(cached_file()))

@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, and sealed ones, which show whether they are as they were written.
+"""Atomic writing of files, and sealed files whose names reveal damage.
 
-A sealed file carries the checksum of its content in its name: `stem.<checksum>.suffix`.
+A sealed file has the checksum of its content in its name: `stem.<checksum>.suffix`.
 """
 
 import hashlib
@@ -16,12 +16,16 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_write(path: Path, sealed: bool = False) -> Iterator[Path]:
-    """Give another name to write a file under; at the end it is renamed to `path`, or to the sealed name of `path`.
+    """Yield a temporary path to write to, and rename it to the final path at the end.
 
-    A killed process leaves the file that was there before, and so does one that fails.
+    If the process fails or is killed before that, the previous file is left unchanged.
+
+    Args:
+        path (`Path`): Final path of the file; its folder must exist.
+        sealed (`bool`, *optional*, defaults to `False`): Add the checksum of the content to the file name.
 
     Raises:
-        OSError: The file cannot be written, because the disk is full, say: one sentence.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -29,22 +33,27 @@ def atomic_write(path: Path, sealed: bool = False) -> Iterator[Path]:
         part.replace(path.with_name(f"{path.stem}.{_checksum(part)}{path.suffix}") if sealed else path)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"{path} cannot be written ({reason}): make room on its disk and try again") from None
+        raise OSError(f"{path} cannot be written ({reason}): free space on its disk and try again") from None
     finally:
         part.unlink(missing_ok=True)
 
 
 def intact_files(folder: Path, pattern: str) -> Iterator[Path]:
-    """Find the sealed files whose names match a pattern; a damaged one is named in a warning and removed."""
+    """Yield the sealed files whose names match a pattern; log a warning for each damaged one and remove it.
+
+    Args:
+        folder (`Path`): Folder of the files.
+        pattern (`str`): Glob pattern of the sealed names, such as `"*.*.npz"`.
+    """
     for file in sorted(folder.glob(pattern)):
         try:
             checksum = _checksum(file)
-        except FileNotFoundError:  # another process has just found it damaged
+        except FileNotFoundError:  # another process has just removed it as damaged
             continue
         if file.stem.endswith(f".{checksum}"):
             yield file
         else:
-            logger.warning("%s is damaged, its checksum is another one: it is removed and made again", file)
+            logger.warning("%s is damaged (its checksum does not match): it is removed and made again", file)
             file.unlink(missing_ok=True)
 
 

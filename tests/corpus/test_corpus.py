@@ -39,12 +39,12 @@ def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
 def test_a_bad_line_does_not_stop_the_others(tmp_path: Path) -> None:
     rows = [{"text": "a"}, '{"text": ', "[1]", {"text": 3}, {"image": ["a", "b"]}, {"more": 1}, '{"text": "\\ud800"}']
     said = [reason(entry) for entry in open_corpus(write(tmp_path / "rows.jsonl", rows))[1:]]
-    assert said[0].startswith("entry 'rows.jsonl:2': line 2 of") and "is no JSON object" in said[0]
+    assert said[0].startswith("entry 'rows.jsonl:2': line 2 of") and "is not a JSON object" in said[0]
     assert "line 3 of" in said[1]
-    assert said[2] == "entry '3': its text is of type int: make it a string"
-    assert said[3] == "entry '4': its image is of type list: make it one path"
-    assert said[4] == "entry '5': it has neither a text nor an image: give it one of them, or remove it"
-    assert said[5] == "entry '6': its text is not valid Unicode at character 0: mend it"
+    assert said[2] == "entry '3': its text has type int: make it a string"
+    assert said[3] == "entry '4': its image has type list: give one path"
+    assert said[4] == "entry '5': it has neither a text nor an image: add one of them or remove it"
+    assert said[5] == "entry '6': its text is not valid Unicode at character 0: fix it"
 
 
 def test_parquet_gives_paths_and_encoded_pictures(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_world_is_a_corpus_of_every_named_image() -> None:
     [
         ([{"id": 1, "text": "a"}, {"id": "1", "text": "b"}], {}, "rows 0 and 1 .* have the same id '1': make ids"),
         ([{"text": "a"}], {"text": "title"}, "has no column title: it has text"),
-        ([{"title": "a"}], {}, "has no column text or image: it has title; name those"),
+        ([{"title": "a"}], {}, "has no column text or image: it has title; name the columns"),
         ([{"text": "a"}], {"identifier": "key"}, "has no column key"),
         ([], {}, "is empty: there is nothing to embed"),
     ],
@@ -105,9 +105,9 @@ def test_a_wrong_source_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: 
     (tmp_path / "bad.parquet").write_text("no table")
     pq.write_table(pa.table({"text": ["a"]}), save(tmp_path / "both" / "red.png").with_name("a.parquet"))
     for source, kind, said in [
-        (tmp_path / "gone", FileNotFoundError, "there is no folder or file .*gone: mend the path"),
+        (tmp_path / "gone", FileNotFoundError, "there is no folder or file .*gone: fix the path"),
         (tmp_path / "empty", ValueError, "empty is empty: there is nothing to embed"),
-        (tmp_path / "rows.csv", ValueError, "is no corpus: give a folder, a .jsonl file"),
+        (tmp_path / "rows.csv", ValueError, "is not a corpus: give a folder, a .jsonl file"),
         (tmp_path / "bad.parquet", ValueError, "bad.parquet cannot be read as a table"),
         (tmp_path / "both", ValueError, "holds Parquet files and also images, such as .*red.png"),
     ]:
@@ -117,11 +117,11 @@ def test_a_wrong_source_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match="latin.jsonl has no column text or image: it has none"):
         open_corpus(tmp_path / "latin.jsonl")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="there is no folder or file no/such, and no dataset of the Hub"):
+    with pytest.raises(FileNotFoundError, match="there is no folder or file no/such, and no Hub dataset of that name"):
         open_corpus("no/such")
-    with pytest.raises(FileNotFoundError, match="there is no folder nowhere for images: mend image_root"):
+    with pytest.raises(FileNotFoundError, match="there is no folder nowhere for images: fix image_root"):
         open_corpus(tmp_path / "both", image_root="nowhere")
-    with pytest.raises(ValueError, match="the ids of a folder are its relative paths: leave the column 'key' out"):
+    with pytest.raises(ValueError, match="the ids of a folder are its relative paths: do not set the id column 'key'"):
         open_corpus(tmp_path / "empty", identifier="key")
 
 
@@ -135,13 +135,13 @@ def test_nothing_outside_of_the_image_root_is_opened(tmp_path: Path) -> None:
         tmp_path / "root" / "rows.jsonl", [{"image": path} for path in [*paths, "data:image/png;base64," + "A" * 9999]]
     )
     said = [reason(entry) for entry in open_corpus(tmp_path / "root" / "rows.jsonl")]
-    outside = f"is outside of {tmp_path / 'root'}: move it there, or give another image_root"
+    outside = f"is outside of {tmp_path / 'root'}: move it there or set another image_root"
     assert all(message.endswith(outside) for message in said[:3])
     assert said[3].endswith(
-        "https://a.example/red.png is an address, and nothing is downloaded: save it and give its path"
+        "https://a.example/red.png is a URL, and nothing is downloaded: save the file and give its path"
     )
     assert "cannot be opened (embedded null byte)" in said[4]
-    assert "is an address" in said[5] and len(said[5]) < 300
+    assert "is a URL" in said[5] and len(said[5]) < 300
     _, link, same = open_corpus(tmp_path / "root")
     assert outside in reason(link) and same.item()["image"].getpixel((0, 0)) == BLUE
     widened = open_corpus(tmp_path / "root" / "rows.jsonl", image_root=tmp_path)

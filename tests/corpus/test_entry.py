@@ -25,16 +25,16 @@ def test_what_is_no_readable_image_is_refused_in_one_sentence(tmp_path: Path, mo
     said = {entry.id: reason(entry) for entry in open_corpus(tmp_path) if entry.id != "whole.jpg"}
     assert "it is not a readable image (image file is truncated" in said["half.jpg"]
     assert said["zero.png"].endswith("zero.png is empty: replace it or remove the entry")
-    assert "it is not a readable image (its format is unknown); mend" in said["text.png"]
-    assert "is a link to nowhere.png, which does not exist" in said["gone.png"]
-    assert "is a link to loop.png, which does not exist" in said["loop.png"]
-    assert "is no ordinary file" in said["pipe.png"]
-    assert "its pixels are numbers of mode F: save it with 8 or 16 bits a pixel" in said["float.tiff"]
+    assert "it is not a readable image (its format is unknown); fix" in said["text.png"]
+    assert "is a symbolic link to nowhere.png, which does not exist" in said["gone.png"]
+    assert "is a symbolic link to loop.png, which does not exist" in said["loop.png"]
+    assert "is not a regular file" in said["pipe.png"]
+    assert "its mode F has no RGB meaning: save it with 8 or 16 bits per channel" in said["float.tiff"]
     folder = Entry("x", image=str(tmp_path / "x.png"))
-    assert "x.png is a folder: mend the path" in reason(folder)
+    assert "x.png is a folder: fix the path" in reason(folder)
     with pytest.raises(ValueError, match="is a folder"):
         _ = folder.content
-    assert "cannot read the image: it is not a readable image (its format is unknown); mend" in reason(
+    assert "cannot read the image: it is not a readable image (its format is unknown); fix" in reason(
         Entry("x", image=b"no image")
     )
     assert reason(Entry("x", image=b"")) == "entry 'x': its image is empty: replace it or remove the entry"
@@ -47,9 +47,9 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "gone.txt").symlink_to("nowhere.txt")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(save(tmp_path / "red.png").read_bytes())
     gone, latin, _, name = open_corpus(tmp_path)
-    assert reason(latin) == "entry 'latin.txt': its text is not valid Unicode at character 1: mend it"
-    assert "gone.txt does not exist or is no ordinary file" in reason(gone)
-    assert reason(name) == "entry '\\udcff.png': its id is not valid Unicode at character 0: mend it"
+    assert reason(latin) == "entry 'latin.txt': its text is not valid Unicode at character 1: fix it"
+    assert "gone.txt does not exist or is not a regular file" in reason(gone)
+    assert reason(name) == "entry '\\udcff.png': its id is not valid Unicode at character 0: fix it"
 
 
 def test_pictures_of_every_kind_become_rgb(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_metadata_of_a_folder_is_read_and_what_it_names_must_be_there(tmp_path: 
     blue, gone, red = open_corpus(tmp_path)
     assert (red.id, red.text, red.metadata) == ("in/red.png", "rot", {"kind": "a\u2028b"})
     assert (blue.text, blue.metadata) == (None, {})
-    assert reason(gone).endswith("gone.png does not exist: mend the path or remove the entry")
+    assert reason(gone).endswith("gone.png does not exist: fix the path or remove the entry")
     assert open_corpus(tmp_path, text="kind")[2].text == "a\u2028b"
 
 
@@ -48,9 +48,9 @@ def test_metadata_of_a_folder_is_read_and_what_it_names_must_be_there(tmp_path: 
     ("line", "said"),
     [
         ({"file_name": "red.png"}, "line 2 names the file red.png again"),
-        ({"name": "red.png"}, "line 2 is no JSON object whose `file_name` is a relative path"),
-        ('{"file_name": "blue', "line 2 is no JSON object"),
-        ({"file_name": "/etc/blue.png"}, "relative path"),
+        ({"name": "red.png"}, "line 2: expected an object with a relative `file_name`"),
+        ('{"file_name": "blue', "line 2: expected an object"),
+        ({"file_name": "/etc/blue.png"}, "relative `file_name`"),
     ],
 )
 def test_wrong_metadata_is_named_with_its_line(tmp_path: Path, line: dict | str, said: str) -> None:

@@ -117,14 +117,14 @@ def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
 
     def tasks(**weights: float) -> list[str]:
         sets = ["ImageNet_1K", "CIRR"]
-        return mmeb_train(str(folder), folder, sets, max_rows_per_subset=4, subset_weights=weights).with_format(None)["task"][
-            :
-        ]
+        return mmeb_train(str(folder), folder, sets, max_rows_per_subset=4, subset_weights=weights).with_format(None)[
+            "task"
+        ][:]
 
     assert tasks(ImageNet_1K=0.5) == ["ImageNet_1K"] * 2 + ["CIRR"]
     assert tasks(CIRR=2, ImageNet_1K=1.25) == ["ImageNet_1K"] * 5 + ["CIRR"] * 2
     assert tasks(ImageNet_1K=0) == ["CIRR"]
-    with pytest.raises(ValueError, match="no set 'ImageNet' of MMEB-train: choose from"):
+    with pytest.raises(ValueError, match="unknown subset 'ImageNet' of MMEB-train: choose from"):
         tasks(ImageNet=2)
 
 
@@ -137,7 +137,7 @@ def test_a_missing_image_is_named_with_its_set_and_row(publish: Publish):
 
 def test_a_set_or_a_column_that_is_not_there_is_named(publish: Publish):
     folder = publish({"CIRR": [{"qry": "text", "pos_text": "text"}]})
-    with pytest.raises(ValueError, match="no set 'CIFAR-100' of MMEB-train: choose from ImageNet_1K, "):
+    with pytest.raises(ValueError, match="unknown subset 'CIFAR-100' of MMEB-train: choose from ImageNet_1K, "):
         mmeb_train(str(folder), folder, ["CIFAR-100"])
     reason = "MMEB-train CIRR: .* lacks the column.s. qry_image_path, pos_image_path; found: qry, "
     with pytest.raises(ValueError, match=reason):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 from unime.data.jsonl import load_rows, load_texts
-from unime.data.rows import ROW_COLUMNS, content_hash, label_hash, require_columns
+from unime.data.rows import ROW_COLUMNS, column_names, content_hash, label_hash, require_columns
 
 
 def noise(seed: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
@@ -24,9 +24,9 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def test_a_dataset_without_the_needed_columns_is_refused_in_one_sentence() -> None:
     dataset = Dataset.from_dict({"question": ["?"], "task": ["names"]})
-    require_columns(dataset, ("question", "task"), "stage 2")
+    require_columns(column_names(dataset), ("question", "task"), "stage 2")
     with pytest.raises(ValueError) as error:
-        require_columns(dataset, ("query", "positive", "task"), "stage 2")
+        require_columns(column_names(dataset), ("query", "positive", "task"), "stage 2")
     assert str(error.value) == (
         "stage 2 needs the columns query, positive, task; missing: query, positive; found: question, task. "
         "Rename or map the columns first"
@@ -123,7 +123,7 @@ def image_rows(folder: Path) -> Path:
 def test_a_missing_image_is_named_with_its_file_and_row(tmp_path: Path) -> None:
     dataset = load_rows(image_rows(tmp_path))
     assert dataset[0]["positive"]["image"][0].size == (8, 6)
-    with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist: mend"):
+    with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist: fix"):
         dataset[1]
 
 

@@ -56,9 +56,9 @@ def test_a_column_map_makes_texts_for_stage_1(settings: Callable[..., DataArgume
     ("more", "sentence"),
     [
         ({"columns": {"query.text": "titel", "positive.image": "image"}}, "missing: titel; found: .*caption"),
-        ({"columns": {"query.text": "caption"}}, "says nothing of the positive: give positive.text"),
-        ({"columns": {"question": "caption"}}, "columns names question: the parts of a row are query.text"),
-        ({"instructions": {"target": "Find:"}}, "instructions names 'target': the sides of a row are"),
+        ({"columns": {"query.text": "caption"}}, "has no column for the positive: give positive.text"),
+        ({"columns": {"question": "caption"}}, "unknown key question in `columns`; valid keys are query.text"),
+        ({"instructions": {"target": "Find:"}}, "unknown key 'target' in `instructions`; valid keys are"),
     ],
 )
 def test_a_map_that_cannot_be_followed_is_refused(

@@ -191,7 +191,7 @@ def test_a_folder_has_images_on_this_machine_alone(rows, start, tmp_path):
     assert f"1 files are no images and are left out: {folder / 'notes.md'}" in (tmp_path / "log").read_text()
 
     model, processor = load_model(str(TINY), dtype="float32")
-    (window,) = embed_entries(model, processor, open_corpus(folder / "deep"), dimensions=64)
+    (window,) = embed_entries(model, processor, open_corpus(folder / "deep"), truncate_dim=64)
     table = pa.dataset.dataset(output / "vectors").to_table().sort_by("id")
     assert table["id"].to_pylist() == [f"deep/{number}.png" for number in range(6)] == table["image"].to_pylist()
     np.testing.assert_allclose(np.stack(table["embedding"].to_pylist()), window.vectors, atol=1e-5)
@@ -206,11 +206,11 @@ def test_rows_of_wrong_types_are_rejected_each_with_its_reason(script, tmp_path)
     embedder = module.Embedder(module.ScriptArguments("", "", str(TINY)), module.Place(elsewhere, ""))
     numbers = pa.table({"id": [1, None], "text": [3.5, 4.5], "row_hash": [0, 1]})
     assert embedder(numbers)["rejected"].to_pylist() == [
-        "entry '1': its text is of type float: make it a string",
-        "entry 'None': its text is of type float: make it a string",
+        "entry '1': its text has type float: make it a string",
+        "entry 'None': its text has type float: make it a string",
     ]
     lists = pa.table({"id": ["a"], "image": [["red.png"]], "row_hash": [0]})
-    assert embedder(lists)["rejected"].to_pylist() == ["entry 'a': its image is of type list: make it one path"]
+    assert embedder(lists)["rejected"].to_pylist() == ["entry 'a': its image has type list: give one path"]
     paths = pa.table({"id": [None, "b", "c"], "image": ["red.png", "absent.png", "red.png"], "row_hash": [0, 1, 2]})
     nameless, absent, red = embedder(paths)["rejected"].to_pylist()
     assert nameless == "entry 'None': it has no id: give it one"

@@ -25,7 +25,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path):
     with pytest.raises(OSError) as raised, atomic_write(tmp_path / "absent" / "results.json") as part:
         part.write_text("")
     assert str(raised.value) == (
-        f"{tmp_path / 'absent' / 'results.json'} cannot be written (No such file or directory): make room on its disk "
+        f"{tmp_path / 'absent' / 'results.json'} cannot be written (No such file or directory): free space on its disk "
         "and try again"
     )
 
@@ -40,4 +40,4 @@ def test_a_sealed_file_that_is_damaged_is_named_and_removed(tmp_path: Path, capl
     assert found[2].name == "b.b28009a2e47290880382a24d3bea5c40.npy"
     found[2].write_text("content of c")
     assert list(intact_files(tmp_path, "*.*.npy")) == found[:2] and not found[2].exists()
-    assert caplog.messages == [f"{found[2]} is damaged, its checksum is another one: it is removed and made again"]
+    assert caplog.messages == [f"{found[2]} is damaged (its checksum does not match): it is removed and made again"]

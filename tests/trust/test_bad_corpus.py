@@ -17,19 +17,19 @@ Said = Callable[..., str]
 
 # name -> (a line between two good ones, the id that it is listed under, why)
 LINES: dict[str, tuple[bytes, str, str]] = {
-    "broken JSON": (b'{"text": "a', "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
-    "JSON list": (b"[1]", "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
-    "JSON 100,000 deep": (b"[" * 100_000, "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
-    "blank line": (b"", "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
-    "bytes that are no UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is no JSON object: mend it"),
-    "text a number": (b'{"text": 3}', "1", "its text is of type int: make it a string"),
-    "text a list": (b'{"text": ["a"]}', "1", "its text is of type list: make it a string"),
-    "text null": (b'{"text": null}', "1", "it has neither a text nor an image: give it one of them, or remove it"),
-    "neither text nor image": (b'{"id": "k"}', "k", "it has neither a text nor an image: give it one of them, or"),
-    "image a number": (b'{"image": 3}', "1", "its image is of type int: make it one path"),
-    "images a list": (b'{"image": ["a.png"]}', "1", "its image is of type list: make it one path"),
+    "broken JSON": (b'{"text": "a', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
+    "JSON list": (b"[1]", "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
+    "JSON 100,000 deep": (b"[" * 100_000, "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
+    "blank line": (b"", "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
+    "bytes that are no UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
+    "text a number": (b'{"text": 3}', "1", "its text has type int: make it a string"),
+    "text a list": (b'{"text": ["a"]}', "1", "its text has type list: make it a string"),
+    "text null": (b'{"text": null}', "1", "it has neither a text nor an image: add one of them or remove it"),
+    "neither text nor image": (b'{"id": "k"}', "k", "it has neither a text nor an image: add one of them or"),
+    "image a number": (b'{"image": 3}', "1", "its image has type int: give one path"),
+    "images a list": (b'{"image": ["a.png"]}', "1", "its image has type list: give one path"),
     "image missing": (b'{"image": "gone.png"}', "1", "its image {folder}/gone.png does not exist"),
-    "text a lone surrogate": (b'{"text": "a\\ud800"}', "1", "its text is not valid Unicode at character 1: mend it"),
+    "text a lone surrogate": (b'{"text": "a\\ud800"}', "1", "its text is not valid Unicode at character 1: fix it"),
 }
 
 
@@ -50,10 +50,10 @@ def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_pat
     ("content", "reason"),
     [
         (b"", "{path} is empty: there is nothing to embed"),
-        (b"\n", "{path} has no column text or image: it has none; name those of the text, the image and the id"),
+        (b"\n", "{path} has no column text or image: it has none; name the columns of the text, the image and the id"),
         (
             b'{"id": 1}\n',
-            "{path} has no column text or image: it has id; name those of the text, the image and the id",
+            "{path} has no column text or image: it has id; name the columns of the text, the image and the id",
         ),
         (
             b'{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n',
@@ -75,10 +75,10 @@ def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: P
 @pytest.mark.parametrize(
     ("columns", "name", "reason"),
     [
-        ({"text": [1]}, "0", "entry '0': its text is of type int: make it a string"),
-        ({"text": [["a"]]}, "0", "entry '0': its text is of type list: make it a string"),
+        ({"text": [1]}, "0", "entry '0': its text has type int: make it a string"),
+        ({"text": [["a"]]}, "0", "entry '0': its text has type list: make it a string"),
         ({"text": [None], "id": ["k"]}, "k", "entry 'k': it has neither a text nor an image"),
-        ({"image": [1]}, "0", "entry '0': its image is of type int: make it one path"),
+        ({"image": [1]}, "0", "entry '0': its image has type int: give one path"),
         ({"image": [b"no image"]}, "0", "entry '0': "),
     ],
     ids=["text a number", "text a list", "neither text nor image", "image a number", "bytes that are no image"],
@@ -97,13 +97,13 @@ def test_a_bad_row_of_a_table_is_named(columns: dict[str, list], name: str, reas
             {},
             "rows 0 and 1 (counted from 0) have the same id '1': make ids unique",
         ),
-        ({"caption": ["a"]}, {}, "has no column text or image: it has caption; name those of the text, the image"),
+        ({"caption": ["a"]}, {}, "has no column text or image: it has caption; name the columns of the text, the image"),
         (
             {"text": ["a"]},
             {"identifier": "key"},
-            "has no column key: it has text; name those of the text",
+            "has no column key: it has text; name the columns of the text",
         ),
-        ({"text": ["a"]}, {"text": "title"}, "has no column title: it has text; name those of the text, the image"),
+        ({"text": ["a"]}, {"text": "title"}, "has no column title: it has text; name the columns of the text, the image"),
     ],
     ids=["id twice", "columns missing", "id missing", "text missing"],
 )

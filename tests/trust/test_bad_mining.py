@@ -21,11 +21,11 @@ GOOD = [
 
 # name -> (a row that the job rejects, what is said of it)
 BAD = {
-    "no JSON": ("{", " is no JSON object: mend or remove the line"),
+    "no JSON": ("{", " is not a JSON object: fix or remove the line"),
     "image missing": ({"positive": {"image": "gone.png"}}, ", positive: cannot read the image "),
     "image broken": ({"query": {"image": "broken.png"}}, ", query: cannot read the image "),
     "negative without content": ({"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
-    "query its own positive": ({"positive": {"text": "a king"}}, ": the query is its own positive"),
+    "query its own positive": ({"positive": {"text": "a king"}}, ": the query equals its positive"),
     "images beyond what the model takes": ({"positive": {"image": ["0.png"] * 400}}, ", positive: item 0 needs "),
 }
 
@@ -95,7 +95,7 @@ def test_a_bad_row_is_listed_and_the_others_are_mined_as_without_it(kind: str, m
 
 def test_strict_stops_at_the_first_bad_row_and_keeps_what_was_embedded(mine: Callable[..., Path], said):
     lines = [*GOOD[:5], "{", *GOOD[5:]]
-    sentence = "rows.jsonl, row 5 is no JSON object: mend or remove the line"
+    sentence = "rows.jsonl, row 5 is not a JSON object: fix or remove the line"
     assert said(lambda: mine(lines, "--strict", "true")) == sentence
     folder = mine(lines)
     assert listed(folder / "rejected.jsonl") == [{"row": 5, "reason": sentence}]

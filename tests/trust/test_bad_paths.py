@@ -27,16 +27,16 @@ from unime.page.uploads import open_upload
 Said = Callable[..., str]
 
 NOWHERE = "does not exist"
-OUTSIDE = "is outside of {root}: move it there, or give another image_root"
-ADDRESS = "is an address, and nothing is downloaded: save it and give its path"
+OUTSIDE = "is outside of {root}: move it there or set another image_root"
+ADDRESS = "is a URL, and nothing is downloaded: save the file and give its path"
 
 # name -> (the path as a row gives it, what is said of it)
 PATHS = {
     "missing": ("gone.png", NOWHERE),
     "folder": ("folder.png", "is a folder"),
-    "broken symlink": ("broken.png", "is a link to nowhere.png, which does not exist"),
-    "symlink to itself": ("loop.png", "is a link to loop.png, which does not exist"),
-    "pipe": ("pipe.png", "is no ordinary file"),
+    "broken symlink": ("broken.png", "is a symbolic link to nowhere.png, which does not exist"),
+    "symlink to itself": ("loop.png", "is a symbolic link to loop.png, which does not exist"),
+    "pipe": ("pipe.png", "is not a regular file"),
     "upwards": ("../secret.png", OUTSIDE),
     "upwards and down again": ("folder.png/../../secret.png", OUTSIDE),
     "absolute": ("{outside}/secret.png", OUTSIDE),
@@ -47,8 +47,8 @@ PATHS = {
     "url": ("https://example.org/cat.png", ADDRESS),
     "file url": ("file:///etc/passwd", ADDRESS),
     "data url": ("data:image/png;base64," + "A" * 9999, ADDRESS),
-    "null byte": ("a\0b.png", "cannot be opened (embedded null byte): mend it"),
-    "too long": ("a" * 300 + ".png", "cannot be read (File name too long): mend that"),
+    "null byte": ("a\0b.png", "cannot be opened (embedded null byte): fix the path"),
+    "too long": ("a" * 300 + ".png", "cannot be read (File name too long): fix that"),
     "no name": ("", "is a folder"),
 }
 
@@ -185,6 +185,6 @@ def test_an_unreadable_file_is_refused(door: str, unreadable: Path, said: Said) 
         "page": lambda: said(lambda: open_upload(str(path)), gradio.Error),
     }[door]()
     if door == "page":  # strangers are not told what this machine holds
-        assert "1.jpg cannot be read as an image: give a PNG, JPEG, WebP or GIF file" in message
+        assert "1.jpg cannot be read as an image: upload a PNG, JPEG, WebP or GIF file" in message
     else:
-        assert f"{path}" in message and "cannot be read (Permission denied): mend that or remove the " in message
+        assert f"{path}" in message and "cannot be read (Permission denied): fix that or remove the " in message

@@ -18,7 +18,7 @@ Said = Callable[..., str]
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "stage2.yaml"
 GOOD = {"query": {"text": "a cat"}, "positive": {"image": "0.png", "text": "Katze"}}
-NO_OBJECT = " is no JSON object: mend or remove the line"
+NO_OBJECT = " is not a JSON object: fix or remove the line"
 NO_ITEM = "expected an item such as {'text': ...}, got "
 
 # name -> (a row, or a line as it stands in the file; what is said after "rows.jsonl, row 1")
@@ -30,12 +30,12 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "bytes that are no UTF-8": (b'{"query": {"text": "\xe4"}, "positive": {"text": "b"}}', NO_OBJECT),
     "bytes of nothing": (b"\0" * 9, NO_OBJECT),
     "JSON 100,000 deep": (b"[" * 100_000, NO_OBJECT),
-    "query missing": ({"positive": {"text": "b"}}, f", query: {NO_ITEM}NoneType: mend the row"),
-    "query null": (GOOD | {"query": None}, f", query: {NO_ITEM}NoneType: mend the row"),
-    "query a string": (GOOD | {"query": "a"}, f", query: {NO_ITEM}str: mend the row"),
-    "query a list": (GOOD | {"query": ["a"]}, f", query: {NO_ITEM}list: mend the row"),
-    "positive missing": ({"query": {"text": "a"}}, f", positive: {NO_ITEM}NoneType: mend the row"),
-    "positive a number": (GOOD | {"positive": 3}, f", positive: {NO_ITEM}int: mend the row"),
+    "query missing": ({"positive": {"text": "b"}}, f", query: {NO_ITEM}NoneType: fix the row"),
+    "query null": (GOOD | {"query": None}, f", query: {NO_ITEM}NoneType: fix the row"),
+    "query a string": (GOOD | {"query": "a"}, f", query: {NO_ITEM}str: fix the row"),
+    "query a list": (GOOD | {"query": ["a"]}, f", query: {NO_ITEM}list: fix the row"),
+    "positive missing": ({"query": {"text": "a"}}, f", positive: {NO_ITEM}NoneType: fix the row"),
+    "positive a number": (GOOD | {"positive": 3}, f", positive: {NO_ITEM}int: fix the row"),
     "item without content": (GOOD | {"query": {}}, ", query: expected 'text' or 'image'"),
     "item with an instruction alone": (
         GOOD | {"query": {"instruction": "Find:"}},
@@ -44,7 +44,7 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "item of nulls": (GOOD | {"query": {"text": None, "image": None}}, ", query: expected 'text' or 'image'"),
     "item with an unknown key": (
         GOOD | {"query": {"text": "a", "instructions": "Find:"}},
-        ", query: an item has text, image, instruction, but no 'instructions': rename or remove the key",
+        ", query: unknown item key 'instructions'; valid keys are text, image, instruction: rename or remove it",
     ),
     "text a number": (GOOD | {"query": {"text": 3}}, ", query: 'text' must be a str, got int"),
     "text a list": (GOOD | {"query": {"text": ["a"]}}, ", query: 'text' must be a str, got list"),
@@ -63,26 +63,26 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
         GOOD | {"query": {"image": ["0.png", "gone.png"]}},
         ", query: cannot read the image ",
     ),
-    "negatives a string": (GOOD | {"negatives": "b"}, ": 'negatives' must be a list of items, got str: mend the row"),
+    "negatives a string": (GOOD | {"negatives": "b"}, ": 'negatives' must be a list of items, got str: fix the row"),
     "negatives an item": (
         GOOD | {"negatives": {"text": "b"}},
-        ": 'negatives' must be a list of items, got dict: mend the row",
+        ": 'negatives' must be a list of items, got dict: fix the row",
     ),
-    "negatives a number": (GOOD | {"negatives": 0}, ": 'negatives' must be a list of items, got int: mend the row"),
-    "negatives of strings": (GOOD | {"negatives": ["b"]}, f", negative 0: {NO_ITEM}str: mend the row"),
+    "negatives a number": (GOOD | {"negatives": 0}, ": 'negatives' must be a list of items, got int: fix the row"),
+    "negatives of strings": (GOOD | {"negatives": ["b"]}, f", negative 0: {NO_ITEM}str: fix the row"),
     "negatives with a null": (
         GOOD | {"negatives": [{"text": "b"}, None]},
-        f", negative 1: {NO_ITEM}NoneType: mend the row",
+        f", negative 1: {NO_ITEM}NoneType: fix the row",
     ),
     "negative without content": (GOOD | {"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
     "negative image missing": (
         GOOD | {"negatives": [{"image": "gone.png"}]},
         ", negative 0: cannot read the image ",
     ),
-    "label a list": (GOOD | {"label": ["cat"]}, ": 'label' must be a string, got list: mend the row"),
-    "label an object": (GOOD | {"label": {"name": "cat"}}, ": 'label' must be a string, got dict: mend the row"),
-    "label a fraction": (GOOD | {"label": 0.5}, ": 'label' must be a string, got float: mend the row"),
-    "task a list": (GOOD | {"task": ["names"]}, ": 'task' must be a string, got list: mend the row"),
+    "label a list": (GOOD | {"label": ["cat"]}, ": 'label' must be a string, got list: fix the row"),
+    "label an object": (GOOD | {"label": {"name": "cat"}}, ": 'label' must be a string, got dict: fix the row"),
+    "label a fraction": (GOOD | {"label": 0.5}, ": 'label' must be a string, got float: fix the row"),
+    "task a list": (GOOD | {"task": ["names"]}, ": 'task' must be a string, got list: fix the row"),
 }
 
 
@@ -107,7 +107,7 @@ def test_a_bad_row_is_named_when_it_is_read(kind: str, streaming: bool, tmp_path
 @pytest.mark.parametrize("kind", [*ROWS, "query its own positive"])
 def test_a_bad_row_is_listed_by_check_data_and_left_out_of_training(kind: str, tmp_path: Path):
     same = {"query": {"text": "a cat"}, "positive": {"text": "a cat"}}
-    bad, reason = ROWS.get(kind, (same, ": the query is its own positive; mend or remove the row"))
+    bad, reason = ROWS.get(kind, (same, ": the query equals its positive; fix or remove the row"))
     path, listed = written(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}), tmp_path / "rejected.jsonl"
     command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected-file", listed]
     checked = CliRunner().invoke(app, [str(word) for word in command])
@@ -151,7 +151,7 @@ def test_an_odd_row_is_taken_as_it_is_written(
     by_place = {one["where"]: one for one in open_rows(DataArguments(str(path), streaming=streaming))}
     read = by_place["rows.jsonl, row 1"]
     assert {key: read[key] for key in found} == found and by_place["rows.jsonl, row 0"]["query"] == GOOD["query"]
-    assert ("the columns where, source are no part of a row" in caplog.text) == ("source" in row)
+    assert ("stage 2 does not use the columns where, source" in caplog.text) == ("source" in row)
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
@@ -159,8 +159,8 @@ def test_an_odd_row_is_taken_as_it_is_written(
     ("content", "reason"),
     [
         (b"", "rows.jsonl is empty: give a JSON object on each line"),
-        (b"\n\n", "missing: query, positive; found: no JSON object. Rename or map the columns first"),
-        (b"PAR1\0\xff", "missing: query, positive; found: no JSON object. Rename or map the columns first"),
+        (b"\n\n", "missing: query, positive; found: none. Rename or map the columns first"),
+        (b"PAR1\0\xff", "missing: query, positive; found: none. Rename or map the columns first"),
         (b'{"text": "a"}\n', "missing: query, positive; found: text. Rename or map the columns first"),
         (b'{"query": {"text": "a"}}\n', "missing: positive; found: query. Rename or map the columns first"),
         (None, "there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'"),
@@ -179,21 +179,21 @@ def test_a_file_without_rows_is_refused_when_it_is_opened(
 
 
 TEXTS: dict[str, tuple[Any, str]] = {
-    "text null": ({"text": None}, "'text' must be a string, got NoneType: mend it or remove the row"),
-    "text missing": ({}, "'text' must be a string, got NoneType: mend it or remove the row"),
-    "text a number": ({"text": 3}, "'text' must be a string, got int: mend it or remove the row"),
-    "text a list": ({"text": ["a"]}, "'text' must be a string, got list: mend it or remove the row"),
+    "text null": ({"text": None}, "'text' must be a string, got NoneType: fix or remove the row"),
+    "text missing": ({}, "'text' must be a string, got NoneType: fix or remove the row"),
+    "text a number": ({"text": 3}, "'text' must be a string, got int: fix or remove the row"),
+    "text a list": ({"text": ["a"]}, "'text' must be a string, got list: fix or remove the row"),
     "text a lone surrogate": ({"text": "a\ud800"}, "'text' is not valid Unicode at character 1"),
-    "teacher null": ({"text": "b", "teacher": None}, "its teacher embedding is no list of finite numbers"),
-    "teacher a number": ({"text": "b", "teacher": 3}, "its teacher embedding is no list of finite numbers"),
-    "teacher of strings": ({"text": "b", "teacher": ["x"]}, "its teacher embedding is no list of finite numbers"),
-    "teacher empty": ({"text": "b", "teacher": []}, "its teacher embedding is no list of finite numbers"),
+    "teacher null": ({"text": "b", "teacher": None}, "its teacher embedding is not a list of finite numbers"),
+    "teacher a number": ({"text": "b", "teacher": 3}, "its teacher embedding is not a list of finite numbers"),
+    "teacher of strings": ({"text": "b", "teacher": ["x"]}, "its teacher embedding is not a list of finite numbers"),
+    "teacher empty": ({"text": "b", "teacher": []}, "its teacher embedding is not a list of finite numbers"),
     "teacher NaN": (
         {"text": "b", "teacher": [1, float("nan")]},
-        "its teacher embedding is no list of finite",
+        "its teacher embedding is not a list of finite",
     ),
-    "teacher infinite": ({"text": "b", "teacher": [1, float("inf")]}, "its teacher embedding is no list of finite"),
-    "teacher nested": ({"text": "b", "teacher": [[1, 2]]}, "its teacher embedding is no list of finite numbers"),
+    "teacher infinite": ({"text": "b", "teacher": [1, float("inf")]}, "its teacher embedding is not a list of finite"),
+    "teacher nested": ({"text": "b", "teacher": [[1, 2]]}, "its teacher embedding is not a list of finite numbers"),
 }
 
 
@@ -237,9 +237,9 @@ PAIR = {"query.text": "a", "positive.text": "b"}
         ({"a": ["x"], "b": ["y"], "n": [["u", None]]}, PAIR | {"negative.text": "n"}, "hub, row 0, negative 1: "),
         ({"a": ["x"], "b": ["y"], "l": [[1]]}, PAIR | {"label": "l"}, "hub, row 0: 'label' must be a string"),
         ({"a": ["x"]}, PAIR, "missing: b; found: a. Rename or map the columns first"),
-        ({"a": ["x"], "b": ["y"]}, {"query.text": "a"}, "columns says nothing of the positive: give positive.text"),
-        ({"a": ["x"], "b": ["y"]}, PAIR | {"candidate.text": "b"}, "columns names candidate.text: the parts of a row"),
-        ({"a": ["x"], "b": ["y"]}, PAIR | {"query.text": ["a", "b"]}, "columns gives query.text several columns"),
+        ({"a": ["x"], "b": ["y"]}, {"query.text": "a"}, "`columns` has no column for the positive: give positive.text"),
+        ({"a": ["x"], "b": ["y"]}, PAIR | {"candidate.text": "b"}, "unknown key candidate.text in `columns`; valid keys are"),
+        ({"a": ["x"], "b": ["y"]}, PAIR | {"query.text": ["a", "b"]}, "`columns` gives query.text several columns"),
     ],
     ids=[
         "text null", "text of numbers", "negatives of unequal number", "a negative null", "label a list",
@@ -263,11 +263,11 @@ def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, said: Said):
     [
         ({"split": "test"}, "hub cannot be read as a table (Unknown split"),
         ({"config_name": "french"}, "hub cannot be read as a table (BuilderConfig 'french' not found"),
-        ({"instructions": {"target": "Find:"}}, "instructions names 'target': the sides of a row are query, positive"),
-        ({"streaming": True, "mined_file": "x"}, "mined negatives cannot be streamed: set streaming to false"),
+        ({"instructions": {"target": "Find:"}}, "unknown key 'target' in `instructions`; valid keys are query, positive"),
+        ({"streaming": True, "mined_file": "x"}, "a dataset with mined_file cannot be streamed: set streaming to false"),
         (
             {"streaming": True, "rejected_file": "x"},
-            "what leaves out rejected rows cannot be streamed: set streaming to",
+            "a dataset with rejected_file cannot be streamed: set streaming to",
         ),
     ],
     ids=["split", "configuration", "side", "mined stream", "rejected stream"],

@@ -93,7 +93,7 @@ def test_encode_gives_a_unit_vector(name: str, key: str, encode: Encode, vectors
 def test_encode_refuses_what_is_no_unicode(name: str, key: str, encode: Encode, said: Said) -> None:
     text, place = LONE[name]
     message = said(lambda: encode(["a cat", {"text": "a cat"} | {key: text}]))
-    assert message == f"item 1: '{key}' is not valid Unicode at character {place}: mend it"
+    assert message == f"item 1: '{key}' is not valid Unicode at character {place}: remove that character"
 
 
 def test_a_text_of_control_tokens_alone_is_read_as_text(control: str, encode: Encode, tiny: Loaded) -> None:
@@ -189,8 +189,8 @@ def test_an_index_holds_the_text(name: str, indexed: tuple[Index, dict], vectors
 
 @pytest.mark.parametrize("name", [*BLANK, *LONE], ids=lambda name: f"{name}-index")
 def test_an_index_lists_the_text_as_rejected(name: str, indexed: tuple[Index, dict[str, str]]) -> None:
-    nothing = "it has neither a text nor an image: give it one of them, or remove it"
-    reason = nothing if name in BLANK else f"its text is not valid Unicode at character {LONE[name][1]}: mend it"
+    nothing = "it has neither a text nor an image: add one of them or remove it"
+    reason = nothing if name in BLANK else f"its text is not valid Unicode at character {LONE[name][1]}: fix it"
     assert indexed[1][name] == f"entry '{name}': {reason}"
     assert name not in rows(indexed[0])
 
@@ -212,7 +212,7 @@ def test_a_search_for_nothing_is_refused(name: str, said: Said) -> None:
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-page")
 def test_the_page_refuses_what_is_no_unicode(name: str, indexed: tuple[Index, dict], tiny: Loaded, said: Said) -> None:
     message = said(lambda: Collection("unime-tiny", indexed[0], *tiny).search(LONE[name][0], None))
-    assert message == f"item 0: 'text' is not valid Unicode at character {LONE[name][1]}: mend it"
+    assert message == f"item 0: 'text' is not valid Unicode at character {LONE[name][1]}: remove that character"
 
 
 # The server

@@ -175,9 +175,9 @@ def test_a_dataset_that_gives_no_batch_is_refused(rows: Any, reason: str, traine
 @pytest.mark.parametrize(
     ("teachers", "reason"),
     [
-        ([[1.0, 0.0], [1.0]], "the text 'b': its teacher embedding has 1 numbers, that of the text 'a' 2: compute"),
-        ([[1.0, 0.0], None], "the text 'b': its teacher embedding is no list of finite numbers: compute it anew"),
-        ([[1.0, float("nan")], [1.0, 0.0]], "the text 'a': its teacher embedding is no list of finite numbers"),
+        ([[1.0, 0.0], [1.0]], "the text 'b': its teacher embedding has 1 dimensions, but the text 'a' has 2: compute"),
+        ([[1.0, 0.0], None], "the text 'b': its teacher embedding is not a list of finite numbers: compute it again"),
+        ([[1.0, float("nan")], [1.0, 0.0]], "the text 'a': its teacher embedding is not a list of finite numbers"),
         ([[1.0, 0.0]], "distillation compares the texts of a batch with each other, and a batch of one has none"),
     ],
     ids=["another length", "missing", "NaN", "batch of one"],
@@ -211,7 +211,7 @@ def test_identical_texts_of_stage_1_teach_nothing_and_break_nothing(
         (["[-1]", "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
         (['["0"]', "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
         (["3", "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
-        (None, "there is no file {path} of mined negatives: make it with recipes/mine.py"),
+        (None, "there is no file {path} of mined negatives: create it with recipes/mine.py"),
     ],
     ids=["other dataset", "no JSON", "row beyond", "row before", "row a string", "no list", "absent"],
 )
@@ -242,8 +242,8 @@ def test_mining_takes_what_there_is(candidates: int, positive: list[int], found:
     [
         (lambda: world("train", 2, tasks=["flying"]), "the OpenMoji data has no task 'flying': choose from "),
         (lambda: world("dev", 2), "split"),
-        (lambda: mmeb_train(subsets=["CIFAR-100"]), "there is no set 'CIFAR-100' of MMEB-train: choose from ImageNet"),
-        (lambda: mmeb_train(weights={"CIFAR-100": 2}), "there is no set 'CIFAR-100' of MMEB-train: choose from"),
+        (lambda: mmeb_train(subsets=["CIFAR-100"]), "unknown subset 'CIFAR-100' of MMEB-train: choose from ImageNet"),
+        (lambda: mmeb_train(subset_weights={"CIFAR-100": 2}), "unknown subset 'CIFAR-100' of MMEB-train: choose from"),
     ],
     ids=["task of the world", "split of the world", "set", "set that has a weight"],
 )
@@ -262,7 +262,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(open_it: Callable, reaso
             "line 1 rejects row 5, but the dataset has 2: open it with the settings that",
         ),
         (['{"row": -1, "reason": "bad"}'], "line 1 rejects row -1, but the dataset has 2: open it with the settings"),
-        (None, "there is no file {path} of rejected rows: make it with `unime check-data`"),
+        (None, "there is no file {path} of rejected rows: create it with `unime check-data`"),
     ],
     ids=["no JSON", "a list", "no row", "another dataset", "before the first", "absent"],
 )

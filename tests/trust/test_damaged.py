@@ -162,7 +162,7 @@ def test_embeddings_of_an_evaluation_are_made_again(how: str, tmp_path: Path, ca
     vectors = EmbeddingCache(encode, tmp_path, window=2)(items)
     assert vectors.tolist() == [[1, 1], [2, 0], [3, 3], [4, 0]]
     assert [[len(text) for text in call] for call in calls[2:]] == [of_damaged]
-    assert caplog.messages == [f"{damaged} is damaged, its checksum is another one: it is removed and made again"]
+    assert caplog.messages == [f"{damaged} is damaged (its checksum does not match): it is removed and made again"]
     assert EmbeddingCache(encode, tmp_path)(items).tolist() == vectors.tolist() and len(calls) == 3 and kept.exists()
 
 
@@ -179,7 +179,7 @@ def test_embeddings_of_the_teacher_are_made_again(
             damage(file, (WAYS | CHANGED)[how])
         taught = precompute_teacher(texts, lambda some: calls.append(some) or embedded(some), "letters")
         assert taught["teacher"][:] == [[1, 1], [2, 0], [3, 3]] and len(calls) == expected
-    assert caplog.messages == [f"{file} is damaged, its checksum is another one: it is removed and made again"]
+    assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
 @pytest.mark.parametrize("how", [*WAYS, *CHANGED])
@@ -192,7 +192,7 @@ def test_rows_of_the_world_are_made_again(
     (file,) = tmp_path.glob("*.arrow")
     damage(file, (WAYS | CHANGED)[how])
     assert dataset.openmoji_texts("train", 20)["text"][:] == made
-    assert caplog.messages == [f"{file} is damaged, its checksum is another one: it is removed and made again"]
+    assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_images_of_the_world_are_drawn_again(
         assert np.array_equal(catalogue.drawings(), drawn)
     finally:
         catalogue.drawings.cache_clear()
-    assert caplog.messages == [f"{file} is damaged, its checksum is another one: it is removed and made again"]
+    assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
 @pytest.mark.parametrize("how", [*WAYS, *CHANGED])
@@ -225,7 +225,7 @@ def test_mined_embeddings_are_made_again(how: str, tmp_path: Path, caplog: pytes
             before, found = file.read_bytes(), (output / "negatives.jsonl").read_text()
             damage(file, (WAYS | CHANGED)[how])
     assert file.read_bytes() == before and (output / "negatives.jsonl").read_text() == found
-    assert caplog.messages == [f"{file} is damaged, its checksum is another one: it is removed and made again"]
+    assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -264,7 +264,7 @@ def test_embeddings_of_a_corpus_are_made_again(
     damage(file, (WAYS | CHANGED)[how])
     assert write() == 8
     assert pq.read_table(file).equals(before)
-    assert caplog.messages == [f"{file} is damaged: it is removed and made again"]
+    assert caplog.messages == [f"{file} is damaged and will be written again"]
     assert write() == 16 and len(caplog.messages) == 1
 
 
@@ -288,5 +288,5 @@ def test_an_index_is_refused(pattern: str, how: str, index: Path, tiny: tuple[Un
     ):
         sentence = refusal(work)
         assert sentence.startswith(f"{folder} is damaged (")
-        assert sentence.endswith("remove the folder and make the index anew")
+        assert sentence.endswith("delete the folder and create the index again")
         assert sorted(folder.rglob("*")) == before

@@ -120,7 +120,7 @@ def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
 
 
 def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):
-    with pytest.raises(ValueError, match="there is no set 'CIFAR-100' of MMEB: choose from ImageNet-1K, N24News"):
+    with pytest.raises(ValueError, match="unknown subset 'CIFAR-100' of MMEB: choose from ImageNet-1K, N24News"):
         tasks("anywhere", subsets=["CIFAR-100"])
 
     def change(row: dict) -> dict:
@@ -130,7 +130,7 @@ def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Pat
 
     folder = publish(["ImageNet-1K"], change=change)
     with pytest.raises(
-        ValueError, match="MMEB ImageNet-1K: .* lacks the column.s. qry_text; found: .*Give the dataset as it"
+        ValueError, match="MMEB ImageNet-1K: .* lacks the column.s. qry_text; found: .*Use the dataset as"
     ):
         tasks(str(folder), folder, ["ImageNet-1K"])
 

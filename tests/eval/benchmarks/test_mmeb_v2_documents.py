@@ -109,7 +109,7 @@ def test_queries_and_pages_carry_the_published_instructions(publish: Publish):
 
 
 def test_what_is_not_as_published_is_refused_in_one_sentence(publish: Publish, tmp_path: Path):
-    reason = "there is no set 'ViDoRe' of MMEB-V2's visual documents: choose from ViDoRe_arxiv"
+    reason = "unknown subset 'ViDoRe' of MMEB-V2's visual documents: choose from ViDoRe_arxiv"
     with pytest.raises(ValueError, match=reason):
         tasks(subsets=["ViDoRe"])
     with pytest.raises(ValueError, match="ViDoSeek-doc, queries: there is no folder .*copy the dataset VLM2Vec/ViDoS"):
@@ -120,7 +120,7 @@ def test_what_is_not_as_published_is_refused_in_one_sentence(publish: Publish, t
 
     names = ["ViDoRe_tatdqa"]
     sentence = (
-        "ViDoRe_tatdqa, qrels: .* lacks the column.s. score; found: query-id, corpus-id, relevance. Give the data"
+        "ViDoRe_tatdqa, qrels: .* lacks the column.s. score; found: query-id, corpus-id, relevance. Use the data"
     )
     with pytest.raises(ValueError, match=sentence):
         tasks(publish(names, rename), names)

@@ -281,10 +281,10 @@ def test_other_columns_are_refused_by_name(publish: Publish):
 
     source, frame_root = publish(["K700"], rename)
     with pytest.raises(
-        ValueError, match="^MMEB-V2 K700: .* lacks the column.s. pos_text; found: video_id, class. Give"
+        ValueError, match="^MMEB-V2 K700: .* lacks the column.s. pos_text; found: video_id, class. Use"
     ):
         tasks(source, frame_root, ["K700"])
-    reason = "there is no set 'Kinetics' of MMEB-V2's videos: choose from K700, SmthSmthV2"
+    reason = "unknown subset 'Kinetics' of MMEB-V2's videos: choose from K700, SmthSmthV2"
     with pytest.raises(ValueError, match=reason):
         tasks(subsets=["Kinetics"])
 

@@ -95,7 +95,7 @@ def test_the_teacher_agrees_with_itself_and_a_constant_with_nobody():
     [
         (lambda place: text_similarity.sts(place, ["STS12"]), "sentence2"),
         (lambda place: text_similarity.nli(f"{place}/sts12-sts"), "anchor"),
-        (lambda place: text_similarity.sts(place, ["STS99"]), "no set 'STS99'"),
+        (lambda place: text_similarity.sts(place, ["STS99"]), "unknown subset 'STS99'"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, open_it, reason: str):
