@@ -1,21 +1,21 @@
-"""UniME: universal multimodal embeddings from image-text models, with both training stages (arXiv 2504.17432)."""
+"""UniME: universal multimodal embeddings from image-text models, with both training stages (arXiv 2504.17432).
 
-from transformers import AutoConfig, AutoModel
+Public names are imported when they are first used, so that `import unime` and the command `unime` start at once. Using
+any of them registers UniME with `AutoConfig` and `AutoModel`.
+"""
 
-from .batching_unime import micro_batches
-from .checkpoint import load_model, push_checkpoint, save_checkpoint
-from .configuration_unime import UniMEConfig
-from .modeling_unime import UniMEModel, UniMEOutput
-from .processing_unime import processor_from_backbone
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
-# A checkpoint carries the code that loads it (`auto_map`); where this package is installed, its classes are used.
-UniMEConfig.register_for_auto_class()
-UniMEModel.register_for_auto_class("AutoModel")
-AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)
-AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
+if TYPE_CHECKING:
+    from .batching_unime import micro_batches
+    from .checkpoint import load_model, push_checkpoint, save_checkpoint
+    from .configuration_unime import UniMEConfig
+    from .modeling_unime import UniMEModel, UniMEOutput
+    from .processing_unime import processor_from_backbone
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "UniMEConfig",
@@ -27,3 +27,25 @@ __all__ = [
     "push_checkpoint",
     "save_checkpoint",
 ]
+
+_MODULES = {
+    "UniMEConfig": "configuration_unime",
+    "UniMEModel": "modeling_unime",
+    "UniMEOutput": "modeling_unime",
+    "load_model": "checkpoint",
+    "micro_batches": "batching_unime",
+    "processor_from_backbone": "processing_unime",
+    "push_checkpoint": "checkpoint",
+    "save_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(".checkpoint", __name__)  # registers UniME with the Auto classes
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""From items to tensors: micro-batches under a token budget."""
+"""Group items into micro-batches of tensors under a token budget."""
 
 import os.path
 from bisect import bisect_right
@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
 from .processing_unime import Item, normalize_item, to_messages
 
 
-MAX_PADDING_SHARE = 0.05  # of the budget of a micro-batch
-MIN_SHARED_PREFIX_TOKENS = 256  # tokens that sharing a prefix must save, for which the model makes a pass of its own
+MAX_PADDING_SHARE = 0.05  # of a micro-batch's token budget
+MIN_SHARED_PREFIX_TOKENS = 256  # that sharing a prefix must save to be worth a forward pass of its own
 
 
 @dataclass(frozen=True)
 class RenderedItem:
-    """An item ready to be batched.
+    """An item that is ready to be batched.
 
     Args:
-        number (`int`): Its number among the items.
-        item (`dict`): It, spelt out.
-        text (`str`): What the chat template makes of it.
-        tokens (`list[int]`): The tokens of `text`, in which each image is one.
-        length (`int`): Tokens that the model reads, all of its images' included.
+        index (`int`): Index of the item, used in error messages.
+        item (`dict`): The normalized item.
+        text (`str`): The item as the chat template renders it.
+        tokens (`list[int]`): Tokens of `text`, in which each image is one token.
+        length (`int`): Number of tokens that the model reads, including those of the images.
     """
 
-    number: int
+    index: int
     item: Mapping[str, Any]
     text: str
     tokens: list[int]
@@ -40,65 +40,79 @@ class RenderedItem:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Items that go through the model together: all with images, or none.
+    """Items that go through the model in one forward pass: all of them with images, or none.
 
     Args:
-        processor (`ProcessorMixin`): Makes the tensors.
-        rows (`list[Row]`): The items, the shortest first.
-        prefix (`tuple[int, ...]`): Tokens that all rows begin with and that the tensors leave out.
-        packed (`bool`): Texts make one row, one after the other, without padding.
+        processor (`ProcessorMixin`): UniME's processor, which makes the tensors.
+        items (`list[RenderedItem]`): The items, shortest first.
+        prefix (`tuple[int, ...]`, *optional*): Tokens that all items start with and that the tensors leave out.
+        packed (`bool`, *optional*, defaults to `False`): Whether the texts form one row without padding.
     """
 
     processor: ProcessorMixin
-    rows: list[RenderedItem]
+    items: list[RenderedItem]
     prefix: tuple[int, ...] = ()
     packed: bool = False
 
     @property
-    def numbers(self) -> list[int]:
-        """The numbers of the items."""
-        return [row.number for row in self.rows]
+    def indices(self) -> list[int]:
+        """Return the indices of the items."""
+        return [item.index for item in self.items]
 
     @property
     def has_images(self) -> bool:
-        """Whether the items have images."""
-        return bool(self.rows[0].item["images"])
+        """Return whether the items contain images."""
+        return bool(self.items[0].item["images"])
 
     @property
-    def size(self) -> int:
-        """Tokens that the model reads, padding included."""
+    def tokens(self) -> int:
+        """Return the number of tokens that the model reads, padding included."""
         if self.packed and not self.has_images:
-            return sum(row.length for row in self.rows)
-        return len(self.rows) * (self.rows[-1].length - len(self.prefix))
+            return sum(item.length for item in self.items)
+        return len(self.items) * (self.items[-1].length - len(self.prefix))
 
     @property
     def padding(self) -> int:
-        """Tokens that the model reads in vain."""
-        return self.size - sum(row.length - len(self.prefix) for row in self.rows)
+        """Return the number of padding tokens."""
+        return self.tokens - sum(item.length - len(self.prefix) for item in self.items)
 
     def halves(self) -> tuple["MicroBatch", "MicroBatch"]:
-        """Return two micro-batches of the same rows."""
-        middle = len(self.rows) // 2
-        return replace(self, rows=self.rows[:middle]), replace(self, rows=self.rows[middle:])
+        """Split the micro-batch in two."""
+        middle = len(self.items) // 2
+        return replace(self, items=self.items[:middle]), replace(self, items=self.items[middle:])
 
     def tensors(self) -> BatchFeature:
-        """Return what the model takes, padded to the longest row."""
-        texts = [row.text for row in self.rows]
+        """Return the inputs of the model, right-padded to the longest item.
+
+        A packed micro-batch of texts has `input_ids` and `position_ids` of shape `(1, tokens)`, and `text_ends` of
+        shape `(texts,)` with the position of each text's last token.
+        """
         if self.has_images:
-            images = [row.item["images"] for row in self.rows]
-            options = _text_options(self.processor, texts[0])
+            texts = [item.text for item in self.items]
+            images = [item.item["images"] for item in self.items]
+            options = _tokenizer_options(self.processor, texts[0])
             return self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
-        # Texts were read already, to be counted.
-        rows = [torch.tensor(row.tokens[len(self.prefix) :]) for row in self.rows]
+        rows = [torch.tensor(item.tokens[len(self.prefix) :]) for item in self.items]
+        lengths = torch.tensor([len(row) for row in rows])
         if self.packed:
-            lengths = torch.tensor([len(row) for row in rows])
             positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
             packed = {"input_ids": torch.cat(rows)[None], "position_ids": positions[None]}
-            return BatchFeature({**packed, "ends": lengths.cumsum(0) - 1})
+            return BatchFeature({**packed, "text_ends": lengths.cumsum(0) - 1})
         ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id or 0)
-        lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         return BatchFeature({"input_ids": ids, "attention_mask": mask})
+
+
+def default_max_length(processor: ProcessorMixin, config: PreTrainedConfig) -> int:
+    """Return the maximum number of tokens that both the tokenizer and the model accept.
+
+    Many tokenizers state no limit, and none knows the model's.
+
+    Args:
+        processor (`ProcessorMixin`): The processor.
+        config (`PreTrainedConfig`): Configuration of the model.
+    """
+    return min(processor.tokenizer.model_max_length, config.get_text_config().max_position_embeddings)
 
 
 def plan_micro_batches(
@@ -109,75 +123,86 @@ def plan_micro_batches(
     share_prefixes: bool = False,
     packed: bool = False,
 ) -> list[MicroBatch]:
-    """Render items, sort them by (has image, prefix, tokens) and cut them into micro-batches of at most `micro_batch_tokens`.
+    """Render items, sort them by (has images, prefix, length) and group them under a token budget.
 
-    A micro-batch ends sooner where lengths differ much: at most 5 % of the budget are padding.
+    A micro-batch also ends where lengths differ much, so that padding takes at most 5% of the budget.
 
     Args:
-        processor (`ProcessorMixin`): Processor whose chat template is UniME's (see [`chat_template`]).
-        items (`dict`): Items by the numbers that errors call them, spelt out by [`normalize_item`].
-        max_tokens (`int`): Budget of a micro-batch: rows times tokens of its longest row. One row alone may exceed it.
-        max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`):
-            Most tokens of one item. Longer user texts are shortened; prompts and image tokens never are.
-        share_prefixes (`bool`): Take out what the texts of one instruction begin with, see [`MicroBatch`].
-        packed (`bool`): Make the texts of a micro-batch one row; they keep their prefixes.
+        processor (`ProcessorMixin`): Processor with UniME's chat template (see [`chat_template`]).
+        items (`dict[int, dict]`): Items by index, normalized by [`normalize_item`].
+        micro_batch_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch: rows times tokens of
+            the longest row. A single item may exceed it.
+        max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`): Maximum number of tokens of an
+            item. Longer texts are truncated; prompts and image tokens never are.
+        share_prefixes (`bool`, *optional*, defaults to `False`): Whether to leave out the tokens that all texts with
+            the same instruction start with (see [`MicroBatch`]).
+        packed (`bool`, *optional*, defaults to `False`): Whether to pack the texts of a micro-batch into one row. Such
+            texts keep their prefixes.
 
     Raises:
-        ValueError: An image is of a shape that the processor refuses, or an item cannot fit because its prompt and
-            images alone exceed `max_length`.
+        ValueError: The processor rejects the shape of an image, or the prompt and images of an item exceed
+            `max_length`.
     """
     if not items:
         return []
     limit = processor.tokenizer.model_max_length if max_length is None else max_length
-    rows = [row if row.length <= limit else _truncate(processor, row, limit) for row in _tokenize(processor, items)]
-    prefixes = _shared_prefixes(rows) if share_prefixes and not packed else {}
+    rendered = [
+        item if item.length <= limit else _truncate(processor, item, limit) for item in _tokenize(processor, items)
+    ]
+    prefixes = _shared_prefixes(rendered) if share_prefixes and not packed else {}
 
-    def prefix(row: RenderedItem) -> tuple[int, ...]:
-        return () if row.item["images"] else prefixes.get(row.item["instruction"], ())
+    def prefix(item: RenderedItem) -> tuple[int, ...]:
+        return () if item.item["images"] else prefixes.get(item.item["instruction"], ())
 
-    groups: list[MicroBatch] = []
-    for row in sorted(rows, key=lambda row: (bool(row.item["images"]), prefix(row), row.length)):
-        joined = None
-        if groups and groups[-1].prefix == prefix(row) and groups[-1].has_images == bool(row.item["images"]):
-            joined = replace(groups[-1], rows=[*groups[-1].rows, row])
-        if joined and joined.size <= micro_batch_tokens and joined.padding <= MAX_PADDING_SHARE * micro_batch_tokens:
-            groups[-1].rows.append(row)
+    batches: list[MicroBatch] = []
+    for item in sorted(rendered, key=lambda item: (bool(item.item["images"]), prefix(item), item.length)):
+        extended = None
+        if batches and batches[-1].prefix == prefix(item) and batches[-1].has_images == bool(item.item["images"]):
+            extended = replace(batches[-1], items=[*batches[-1].items, item])
+        max_padding = MAX_PADDING_SHARE * micro_batch_tokens
+        if extended and extended.tokens <= micro_batch_tokens and extended.padding <= max_padding:
+            batches[-1].items.append(item)
         else:
-            groups.append(MicroBatch(processor, [row], prefix(row), packed))
-    return groups
+            batches.append(MicroBatch(processor, [item], prefix(item), packed))
+    return batches
 
 
 def micro_batches(
     processor: ProcessorMixin, items: Sequence[Item], micro_batch_tokens: int = 8192, max_length: int | None = None
 ) -> list[tuple[list[int], BatchFeature]]:
-    """Cut items into micro-batches of at most `micro_batch_tokens` and make their tensors, see [`plan`].
+    """Group items into micro-batches under a token budget and return their tensors, see [`plan_micro_batches`].
+
+    Args:
+        processor (`ProcessorMixin`): Processor with UniME's chat template.
+        items (`list`): The items.
+        micro_batch_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch.
+        max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`): Maximum number of tokens of an
+            item.
 
     Returns:
-        `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
+        `list[tuple[list[int], BatchFeature]]`: Indices of the items and inputs of the model, per micro-batch.
 
     Raises:
-        ValueError: An item is malformed, an image of it is damaged or of a shape that the processor refuses, or it
-            cannot fit because its prompt and images alone exceed `max_length`.
+        ValueError: An item is malformed, an image is damaged or has a shape that the processor rejects, or the prompt
+            and images of an item exceed `max_length`.
     """
-    spelt = {position: normalize_item(item, position) for position, item in enumerate(items)}
-    return [
-        (batch.numbers, batch.tensors())
-        for batch in plan_micro_batches(processor, spelt, micro_batch_tokens, max_length)
-    ]
+    normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
+    batches = plan_micro_batches(processor, normalized, micro_batch_tokens, max_length)
+    return [(batch.indices, batch.tensors()) for batch in batches]
 
 
-def _shared_prefixes(rows: list[RenderedItem]) -> dict[str | None, tuple[int, ...]]:
-    """Find what the texts of each instruction begin with: the system prompt and the instruction, as tokens."""
-    texts = defaultdict(list)
-    for row in rows:
-        if not row.item["images"]:
-            texts[row.item["instruction"]].append(row.tokens)
+def _shared_prefixes(items: list[RenderedItem]) -> dict[str | None, tuple[int, ...]]:
+    """Return the tokens that all texts of each instruction start with: the system prompt and the instruction."""
+    by_instruction = defaultdict(list)
+    for item in items:
+        if not item.item["images"]:
+            by_instruction[item.item["instruction"]].append(item.tokens)
     prefixes = {}
-    for instruction, several in texts.items():
-        # Every row keeps a token of its own, which the model reads last.
-        common = os.path.commonprefix(several)[: min(map(len, several)) - 1]
-        if len(common) * (len(several) - 1) >= MIN_SHARED_PREFIX_TOKENS:
-            prefixes[instruction] = tuple(common)
+    for instruction, token_lists in by_instruction.items():
+        # Every text keeps at least one token, because its last token gives the embedding.
+        shared = os.path.commonprefix(token_lists)[: min(map(len, token_lists)) - 1]
+        if len(shared) * (len(token_lists) - 1) >= MIN_SHARED_PREFIX_TOKENS:
+            prefixes[instruction] = tuple(shared)
     return prefixes
 
 
@@ -185,59 +210,61 @@ def _render(processor: ProcessorMixin, items: Sequence[Mapping[str, Any]]) -> li
     return processor.apply_chat_template([to_messages(item) for item in items], tokenize=False)
 
 
-def _text_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
-    # As `apply_chat_template` does: a prompt that writes its own beginning-of-sequence token gets no second one.
+def _tokenizer_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
+    # As in `apply_chat_template`: a prompt that contains its own beginning-of-sequence token gets no second one.
     bos = processor.tokenizer.bos_token
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
 
 
 def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[RenderedItem]:
-    """Render and tokenise items, and count their tokens, those of their images included."""
+    """Render and tokenize items, and count their tokens, including those of the images."""
     texts = _render(processor, list(items.values()))
-    tokens = processor.tokenizer(texts, **_text_options(processor, texts[0]))["input_ids"]
-    has_images: dict[tuple[tuple[int, int], ...], int] = {(): 0}
-    rows = []
-    for (number, item), text, ids in zip(items.items(), texts, tokens, strict=True):
+    token_lists = processor.tokenizer(texts, **_tokenizer_options(processor, texts[0]))["input_ids"]
+    image_tokens: dict[tuple[tuple[int, int], ...], int] = {(): 0}  # sizes of an item's images -> their tokens
+    rendered = []
+    for (index, item), text, tokens in zip(items.items(), texts, token_lists, strict=True):
         sizes = tuple(image.size for image in item["images"])
-        if sizes not in has_images:
+        if sizes not in image_tokens:
             try:
-                has_images[sizes] = _image_tokens(processor, sizes)
+                image_tokens[sizes] = _count_image_tokens(processor, sizes)
             except ValueError as error:
                 shapes = " and ".join(f"{width} x {height}" for width, height in sizes)
                 raise ValueError(
-                    f"item {number}: the model's processor takes no image of {shapes} pixels ({error}): "
-                    "cut or scale it"
+                    f"item {index}: the model's processor does not accept an image of {shapes} pixels ({error}): crop "
+                    "or resize it"
                 ) from None
-        rows.append(RenderedItem(number, item, text, ids, len(ids) + has_images[sizes] - len(sizes)))
-    return rows
+        length = len(tokens) + image_tokens[sizes] - len(sizes)
+        rendered.append(RenderedItem(index, item, text, tokens, length))
+    return rendered
 
 
-def _image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
-    """Ask the processor itself how many tokens one item's images of these (width, height) take together."""
-    images = [Image.new("RGB", size) for size in sizes]  # LLaVA-OneVision tiles an image only where it is alone
+def _count_image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
+    """Ask the processor how many tokens the images of one item, of these (width, height), take together."""
+    images = [Image.new("RGB", size) for size in sizes]  # together: LLaVA-OneVision tiles an image only if it is alone
     output = processor(text=[processor.image_token * len(sizes)], images=[images], add_special_tokens=False)
     return len(output["input_ids"][0])
 
 
-def _truncate(processor: ProcessorMixin, row: RenderedItem, limit: int) -> RenderedItem:
-    """Keep the longest beginning of the user's text, in tokens of its own, with which the rendered item fits."""
-    has_images = row.length - len(row.tokens)
+def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> RenderedItem:
+    """Keep the longest beginning of the text, in whole tokens, with which the rendered item fits."""
+    image_tokens = item.length - len(item.tokens)
 
-    def cut(count: int) -> RenderedItem:
-        item = {**row.item, "text": row.item["text"] and processor.tokenizer.decode(own[:count])}
-        (text,) = _render(processor, [item])
-        tokens = processor.tokenizer(text, **_text_options(processor, text))["input_ids"]
-        return RenderedItem(row.number, item, text, tokens, len(tokens) + has_images)
+    def truncated(count: int) -> RenderedItem:
+        shorter = {**item.item, "text": item.item["text"] and processor.tokenizer.decode(text_tokens[:count])}
+        (text,) = _render(processor, [shorter])
+        tokens = processor.tokenizer(text, **_tokenizer_options(processor, text))["input_ids"]
+        return RenderedItem(item.index, shorter, text, tokens, len(tokens) + image_tokens)
 
-    own = processor.tokenizer(row.item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
-    # A control string is one token of its own and several once it is broken: their number is found by trying.
-    shorter = cut(bisect_right(range(1, len(own) + 1), limit, key=lambda count: cut(count).length))
-    if shorter.length > limit:
+    text_tokens = processor.tokenizer(item.item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
+    # A control string is one token by itself and several once the template breaks it, so the count is searched for.
+    fitting = bisect_right(range(1, len(text_tokens) + 1), limit, key=lambda count: truncated(count).length)
+    result = truncated(fitting)
+    if result.length > limit:
         raise ValueError(
-            f"item {row.number} needs {shorter.length} tokens for its prompt and images alone, but max_length is "
-            f"{limit}: raise max_length or make its images smaller"
+            f"item {item.index} needs {result.length} tokens for its prompt and images alone, but max_length is "
+            f"{limit}: raise max_length or use smaller images"
         )
-    return shorter
+    return result
 
 
-__all__ = ["MicroBatch", "micro_batches", "plan_micro_batches"]
+__all__ = ["MicroBatch", "default_max_length", "micro_batches", "plan_micro_batches"]

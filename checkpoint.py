@@ -1,18 +1,20 @@
-"""A UniME checkpoint: one folder that `AutoModel` and `SentenceTransformer` both load, and its way to the Hub."""
+"""UniME checkpoints: one folder that `AutoModel` and `SentenceTransformer` load, saved locally or on the Hub."""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from importlib.metadata import requires
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData, try_to_load_from_cache
+from packaging.requirements import Requirement
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .checkpoint_safety import forbid_remote_code, model_files, read_config
 from .configuration_unime import UniMEConfig
@@ -20,8 +22,14 @@ from .modeling_unime import UniMEModel
 from .processing_unime import processor_from_backbone
 
 
-# Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. The
-# empty ones leave the one-word prompt of the chat template, so mteb finds a prompt for queries and for documents.
+# A checkpoint contains the code that loads it (`auto_map`); where this package is installed, its classes are used.
+UniMEConfig.register_for_auto_class()
+UniMEModel.register_for_auto_class("AutoModel")
+AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)
+AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
+
+# Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. Empty
+# ones select the one-word prompt of the chat template; mteb needs one for queries and one for documents.
 PROMPTS = {
     "query": "",
     "document": "",
@@ -43,45 +51,47 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
         kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
 
     Returns:
-        `tuple[UniMEModel, ProcessorMixin]`: The model and its processor with UniME's chat template.
+        `tuple[UniMEModel, ProcessorMixin]`: The model, and its processor with UniME's chat template.
 
     Raises:
-        ValueError: The backbone is not an image-text model, its weights are a pickle, or it wants to run code. Or the
-            checkpoint is damaged or incomplete.
+        FileNotFoundError: The path does not exist.
+        ValueError: The backbone is not an image-text model, its weights are a pickle, it requires code of its own, or
+            the checkpoint is damaged or incomplete.
     """
-    own = read_config(path).model_type == UniMEConfig.model_type
+    is_unime = read_config(path).model_type == UniMEConfig.model_type
     with forbid_remote_code(path):
-        if not own:
+        if not is_unime:
             model = UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
             return model, processor_from_backbone(path, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         if processor.chat_template is None:
-            raise ValueError(f"{path} lacks chat_template.jinja, its prompt: copy or download the checkpoint again")
+            raise ValueError(
+                f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint again"
+            )
         model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
-    if report["missing_keys"]:  # transformers would go on with random ones
-        raise ValueError(
-            f"{path} lacks weights, such as {min(report['missing_keys'])}: copy or download the checkpoint again"
-        )
+    if report["missing_keys"]:  # transformers would initialize them randomly
+        missing = min(report["missing_keys"])
+        raise ValueError(f"{path} has no weights for {missing}: copy or download the checkpoint again")
     return model, processor
 
 
 def redact_home(text: str) -> str:
-    """A path or a command as others may read it: `~` in place of the home folder, which names its user."""
+    """Replace the home folder in a path or a command by `~`, because it names the user."""
     return text.replace(os.path.expanduser("~") + os.sep, "~" + os.sep)
 
 
 def fingerprint(checkpoint: str) -> str:
-    """The commit of a Hub id, or a hash of the contents of a folder's files: a copy of a checkpoint is the same model.
+    """Return the commit of a Hub id, or a hash of a folder's model files, so that a copy counts as the same model.
 
-    Files that decide no vector, such as the model card, do not count. A folder is read whole, which takes about as
-    long as to load it.
+    Files that do not affect embeddings, such as the model card, are left out. The whole folder is read, which takes
+    about as long as loading it.
 
     Args:
         checkpoint (`str`): Folder or Hub id of a checkpoint or backbone.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        cached = try_to_load_from_cache(checkpoint, "config.json")  # in a folder that has the commit's name
+        cached = try_to_load_from_cache(checkpoint, "config.json")  # its folder is named after the commit
         return Path(cached).parent.name if isinstance(cached, str) else "unknown"
     digest = hashlib.blake2b(digest_size=8)
     for path in model_files(folder):
@@ -107,23 +117,24 @@ def save_checkpoint(
     card: str | None = None,
     state_dict: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write everything that loads: weights, code, processor, template, sentence-transformers modules and a card.
+    """Save weights, code, processor, chat template, sentence-transformers modules and a model card in one folder.
 
-    All files are written beside those that the folder holds, and take their places when the last one is complete.
+    All files are first written to a temporary subfolder. They replace those in the folder when the last one is
+    complete.
 
     Args:
-        model ([`UniMEModel`]): The model; LoRA adapters must have been merged into it.
+        model ([`UniMEModel`]): The model, with LoRA adapters merged.
         processor (`ProcessorMixin`): Its processor, with UniME's chat template.
-        directory (`str` or `Path`): Where to write; made if absent.
-        card (`str`, *optional*, defaults to a short card made from the model): Text of `README.md`.
-        state_dict (`dict`, *optional*, defaults to the model's own): The weights, where its own are in shards.
+        directory (`str` or `Path`): Folder to write to; created if needed.
+        card (`str`, *optional*, defaults to a short card): Text of `README.md`.
+        state_dict (`dict`, *optional*, defaults to the model's own): Weights to save, for a sharded model.
 
     Returns:
-        `Path`: The directory.
+        `Path`: The folder.
 
     Raises:
-        ValueError: The model carries unmerged adapters, or the processor has no chat template.
-        OSError: The files cannot be written, because the disk is full, say; the folder holds what it held before.
+        ValueError: The model has unmerged adapters, or the processor has no chat template.
+        OSError: The files cannot be written, for example because the disk is full. The folder keeps its old content.
     """
     require_merged_adapters(model)
     if processor.chat_template is None:
@@ -132,7 +143,7 @@ def save_checkpoint(
     backbone = model.config.backbone_config
     backbone._name_or_path = redact_home(backbone._name_or_path)
     part = directory / ".part"
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed here
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed here
     try:
         part.mkdir(parents=True)
         model.save_pretrained(part, state_dict=state_dict)
@@ -144,36 +155,49 @@ def save_checkpoint(
             (directory / path).parent.mkdir(exist_ok=True)
             (part / path).replace(directory / path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{directory} cannot be written ({error}): make room on its disk and save again") from None
+        raise OSError(f"cannot write {directory} ({error}): free disk space and save again") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for path in directory.glob("model*.safetensors*"):  # of an earlier save in more or fewer files
+    for path in directory.glob("model*.safetensors*"):  # left by an earlier save with another number of files
         if path.relative_to(directory) not in written:
             path.unlink()
     return directory
 
 
 def push_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, repo_id: str, private: bool = False) -> str:
-    """Save a checkpoint as [`save_checkpoint`] does and upload it to the Hub; returns the commit's address."""
+    """Save a checkpoint as [`save_checkpoint`] does, upload it to the Hub, and return the URL of the commit.
+
+    Args:
+        model ([`UniMEModel`]): The model, with LoRA adapters merged.
+        processor (`ProcessorMixin`): Its processor.
+        repo_id (`str`): Hub id of the repository; created if needed.
+        private (`bool`, *optional*, defaults to `False`): Whether a new repository is private.
+    """
     with tempfile.TemporaryDirectory() as directory:
         return push_folder(save_checkpoint(model, processor, directory), repo_id, private)
 
 
 def push_folder(directory: Path, repo_id: str, private: bool = False) -> str:
-    """Upload a saved checkpoint, card and all, to a repository of the Hub; returns the commit's address."""
+    """Upload a saved checkpoint, including its model card, to the Hub and return the URL of the commit.
+
+    Args:
+        directory (`Path`): Folder of the checkpoint.
+        repo_id (`str`): Hub id of the repository; created if needed.
+        private (`bool`, *optional*, defaults to `False`): Whether a new repository is private.
+    """
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=directory))
 
 
 def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> str:
-    """Fill the model card's template.
+    """Return a model card from the template.
 
     Args:
-        model ([`UniMEModel`]): Says its backbone, its size and its dimensions.
-        sections (`str`, *optional*): Markdown that follows: results, training, limits, licences.
-        metadata: What the Hub reads beside the defaults: fields of [`~huggingface_hub.ModelCardData`] (`base_model`,
-            `datasets`, `license`, `model_name` with `eval_results`, ...).
+        model ([`UniMEModel`]): The model; the card states its backbone, its size and its dimensions.
+        sections (`str`, *optional*): Markdown that follows: results, training, limitations, licenses.
+        metadata: Additional or replaced metadata for the Hub: fields of [`~huggingface_hub.ModelCardData`]
+            (`base_model`, `datasets`, `license`, `model_name` with `eval_results`, ...).
     """
     template = (files("unime") / "model_cards" / "template.md").read_text()
     tags = ["multimodal-embedding", "sentence-transformers", "unime", "transformers"]
@@ -190,8 +214,19 @@ def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> s
     )
 
 
+def _requirement(package: str) -> str:
+    """Return the version specifier of a dependency, which `pyproject.toml` states."""
+    requirements = map(Requirement, requires("unime") or ())
+    return str(next(requirement.specifier for requirement in requirements if requirement.name == package))
+
+
 def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
-    """Describe the folder to sentence-transformers with its own classes only: Transformer, Pooling, Normalize."""
+    """Write the files that sentence-transformers needs, naming only its own classes: Transformer, Pooling, Normalize.
+
+    Args:
+        model ([`UniMEModel`]): The model.
+        directory (`Path`): Folder of the checkpoint.
+    """
     package = "sentence_transformers."
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": package + "base.modules.transformer.Transformer"},
@@ -216,7 +251,7 @@ def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
         "requirements": {
             "sentence-transformers": {"specifier": ">=6.2", "reason": "items are rendered through the chat template"},
             "transformers": {
-                "specifier": ">=5.17",
+                "specifier": _requirement("transformers"),
                 "reason": "the backbone is loaded without its language-model head",
             },
         },

@@ -1,7 +1,7 @@
-"""The last token: its state is the embedding, and all that the last layer of the decoder has to give.
+"""Last-token pooling, and a last decoder layer that is computed for the last token only.
 
-What follows the attention of the last layer, most of its work, reaches no other token, and so is done for that one
-alone.
+The embedding is the hidden state of the last token. In the last decoder layer, everything after the attention scores
+affects no other token, so most of that layer's work can be skipped for the others.
 """
 
 from collections.abc import Iterator
@@ -13,33 +13,36 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-# Decoders whose layers add to their input what attention's `o_proj` gives, and to that what follows a norm.
+# Decoders with a plain pre-norm layer: h += o_proj(attention), then h += mlp(post_attention_layernorm(h)).
 SHORTCUT_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"})
 
 
 @contextmanager
 def last_layer_on_last_token(backbone: PreTrainedModel, mask: Tensor) -> Iterator[None]:
-    """Within it, the last layer of the backbone's decoder works for the last tokens; the others' states are void.
+    """Compute the last decoder layer for the last token of each row only.
 
-    Both additions of the layer spread the state of a row's one token over the row: where that token is, it is right.
+    Inside this context the last layer is valid at last-token positions only. Both residual additions of the layer
+    broadcast the one computed state over the row, so the state at the last token is exact. Decoders outside
+    `SHORTCUT_DECODERS` and compiled models are left unchanged.
 
     Args:
-        backbone (`PreTrainedModel`): Whose decoder is one of `PLAIN_DECODERS`; others are left as they are.
-        mask (`Tensor` of shape `(batch, tokens)`): 0 marks padding.
+        backbone (`PreTrainedModel`): The backbone.
+        mask (`Tensor` of shape `(batch, tokens)`): Attention mask; 0 marks padding.
     """
     decoder = backbone.get_decoder()
-    own = get_ident()
+    calling_thread = get_ident()
 
-    def choose(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-        # Another thread embeds other rows with the same model.
-        return (_last_token_states(inputs[0], mask)[:, None],) if get_ident() == own else None
+    def select_last(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        # Another thread may be embedding other rows with the same model.
+        return (_last_token_states(inputs[0], mask)[:, None],) if get_ident() == calling_thread else None
 
     hooks = []
-    # What is compiled would be compiled anew.
-    if decoder.config.model_type in SHORTCUT_DECODERS and not any(m._compiled_call_impl for m in decoder.modules()):
+    is_compiled = any(module._compiled_call_impl for module in decoder.modules())  # a hook would trigger recompilation
+    if decoder.config.model_type in SHORTCUT_DECODERS and not is_compiled:
         layer = decoder.layers[-1]
         for module in (layer.self_attn.o_proj, layer.post_attention_layernorm):
-            hooks.append(module.register_forward_pre_hook(choose, prepend=True))  # others see what is computed
+            # First in line, so that other hooks see what is really computed.
+            hooks.append(module.register_forward_pre_hook(select_last, prepend=True))
     try:
         yield
     finally:
@@ -54,18 +57,18 @@ def _last_token_states(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def pool_last_token(hidden: Tensor, mask: Tensor, truncate_dim: int | None = None) -> Tensor:
-    """Normalise the hidden state of the last token that `mask` attends to, whichever side is padded.
+    """Return the normalized hidden state of the last attended token, for left and right padding alike.
 
     Args:
-        hidden (`Tensor` of shape `(batch, tokens, hidden_size)`): The backbone's last layer, normed.
-        mask (`Tensor` of shape `(batch, tokens)`): 0 marks padding.
-        truncate_dim (`int`, *optional*): Keep this many leading dimensions (Matryoshka).
+        hidden (`Tensor` of shape `(batch, tokens, hidden_size)`): Last hidden states of the backbone.
+        mask (`Tensor` of shape `(batch, tokens)`): Attention mask; 0 marks padding.
+        truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
 
     Returns:
-        `Tensor` of shape `(batch, dimensions)`, float32: Unit vectors.
+        `Tensor` of shape `(batch, dimensions)`, float32: Embeddings of unit length.
     """
     pooled = _last_token_states(hidden, mask).float()
     return nn.functional.normalize(pooled[:, :truncate_dim], dim=-1)
 
 
-__all__ = ["pool_last_token", "last_layer_on_last_token"]
+__all__ = ["last_layer_on_last_token", "pool_last_token"]

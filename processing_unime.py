@@ -1,7 +1,8 @@
 """Items, and the chat template that holds every prompt.
 
-An *item* is a `str`, a `PIL.Image`, or a dict with any of `"text"`, `"image"` (one image or a list) and
-`"instruction"`. The backbone's own processor does the tokenising and the pixels; nothing here knows an architecture.
+An *item* is a `str`, a `PIL.Image`, or a dict with any of the keys `"text"`, `"image"` (one image or a list) and
+`"instruction"`. The backbone's own processor tokenizes texts and preprocesses images, so nothing here depends on an
+architecture.
 """
 
 import hashlib
@@ -15,11 +16,11 @@ from transformers import AutoProcessor, ProcessorMixin
 
 
 Item = str | Image.Image | Mapping[str, Any]
-ITEM_KEYS = ("text", "image", "instruction")  # of an item that is a dict
-SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, as its README words it
+ITEM_KEYS = ("text", "image", "instruction")
+SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, in the wording of its README
 
-# The one source of every prompt. Images come first, the instruction is the system message (where
-# sentence-transformers puts its prompts), and control tokens inside texts are broken by a space, whoever renders this.
+# The only place that holds prompts. Images come first, the instruction is the system message (as sentence-transformers
+# passes its prompts), and control tokens inside texts are broken up by a space, whoever renders the template.
 TEMPLATE = """\
 {%- set frame = FRAME -%}
 {%- set ns = namespace(instruction='', text='', images=0) -%}
@@ -52,21 +53,22 @@ TEMPLATE = """\
 {%- endif -%}
 {{- frame.end -}}
 """
-TEMPLATE_HEAD = TEMPLATE.partition("FRAME")[0]  # by which a template is known as UniME's
+TEMPLATE_HEAD = TEMPLATE.partition("FRAME")[0]  # identifies a template as UniME's
 
 
 def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> str:
-    """Write UniME's chat template for a backbone, keeping the frame that the backbone was trained with.
+    """Return UniME's chat template for a backbone.
 
-    The frame (role markers, image placeholder, start of the answer) is read off the backbone's own chat template; a
-    backbone without one gets its image token on a line of its own and nothing else.
+    The template keeps the frame that the backbone was trained with (role markers, image placeholder, start of the
+    answer), which is derived from the backbone's own chat template. For a backbone without a chat template, each image
+    token stands on a line of its own and there are no role markers.
 
     Args:
         processor (`ProcessorMixin`): The backbone's native processor.
-        summary (`str`): What is asked of an item without an instruction; `{}` stands for what the item is.
+        summary (`str`, *optional*): Prompt of an item without an instruction; `{}` stands for the kind of item.
 
     Returns:
-        `str`: Jinja source for `processor.chat_template`, saved with the checkpoint.
+        `str`: Jinja source for `processor.chat_template`, which is saved with the checkpoint.
     """
     text = "\x00"
 
@@ -79,21 +81,23 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
         return before, after
 
     start, end = around_text(0)
-    (one, _), (two, _) = around_text(1), around_text(2)
-    width = len(two) - len(one)
-    # The image's placeholder is the stretch of the one-image prompt that the two-image prompt holds twice.
+    (one_image, _), (two_images, _) = around_text(1), around_text(2)
+    width = len(two_images) - len(one_image)
+    # The image placeholder is the part of the one-image prompt that the two-image prompt repeats.
     first = next(
         i
-        for i in range(len(one) - width + 1)
-        if one[: i + width] + one[i:] == two and processor.image_token in one[i:]
+        for i in range(len(one_image) - width + 1)
+        if one_image[: i + width] + one_image[i:] == two_images and processor.image_token in one_image[i:]
     )
-    added = processor.tokenizer.get_added_vocab()
-    control = sorted((token for token in added if len(token.strip()) > 1), key=lambda token: (-len(token), token))
+    added_tokens = processor.tokenizer.get_added_vocab()
+    control = sorted(
+        (token for token in added_tokens if len(token.strip()) > 1), key=lambda token: (-len(token), token)
+    )
     frame = {
         "start": start,
-        "image_start": one[:first],
-        "image": one[first : first + width],
-        "image_end": one[first + width :],
+        "image_start": one_image[:first],
+        "image": one_image[first : first + width],
+        "image_end": one_image[first + width :],
         "end": end,
         "summary": summary,
         "control": control,
@@ -106,21 +110,21 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwar
 
     Args:
         backbone (`str`): Folder or Hub id of the backbone.
-        summary (`str`): What is asked of an item without an instruction, see [`chat_template`].
+        summary (`str`, *optional*): Prompt of an item without an instruction, see [`chat_template`].
         kwargs: Passed to `AutoProcessor.from_pretrained` (image size, ...).
     """
     processor = AutoProcessor.from_pretrained(backbone, **kwargs)
-    if TEMPLATE_HEAD not in (processor.chat_template or ""):  # a plain export has UniME's own already
+    if TEMPLATE_HEAD not in (processor.chat_template or ""):  # a plain export already has UniME's template
         processor.chat_template = chat_template(processor, summary)
     return processor
 
 
 def to_item_dict(item: Item) -> dict[str, Any]:
-    """Spell an item out as a dict with `text`, `images` (a list) and `instruction`.
+    """Return an item as a dict with the keys `text`, `images` (a list) and `instruction`.
 
     Raises:
-        ValueError: The item holds neither text nor image, a value of the wrong type, a text that is not valid Unicode,
-            or something that no model would see.
+        ValueError: The item contains neither text nor image, a value of the wrong type, a text that is not valid
+            Unicode, or an unknown key.
     """
     if isinstance(item, str):
         item = {"text": item}
@@ -132,7 +136,7 @@ def to_item_dict(item: Item) -> dict[str, Any]:
         )
     unknown = [repr(key) for key in item if key not in ITEM_KEYS]
     if unknown:
-        raise ValueError(f"an item has no {', '.join(unknown)}: leave that out, the keys are {', '.join(ITEM_KEYS)}")
+        raise ValueError(f"unknown item key {', '.join(unknown)}; valid keys are {', '.join(ITEM_KEYS)}")
     text, images, instruction = (item.get(key) for key in ITEM_KEYS)
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     for name, value in (("text", text), ("instruction", instruction)):
@@ -140,8 +144,10 @@ def to_item_dict(item: Item) -> dict[str, Any]:
             raise ValueError(f"'{name}' must be a str, got {type(value).__name__}")
         try:
             (value or "").encode()
-        except UnicodeEncodeError as error:  # a lone surrogate, which no tokenizer takes
-            raise ValueError(f"'{name}' is not valid Unicode at character {error.start}: mend it") from None
+        except UnicodeEncodeError as error:  # a lone surrogate, which tokenizers reject
+            raise ValueError(
+                f"'{name}' is not valid Unicode at character {error.start}: remove that character"
+            ) from None
     for image in images:
         if not isinstance(image, Image.Image):
             raise ValueError(
@@ -153,22 +159,22 @@ def to_item_dict(item: Item) -> dict[str, Any]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Make of an image what the model sees, which is what a viewer shows: RGB, upright, on white where transparent.
+    """Return an image as the model sees it, which is how a viewer shows it: 8-bit RGB, upright, transparency on white.
 
-    Upright is as the EXIF orientation says. Of an animation this is the frame it stands at, the first of a file that
-    was just opened; of 16 bits a pixel the upper 8 are kept. An image that is like that already is given back itself.
+    The EXIF orientation is applied. An animation gives its current frame, which is the first one of a newly opened
+    file. A 16-bit image keeps its upper 8 bits. An image that needs no change is returned as it is.
 
     Raises:
-        ValueError: It has no pixels, or such as are no colours.
-        Exception: It is damaged; for broken files Pillow's decoders raise errors of many kinds.
+        ValueError: The image is empty, or its mode has no RGB meaning.
+        Exception: The file is damaged; Pillow's decoders raise errors of many types.
     """
     if 0 in image.size:
-        raise ValueError(f"it has {image.width} x {image.height} pixels: give one that has any")
+        raise ValueError(f"it is empty ({image.width} x {image.height} pixels): use an image with pixels")
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F"):  # Pillow would cut all values at 255
-        raise ValueError(f"its pixels are numbers of mode {image.mode}: save it with 8 or 16 bits a pixel")
+    if image.mode in ("I", "F"):  # Pillow would clip all values at 255
+        raise ValueError(f"its mode {image.mode} has no RGB meaning: save it with 8 or 16 bits per channel")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -178,7 +184,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Turn a spelt-out item into the conversation that chat templates and sentence-transformers know."""
+    """Return a normalized item as the conversation that chat templates and sentence-transformers expect."""
     content = [{"type": "image", "image": image} for image in item["images"]]
     if item["text"] is not None:
         content.append({"type": "text", "text": item["text"]})
@@ -188,24 +194,28 @@ def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     return turns
 
 
-def normalize_item(item: Item, number: int) -> dict[str, Any]:
-    """Spell out the item that errors call `number`, as [`to_item_dict`] does, its images as the model sees them.
+def normalize_item(item: Item, index: int) -> dict[str, Any]:
+    """Return an item as [`to_item_dict`] does, with its images converted by [`to_rgb`].
+
+    Args:
+        item (`str`, `PIL.Image` or `dict`): The item.
+        index (`int`): Index of the item, used in error messages.
 
     Raises:
-        ValueError: It is malformed, or an image of it is damaged.
+        ValueError: The item is malformed, or one of its images is damaged.
     """
     try:
-        spelt = to_item_dict(item)
+        normalized = to_item_dict(item)
     except ValueError as error:
-        raise ValueError(f"item {number}: {error}") from None
+        raise ValueError(f"item {index}: {error}") from None
     try:
-        return spelt | {"images": [to_rgb(image) for image in spelt["images"]]}
-    except Exception as error:  # only now is it decoded, where Pillow raises errors of many kinds
-        raise ValueError(f"item {number}: its image cannot be read ({error}): mend or replace it") from None
+        return normalized | {"images": [to_rgb(image) for image in normalized["images"]]}
+    except Exception as error:  # decoding happens here, and Pillow raises errors of many types
+        raise ValueError(f"item {index}: its image cannot be read ({error}): repair or replace it") from None
 
 
 def item_hash(item: Mapping[str, Any]) -> int:
-    """63-bit hash of what a spelt-out item shows the model: equal items have equal hashes in every process."""
+    """Return a 63-bit hash of a normalized item. Equal items have equal hashes in every process."""
     digest = hashlib.blake2b(digest_size=8)
     for text in (item["instruction"], item["text"]):
         encoded = b"" if text is None else b"+" + text.encode()
@@ -217,11 +227,11 @@ def item_hash(item: Mapping[str, Any]) -> int:
 
 __all__ = [
     "Item",
-    "to_item_dict",
-    "to_rgb",
     "chat_template",
-    "to_messages",
-    "processor_from_backbone",
-    "normalize_item",
     "item_hash",
+    "normalize_item",
+    "processor_from_backbone",
+    "to_item_dict",
+    "to_messages",
+    "to_rgb",
 ]

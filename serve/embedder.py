@@ -1,4 +1,4 @@
-"""The model as a server runs it: many strangers' items in one batch, each with its own vector or its own error."""
+"""Embedding of batches for a server: items of different clients share a batch, and each gets a result or an error."""
 
 import sys
 from dataclasses import dataclass
@@ -18,32 +18,44 @@ UNLIMITED = sys.maxsize
 
 
 class RefusedItem(ValueError):
-    """An item that the model cannot read, and why: its sender's to mend."""
+    """An item that the model cannot read; the message tells the client why."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """An item to embed, and whether its text may be shortened to what the model reads."""
+    """An item to embed.
+
+    Args:
+        item (`dict`): Text, images and instruction.
+        truncate (`bool`, *optional*, defaults to `False`): Whether to truncate a text that is too long instead of
+            refusing it.
+    """
 
     item: dict[str, Any]
-    shorten: bool = False
+    truncate: bool = False
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A unit vector of shape `(dimensions,)`, float32, and how many tokens were read for it."""
+    """The embedding of an item.
 
-    vector: np.ndarray
+    Args:
+        embedding (`np.ndarray` of shape `(dimensions,)`): Unit vector in float32.
+        tokens (`int`): Number of tokens that the model read.
+    """
+
+    embedding: np.ndarray
     tokens: int
 
 
 class Embedder:
-    """Embeds batches of items as [`UniMEModel.encode`] does, and counts their tokens.
+    """A model that embeds batches as [`UniMEModel.encode`] does, and counts tokens.
 
     Args:
         model ([`UniMEModel`]): The model.
         processor (`ProcessorMixin`): Its processor.
-        micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Of one forward pass.
+        micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Token budget of
+            one forward pass.
     """
 
     def __init__(self, model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int | None = None):
@@ -51,53 +63,56 @@ class Embedder:
         self.processor = processor
         self.micro_batch_tokens = micro_batch_tokens or model.default_micro_batch_tokens
         text = model.config.backbone_config.get_text_config()
-        self.micro_batch_tokens = min(processor.tokenizer.model_max_length, text.max_position_embeddings)
+        self.max_length = min(processor.tokenizer.model_max_length, text.max_position_embeddings)
 
     def __call__(self, tasks: list[Task]) -> list[Embedded | Exception]:
         """Embed a batch.
 
         Returns:
-            `list`: For each task what it gave, or its error: [`RefusedItem`] if the item is to blame.
+            `list`: The result of each task, or its error: [`RefusedItem`] if the item is at fault.
         """
-        refusals = [self._refusal(task) for task in tasks]
-        taken = [task for task, no in zip(tasks, refusals, strict=True) if no is None]
-        embedded = iter(map_isolating_failures(self._together, taken, Exception))
-        return [next(embedded) if no is None else no for no in refusals]
+        refusals = [self._check_length(task) for task in tasks]
+        accepted = [task for task, refusal in zip(tasks, refusals, strict=True) if refusal is None]
+        results = iter(map_isolating_failures(self._embed, accepted, Exception))
+        return [next(results) if refusal is None else refusal for refusal in refusals]
 
-    def _refusal(self, task: Task) -> RefusedItem | None:
-        """Find a text that is too long by itself, at the cost of reading it once."""
+    def _check_length(self, task: Task) -> RefusedItem | None:
+        """Refuse a text that is too long even without its prompt, at the cost of tokenizing it once."""
         text = (task.item.get("instruction") or "") + (task.item.get("text") or "")
-        if task.shorten or len(text.encode()) <= self.micro_batch_tokens:  # no token is shorter than a byte
+        if task.truncate or len(text.encode()) <= self.max_length:  # a token has at least one byte
             return None
         tokens = len(self.processor.tokenizer(text)["input_ids"])
-        return self._too_long(tokens) if tokens > self.micro_batch_tokens else None
+        return self._too_long(tokens) if tokens > self.max_length else None
 
     def _too_long(self, tokens: int) -> RefusedItem:
         return RefusedItem(
-            f"it has {tokens} tokens, the model reads at most {self.micro_batch_tokens} with its prompt: shorten or split it, "
-            'or send "truncate_prompt_tokens": -1 to have texts shortened'
+            f"it has {tokens} tokens, the model reads at most {self.max_length} with its prompt: shorten or split it, "
+            'or send "truncate_prompt_tokens": -1 to have texts truncated'
         )
 
     @torch.inference_mode()
-    def _together(self, tasks: list[Task]) -> list[Embedded]:
+    def _embed(self, tasks: list[Task]) -> list[Embedded]:
         batches = self._plan(tasks)
         tokens = {row.number: row.length for batch in batches for row in batch.rows}
         results: dict[int, Embedded] = {}
-        for positions, vectors in self.model.embed_micro_batches(batches):
-            if not np.isfinite(vectors).all():
-                raise FloatingPointError("a vector is not finite: serve the model in another --dtype")
-            for position, vector in zip(positions, vectors, strict=True):
-                results[position] = Embedded(vector, tokens[position])
+        for positions, embeddings in self.model.embed_micro_batches(batches):
+            if not np.isfinite(embeddings).all():
+                raise FloatingPointError("an embedding is not finite: serve the model with another --dtype")
+            for position, embedding in zip(positions, embeddings, strict=True):
+                results[position] = Embedded(embedding, tokens[position])
         return [results[position] for position in range(len(tasks))]
 
     def _plan(self, tasks: list[Task]) -> list[MicroBatch]:
-        """Render and check all tasks before the model computes any: a refusal costs no forward pass."""
+        """Render and check all tasks before the model computes any, so that a refusal costs no forward pass."""
         batches = []
-        for shorten in (False, True):
-            chosen = {position: task.item for position, task in enumerate(tasks) if task.shorten == shorten}
-            limit = self.micro_batch_tokens if shorten else UNLIMITED
+        for truncate in (False, True):
+            limit = self.max_length if truncate else UNLIMITED
             try:
-                items = {position: normalize_item(item, position) for position, item in chosen.items()}
+                items = {
+                    position: normalize_item(task.item, position)
+                    for position, task in enumerate(tasks)
+                    if task.truncate == truncate
+                }
                 batches += plan_micro_batches(
                     self.processor,
                     items,
@@ -106,8 +121,9 @@ class Embedder:
                     share_prefixes=self.model.supports_text_only_decoder,
                 )
             except ValueError as error:
-                raise RefusedItem(f"the model's processor refuses it: {str(error).removeprefix('item 0 ')}") from error
+                reason = str(error).removeprefix("item 0").lstrip(": ")
+                raise RefusedItem(f"the model's processor refuses it: {reason}") from error
         longest = max(row.length for batch in batches for row in batch.rows)
-        if longest > self.micro_batch_tokens:
+        if longest > self.max_length:
             raise self._too_long(longest)
         return batches

@@ -78,9 +78,9 @@ def imported(source: str, package: list[str], whole: bool = True) -> list[tuple[
 def wrong_imports(name: str, source: str) -> list[str]:
     """Return a sentence for every import by which the package's file `name` breaks the drawing."""
     parts = name.removesuffix(".py").split("/")
-    room, package = parts[0], ["unime", *parts[:-1]]
-    if room not in MAY_IMPORT:
-        return [f"{name} is in no room: add {room!r} to MAY_IMPORT, where the direction of imports is declared"]
+    module, package = parts[0], ["unime", *parts[:-1]]
+    if module not in MAY_IMPORT:
+        return [f"{name} is not listed: add {module!r} to MAY_IMPORT, which states the direction of imports"]
     wrong = []
     for level, target in imported(source, package):
         if level == 0 and target.split(".")[0] == "unime":
@@ -89,10 +89,10 @@ def wrong_imports(name: str, source: str) -> list[str]:
             rest = target.split(".")[1:]
             other = rest[0] if rest and rest[0] in (*MAY_IMPORT, "recipes", "tests") else "__init__"
             lazy = (level, target) not in imported(source, package, whole=False)
-            if other == "openmoji" and room in OPENS_OPENMOJI and lazy:
+            if other == "openmoji" and module in OPENS_OPENMOJI and lazy:
                 continue
-            if other not in MAY_IMPORT[room]:
-                wrong.append(f"{name} imports {target}: {room} may import only {sorted(MAY_IMPORT[room])}")
+            if other not in MAY_IMPORT[module]:
+                wrong.append(f"{name} imports {target}: {module} may import only {sorted(MAY_IMPORT[module])}")
     if len(parts) == 1:
         dotted = re.findall(r"^\s*from\s+(?:\.\w+\.[\w.]+|\.)\s+import.*", source, re.MULTILINE)
         wrong += [f"{name} says {line.strip()!r}: root files import siblings only, without dots" for line in dotted]
@@ -136,7 +136,7 @@ def test_files_say_what_they_are(path: Path) -> None:
         ("serve/server.py", "from ..index.index import Index", "may import only"),
         ("openmoji/dataset.py", "from ..recipes import tiny", "may import only"),
         ("openmoji/dataset.py", "import unime.configuration_unime", "absolute"),
-        ("helpers.py", "", "is in no room"),
+        ("helpers.py", "", "is not listed"),
     ],
 )
 def test_a_wrong_import_is_found_and_the_file_named(name: str, source: str, reason: str) -> None:

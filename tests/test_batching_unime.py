@@ -52,10 +52,10 @@ def test_micro_batches_cover_all_items_sort_them_and_keep_the_budget(processor: 
 def test_a_micro_batch_ends_where_lengths_differ_much(llava: ProcessorMixin) -> None:
     items = {number: normalize_item("word " * (number + 1) ** 2, number) for number in range(12)}
     batches = plan_micro_batches(llava, items, micro_batch_tokens=400)
-    assert sorted(number for batch in batches for number in batch.numbers) == list(items)
+    assert sorted(number for batch in batches for number in batch.indices) == list(items)
     assert 1 < len(batches) < 12
     for batch in batches:
-        lengths = [row.length for row in batch.rows]
+        lengths = [row.length for row in batch.items]
         assert batch.padding == len(lengths) * max(lengths) - sum(lengths) <= 20  # 5 % of the budget
     assert all(batch.padding == 0 for batch in plan_micro_batches(llava, items, micro_batch_tokens=400, packed=True))
 
@@ -125,8 +125,8 @@ def test_texts_are_read_once_and_give_the_tensors_of_the_processor(processor: Pr
         9: normalize_item({"text": "a dog and a bird", "instruction": "Find it:"}, 9),
     }
     (batch,) = plan_micro_batches(processor, items)
-    assert batch.numbers == [7, 9] and batch.prefix == ()
-    wanted = processor(text=[row.text for row in batch.rows], padding=True, padding_side="right", return_tensors="pt")
+    assert batch.indices == [7, 9] and batch.prefix == ()
+    wanted = processor(text=[row.text for row in batch.items], padding=True, padding_side="right", return_tensors="pt")
     for name in ("input_ids", "attention_mask"):
         assert batch.tensors()[name].equal(wanted[name])
 
@@ -141,10 +141,10 @@ def test_what_texts_of_an_instruction_begin_with_is_taken_out(processor: Process
     assert len(shared) == 1 and len(shared.pop()) >= len(processor.tokenizer(INSTRUCTION)["input_ids"]) - 2
     for batch in batches:
         tensors = batch.tensors()
-        assert len(batch.rows) == 1 or tensors["input_ids"].numel() <= 300
-        assert bool(batch.prefix) == (batch.numbers[0] < 30)
-        for row, tokens, mask in zip(batch.rows, tensors["input_ids"], tensors["attention_mask"], strict=True):
-            assert [*batch.prefix, *tokens[mask.bool()].tolist()] == whole.pop(row.number)
+        assert len(batch.items) == 1 or tensors["input_ids"].numel() <= 300
+        assert bool(batch.prefix) == (batch.indices[0] < 30)
+        for row, tokens, mask in zip(batch.items, tensors["input_ids"], tensors["attention_mask"], strict=True):
+            assert [*batch.prefix, *tokens[mask.bool()].tolist()] == whole.pop(row.index)
             assert mask.any() and row.length == len(batch.prefix) + mask.sum()
     assert not whole
 
@@ -155,16 +155,16 @@ def test_packed_texts_are_one_row_without_padding(llava: ProcessorMixin) -> None
     }
     whole = dict(enumerate(ids(llava, [RED, *("a cat " * number for number in range(1, 30))])))
     batches = plan_micro_batches(llava, items, micro_batch_tokens=400, packed=True)
-    assert max(batch.size for batch in batches) > 350
+    assert max(batch.tokens for batch in batches) > 350
     for batch in batches[:-1]:
         tensors = batch.tensors()
-        assert tensors["input_ids"].shape == tensors["position_ids"].shape == (1, batch.size)
-        assert batch.size <= 400
-        starts = [0, *(tensors["ends"] + 1).tolist()]
-        for row, start, stop in zip(batch.rows, starts, starts[1:], strict=False):
-            assert tensors["input_ids"][0, start:stop].tolist() == whole[row.number]
+        assert tensors["input_ids"].shape == tensors["position_ids"].shape == (1, batch.tokens)
+        assert batch.tokens <= 400
+        starts = [0, *(tensors["text_ends"] + 1).tolist()]
+        for row, start, stop in zip(batch.items, starts, starts[1:], strict=False):
+            assert tensors["input_ids"][0, start:stop].tolist() == whole[row.index]
             assert tensors["position_ids"][0, start:stop].tolist() == list(range(stop - start))
-    assert batches[-1].numbers == [0] and "pixel_values" in batches[-1].tensors()
+    assert batches[-1].indices == [0] and "pixel_values" in batches[-1].tensors()
 
 
 def test_a_text_keeps_a_token_after_what_it_shares(llava: ProcessorMixin) -> None:
@@ -184,5 +184,5 @@ def test_two_texts_are_not_worth_a_pass_of_their_own(llava: ProcessorMixin) -> N
 def test_halves_are_the_same_rows(llava: ProcessorMixin) -> None:
     (batch,) = plan_micro_batches(llava, {number: normalize_item("a cat " * number, number) for number in range(1, 6)})
     first, second = batch.halves()
-    assert first.numbers == [1, 2] and second.numbers == [3, 4, 5]
+    assert first.indices == [1, 2] and second.indices == [3, 4, 5]
     assert first.tensors()["input_ids"].shape[1] < second.tensors()["input_ids"].shape[1]

@@ -82,15 +82,15 @@ def test_after_a_prefix_too_a_micro_batch_is_halved_where_memory_lacks(
     texts = ITEMS[:45]
     expected = model.encode(texts, processor)
 
-    def allocate(_: UniMEModel, __: tuple, inputs: dict) -> None:
+    def allocate(_: torch.nn.Module, __: tuple, inputs: dict) -> None:
         if inputs["input_ids"].numel() > 200:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    hook = model.register_forward_pre_hook(allocate, with_kwargs=True)
+    hook = model.backbone.get_decoder().register_forward_pre_hook(allocate, with_kwargs=True)
     with caplog.at_level(logging.WARNING), passes(model) as read:
         found = model.encode(texts, processor, micro_batch_tokens=10**4)
     hook.remove()
-    assert "trying them in halves" in caplog.text
+    assert "splitting them in halves" in caplog.text
     assert [rows for rows, before in read if not before] == [1, 1]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -101,9 +101,9 @@ def test_another_family_reads_all_of_every_text(
     model, processor = UniMEModel.from_backbone(tiny_model("llava")), processor_from_backbone(tiny_model("llava"))
     assert model.supports_text_only_decoder
     shared = model.encode(ITEMS, processor)
-    monkeypatch.setattr("unime.modeling_unime.FAMILIES", frozenset())
+    monkeypatch.setattr("unime.modeling_unime.TEXT_ONLY_DECODER_FAMILIES", frozenset())
     with passes(model) as found:
         np.testing.assert_allclose(model.encode(ITEMS, processor), shared, atol=1e-5)
     assert not found and not model.supports_text_only_decoder
-    with pytest.raises(ValueError, match="packed is known to be exact for .*'llava': leave it out"):
+    with pytest.raises(ValueError, match="packed=True is exact for .*'llava': leave packed out"):
         model.encode(ITEMS, processor, packed=True)

@@ -295,5 +295,20 @@ def test_encode_uses_the_processor_saved_with_the_checkpoint(
     processor.save_pretrained(tmp_path)
     again = UniMEModel.from_pretrained(tmp_path)
     np.testing.assert_allclose(again.encode(ITEMS), model.encode(ITEMS, processor), atol=1e-6)
-    with pytest.raises(ValueError, match=r"pass encode\(items, processor\)"):
+    with pytest.raises(ValueError, match=r"call encode\(items, processor\)"):
         UniMEModel(model.config).encode(ITEMS)
+
+
+def test_forward_returns_the_outputs_that_are_asked_for(folder: Path, processor: ProcessorMixin) -> None:
+    model = UniMEModel.from_backbone(folder, attn_implementation="eager").eval()  # others compute no attention weights
+    batch = one_batch(processor, ["a cat", "a longer text about a dog"])
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True, output_attentions=True)
+        plain = model(**batch)
+        as_tuple = model(**batch, return_dict=False)
+    layers = model.config.get_text_config().num_hidden_layers
+    assert len(output.hidden_states) == layers + 1 and len(output.attentions) == layers
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    assert plain.hidden_states is None and plain.attentions is None
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 2
+    assert torch.equal(as_tuple[0], plain.embeddings) and torch.equal(as_tuple[1], plain.last_hidden_state)

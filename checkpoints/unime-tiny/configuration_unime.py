@@ -1,4 +1,4 @@
-"""Configuration of UniME: the configuration of its backbone, and nothing that the backbone already says."""
+"""UniME configuration: the configuration of the backbone, and nothing that the backbone already states."""
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -9,7 +9,7 @@ class UniMEConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a LLaVA configuration):
-            Configuration of the native image-text model that is turned into an embedder.
+            Configuration of the native image-text model that is used as the embedder.
     """
 
     model_type = "unime"
@@ -19,11 +19,11 @@ class UniMEConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Number of dimensions of an embedding: the width of the language model."""
+        """Return the number of dimensions of an embedding, which is the width of the language model."""
         return self.get_text_config().hidden_size
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
-        """Configuration of the backbone's language model."""
+        """Return the configuration of the backbone's language model."""
         return self.backbone_config.get_text_config(*args, **kwargs)
 
 

@@ -1,0 +1,181 @@
+"""Embed micro-batches without gradients, exactly and fast.
+
+- **Prefetching**: a thread prepares the tensors of the next micro-batch while the model runs the current one.
+- **Shared prefixes**: the states of a token depend only on the tokens before it, so the keys and values of a system
+  prompt and an instruction are computed once for all texts that follow them.
+- **Packing**: the texts of a micro-batch form one row without padding. A block-diagonal mask (`sdpa`, `eager`) or the
+  boundaries of the texts (flash attention) keep them apart.
+- **Last layer on the last token**: see [`last_layer_on_last_token`].
+- **Halving**: a micro-batch that does not fit into memory is split in two.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature, Cache, DynamicCache, DynamicLayer, PreTrainedModel
+
+from .batching_unime import MicroBatch
+from .pooling_unime import last_layer_on_last_token, pool_last_token
+
+
+logger = logging.getLogger(__name__)
+
+# Backbones that embed a text with their decoder alone, causal in all layers; the tests compare each with its full
+# forward pass. Bidirectional prefixes (PaliGemma) and recurrent layers would need other code.
+TEXT_ONLY_DECODER_FAMILIES = frozenset(
+    {
+        "idefics3",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "qwen3_vl",
+        "smolvlm",
+    }
+)
+
+
+class PrefixLayer(DynamicLayer):
+    """Keys and values of one layer, `(1, heads, prefix, head_dim)`, that are prepended to every batch.
+
+    Unlike a cache for generation it keeps nothing of the batches.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of the prefix and of the batch, concatenated."""
+        rows = key_states.shape[0]
+        return (
+            torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        )
+
+
+def prefill(backbone: PreTrainedModel, tokens: tuple[int, ...]) -> Cache:
+    """Return the keys and values of `tokens` in all layers of the backbone's decoder."""
+    ids = torch.tensor([tokens], device=backbone.get_input_embeddings().weight.device)
+    cache = DynamicCache()  # created without a configuration: sliding-window layers would drop tokens
+    backbone.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
+    return Cache(layers=[PrefixLayer(layer.keys, layer.values) for layer in cache.layers])
+
+
+def forward_with_prefix(backbone: PreTrainedModel, prefix: Cache, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the last hidden states `(batch, tokens, hidden_size)` of right-padded texts that follow a prefix."""
+    prefix_mask = attention_mask.new_ones(len(attention_mask), prefix.get_seq_length())
+    mask = torch.cat([prefix_mask, attention_mask], dim=1)
+    decoder = backbone.get_decoder()
+    return decoder(input_ids=input_ids, attention_mask=mask, past_key_values=prefix, use_cache=True).last_hidden_state
+
+
+def forward_packed(backbone: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Return the last hidden states `(1, tokens, hidden_size)` of texts that are packed into one row.
+
+    Args:
+        backbone (`PreTrainedModel`): The backbone.
+        input_ids (`Tensor` of shape `(1, tokens)`): Tokens of the texts, one text after the other.
+        position_ids (`Tensor` of shape `(1, tokens)`): Position of each token in its text, starting at 0. The
+            attention mask follows from them.
+    """
+    decoder = backbone.get_decoder()
+    if "mrope_section" in decoder.config.rope_parameters:  # Qwen-VL: mask positions, then time, height and width
+        position_ids = position_ids.expand(4, 1, -1)
+    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def embed_micro_batches(
+    model: PreTrainedModel, batches: Iterable[MicroBatch], truncate_dim: int | None = None
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Embed micro-batches. One that does not fit into memory is split in two, and a warning says so.
+
+    Args:
+        model ([`UniMEModel`]): The model, in evaluation mode.
+        batches (`Iterable[MicroBatch]`): The micro-batches, see [`plan_micro_batches`].
+        truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
+
+    Yields:
+        `tuple[list[int], np.ndarray]`: Indices of items, and their unit-length embeddings `(items, dimensions)`,
+        float32.
+
+    Raises:
+        ValueError: A single item does not fit into memory.
+    """
+    prefix_tokens, prefix = (), None
+    for batch, tensors in _prefetch(batches):
+        if batch.prefix != prefix_tokens:
+            prefix_tokens = batch.prefix
+            prefix = prefill(model.backbone, prefix_tokens) if prefix_tokens else None
+        pending = deque([(batch, tensors)])
+        while pending:
+            batch, tensors = pending.popleft()
+            embeddings = _embed_or_none(model, tensors, truncate_dim, prefix)
+            if embeddings is not None:
+                yield batch.indices, embeddings
+                continue
+            tokens = tensors["input_ids"].numel()
+            if len(batch.items) == 1:
+                raise ValueError(
+                    f"item {batch.indices[0]} ({tokens} tokens) does not fit into the memory of {model.device} even "
+                    "on its own: shorten its text, use smaller images, or free memory"
+                )
+            logger.warning(
+                f"{len(batch.items)} items of {tokens} tokens do not fit into the memory of {model.device}: splitting "
+                "them in halves; a smaller micro_batch_tokens avoids this"
+            )
+            pending.extendleft((half, half.tensors()) for half in reversed(batch.halves()))
+
+
+def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
+    """Yield micro-batches with their tensors, and prepare the next tensors in a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        current = None
+        for batch in batches:
+            upcoming = batch, thread.submit(batch.tensors)
+            if current is not None:
+                yield current[0], current[1].result()
+            current = upcoming
+        if current is not None:
+            yield current[0], current[1].result()
+
+
+def _embed_or_none(
+    model: PreTrainedModel, tensors: BatchFeature, truncate_dim: int | None, prefix: Cache | None
+) -> np.ndarray | None:
+    """Return the embeddings of a micro-batch, or None if memory does not suffice."""
+    # In a function of its own, because the exception keeps the tensors of the failed pass alive until it is left.
+    try:
+        return _forward(model, tensors.to(model.device), truncate_dim, prefix).cpu().numpy()
+    except RuntimeError as error:
+        # The CPU allocator has no error class of its own.
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            return None
+        raise
+
+
+def _forward(model: PreTrainedModel, tensors: BatchFeature, truncate_dim: int | None, prefix: Cache | None) -> Tensor:
+    if "text_ends" in tensors:
+        hidden = forward_packed(model.backbone, tensors["input_ids"], tensors["position_ids"])
+        last = hidden[0, tensors["text_ends"]][:, None]
+        return pool_last_token(last, torch.ones(last.shape[:2], device=last.device), truncate_dim)
+    mask = tensors["attention_mask"]
+    # The shortcut is known to be exact for causal decoders only.
+    shortcut = last_layer_on_last_token(model.backbone, mask) if model.supports_text_only_decoder else nullcontext()
+    with shortcut:
+        if prefix is not None:
+            hidden = forward_with_prefix(model.backbone, prefix, tensors["input_ids"], mask)
+            return pool_last_token(hidden, mask, truncate_dim)
+        return model(**tensors, truncate_dim=truncate_dim).embeddings
+
+
+__all__ = ["TEXT_ONLY_DECODER_FAMILIES", "embed_micro_batches", "forward_packed", "forward_with_prefix", "prefill"]
