@@ -1,8 +1,8 @@
-"""The web page: search images by text, by image or by both, see similarities, compare two checkpoints.
+"""The web page: search images by text, by image or by both, show similarities, and compare two checkpoints.
 
-    python app.py                                        # the images of the OpenMoji world, checkpoints/unime-tiny
+    python app.py                                        # the OpenMoji images, checkpoints/unime-tiny
     python app.py --model FOLDER_OR_ID --compare FOLDER_OR_ID
-    python app.py --index INDEX --compare OTHER_INDEX    # what `unime index` made
+    python app.py --index INDEX --compare OTHER_INDEX    # indexes made by `unime index`
 
 A Space of the Hub runs this file as it is (`app_file: app.py`, see model_cards/space.md).
 """
@@ -18,163 +18,176 @@ import gradio as gr
 from PIL import Image
 
 from unime.checkpoint import PROMPTS
-from unime.page import examples
 from unime.page.collection import Collection, LazyCollection, open_index, open_openmoji
 from unime.page.drawing import render_heat_map, render_hits
-from unime.page.theme import theme
+from unime.page.theme import STYLE_SHEET, theme
 from unime.page.uploads import image_field, open_upload
 
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-STYLE = Path(examples.__file__).parent / "style.css"
-AUTOMATIC = "the one that fits what is given"
-MOST_COMPARED = 12  # texts, and images, of a heat map
-LONGEST = 4000  # characters of a query, of its instruction, and of a heat map's texts
-WAITING = 256  # requests in line; who comes then is told that the page is busy
-SESSIONS = 256  # of which Gradio remembers the fields, some 100 kB each; nothing here needs them again
-KEPT = 3600  # seconds that what visitors upload stays on disk
-PRIVATE = {"api_visibility": "private"}  # programs ask `unime serve`
+AUTOMATIC = "automatic: chosen by the kind of query"
+MAX_HEAT_MAP_ITEMS = 12  # texts, and images
+MAX_CHARACTERS = 4000  # of a query, of its instruction, and of a heat map's texts
+MAX_QUEUED_REQUESTS = 256  # later visitors are told that the page is busy
+MAX_SESSIONS = 256  # Gradio keeps the fields of a session, about 100 kB each; the page does not need them
+UPLOAD_SECONDS = 3600  # time until an uploaded file is deleted
+PRIVATE = {"api_visibility": "private"}  # the API is `unime serve`
 NO_PROGRESS = gr.Progress()
 
-Sample = tuple[str, Image.Image | None]  # text and image of a query
+QueryExample = tuple[str, Image.Image | None]  # text and image
+HeatMapExample = tuple[Sequence[str], Sequence[Image.Image]]  # texts and images
 
 
-def chosen_instruction(choice: str | None) -> str | None:
-    """The instruction for what stands in the field: None for the automatic one, a named one, or the text itself."""
+def selected_instruction(choice: str | None) -> str | None:
+    """Return the instruction for the field's value: `None` for the automatic one, a named prompt, or the text."""
     if choice is None or choice.strip() in ("", AUTOMATIC):
         return None
     return PROMPTS.get(choice, choice)
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of a text that are not blank."""
+def non_empty_lines(text: str) -> list[str]:
+    """Return the lines of a text that are not blank, stripped."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def build(first: Collection, second: LazyCollection | None, world: bool) -> gr.Blocks:
-    """The page.
+def build(first: Collection, second: LazyCollection | None, openmoji: bool) -> gr.Blocks:
+    """Build the page.
 
     Args:
-        first ([`Collection`]): What is searched.
-        second ([`LazyCollection`], *optional*): What it is compared with; there is no such tab without.
-        world (`bool`): Whether it is the OpenMoji world, for which there are example queries.
+        first ([`Collection`]): Collection to search.
+        second ([`LazyCollection`], *optional*): Collection to compare with; without it there is no comparison tab.
+        openmoji (`bool`): Whether the OpenMoji images are searched, for which the page has examples.
     """
-    samples = examples.queries() if world else {}
-    with gr.Blocks(title="UniME", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as demo:
-        gr.HTML(_masthead(first))
+    queries, heat_maps = {}, {}
+    if openmoji:
+        from unime.page import examples  # needs the extra `openmoji`
+
+        queries, heat_maps = examples.queries(), examples.heat_maps()
+    with gr.Blocks(title="UniME", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)) as demo:
+        gr.HTML(_header(first))
         with gr.Tab("Search"):
-            _search_tab(first, samples)
+            _search_tab(first, queries)
         with gr.Tab("Similarity"):
-            _similarity_tab(first)
+            _similarity_tab(first, heat_maps)
         if second is not None:
             with gr.Tab("Compare"):
-                _compare_tab(first, second, samples)
-        gr.HTML(_colophon(world))
-    return demo.queue(max_size=WAITING)
+                _compare_tab(first, second, queries)
+        gr.HTML(_footer(openmoji))
+    return demo.queue(max_size=MAX_QUEUED_REQUESTS)
 
 
-def _masthead(collection: Collection) -> str:
+def _header(collection: Collection) -> str:
     model = collection.model
     size = f"{model.num_parameters() / 1e6:,.1f} M parameters, {model.config.hidden_size} dimensions"
     return f"""<header class="masthead"><p class="kicker">UniME · {escape(collection.title)} · {size}</p>
-        <h1>One model for words, images, and both together</h1>
-        <p class="standfirst">{len(collection.store):,} entries lie in one space with your query. Describe an image,
-        show one, or show one and say what is to be different.</p></header>"""
+        <h1>One embedding model for text and images</h1>
+        <p class="standfirst">Search {len(collection.index):,} entries by text, by image, or by an image and a text
+        that says what to change.</p></header>"""
 
 
-def _colophon(world: bool) -> str:
-    licence = (
-        """Images: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>, CC BY-SA 4.0.
-        The small model knows this world and nothing of photographs."""
-        * world
-    )
-    return f"""<footer class="colophon">{licence} Scores are cosines of unit vectors.</footer>"""
+def _footer(openmoji: bool) -> str:
+    notes = "Scores are cosine similarities."
+    if openmoji:
+        notes += """ unime-tiny, the default model, was trained on OpenMoji images only: it does not understand
+            photographs. Images: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>,
+            CC BY-SA 4.0."""
+    return f"""<footer class="colophon">{notes}</footer>"""
 
 
-class Query(NamedTuple):
-    """The part of a tab in which a query is given."""
+class QueryForm(NamedTuple):
+    """The part of a tab in which a query is entered."""
 
     fields: list[gr.components.Component]  # text, image, instruction, number of results
     button: gr.Button
-    chips: dict[gr.Button, Sample]
+    example_buttons: dict[gr.Button, QueryExample]
 
 
-def _query(action: str, samples: dict[str, Sample], opening: str = "") -> Query:
-    text = gr.Textbox(opening, label="Text", placeholder="What are you looking for?", max_length=LONGEST, max_lines=4)
+def _query_form(action: str, examples: dict[str, QueryExample], initial_text: str = "") -> QueryForm:
+    text = gr.Textbox(
+        initial_text, label="Text", placeholder="What are you looking for?", max_length=MAX_CHARACTERS, max_lines=4
+    )
     image = image_field(label="Image", sources=["upload", "clipboard"], height=190, buttons=[])
     with gr.Accordion("Instruction and number of results", open=False):
+        prompts = [(f"{name}: {prompt or '(one-word prompt)'}", name) for name, prompt in PROMPTS.items()]
         instruction = gr.Dropdown(
-            [AUTOMATIC, *[(f"{name}: {asked or '(one-word prompt)'}", name) for name, asked in PROMPTS.items()]],
+            [AUTOMATIC, *prompts],
             value=AUTOMATIC,
             label="Instruction",
-            info="Choose one, or write your own.",
+            info="Choose one or write your own.",
             allow_custom_value=True,
         )
         count = gr.Slider(1, 48, value=12, step=1, label="Results")
     button = gr.Button(action, variant="primary")
+    return QueryForm([text, image, instruction, count], button, _example_buttons(examples))
+
+
+def _example_buttons(examples: dict) -> dict:
+    """Return a button for each example, given by title."""
     with gr.Row(elem_classes="chips"):
-        chips = {gr.Button(title, size="sm", min_width=60, scale=0): sample for title, sample in samples.items()}
-    return Query([text, image, instruction, count], button, chips)
+        return {gr.Button(title, size="sm", min_width=60, scale=0): example for title, example in examples.items()}
 
 
-def _on_query(query: Query, answer: Callable, outputs: list[gr.HTML]) -> None:
-    text, image, *_ = query.fields
-    gr.on([query.button.click, text.submit, image.upload], answer, query.fields, outputs, **PRIVATE)
-    for chip, sample in query.chips.items():
-        chip.click(lambda sample=sample: sample, None, [text, image], **PRIVATE).then(
-            answer, query.fields, outputs, **PRIVATE
+def _on_query(form: QueryForm, answer: Callable, outputs: list[gr.HTML]) -> None:
+    text, image, *_ = form.fields
+    gr.on([form.button.click, text.submit, image.upload], answer, form.fields, outputs, **PRIVATE)
+    for button, example in form.example_buttons.items():
+        button.click(lambda example=example: example, None, [text, image], **PRIVATE).then(
+            answer, form.fields, outputs, **PRIVATE
         )
 
 
-def _search_tab(collection: Collection, samples: dict[str, Sample]) -> None:
-    opening = next(iter(samples.values()), ("", None))
+def _search_tab(collection: Collection, examples: dict[str, QueryExample]) -> None:
+    text, image = next(iter(examples.values()), ("", None))
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            query = _query("Search", samples, opening[0])
+            form = _query_form("Search", examples, text)
         with gr.Column(scale=5, min_width=300):
-            found = gr.HTML(render_hits(collection.search(*opening)) if samples else "", elem_id="found")
+            results = gr.HTML(render_hits(collection.search(text, image)) if examples else "", elem_id="results")
 
     def answer(text: str, image: Image.Image | None, choice: str, count: int) -> str:
-        if not _given(text, image, choice):
+        if not _is_valid_query(text, image, choice):
             return gr.skip()
-        with _one_sentence():
-            return render_hits(collection.search(text, image, chosen_instruction(choice), int(count)))
+        with _show_errors():
+            return render_hits(collection.search(text, image, selected_instruction(choice), int(count)))
 
-    _on_query(query, answer, [found])
+    _on_query(form, answer, [results])
 
 
-def _compare_tab(first: Collection, second: LazyCollection, samples: dict[str, Sample]) -> None:
-    hint = f"""<p class="hint">The same query in {escape(first.title)} and in {escape(Path(second.source).name)}, side
-        by side; what only one finds is marked. The second is opened for the first query: that takes a moment.</p>"""
+def _compare_tab(first: Collection, second: LazyCollection, examples: dict[str, QueryExample]) -> None:
+    hint = f"""<p class="hint">Compare the results of {escape(first.title)} and {escape(Path(second.source).name)}.
+        Results that only one of them returns are marked. The second one is loaded at the first query, which takes a
+        moment.</p>"""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            query = _query("Compare", samples)
+            form = _query_form("Compare", examples)
         with gr.Column(scale=5, min_width=300):
             gr.HTML(hint)
             with gr.Row(elem_classes="sides"):
-                columns = [gr.HTML(elem_id=name, min_height=260) for name in ("first", "second")]
+                outputs = [gr.HTML(elem_id=name, min_height=260) for name in ("first", "second")]
 
     def answer(
         text: str, image: Image.Image | None, choice: str, count: int, progress: gr.Progress = NO_PROGRESS
     ) -> tuple[str, str]:
-        if not _given(text, image, choice):
+        if not _is_valid_query(text, image, choice):
             return gr.skip()
-        with _one_sentence():
+        with _show_errors():
             other = second(lambda stage, done, total: progress((done, total), desc=stage))
-            here, there = (one.search(text, image, chosen_instruction(choice), int(count)) for one in (first, other))
-            return render_hits(here, first.title, there.hits), render_hits(there, other.title, here.hits)
+            instruction = selected_instruction(choice)
+            left, right = (side.search(text, image, instruction, int(count)) for side in (first, other))
+            return render_hits(left, first.title, right.hits), render_hits(right, other.title, left.hits)
 
-    _on_query(query, answer, columns)
+    _on_query(form, answer, outputs)
 
 
-def _similarity_tab(collection: Collection) -> None:
-    samples = examples.heat_maps()
-    texts, images = next(iter(samples.values()))
+def _similarity_tab(collection: Collection, examples: dict[str, HeatMapExample]) -> None:
+    texts, images = next(iter(examples.values()), ((), ()))
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            lines = gr.Textbox("\n".join(texts), label="Texts, one a line", lines=6, max_lines=12, max_length=LONGEST)
+            lines = gr.Textbox(
+                "\n".join(texts), label="Texts, one per line", lines=6, max_lines=12, max_length=MAX_CHARACTERS
+            )
             gallery = gr.Gallery(
-                images,
+                list(images),
                 label="Images",
                 columns=3,
                 height=250,
@@ -185,92 +198,90 @@ def _similarity_tab(collection: Collection) -> None:
                 buttons=[],
             )
             button = gr.Button("Draw the heat map", variant="primary")
-            with gr.Row(elem_classes="chips"):
-                chips = {
-                    gr.Button(title, size="sm", min_width=60, scale=0): sample for title, sample in samples.items()
-                }
+            example_buttons = _example_buttons(examples)
         with gr.Column(scale=5, min_width=300):
-            opening = render_heat_map(texts, images, collection.similarities(texts, images))
-            heat_map = gr.HTML(opening, elem_id="heat-map")
+            initial = render_heat_map(texts, images, collection.similarities(texts, images)) if examples else ""
+            heat_map = gr.HTML(initial, elem_id="heat-map")
 
     def answer(text: str, uploads: list[tuple[str, str | None]] | None) -> str:
-        texts, paths = lines_of(text or ""), [path for path, _ in uploads or []]
+        texts, paths = non_empty_lines(text or ""), [path for path, _ in uploads or []]
         if not texts or not paths:
-            gr.Warning("Give a line of text and an image at least.")
+            gr.Warning("Give at least one line of text and one image.")
             return gr.skip()
-        if not _short(text):
+        if not _is_short(text):
             return gr.skip()
-        if max(len(texts), len(paths)) > MOST_COMPARED:
-            gr.Warning(f"Give at most {MOST_COMPARED} texts and {MOST_COMPARED} images.")
+        if max(len(texts), len(paths)) > MAX_HEAT_MAP_ITEMS:
+            gr.Warning(f"Give at most {MAX_HEAT_MAP_ITEMS} texts and {MAX_HEAT_MAP_ITEMS} images.")
             return gr.skip()
         images = [open_upload(path) for path in paths]
-        with _one_sentence():
+        with _show_errors():
             return render_heat_map(texts, images, collection.similarities(texts, images))
 
     gr.on([button.click], answer, [lines, gallery], heat_map, **PRIVATE)
-    for chip, (words, shown) in chips.items():
-        chip.click(lambda words=words, shown=shown: ("\n".join(words), shown), None, [lines, gallery], **PRIVATE).then(
+    for example_button, (texts, images) in example_buttons.items():
+        values = "\n".join(texts), images
+        example_button.click(lambda values=values: values, None, [lines, gallery], **PRIVATE).then(
             answer, [lines, gallery], heat_map, **PRIVATE
         )
 
 
-def _given(text: str | None, image: Image.Image | None, choice: str | None) -> bool:
+def _is_valid_query(text: str | None, image: Image.Image | None, choice: str | None) -> bool:
     if not (text or "").strip() and image is None:
-        gr.Warning("Type a text or give an image first.")
+        gr.Warning("Enter a text or upload an image first.")
         return False
-    return _short(text) and _short(choice)
+    return _is_short(text) and _is_short(choice)
 
 
-def _short(text: str | None) -> bool:
-    """Whether a text is no longer than its field takes: a program that speaks to the page need not mind the field."""
-    if len(text or "") > LONGEST:
-        gr.Warning(f"Give at most {LONGEST:,} characters.")
+def _is_short(text: str | None) -> bool:
+    """Return whether a text fits its field; programs can bypass the limit of the field itself."""
+    if len(text or "") > MAX_CHARACTERS:
+        gr.Warning(f"Give at most {MAX_CHARACTERS:,} characters.")
         return False
     return True
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Show what is wrong with the input in the page, which takes it as HTML, and no traceback."""
+def _show_errors() -> Iterator[None]:
+    """Show errors of the input in the page, escaped for HTML and without a traceback."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise gr.Error(escape(str(error)), print_exception=False) from None
 
 
-def _in_terminal(stage: str, done: int, total: int) -> None:
+def _print_progress(stage: str, done: int, total: int) -> None:
     print(f"\r{stage} {done:,} of {total:,} images", end="" if done < total else "\n", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Open the collections, then the page."""
+    """Open the collections and start the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder or Hub id of the model (default: checkpoints/unime-tiny)")
     parser.add_argument(
-        "--compare", help="a second model, or a second index with --index (default: checkpoints/tiny-backbone)"
+        "--compare", help="second model, or with --index second index (default: checkpoints/tiny-backbone)"
     )
-    parser.add_argument("--index", help="search this folder, made by `unime index`, not the OpenMoji world")
+    parser.add_argument("--index", help="search this index, made by `unime index`, instead of the OpenMoji images")
     parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
-    chosen = parser.parse_args(arguments)
-    if chosen.index and chosen.model:
-        parser.error("an index is searched with the model that made it: leave --model out")
+    parser.add_argument("--port", type=int, help="port to listen on (default: the first free port from 7860)")
+    args = parser.parse_args(arguments)
+    if args.index and args.model:
+        parser.error("an index is searched with the model that it was made with: remove --model")
     try:
-        if chosen.index:
-            first = open_index(chosen.index)
-            second = LazyCollection(open_index, chosen.compare) if chosen.compare else None
+        if args.index:
+            first = open_index(args.index)
+            second = LazyCollection(open_index, args.compare) if args.compare else None
         else:
-            first = open_openmoji(chosen.model or str(CHECKPOINTS / "unime-tiny"), _in_terminal)
-            second = LazyCollection(open_openmoji, chosen.compare or str(CHECKPOINTS / "tiny-backbone"))
-        build(first, second, world=not chosen.index).launch(
-            server_name=chosen.host,
-            server_port=chosen.port,
+            first = open_openmoji(args.model or str(CHECKPOINTS / "unime-tiny"), _print_progress)
+            second = LazyCollection(open_openmoji, args.compare or str(CHECKPOINTS / "tiny-backbone"))
+        build(first, second, openmoji=not args.index).launch(
+            server_name=args.host,
+            server_port=args.port,
             theme=theme(),
-            css_paths=STYLE,
+            css_paths=STYLE_SHEET,
             footer_links=[],
             run_history=False,
             ssr_mode=False,
-            state_session_capacity=SESSIONS,
+            state_session_capacity=MAX_SESSIONS,
             max_file_size="25mb",
         )
     except (ValueError, OSError) as error:

@@ -37,7 +37,7 @@ from unime.page.collection import Collection, open_index, open_openmoji
 ROOT = Path(__file__).resolve().parents[1]
 POOL = 60  # different queries
 CARD = re.compile(r'<p class="name" title="([^"]*)">.*?<span>(-?\d\.\d{3})</span></p>', re.DOTALL)
-AUTOMATIC = "the one that fits what is given"
+AUTOMATIC = "automatic: chosen by the kind of query"
 LARGEST = 25 * 2**20  # bytes of an upload
 
 
@@ -117,7 +117,7 @@ class Visitor:
 async def search_function(http: httpx2.AsyncClient) -> int:
     """The number by which the page knows the search."""
     config = (await http.get("/config")).json()
-    found = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "found")
+    found = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "results")
     return next(one["id"] for one in config["dependencies"] if one["outputs"] == [found] and len(one["inputs"]) == 4)
 
 

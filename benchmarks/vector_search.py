@@ -115,7 +115,7 @@ def measure(script: ScriptArguments, kind: str, folder: Path) -> list[dict]:
     if kind == "store":
         ann_index.build(table)
     elif kind in KINDS:
-        options = {} if kind == "hnsw_sq" else {"num_partitions": ann_index.partitions(rows)}
+        options = {} if kind == "hnsw_sq" else {"num_partitions": ann_index.num_partitions(rows)}
         table.create_index(ann_index.COLUMN, config=KINDS[kind](distance_type="cosine", **options))
     build = time.perf_counter() - start
     built = {
@@ -127,9 +127,9 @@ def measure(script: ScriptArguments, kind: str, folder: Path) -> list[dict]:
     }
     settings = [(0, 0)]
     if kind == "store":
-        settings = [(ann_index.probes(rows), ann_index.REFINED)]
+        settings = [(ann_index.num_probes(rows), ann_index.REFINE_FACTOR)]
     elif kind in KINDS:
-        shares = [max(1, round(share * ann_index.partitions(rows))) for share in script.probed]
+        shares = [max(1, round(share * ann_index.num_partitions(rows))) for share in script.probed]
         settings = list(product([1] if kind == "hnsw_sq" else dict.fromkeys(shares), script.refine))
     return [
         built | {"probes": probes, "refine": refine} | _asked(table, kind, probes, refine, folder)

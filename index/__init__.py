@@ -1,1 +1,1 @@
-"""Embed a corpus, keep its vectors, search them and look at what was found."""
+"""Embed a corpus, store the embeddings, search them, and show the results."""

@@ -1,6 +1,6 @@
-"""The approximate index of a large table: from how many rows on, of which kind, and how thoroughly it is searched.
+"""The approximate nearest-neighbour index of a large table: when it is built, its type, and its search settings.
 
-The figures come from `benchmarks/vector_search.py`, which measures recall@10 against the exact search.
+`benchmarks/vector_search.py` produced these settings; it measures recall@10 against exact search.
 """
 
 import numpy as np
@@ -10,49 +10,49 @@ from lancedb.table import Table
 
 
 COLUMN = "vector"
-EXACT_UP_TO = 50_000  # rows among which a query is compared with all
-PROBED = 0.05  # share of the partitions that a query looks into
-FEWEST_PROBES = 20
-REFINED = 4  # times as many rows as asked for, whose full vectors are compared in the end
-OUTSIDE = 0.1  # most rows that may be outside the index, as a share; a query is compared with all of them
+MAX_EXACT_ROWS = 50_000  # up to this many rows, a query is compared with every row
+PROBED_SHARE = 0.05  # share of the partitions that a query searches
+MIN_PROBES = 20
+REFINE_FACTOR = 4  # re-rank this many times k rows by their full vectors
+MAX_UNINDEXED_SHARE = 0.1  # a query is compared with every row outside the index
 
 
-def partitions(rows: int) -> int:
-    """As many partitions as each has rows: the square root of their number."""
-    return round(rows**0.5)
+def num_partitions(num_rows: int) -> int:
+    """Return the number of partitions: the square root of the number of rows."""
+    return round(num_rows**0.5)
 
 
-def probes(rows: int) -> int:
-    """How many partitions a query looks into."""
-    return max(FEWEST_PROBES, round(PROBED * partitions(rows)))
+def num_probes(num_rows: int) -> int:
+    """Return the number of partitions that a query searches."""
+    return max(MIN_PROBES, round(PROBED_SHARE * num_partitions(num_rows)))
 
 
 def build(table: Table) -> None:
-    """Make the index, in place of one that is there: inverted lists of vectors in 8 bits a dimension."""
-    config = IvfSq(distance_type="cosine", num_partitions=partitions(table.count_rows()))
+    """Build or replace the index: inverted lists of vectors quantized to 8 bits per dimension."""
+    config = IvfSq(distance_type="cosine", num_partitions=num_partitions(table.count_rows()))
     table.create_index(COLUMN, config=config)
 
 
-def outdated(table: Table) -> bool:
-    """Whether the table is large and has no index, or one that lacks too many of its rows."""
-    rows = table.count_rows()
-    if rows <= EXACT_UP_TO:
+def needs_build(table: Table) -> bool:
+    """Return whether the table is large and either has no index or one that lacks too many of its rows."""
+    num_rows = table.count_rows()
+    if num_rows <= MAX_EXACT_ROWS:
         return False
-    missing = [index.num_unindexed_rows for index in table.list_indices() if index.columns == [COLUMN]]
-    return not missing or missing[0] > OUTSIDE * rows
+    unindexed = [index.num_unindexed_rows for index in table.list_indices() if index.columns == [COLUMN]]
+    return not unindexed or unindexed[0] > MAX_UNINDEXED_SHARE * num_rows
 
 
 def nearest(table: Table, vector: np.ndarray, k: int, exact: bool) -> LanceVectorQueryBuilder:
-    """The query for the `k` rows nearest to a vector by cosine.
+    """Return the query for the `k` rows with the highest cosine similarity to a vector.
 
     Args:
-        table (`Table`): Where to look.
-        vector (`np.ndarray` of shape `(dimensions,)`): The query.
-        k (`int`): How many rows.
-        exact (`bool`): Compare the query with all rows, or, where a filter follows, with all that pass it.
+        table (`Table`): Table to search.
+        vector (`np.ndarray` of shape `(dimensions,)`): Query embedding.
+        k (`int`): Number of rows.
+        exact (`bool`): Compare the vector with every row that passes the query's filter instead of using the index.
     """
     query = table.search(vector, vector_column_name=COLUMN).distance_type("cosine").limit(k)
     if exact:
         return query.bypass_vector_index()
-    # Where few rows pass a filter, the query looks into further partitions until it has k of them.
-    return query.minimum_nprobes(probes(table.count_rows())).maximum_nprobes(0).refine_factor(REFINED)
+    # With a selective filter, the query probes further partitions until it has k rows.
+    return query.minimum_nprobes(num_probes(table.count_rows())).maximum_nprobes(0).refine_factor(REFINE_FACTOR)

@@ -1,8 +1,8 @@
-"""Embed entries window by window: threads open the images of one window while the model works on the one before.
+"""Embed entries window by window: threads open the images of one window while the model embeds the previous one.
 
-A window is closed at `WINDOW` entries or when its images have `PIXELS` pixels: memory is bounded, however large the
-corpus and its images are. Entries of equal content in a window are embedded once. A bad entry is reported with the
-reason, and the job goes on.
+A window ends at `WINDOW_ENTRIES` entries or when its images reach `MAX_WINDOW_PIXELS` pixels, so memory is bounded
+for any corpus. Entries with equal content in one window are embedded once. Entries that cannot be embedded are
+reported with the reason, and the job continues.
 """
 
 from collections import deque
@@ -19,14 +19,14 @@ from ..corpus.corpus import Entry
 from ..data.isolate_failures import map_isolating_failures
 
 
-WINDOW_ENTRIES = 1024  # entries
-PIXELS = 2**27  # of a window's opened images, 400 MB
+WINDOW_ENTRIES = 1024
+MAX_WINDOW_PIXELS = 2**27  # 400 MB of decoded RGB images
 READER_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """An entry that was not embedded, and why in one sentence."""
+    """An entry that could not be embedded, with the reason in one sentence."""
 
     id: str
     reason: str
@@ -34,12 +34,12 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Embedded:
-    """One window.
+    """One embedded window.
 
     Args:
-        entries (`list[Entry]`): Those that were embedded, in the order of the corpus.
-        vectors (`np.ndarray` of shape `(len(entries), dimensions)`, float32): Their unit vectors.
-        rejected (`list[Rejected]`): The others.
+        entries (`list[Entry]`): The embedded entries, in corpus order.
+        vectors (`np.ndarray` of shape `(len(entries), dimensions)`, float32): Their unit-length embeddings.
+        rejected (`list[Rejected]`): The entries that could not be embedded.
     """
 
     entries: list[Entry]
@@ -49,7 +49,7 @@ class Embedded:
 
 @dataclass
 class _Window:
-    """Entries that were opened, with the items to embed: one for each content."""
+    """Opened entries, and the items to embed: one per distinct content."""
 
     entries: list[Entry] = field(default_factory=list)
     contents: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Window:
     rejected: list[Rejected] = field(default_factory=list)
 
     def add(self, entry: Entry, content: str, item: dict[str, Any]) -> int:
-        """Returns the number of pixels that are now kept in addition."""
+        """Add an entry and return by how many pixels the window grew."""
         self.entries.append(entry)
         self.contents.append(content)
         if content in self.items:
@@ -71,63 +71,63 @@ def embed_entries(
     processor: ProcessorMixin,
     entries: Iterable[Entry],
     instruction: str | None = None,
-    dimensions: int | None = None,
+    truncate_dim: int | None = None,
     window: int = WINDOW_ENTRIES,
 ) -> Iterator[Embedded]:
-    """Embed entries, window by window and in their order.
+    """Embed entries window by window, in order.
 
     Args:
-        model ([`UniMEModel`]): The model.
-        processor (`ProcessorMixin`): Its processor.
-        entries (`Iterable[Entry]`): What to embed.
-        instruction (`str`, *optional*): Given with every entry. By default an entry with an image alone gets
-            `PROMPTS["image"]` and others none; the empty string means none for all.
-        dimensions (`int`, *optional*): Leading dimensions to keep (Matryoshka).
-        window (`int`): Most entries of a window. Memory and speed, not results, depend on it.
+        model ([`UniMEModel`]): Model.
+        processor (`ProcessorMixin`): Processor of the model.
+        entries (`Iterable[Entry]`): Entries to embed.
+        instruction (`str`, *optional*): Instruction for every entry. By default, entries with only an image get
+            `PROMPTS["image"]` and the others get none. Pass an empty string for no instruction at all.
+        truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka). Defaults to all.
+        window (`int`, defaults to 1024): Maximum number of entries in a window. Affects memory and speed only.
 
     Raises:
-        ValueError: The model does not have `dimensions` dimensions.
+        ValueError: `truncate_dim` is not between 1 and the dimension of the model.
     """
-    own = model.config.hidden_size
-    if dimensions is not None and not 1 <= dimensions <= own:
-        raise ValueError(f"dimensions must be between 1 and {own}, got {dimensions}")
-    with ThreadPoolExecutor(READER_THREADS) as openers, ThreadPoolExecutor(1) as embedder:
-        before = None
-        for opened in _windows(openers, entries, instruction, window):
-            current = embedder.submit(_embed, model, processor, opened, dimensions)
-            if before is not None:
-                yield before.result()
-            before = current
-        if before is not None:
-            yield before.result()
+    hidden_size = model.config.hidden_size
+    if truncate_dim is not None and not 1 <= truncate_dim <= hidden_size:
+        raise ValueError(f"truncate_dim must be between 1 and {hidden_size}, got {truncate_dim}")
+    with ThreadPoolExecutor(READER_THREADS) as readers, ThreadPoolExecutor(1) as embedder:
+        previous = None
+        for opened in _windows(readers, entries, instruction, window):
+            current = embedder.submit(_embed, model, processor, opened, truncate_dim)
+            if previous is not None:
+                yield previous.result()
+            previous = current
+        if previous is not None:
+            yield previous.result()
 
 
 def _windows(
-    openers: ThreadPoolExecutor, entries: Iterable[Entry], instruction: str | None, size: int
+    readers: ThreadPoolExecutor, entries: Iterable[Entry], instruction: str | None, max_entries: int
 ) -> Iterator[_Window]:
     window, pixels = _Window(), 0
-    for opened in _opened_ahead(openers, entries, instruction):
+    for opened in _prefetch(readers, entries, instruction):
         if isinstance(opened, Rejected):
             window.rejected.append(opened)
         else:
             pixels += window.add(*opened)
-        if len(window.entries) + len(window.rejected) >= size or pixels >= PIXELS:
+        if len(window.entries) + len(window.rejected) >= max_entries or pixels >= MAX_WINDOW_PIXELS:
             yield window
             window, pixels = _Window(), 0
     if window.entries or window.rejected:
         yield window
 
 
-def _opened_ahead(
-    openers: ThreadPoolExecutor, entries: Iterable[Entry], instruction: str | None
+def _prefetch(
+    readers: ThreadPoolExecutor, entries: Iterable[Entry], instruction: str | None
 ) -> Iterator[tuple[Entry, str, dict[str, Any]] | Rejected]:
-    opening = deque()
+    pending = deque()
     for entry in entries:
-        opening.append(openers.submit(_open, entry, instruction))
-        if len(opening) > 2 * READER_THREADS:
-            yield opening.popleft().result()
-    while opening:
-        yield opening.popleft().result()
+        pending.append(readers.submit(_open, entry, instruction))
+        if len(pending) > 2 * READER_THREADS:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _open(entry: Entry, instruction: str | None) -> tuple[Entry, str, dict[str, Any]] | Rejected:
@@ -140,27 +140,30 @@ def _open(entry: Entry, instruction: str | None) -> tuple[Entry, str, dict[str, 
     return entry, content, item | {"instruction": instruction} if instruction else item
 
 
-def _embed(model: PreTrainedModel, processor: ProcessorMixin, window: _Window, dimensions: int | None) -> Embedded:
-    found = dict(zip(window.items, _vectors(model, processor, list(window.items.values()), dimensions), strict=True))
+def _embed(model: PreTrainedModel, processor: ProcessorMixin, window: _Window, truncate_dim: int | None) -> Embedded:
+    results = _vectors_or_reasons(model, processor, list(window.items.values()), truncate_dim)
+    by_content = dict(zip(window.items, results, strict=True))
     entries, vectors, rejected = [], [], list(window.rejected)
     for entry, content in zip(window.entries, window.contents, strict=True):
-        if isinstance(found[content], str):
-            rejected.append(Rejected(entry.id, f"entry {entry.id!r}: {found[content]}"))
+        result = by_content[content]
+        if isinstance(result, str):
+            rejected.append(Rejected(entry.id, f"entry {entry.id!r}: {result}"))
         else:
             entries.append(entry)
-            vectors.append(found[content])
-    shape = (len(vectors), dimensions or model.config.hidden_size)
+            vectors.append(result)
+    shape = (len(vectors), truncate_dim or model.config.hidden_size)
     return Embedded(entries, np.asarray(vectors, np.float32).reshape(shape), rejected)
 
 
-def _vectors(
-    model: PreTrainedModel, processor: ProcessorMixin, items: Sequence[dict[str, Any]], dimensions: int | None
+def _vectors_or_reasons(
+    model: PreTrainedModel, processor: ProcessorMixin, items: Sequence[dict[str, Any]], truncate_dim: int | None
 ) -> list[np.ndarray | str]:
-    """The vector of each item, or what the processor or the model says of one that they refuse."""
-    unusable = f"the model gave no finite vector in {model.dtype}: take another dtype"
+    """Return the embedding of each item, or the reason why the processor or the model rejected it."""
+    not_finite = f"its embedding is not finite in {model.dtype}: use another dtype"
+    results = map_isolating_failures(
+        lambda batch: model.encode(batch, processor, truncate_dim=truncate_dim), items, ValueError
+    )
     return [
-        str(found) if isinstance(found, ValueError) else found if np.isfinite(found).all() else unusable
-        for found in map_isolating_failures(
-            lambda some: model.encode(some, processor, truncate_dim=dimensions), items, ValueError
-        )
+        str(result) if isinstance(result, ValueError) else result if np.isfinite(result).all() else not_finite
+        for result in results
     ]

@@ -1,11 +1,11 @@
-"""An index in a folder: entries with their embeddings in a LanceDB table, kept in step with a corpus, and searched.
+"""An index folder: entries and their embeddings in a LanceDB table, kept in sync with a corpus and searched.
 
-    store = Store.create("index", "checkpoints/unime-tiny")
-    store.sync(open_corpus("photos"), model, processor)
-    hits = Store.open("index").search(model.encode("a slice of pizza", processor), k=10, where="category = 'food'")
+    index = Index.create("index", "checkpoints/unime-tiny")
+    index.sync(open_corpus("photos"), model, processor)
+    hits = Index.open("index").search(model.encode("a slice of pizza", processor), k=10, where="category = 'food'")
 
-Every window of embedded entries is one transaction of the table, and an entry is known by its id and by the hash of
-its content: what a killed run has written is found unchanged by the next one, which goes on with the rest.
+Each window of embedded entries is one transaction, and entries are identified by id and content hash. A run that
+follows a killed one finds what was written unchanged and continues with the rest.
 """
 
 import json
@@ -24,25 +24,25 @@ from ..checkpoint_safety import read_config
 from ..corpus.entry import Entry
 from ..storage.atomic_files import atomic_write
 from .entry_embedding import Rejected, embed_entries
-from .index_diff import Report, diff_corpus
+from .index_diff import ProgressCallback, diff_corpus
 from .lance_table import EntryTable
 from .schema import metadata_of
 
 
 RECORD_FILE = "index.json"
 REJECTED_FILE = "rejected.jsonl"
-MERGED_AFTER = 200  # windows
+COMPACT_EVERY_WINDOWS = 200
 
 
 @dataclass(frozen=True)
 class IndexRecord:
-    """What made the vectors of an index.
+    """The model and the settings that produced the embeddings of an index.
 
     Args:
         checkpoint (`str`): Folder or Hub id of the model.
-        revision (`str`): Which state of it, see [`fingerprint`].
-        dimensions (`int`): Of an embedding.
-        instruction (`str`, *optional*): Given with every entry; None for the defaults of [`embed_entries`].
+        revision (`str`): Fingerprint of the checkpoint; see [`fingerprint`].
+        dimensions (`int`): Dimension of the embeddings.
+        instruction (`str`, *optional*): Instruction of every entry; `None` for the defaults of [`embed_entries`].
     """
 
     checkpoint: str
@@ -53,7 +53,7 @@ class IndexRecord:
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry that was found: `score` is the cosine with the query, `image` a path or a small encoded image."""
+    """A search result: `score` is its cosine with the query, `image` a path or a small encoded image."""
 
     id: str
     score: float
@@ -64,25 +64,30 @@ class Hit:
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What [`Store.sync`] has done: numbers of entries.
+    """The number of entries that [`Index.sync`] handled in each way.
 
-    `embedded` are the new ones and those with another content, `described` those of which only the metadata or the
-    image's place are new, `removed` those that were in the index and are not in the corpus or not readable any more.
+    Args:
+        embedded (`int`): New entries and entries with changed content.
+        metadata_updated (`int`): Entries of which only the metadata or the image path changed.
+        unchanged (`int`): Entries that stayed as they were.
+        removed (`int`): Indexed entries that are missing from the corpus or can no longer be read.
+        rejected (`int`): Entries that could not be embedded.
     """
 
     embedded: int
-    described: int
+    metadata_updated: int
     unchanged: int
     removed: int
     rejected: int
 
 
 class Index:
-    """An index that exists; see [`Store.create`] and [`Store.open`].
+    """An existing index; use [`Index.create`] or [`Index.open`].
 
     Attributes:
-        folder (`Path`): Where it lies.
-        record ([`IndexRecord`]): The model that made its vectors.
+        folder (`Path`): Folder of the index.
+        record ([`IndexRecord`]): Model and settings that produced the embeddings.
+        table ([`EntryTable`]): Table of the entries.
     """
 
     def __init__(self, folder: Path, record: IndexRecord):
@@ -94,36 +99,38 @@ class Index:
         """Open an index.
 
         Raises:
-            ValueError: The folder holds no index, or a damaged one.
+            ValueError: The folder is not an index, or its files are damaged.
         """
         file = Path(folder) / RECORD_FILE
         if not file.is_file():
-            raise ValueError(f"{folder} is no index: make one with `unime index SOURCE {folder}`")
+            raise ValueError(f"{folder} is not an index: create one with `unime index SOURCE {folder}`")
         try:
             record = IndexRecord(**json.loads(file.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{file} describes no index ({error}): make the index anew in another folder") from None
+            raise ValueError(
+                f"{file} does not describe an index ({error}): create the index again in another folder"
+            ) from None
         return cls(Path(folder), record)
 
     @classmethod
     def create(cls, folder: str | Path, checkpoint: str, instruction: str | None = None) -> "Index":
-        """Make an empty index for the vectors of a model.
+        """Create an empty index for the embeddings of a model.
 
         Args:
-            folder (`str` or `Path`): Where; made if absent.
+            folder (`str` or `Path`): New or empty folder.
             checkpoint (`str`): Folder or Hub id of the model.
-            instruction (`str`, *optional*): What to give with every entry in place of the default.
+            instruction (`str`, *optional*): Instruction of every entry. Defaults to those of [`embed_entries`].
 
         Raises:
-            ValueError: The folder holds something already.
+            ValueError: The folder is not empty.
         """
         folder = Path(folder)
-        # A killed run may have left a part of the record.
+        # A killed run may have left a partial record.
         if folder.is_file() or folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds something already: give a new folder for the index")
+            raise ValueError(f"{folder} exists and is not an empty folder: choose a new folder for the index")
         dimensions = read_config(checkpoint).get_text_config().hidden_size
-        place = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
-        record = IndexRecord(place, fingerprint(checkpoint), dimensions, instruction)
+        absolute = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
+        record = IndexRecord(absolute, fingerprint(checkpoint), dimensions, instruction)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / RECORD_FILE) as part:
             part.write_text(json.dumps(asdict(record), indent=2) + "\n")
@@ -134,42 +141,48 @@ class Index:
 
     @property
     def holds_images(self) -> bool:
-        """Whether any entry has an image."""
+        """Return whether any entry has an image."""
         return self.table.count("image IS NOT NULL OR thumbnail IS NOT NULL") > 0
 
     def check_model(self, checkpoint: str) -> None:
-        """Refuse a model other than the one that made the vectors.
+        """Check that a model is the one that produced the embeddings.
 
         Raises:
-            ValueError: It is another model, or another state of it.
+            ValueError: The model is missing, is another model, or has changed since.
         """
         if Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
-            raise ValueError(f"there is no model {checkpoint}: give the folder where it is now (--model)")
-        found = fingerprint(checkpoint)
-        if found == "unknown":  # whoever made the index has named it, not who searches it
+            raise ValueError(f"the model {checkpoint} does not exist: give its current folder (--model)")
+        revision = fingerprint(checkpoint)
+        if revision == "unknown":  # the author of the index chose this model, not the user who searches it
             raise ValueError(
-                f"the model {checkpoint} of {self.folder} is not on this machine, and nothing is downloaded unasked: "
-                f"look at it and run `hf download {checkpoint}`, or give the folder where it is (--model)"
+                f"the model {checkpoint} of {self.folder} is not on this machine and is not downloaded automatically: "
+                f"review it and run `hf download {checkpoint}`, or give its folder (--model)"
             )
-        if found != self.record.revision:
+        if revision != self.record.revision:
             raise ValueError(
-                f"{self.folder} holds vectors of {self.record.checkpoint} (revision {self.record.revision}), and "
-                f"{checkpoint} is another model (revision {found}): give the model of the index, or make a new index"
+                f"{self.folder} holds embeddings of {self.record.checkpoint} (revision {self.record.revision}), and "
+                f"{checkpoint} is another model (revision {revision}): use the model of the index, or create a new "
+                "index"
             )
 
     def sync(
-        self, corpus: Sequence[Entry], model: PreTrainedModel, processor: ProcessorMixin, report: Report | None = None
+        self,
+        corpus: Sequence[Entry],
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        report: ProgressCallback | None = None,
     ) -> SyncResult:
-        """Bring the index in step with a corpus: embed what is new or changed, and remove what is gone.
+        """Embed new and changed entries of a corpus, and remove indexed entries that the corpus no longer has.
 
         Args:
-            corpus (`Sequence[Entry]`): Everything that the index shall hold.
-            model ([`UniMEModel`]), processor (`ProcessorMixin`): The model of the index.
-            report (`Callable`, *optional*): Told what is done, how many entries are done and how many there are.
+            corpus (`Sequence[Entry]`): Desired content of the index.
+            model ([`UniMEModel`]): Model of the index.
+            processor (`ProcessorMixin`): Processor of the model.
+            report (`Callable`, *optional*): Called with the stage, the number of entries done, and the total number.
 
         Raises:
-            ValueError: Two entries have one id, metadata do not fit, the model has other dimensions, or another
-                process is writing to the index.
+            ValueError: Two entries have the same id, metadata types conflict, the model has other dimensions, or
+                another process is writing to the index.
         """
         return self.update(corpus, lambda: (model, processor), report)
 
@@ -177,48 +190,45 @@ class Index:
         self,
         corpus: Sequence[Entry],
         load: Callable[[], tuple[PreTrainedModel, ProcessorMixin]],
-        report: Report | None = None,
+        report: ProgressCallback | None = None,
     ) -> SyncResult:
-        """Do as [`sync`] does, with a model that is loaded only if there is something to embed."""
+        """Do what [`Index.sync`] does, calling `load` for the model only if there are entries to embed."""
         report = report or (lambda stage, done, total: None)
         with self._lock(), (self.folder / REJECTED_FILE).open("w") as file:
-            changes = diff_corpus(corpus, self.table.hashes(), self.table.schema, report)
-            self.table.widen(changes.schema)
-            removed = self.table.delete(changes.gone)
-            refused = _note(file, changes.rejected)
-            self.table.describe([corpus[position] for position in changes.described], changes.contents)
+            diff = diff_corpus(corpus, self.table.hashes(), self.table.schema, report)
+            self.table.add_columns(diff.schema)
+            removed = self.table.delete(diff.gone)
+            rejected = _write_rejected(file, diff.rejected)
+            self.table.update_metadata([corpus[position] for position in diff.metadata_changed], diff.contents)
             embedded = 0
-            todo = changes.new + changes.changed
-            if todo:
+            to_embed = diff.new + diff.changed
+            if to_embed:
                 model, processor = load()
                 self._check_dimensions(model.config.get_text_config().hidden_size)
-                renewed = {corpus[position].id for position in changes.changed}
-                entries = (corpus[position] for position in todo)
+                changed_ids = {corpus[position].id for position in diff.changed}
+                entries = (corpus[position] for position in to_embed)
                 windows = embed_entries(model, processor, entries, self.record.instruction)
                 for number, window in enumerate(windows, 1):
-                    self.table.write(window.entries, window.vectors, changes.contents, renewed)
-                    removed += self.table.delete([entry.id for entry in window.rejected if entry.id in renewed])
+                    self.table.write(window.entries, window.vectors, diff.contents, changed_ids)
+                    removed += self.table.delete([entry.id for entry in window.rejected if entry.id in changed_ids])
                     embedded += len(window.entries)
-                    refused += _note(file, window.rejected)
-                    report("Embedding", embedded + refused - len(changes.rejected), len(todo))
-                    if number % MERGED_AFTER == 0:
-                        self.table.merge()
-            self.table.tidy()
-        return SyncResult(embedded, len(changes.described), changes.unchanged, removed, refused)
+                    rejected += _write_rejected(file, window.rejected)
+                    report("Embedding", embedded + rejected - len(diff.rejected), len(to_embed))
+                    if number % COMPACT_EVERY_WINDOWS == 0:
+                        self.table.compact()
+            self.table.optimize()
+        return SyncResult(embedded, len(diff.metadata_changed), diff.unchanged, removed, rejected)
 
     def search(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
-        """Find the entries nearest to a query.
+        """Return the entries nearest to a query, best first.
 
         Args:
-            vector (`np.ndarray` of shape `(dimensions,)`): Embedding of the query.
-            k (`int`): How many to find; there are fewer where the index, or what passes the filter, has fewer.
-            where (`str`, *optional*): A condition in SQL on `id`, `text` and the metadata: "category = 'food'".
-
-        Returns:
-            `list[Hit]`: The nearest first.
+            vector (`np.ndarray` of shape `(dimensions,)`): Query embedding.
+            k (`int`, defaults to 10): Maximum number of results.
+            where (`str`, *optional*): SQL condition on `id`, `text` and the metadata, such as "category = 'food'".
 
         Raises:
-            ValueError: The vector has other dimensions, `k` is less than 1, or the condition cannot be understood.
+            ValueError: The vector has other dimensions, `k` is less than 1, or the condition is not valid.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -231,24 +241,24 @@ class Index:
         ]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
-    def _check_dimensions(self, found: int) -> None:
-        if found != self.record.dimensions:
+    def _check_dimensions(self, dimensions: int) -> None:
+        if dimensions != self.record.dimensions:
             raise ValueError(
-                f"{self.folder} holds vectors of {self.record.dimensions} dimensions, made by "
-                f"{self.record.checkpoint}; this model makes {found}: give the model of the index"
+                f"{self.folder} holds embeddings of {self.record.dimensions} dimensions made by "
+                f"{self.record.checkpoint}, but this model has {dimensions}: use the model of the index"
             )
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        # The operating system lets go of it when its holder is killed.
+        # The operating system releases the lock when its holder is killed.
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise ValueError(f"another process is writing to {self.folder}: wait until it is done") from None
+            raise ValueError(f"another process is writing to {self.folder}: wait until it has finished") from None
 
 
-def _note(file: TextIO, rejected: Sequence[Rejected]) -> int:
+def _write_rejected(file: TextIO, rejected: Sequence[Rejected]) -> int:
     file.writelines(json.dumps(asdict(entry)) + "\n" for entry in rejected)
     file.flush()
     return len(rejected)

@@ -1,4 +1,4 @@
-"""What is different between a corpus and what an index holds of it, found by ids and hashes; no model is needed."""
+"""The difference between a corpus and an index, computed from ids and hashes without a model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,27 +11,27 @@ from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected
 from .schema import entry_details, metadata_schema
 
 
-Report = Callable[[str, int, int], None]  # what is done, how many entries are done, how many there are
+ProgressCallback = Callable[[str, int, int], None]  # stage, entries done, total number of entries
 
 
 @dataclass
 class IndexDiff:
-    """What is to be done. Entries of the corpus are given by their positions.
+    """The work needed to synchronize an index with a corpus. Integers are positions in the corpus.
 
     Args:
-        schema (`pa.Schema`): Columns of the index, with those that the corpus adds.
-        new, changed (`list[int]`): To be embedded: not in the index, or there with another content.
-        described (`list[int]`): Of the same content, with other metadata or at another place.
-        gone (`list[str]`): Ids in the index that are not in the corpus, or not readable any more.
-        unchanged (`int`): How many are as they were.
-        contents (`dict[str, str]`): Hash of the content of every entry to be written, by its id.
+        schema (`pa.Schema`): Columns of the index, including the columns that the corpus adds.
+        new, changed (`list[int]`): Entries to embed: not in the index, or in the index with different content.
+        metadata_changed (`list[int]`): Entries with the same content, but different metadata or image path.
+        gone (`list[str]`): Ids in the index that are missing from the corpus or can no longer be read.
+        unchanged (`int`): Number of unchanged entries.
+        contents (`dict[str, str]`): Content hash of every entry to write, by id.
         rejected (`list[Rejected]`): Entries that cannot be read.
     """
 
     schema: pa.Schema
     new: list[int] = field(default_factory=list)
     changed: list[int] = field(default_factory=list)
-    described: list[int] = field(default_factory=list)
+    metadata_changed: list[int] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     unchanged: int = 0
     contents: dict[str, str] = field(default_factory=dict)
@@ -39,49 +39,49 @@ class IndexDiff:
 
 
 def diff_corpus(
-    corpus: Sequence[Entry], known: Mapping[str, tuple[str, str]], schema: pa.Schema, report: Report
+    corpus: Sequence[Entry], indexed: Mapping[str, tuple[str, str]], schema: pa.Schema, report: ProgressCallback
 ) -> IndexDiff:
     """Compare a corpus with an index.
 
     Args:
-        corpus (`Sequence[Entry]`): What the index shall hold; every entry is read once.
-        known (`Mapping[str, tuple[str, str]]`): Hashes of content and details of the entries in the index, by id.
+        corpus (`Sequence[Entry]`): Desired content of the index; every entry is read once.
+        indexed (`Mapping[str, tuple[str, str]]`): Content hash and details hash of each indexed entry, by id.
         schema (`pa.Schema`): Columns of the index.
-        report (`Callable`): Told of the progress.
+        report (`Callable`): Progress callback.
 
     Raises:
-        ValueError: Two entries have one id, or metadata do not fit in columns.
+        ValueError: Two entries have the same id, or the metadata cannot be stored in columns.
     """
-    changes, seen, readable = IndexDiff(schema), set(), set()
+    diff, seen, readable = IndexDiff(schema), set(), set()
     for start, entries, contents in _read(corpus):
-        fitting = [entry for entry, content in zip(entries, contents, strict=True) if isinstance(content, str)]
-        changes.schema = metadata_schema(fitting, changes.schema)
+        valid = [entry for entry, content in zip(entries, contents, strict=True) if isinstance(content, str)]
+        diff.schema = metadata_schema(valid, diff.schema)
         for position, (entry, content) in enumerate(zip(entries, contents, strict=True), start):
             if entry.id in seen:
-                raise ValueError(f"two entries of the corpus have the id {entry.id!r}: an index needs distinct ids")
+                raise ValueError(f"two entries of the corpus have the id {entry.id!r}: make the ids unique")
             seen.add(entry.id)
             if isinstance(content, Rejected):
-                changes.rejected.append(content)
+                diff.rejected.append(content)
                 continue
             readable.add(entry.id)
-            then = known.get(entry.id)
-            if then == (content, entry_details(entry)):
-                changes.unchanged += 1
+            hashes = indexed.get(entry.id)
+            if hashes == (content, entry_details(entry)):
+                diff.unchanged += 1
                 continue
-            changes.contents[entry.id] = content
-            if then is None:
-                changes.new.append(position)
-            elif then[0] != content:
-                changes.changed.append(position)
+            diff.contents[entry.id] = content
+            if hashes is None:
+                diff.new.append(position)
+            elif hashes[0] != content:
+                diff.changed.append(position)
             else:
-                changes.described.append(position)
+                diff.metadata_changed.append(position)
         report("Reading", start + len(entries), len(corpus))
-    changes.gone = [name for name in known if name not in readable]
-    return changes
+    diff.gone = [entry_id for entry_id in indexed if entry_id not in readable]
+    return diff
 
 
 def _read(corpus: Sequence[Entry]) -> Iterator[tuple[int, list[Entry], list[str | Rejected]]]:
-    """Windows of entries with the hash of each one's content, or the reason why it has none."""
+    """Yield windows of entries: the first position, the entries, and their content hashes or rejections."""
     with ThreadPoolExecutor(READER_THREADS) as pool:
         for start in range(0, len(corpus), WINDOW_ENTRIES):
             entries = [corpus[position] for position in range(start, min(start + WINDOW_ENTRIES, len(corpus)))]

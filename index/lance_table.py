@@ -1,4 +1,4 @@
-"""The LanceDB table of an index: each change of it is one transaction, which a killed process has made or has not."""
+"""The LanceDB table of an index: each change is one transaction, which a killed process has either made or not."""
 
 import re
 import warnings
@@ -18,14 +18,14 @@ from . import ann_index
 from .schema import index_rows, index_schema
 
 
-NAME = "entries"
-HIDDEN = ("vector", "content_hash", "details_hash")  # columns that no search shows
-IDS_AT_ONCE = 1000  # in a filter
-SMALL_PARTS = 20  # parts of the table: when there are more they are merged
+TABLE_NAME = "entries"
+HIDDEN_COLUMNS = ("vector", "content_hash", "details_hash")  # not returned by searches
+MAX_FILTER_IDS = 1000
+MAX_SMALL_FRAGMENTS = 20
 
 
-def _in_one_sentence(method: Callable) -> Callable:
-    """Say plainly what LanceDB cannot read or write: it tells an error of the disk from damaged content."""
+def _explain_lance_errors(method: Callable) -> Callable:
+    """Replace LanceDB's errors by one sentence that tells a disk error from damaged content."""
 
     @wraps(method)
     def call(self: "EntryTable", *args: Any) -> Any:
@@ -35,159 +35,161 @@ def _in_one_sentence(method: Callable) -> Callable:
             reason = re.sub(r"^lance error: |LanceError\(IO\): |, /[^ ]*\.rs:.*$", "", str(error).splitlines()[0])
             if "(os error" in reason:
                 raise OSError(
-                    f"{self.folder} cannot be read or written ({reason}): mend that and try again, for what was "
-                    "indexed is kept"
+                    f"{self.folder} cannot be read or written ({reason}): fix this and try again; entries that are "
+                    "already indexed are kept"
                 ) from None
             raise ValueError(
-                f"{self.folder} is damaged ({reason}): try again, lest it was just being written, or else remove the "
-                "folder and make the index anew"
+                f"{self.folder} is damaged ({reason}): try again in case it was being written; otherwise delete the "
+                "folder and create the index again"
             ) from None
 
     return call
 
 
 class EntryTable:
-    """Rows of entries and their vectors; see [`rows.own_schema`] for the columns.
+    """The table of entries and their embeddings; [`schema.index_schema`] defines its columns.
 
     Args:
-        folder (`Path`): Where it lies; an empty table is made where there is none.
-        dimensions (`int`): Of a vector.
+        folder (`Path`): Folder of the table. An empty table is created if there is none.
+        dimensions (`int`): Dimension of the embeddings.
 
     Raises:
-        ValueError: From all methods: files of the table are damaged.
-        OSError: From all methods: files of the table cannot be read or written, because the disk is full, say.
+        ValueError: Raised by every method if files of the table are damaged.
+        OSError: Raised by every method if files of the table cannot be read or written, such as on a full disk.
     """
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def __init__(self, folder: Path, dimensions: int):
         self.folder = folder
-        # Each search sees what another process has written since.
+        # An interval of zero makes each search see what other processes have written since.
         database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
         try:
-            self.table = database.open_table(NAME)
+            self.table = database.open_table(TABLE_NAME)
         except ValueError:
-            if any(folder.glob(f"{NAME}.lance/data/*")):
+            if any(folder.glob(f"{TABLE_NAME}.lance/data/*")):
                 raise ValueError(
-                    f"{folder} is damaged (the list of what its table holds is gone): remove the folder and make the "
-                    "index anew"
+                    f"{folder} is damaged (the manifest of its table is missing): delete the folder and create the "
+                    "index again"
                 ) from None
-            # There is none, or no more than the folder that a killed run has made for it.
-            mode = "overwrite" if any(folder.glob(f"{NAME}*")) else "create"
-            self.table = database.create_table(NAME, schema=index_schema(dimensions), mode=mode)
+            # There is no table, or only the folder that a killed process created for it.
+            mode = "overwrite" if any(folder.glob(f"{TABLE_NAME}*")) else "create"
+            self.table = database.create_table(TABLE_NAME, schema=index_schema(dimensions), mode=mode)
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def __len__(self) -> int:
         return self.table.count_rows()
 
     @property
     def schema(self) -> pa.Schema:
+        """Return the columns of the table."""
         return self.table.schema
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def hashes(self) -> dict[str, tuple[str, str]]:
-        """The hashes of content and details by id: a few hundred bytes of memory an entry."""
-        known = {}
+        """Return the content hash and the details hash of each entry by id, in a few hundred bytes per entry."""
+        hashes = {}
         for batch in self.table.search().select(["id", "content_hash", "details_hash"]).to_batches():
             ids, contents, details = (batch[name].to_pylist() for name in ("id", "content_hash", "details_hash"))
-            known.update(zip(ids, zip(contents, details, strict=True), strict=True))
-        return known
+            hashes.update(zip(ids, zip(contents, details, strict=True), strict=True))
+        return hashes
 
-    @_in_one_sentence
-    def widen(self, schema: pa.Schema) -> None:
-        """Add the columns that the table lacks, empty.
+    @_explain_lance_errors
+    def add_columns(self, schema: pa.Schema) -> None:
+        """Add the columns of `schema` that the table lacks, without values.
 
         Raises:
-            ValueError: A column would need another type.
+            ValueError: A column of the table has another type in `schema`.
         """
         types = {field.name: field.type for field in self.schema}
         for field in schema:
-            if types.get(field.name, field.type) != field.type:  # LanceDB casts no column, not even to fractions
+            if types.get(field.name, field.type) != field.type:  # LanceDB cannot cast a column, not even int to float
                 raise ValueError(
-                    f"the metadata {field.name!r} are {types[field.name]} in the index and {field.type} in the "
-                    "corpus: make them alike, or make a new index"
+                    f"metadata key {field.name!r} has type {types[field.name]} in the index and {field.type} in the "
+                    "corpus: use one type, or create a new index"
                 )
-        added = [field for field in schema if field.name not in types]
-        if added:
-            self.table.add_columns(pa.schema(added))
+        missing = [field for field in schema if field.name not in types]
+        if missing:
+            self.table.add_columns(pa.schema(missing))
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def write(
-        self, entries: Sequence[Entry], vectors: np.ndarray, contents: Mapping[str, str], renewed: set[str]
+        self, entries: Sequence[Entry], vectors: np.ndarray, contents: Mapping[str, str], existing: set[str]
     ) -> None:
-        """Append what is new, and put what has changed (its id is in `renewed`) in its old row's place."""
+        """Replace the rows of entries with an id in `existing`, and append the others."""
         if not entries:
             return
-        table = index_rows(entries, contents, vectors, self.schema)
-        old = pa.array([entry.id in renewed for entry in entries])
-        if pc.any(old).as_py():
-            self.table.merge_insert("id").when_matched_update_all().execute(table.filter(old))
-        if not pc.all(old).as_py():
-            self.table.add(table.filter(pc.invert(old)))
+        rows = index_rows(entries, contents, vectors, self.schema)
+        replaced = pa.array([entry.id in existing for entry in entries])
+        if pc.any(replaced).as_py():
+            self.table.merge_insert("id").when_matched_update_all().execute(rows.filter(replaced))
+        if not pc.all(replaced).as_py():
+            self.table.add(rows.filter(pc.invert(replaced)))
 
-    @_in_one_sentence
-    def describe(self, entries: Sequence[Entry], contents: Mapping[str, str]) -> None:
-        """Write metadata and places of images anew, with the vectors that are there."""
-        for start in range(0, len(entries), IDS_AT_ONCE):
-            window = entries[start : start + IDS_AT_ONCE]
-            found = self.table.search().where(_in([entry.id for entry in window])).select(["id", "vector"]).to_list()
-            vectors = {row["id"]: row["vector"] for row in found}
-            known = np.array([vectors[entry.id] for entry in window])
-            self.write(window, known, contents, vectors.keys())
+    @_explain_lance_errors
+    def update_metadata(self, entries: Sequence[Entry], contents: Mapping[str, str]) -> None:
+        """Rewrite metadata and image paths, keeping the stored embeddings."""
+        for start in range(0, len(entries), MAX_FILTER_IDS):
+            window = entries[start : start + MAX_FILTER_IDS]
+            condition = _id_condition([entry.id for entry in window])
+            rows = self.table.search().where(condition).select(["id", "vector"]).to_list()
+            vectors = {row["id"]: row["vector"] for row in rows}
+            self.write(window, np.array([vectors[entry.id] for entry in window]), contents, vectors.keys())
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def delete(self, ids: Sequence[str]) -> int:
-        """Remove rows; returns how many."""
-        for start in range(0, len(ids), IDS_AT_ONCE):
-            self.table.delete(_in(ids[start : start + IDS_AT_ONCE]))
+        """Delete rows and return their number."""
+        for start in range(0, len(ids), MAX_FILTER_IDS):
+            self.table.delete(_id_condition(ids[start : start + MAX_FILTER_IDS]))
         return len(ids)
 
-    @_in_one_sentence
-    def merge(self) -> None:
-        """Merge the parts of the table, and free what its former versions and killed runs have left on disk."""
+    @_explain_lance_errors
+    def compact(self) -> None:
+        """Merge the fragments of the table and delete files of earlier versions and killed runs."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # readers of a former version would fail: ours read the last
+            # LanceDB warns that readers of an earlier version fail; ours always read the latest.
+            warnings.simplefilter("ignore", UserWarning)
             self.table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
 
-    @_in_one_sentence
-    def tidy(self) -> None:
-        """Merge many small parts, and make the approximate index where one is needed and does not fit the rows."""
-        many = self.table.stats()["fragment_stats"]["num_small_fragments"] > SMALL_PARTS
-        if many:
-            self.merge()
-        # Merging has taken new rows into the old partitions; made anew, these fit all rows.
-        if ann_index.outdated(self.table) or many and len(self) > ann_index.EXACT_UP_TO:
+    @_explain_lance_errors
+    def optimize(self) -> None:
+        """Compact a table of many small fragments, and build the approximate index where it is missing or outdated."""
+        fragmented = self.table.stats()["fragment_stats"]["num_small_fragments"] > MAX_SMALL_FRAGMENTS
+        if fragmented:
+            self.compact()
+        # Compaction puts new rows into the old partitions; a rebuild fits the partitions to all rows.
+        if ann_index.needs_build(self.table) or fragmented and len(self) > ann_index.MAX_EXACT_ROWS:
             ann_index.build(self.table)
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def count(self, where: str | None) -> int:
-        """How many rows pass a filter.
+        """Return the number of rows that pass a filter.
 
         Raises:
-            ValueError: The filter cannot be understood.
+            ValueError: The filter is not valid.
         """
         try:
             return self.table.count_rows(where)
         except ValueError as error:
             reason = re.sub(r"^Invalid input, |, /[^ ]*\.rs:.*$", "", str(error).splitlines()[0]).rstrip(".")
-            names = [name for name in self.schema.names if name not in (*HIDDEN, "image", "thumbnail")]
+            names = [name for name in self.schema.names if name not in (*HIDDEN_COLUMNS, "image", "thumbnail")]
             raise ValueError(
                 f"the condition {where!r} cannot be understood ({reason}): write SQL on the columns "
                 f"{', '.join(names)}, such as \"id = 'a'\""
             ) from None
 
-    @_in_one_sentence
+    @_explain_lance_errors
     def nearest(self, vector: np.ndarray, k: int, where: str | None = None) -> list[dict[str, Any]]:
-        """The rows nearest to a vector, without the [`HIDDEN`] columns, with `_distance`: 1 - cosine."""
+        """Return the `k` rows nearest to a vector, without [`HIDDEN_COLUMNS`] and with `_distance`: 1 - cosine."""
         count = self.count(where)
         if not count:
             return []
-        query = ann_index.nearest(self.table, vector, k, exact=count <= ann_index.EXACT_UP_TO)
+        query = ann_index.nearest(self.table, vector, k, exact=count <= ann_index.MAX_EXACT_ROWS)
         if where is not None:
             query = query.where(where)
-        shown = [name for name in self.schema.names if name not in HIDDEN]
-        return query.select([*shown, "_distance"]).to_list()
+        visible = [name for name in self.schema.names if name not in HIDDEN_COLUMNS]
+        return query.select([*visible, "_distance"]).to_list()
 
 
-def _in(ids: Sequence[str]) -> str:
-    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in ids)
+def _id_condition(ids: Sequence[str]) -> str:
+    quoted = ", ".join("'" + entry_id.replace("'", "''") + "'" for entry_id in ids)
     return f"id IN ({quoted})"

@@ -1,9 +1,8 @@
-"""Embeddings of a corpus as a folder of Parquet files, which a killed job continues.
+"""Embeddings of a corpus as a folder of Parquet files, which an interrupted job resumes.
 
-A shard holds the embeddings of `WINDOW` entries that follow each other. Its name has its number and a hash of what
-those entries are, so that the next run knows which shards it need not make; it is there whole or not at all, and its
-pages have checksums, so that a damaged one is found and made again. pandas, Polars, DuckDB and `datasets` read the
-folder as one table.
+A shard holds the embeddings of `WINDOW_ENTRIES` consecutive entries. Its name contains its number and a hash of those
+entries, so the next run knows which shards it can skip. Shards are written atomically and their pages have checksums,
+so damaged shards are detected and rebuilt. pandas, Polars, DuckDB and `datasets` read the folder as one table.
 """
 
 import hashlib
@@ -29,8 +28,8 @@ from ..storage.atomic_files import atomic_write
 from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected, embed_entries
 
 
-NAME = re.compile(r"\d{6}-[0-9a-f]{32}\.parquet")
-SETTINGS, REJECTED = b"unime", b"unime.rejected"  # keys of a shard's metadata
+SHARD_NAME = re.compile(r"\d{6}-[0-9a-f]{32}\.parquet")
+SETTINGS_KEY, REJECTED_KEY = b"unime", b"unime.rejected"  # in the metadata of a shard
 
 Settings = Mapping[str, str | int | None]
 logger = logging.getLogger(__name__)
@@ -38,22 +37,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shard:
-    """The entries of one file."""
+    """The file name and the entries of one shard."""
 
     name: str
     entries: list[Entry]
 
 
 def shards(corpus: Sequence[Entry]) -> Iterator[Shard]:
-    """Cut a corpus into shards and name them by what the model will see and what the file will hold."""
+    """Split a corpus into shards, and name each by a hash of what the model sees and the file stores."""
     entries = iter(corpus)
     with ThreadPoolExecutor(READER_THREADS) as readers:
         for number in range(0, -(-len(corpus) // WINDOW_ENTRIES)):
-            some = list(islice(entries, WINDOW_ENTRIES))
+            window = list(islice(entries, WINDOW_ENTRIES))
             digest = hashlib.blake2b(digest_size=16)
-            for identity in readers.map(_identity, some):
+            for identity in readers.map(_identity, window):
                 digest.update(identity.encode())
-            yield Shard(f"{number:06d}-{digest.hexdigest()}.parquet", some)
+            yield Shard(f"{number:06d}-{digest.hexdigest()}.parquet", window)
 
 
 def _identity(entry: Entry) -> str:
@@ -73,71 +72,71 @@ def write_shards(
     settings: Settings,
     report: Callable[[int, Sequence[Rejected]], None],
 ) -> int:
-    """Embed what a folder does not hold yet; at the end, shards of what is no longer in the corpus are removed.
+    """Embed the shards of a corpus that a folder lacks, then delete the shards that are not part of the corpus.
 
     Args:
-        corpus (`Sequence[Entry]`): What to embed.
-        folder (`Path`): Where to; made if absent.
-        model ([`UniMEModel`]): The model.
-        processor (`ProcessorMixin`): Its processor.
-        settings (`dict`): What the vectors depend on, kept in every shard: `source`, `checkpoint`, `revision`,
-            `instruction` (None for the defaults of [`embed_entries`]), `dimensions` and `dtype`.
-        report (`Callable`): Told, as the job goes, how many entries more are done and which of them are rejected.
+        corpus (`Sequence[Entry]`): Entries to embed.
+        folder (`Path`): Output folder, created if it does not exist.
+        model ([`UniMEModel`]): Model.
+        processor (`ProcessorMixin`): Processor of the model.
+        settings (`dict`): What the embeddings depend on, stored in every shard: `source`, `checkpoint`, `revision`,
+            `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions` and `dtype`.
+        report (`Callable`): Called with the number of further entries done and those of them that were rejected.
 
     Returns:
-        `int`: Entries whose vectors were there already.
+        `int`: Number of entries whose embeddings were already in the folder.
 
     Raises:
-        ValueError: The folder holds something else.
+        ValueError: The folder holds other files, or shards with other settings.
     """
-    _require_own(folder, settings)
+    _check_folder(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    names, started, kept = set(), deque(), 0
+    names, pending, num_kept = set(), deque(), 0
 
-    def missing() -> Iterator[Entry]:
-        nonlocal kept
+    def missing_entries() -> Iterator[Entry]:
+        nonlocal num_kept
         for shard in shards(corpus):
             names.add(shard.name)
             if (folder / shard.name).exists():
                 rejected = rejected_in(folder / shard.name)
-                kept += len(shard.entries) - len(rejected)
+                num_kept += len(shard.entries) - len(rejected)
                 report(len(shard.entries), rejected)
             else:
-                started.append(shard)
+                pending.append(shard)
                 yield from shard.entries
 
-    found = {}  # by id: the vectors and reasons of shards that are not yet complete
+    results = {}  # vectors and rejections of incomplete shards, by id
     instruction, dimensions = settings["instruction"], settings["dimensions"]
-    # Windows of a shard's size: its vectors are the same to the bit, whichever others are missing beside it.
-    for window in embed_entries(model, processor, missing(), instruction, dimensions, WINDOW_ENTRIES):
-        found |= zip((entry.id for entry in window.entries), window.vectors, strict=True)
-        found |= {rejected.id: rejected for rejected in window.rejected}
+    # Windows have the size of a shard, so that its vectors do not depend on which other shards are missing.
+    for window in embed_entries(model, processor, missing_entries(), instruction, dimensions, WINDOW_ENTRIES):
+        results |= zip((entry.id for entry in window.entries), window.vectors, strict=True)
+        results |= {rejected.id: rejected for rejected in window.rejected}
         report(len(window.entries) + len(window.rejected), window.rejected)
-        while started and started[0].entries[-1].id in found:
-            shard = started.popleft()
-            _write(folder / shard.name, shard.entries, [found.pop(entry.id) for entry in shard.entries], settings)
+        while pending and pending[0].entries[-1].id in results:
+            shard = pending.popleft()
+            _write(folder / shard.name, shard.entries, [results.pop(entry.id) for entry in shard.entries], settings)
     for path in folder.iterdir():
         if path.name not in names:
             path.unlink()
-    return kept
+    return num_kept
 
 
-def _require_own(folder: Path, settings: Settings) -> None:
-    """Refuse a folder that holds anything but shards that were made with these settings; remove damaged ones."""
+def _check_folder(folder: Path, settings: Settings) -> None:
+    """Check that a folder holds only shards that were made with these settings, and delete damaged ones."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name.endswith(".part"):
             continue
-        if not NAME.fullmatch(path.name):
-            raise ValueError(f"{folder} holds {path.name}, which is no embeddings: name a new folder")
+        if not SHARD_NAME.fullmatch(path.name):
+            raise ValueError(f"{folder} holds {path.name}, which is not a file of embeddings: choose a new folder")
         if not _is_intact(path):
-            logger.warning("%s is damaged: it is removed and made again", path)
+            logger.warning("%s is damaged and will be written again", path)
             path.unlink()
             continue
-        recorded = json.loads(pq.read_schema(path).metadata[SETTINGS])
+        recorded = json.loads(pq.read_schema(path).metadata[SETTINGS_KEY])
         for name, value in settings.items():
             if recorded[name] != value:
                 raise ValueError(
-                    f"{folder} holds embeddings with the {name} {recorded[name]!r}, not {value!r}: name a new folder"
+                    f"{folder} holds embeddings with the {name} {recorded[name]!r}, not {value!r}: choose a new folder"
                 )
 
 
@@ -147,41 +146,45 @@ def _is_intact(shard: Path) -> bool:
     except pa.ArrowInvalid:
         return False
     except OSError as error:
-        if error.errno is not None:  # the file cannot be opened, which says nothing of its content
+        if error.errno is not None:  # a file that cannot be opened need not be damaged
             raise
         return False
     return True
 
 
-def _write(path: Path, entries: Sequence[Entry], found: Sequence[np.ndarray | Rejected], settings: Settings) -> None:
-    rejected = [one for one in found if isinstance(one, Rejected)]
-    good = [(entry, one) for entry, one in zip(entries, found, strict=True) if not isinstance(one, Rejected)]
-    vectors = np.concatenate([vector for _, vector in good]) if good else np.zeros(0, np.float32)
+def _write(path: Path, entries: Sequence[Entry], results: Sequence[np.ndarray | Rejected], settings: Settings) -> None:
+    rejected = [result for result in results if isinstance(result, Rejected)]
+    embedded = [pair for pair in zip(entries, results, strict=True) if not isinstance(pair[1], Rejected)]
+    entries = [entry for entry, _ in embedded]
+    vectors = np.concatenate([vector for _, vector in embedded]) if embedded else np.zeros(0, np.float32)
     columns = {
-        "id": pa.array([entry.id for entry, _ in good], pa.string()),
-        "text": pa.array([entry.text for entry, _ in good], pa.string()),
-        "image": pa.array([entry.image if isinstance(entry.image, str) else None for entry, _ in good], pa.string()),
-        "metadata": pa.array([json.dumps(entry.metadata) for entry, _ in good], pa.string()),
+        "id": pa.array([entry.id for entry in entries], pa.string()),
+        "text": pa.array([entry.text for entry in entries], pa.string()),
+        "image": pa.array([entry.image if isinstance(entry.image, str) else None for entry in entries], pa.string()),
+        "metadata": pa.array([json.dumps(entry.metadata) for entry in entries], pa.string()),
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), settings["dimensions"]),
     }
-    metadata = {SETTINGS: json.dumps(dict(settings)), REJECTED: json.dumps([asdict(one) for one in rejected])}
+    metadata = {
+        SETTINGS_KEY: json.dumps(dict(settings)),
+        REJECTED_KEY: json.dumps([asdict(entry) for entry in rejected]),
+    }
     with atomic_write(path) as part:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), part, write_page_checksum=True)
 
 
 def rejected_in(shard: Path) -> list[Rejected]:
-    """The entries of a shard that could not be embedded."""
-    return [Rejected(**one) for one in json.loads(pq.read_schema(shard).metadata[REJECTED])]
+    """Return the entries of a shard that could not be embedded."""
+    return [Rejected(**entry) for entry in json.loads(pq.read_schema(shard).metadata[REJECTED_KEY])]
 
 
 def write_lance(folder: Path, output: Path) -> None:
-    """Turn a folder of shards into a Lance dataset, which is there whole or not at all, and remove the folder."""
+    """Convert a folder of shards into a Lance dataset, written atomically, and delete the folder."""
     import lancedb
 
     part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a job that was killed here
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed job
     shards = pa.dataset.dataset([str(path) for path in sorted(folder.glob("*.parquet"))])
-    metadata = {SETTINGS: shards.schema.metadata[SETTINGS]}
+    metadata = {SETTINGS_KEY: shards.schema.metadata[SETTINGS_KEY]}
     rows = shards.replace_schema(shards.schema.with_metadata(metadata)).scanner().to_reader()
     lancedb.connect(part).create_table(output.stem, rows)
     (part / output.name).replace(output)

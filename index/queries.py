@@ -1,4 +1,4 @@
-"""What is asked of an index: the item of a query by text, by image or by both, with the instruction it needs."""
+"""Queries of an index: the item for a search by text, by image or by both, with its default instruction."""
 
 from typing import Any
 
@@ -10,34 +10,33 @@ from ..checkpoint import PROMPTS
 def query_item(
     text: str | None = None,
     image: Image.Image | None = None,
-    images: bool = True,
+    has_images: bool = True,
     instruction: str | None = None,
 ) -> dict[str, Any]:
-    """Make a query for `UniMEModel.encode`.
+    """Return a query as an item for `UniMEModel.encode`.
 
     Args:
-        text (`str`, *optional*): What is looked for; beside an image, how that is to be changed.
-        image (`PIL.Image`, *optional*): An image like which others are looked for, or whose text is.
-        images (`bool`): Whether the index holds images, or texts alone.
-        instruction (`str`, *optional*, defaults to the one that UniME was trained with for such a query):
-            What is asked of the query.
+        text (`str`, *optional*): Text to search for; with an image, the requested change to that image.
+        image (`PIL.Image`, *optional*): Image to find similar images or matching texts for.
+        has_images (`bool`, defaults to `True`): Whether the index contains images, and not only texts.
+        instruction (`str`, *optional*): Instruction of the query. Defaults to the instruction that UniME was trained
+            with for this kind of query.
 
     Raises:
-        ValueError: There is neither text nor image.
+        ValueError: Both `text` and `image` are missing.
     """
     text = text if text is not None and text.strip() else None
     if text is None and image is None:
         raise ValueError("there is nothing to search for: give a text, an image (--image), or both")
     if instruction is None:
-        instruction = default_instruction(text is not None, image is not None, images)
+        instruction = _default_instruction(text is not None, image is not None, has_images)
     item = {"text": text, "image": image, "instruction": instruction}
-    return {name: value for name, value in item.items() if value}
+    return {key: value for key, value in item.items() if value}
 
 
-def default_instruction(text: bool, image: bool, images: bool) -> str:
-    """The instruction for a query that has a text, an image, or both, in an index of images or of texts alone."""
-    if not images:
-        return PROMPTS["image_to_text"] if image and not text else PROMPTS["query"]
-    if text and image:
+def _default_instruction(has_text: bool, has_image: bool, index_has_images: bool) -> str:
+    if not index_has_images:
+        return PROMPTS["image_to_text"] if has_image and not has_text else PROMPTS["query"]
+    if has_text and has_image:
         return PROMPTS["composed"]
-    return PROMPTS["image"] if image else PROMPTS["text_to_image"]
+    return PROMPTS["image"] if has_image else PROMPTS["text_to_image"]

@@ -1,15 +1,15 @@
-"""What a search has found as one self-contained page: the query on top, below it images, texts and scores."""
+"""Search results as one self-contained page: the query, then the images, texts and scores of the results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .html_pages import data_url, templates
+from ..data.html_pages import data_url, templates
 from .index import Hit, Index
 from .schema import thumbnail
 
 
-SHOWN = 480  # pixels of the longer side of an embedded image: sharp on screens of twice the usual resolution
+MAX_IMAGE_SIDE = 480  # pixels; sharp on high-density screens
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class QueryDescription:
     """A query as the page shows it.
 
     Args:
-        text (`str`, *optional*): Its text.
-        image (`str`, *optional*): Path of its image.
-        instruction (`str`, *optional*): What was asked of it.
-        where (`str`, *optional*): The condition that hits pass.
+        text (`str`, *optional*): Text of the query.
+        image (`str`, *optional*): Path of the query's image.
+        instruction (`str`, *optional*): Instruction of the query.
+        where (`str`, *optional*): Condition that the results pass.
     """
 
     text: str | None = None
@@ -29,35 +29,35 @@ class QueryDescription:
     where: str | None = None
 
 
-def render_results_page(store: Index, asked: QueryDescription, hits: Sequence[Hit]) -> str:
-    """Write the page: HTML that needs no other file and no network.
+def render_results_page(index: Index, query: QueryDescription, hits: Sequence[Hit]) -> str:
+    """Return the page as HTML that needs no other file and no network.
 
     Args:
-        store ([`Index`]): What was searched.
-        asked ([`QueryDescription`]): The query.
-        hits (`Sequence[Hit]`): What was found, the nearest first. An image that is not there any more is named.
+        index ([`Index`]): The searched index.
+        query ([`QueryDescription`]): The query.
+        hits (`Sequence[Hit]`): Results, best first. If an image no longer exists, the page shows its path.
     """
     return (
         templates("unime.index")
         .get_template("results_page.html.jinja")
         .render(
-            asked=asked,
-            picture=asked.image and _shown(asked.image),
-            hits=[(hit, _shown(hit.image)) for hit in hits],
-            pictures=any(hit.image is not None for hit in hits),
-            name=store.folder.resolve().name,
-            record=store.record,
-            entries=len(store),
+            query=query,
+            query_image=query.image and _embedded_image(query.image),
+            hits=[(hit, _embedded_image(hit.image)) for hit in hits],
+            any_images=any(hit.image is not None for hit in hits),
+            name=index.folder.resolve().name,
+            record=index.record,
+            num_entries=len(index),
         )
     )
 
 
-def _shown(image: str | bytes | None) -> dict[str, Any] | None:
-    """An image's data URL, or where it should be."""
+def _embedded_image(image: str | bytes | None) -> dict[str, Any] | None:
+    """Return the data URL of an image, or `None` as its URL and the path that cannot be read."""
     if image is None:
         return None
     try:
-        small = thumbnail(image, SHOWN)
+        small = thumbnail(image, MAX_IMAGE_SIDE)
     except (ValueError, OSError):
         return {"url": None, "path": image if isinstance(image, str) else "in the index"}
     return {"url": data_url(small), "path": image}

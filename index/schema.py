@@ -1,4 +1,4 @@
-"""How entries lie in an index: the columns of its table, and rows made of entries and vectors."""
+"""The storage format of an index: the columns of its table, and rows built from entries and embeddings."""
 
 import hashlib
 import json
@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from ..corpus.entry import Entry
 
 
-THUMBNAIL = 320  # pixels of the longer side: what a gallery shows of an image that has no file
-OWN = ("id", "text", "image", "thumbnail", "content_hash", "details_hash", "vector")
+THUMBNAIL_SIDE = 320  # pixels of the longer side; stored for images that have no file
+RESERVED_COLUMNS = ("id", "text", "image", "thumbnail", "content_hash", "details_hash", "vector")
 
 
 def index_schema(dimensions: int) -> pa.Schema:
-    """The columns that every index has.
+    """Return the columns that every index has.
 
-    `image` is a path, `thumbnail` a small image where there is no path, `content_hash` that of what the model saw
-    and `details_hash` that of everything else about the entry.
+    `image` is a path and `thumbnail` a small copy of an image without a path. `content_hash` covers what the model
+    sees, `details_hash` everything else about the entry.
     """
     return pa.schema(
         [
@@ -36,64 +37,63 @@ def index_schema(dimensions: int) -> pa.Schema:
     )
 
 
-def metadata_schema(entries: Sequence[Entry], known: pa.Schema) -> pa.Schema:
-    """The columns that the metadata of entries need: those of `known`, and new ones.
+def metadata_schema(entries: Sequence[Entry], schema: pa.Schema) -> pa.Schema:
+    """Return `schema` with the columns added that the metadata of the entries needs.
 
     Raises:
-        ValueError: A name cannot be a column, or a value does not fit the other values of its name; the message names
-            the entry.
+        ValueError: A metadata key cannot be a column name, or a value does not match the type of its column. The
+            message names the entry.
     """
     for entry in entries:
         for name in entry.metadata:
-            if name in OWN or name.startswith("_") or "." in name or not name:
+            if name in RESERVED_COLUMNS or name.startswith("_") or "." in name or not name:
                 raise ValueError(
-                    f"entry {entry.id!r}: its metadata {name!r} cannot be a column of an index: rename it; taken are "
-                    f"{', '.join(OWN)}, names that begin with an underscore and names with a dot"
+                    f"entry {entry.id!r}: metadata key {name!r} cannot be a column of an index: rename it; reserved "
+                    f"are {', '.join(RESERVED_COLUMNS)}, names that start with an underscore, and names with a dot"
                 )
     try:
-        return _merged(known, entries)
+        return _merge_schema(schema, entries)
     except (pa.ArrowException, ValueError, OverflowError):
-        schema = known
-        for entry in entries:  # which of them was it?
+        for entry in entries:  # merge one by one to find the entry at fault
             try:
-                schema = _merged(schema, [entry])
+                schema = _merge_schema(schema, [entry])
             except (pa.ArrowException, ValueError, OverflowError) as error:
                 raise ValueError(
-                    f"entry {entry.id!r}: its metadata do not fit the other entries' ({str(error).splitlines()[0]}): "
-                    "give a name values of one type everywhere"
+                    f"entry {entry.id!r}: its metadata types conflict with those of other entries "
+                    f"({str(error).splitlines()[0]}): give each key values of one type"
                 ) from None
         return schema
 
 
-def _merged(known: pa.Schema, entries: Sequence[Entry]) -> pa.Schema:
+def _merge_schema(schema: pa.Schema, entries: Sequence[Entry]) -> pa.Schema:
     names = dict.fromkeys(name for entry in entries for name in entry.metadata)
     fields = [pa.field(name, pa.array([entry.metadata.get(name) for entry in entries]).type) for name in names]
-    # A name that has had no value yet gets its column when it has one.
-    present = [field for field in fields if not pa.types.is_null(field.type)]
-    return pa.unify_schemas([known, pa.schema(present)], promote_options="permissive")
+    # A key without any value so far gets its column with its first value.
+    typed = [field for field in fields if not pa.types.is_null(field.type)]
+    return pa.unify_schemas([schema, pa.schema(typed)], promote_options="permissive")
 
 
 def entry_details(entry: Entry) -> str:
-    """Hex digest of what the index keeps of an entry and the model does not see: its metadata, and where it lies."""
-    known = {name: value for name, value in entry.metadata.items() if value is not None}
+    """Return the hex digest of what the index stores and the model does not see: metadata and image path."""
+    metadata = {name: value for name, value in entry.metadata.items() if value is not None}
     path = entry.image if isinstance(entry.image, str) else None
-    said = json.dumps([path and os.path.abspath(path), known], sort_keys=True, default=str)
-    return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+    details = json.dumps([path and os.path.abspath(path), metadata], sort_keys=True, default=str)
+    return hashlib.blake2b(details.encode(), digest_size=8).hexdigest()
 
 
 def index_rows(
     entries: Sequence[Entry], contents: Mapping[str, str], vectors: np.ndarray, schema: pa.Schema
 ) -> pa.Table:
-    """Rows of the index.
+    """Build rows of the index.
 
     Args:
-        entries (`Sequence[Entry]`): What was embedded.
-        contents (`Mapping[str, str]`): Hash of the content of each id.
-        vectors (`np.ndarray` of shape `(len(entries), dimensions)`): Their embeddings.
+        entries (`Sequence[Entry]`): Embedded entries.
+        contents (`Mapping[str, str]`): Content hash by id.
+        vectors (`np.ndarray` of shape `(len(entries), dimensions)`): Embeddings of the entries.
         schema (`pa.Schema`): Columns of the table.
     """
     paths = [entry.image if isinstance(entry.image, str) else None for entry in entries]
-    own = {
+    columns = {
         "id": [entry.id for entry in entries],
         "text": [entry.text for entry in entries],
         "image": [path and os.path.abspath(path) for path in paths],
@@ -102,32 +102,36 @@ def index_rows(
         "details_hash": [entry_details(entry) for entry in entries],
     }
 
-    def known(name: str) -> list[Any]:
-        return [entry.metadata.get(name) for entry in entries]
+    def array(field: pa.Field) -> pa.Array:
+        if field.name == "vector":
+            flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+            return pa.FixedSizeListArray.from_arrays(flat, type=field.type)
+        values = columns.get(field.name)
+        return pa.array(
+            [entry.metadata.get(field.name) for entry in entries] if values is None else values, field.type
+        )
 
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-    columns = [
-        pa.FixedSizeListArray.from_arrays(flat, type=field.type)
-        if field.name == "vector"
-        else pa.array(own[field.name] if field.name in own else known(field.name), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays([array(field) for field in schema], schema=schema)
 
 
-def thumbnail(picture: str | bytes, longest: int = THUMBNAIL) -> bytes:
-    """A small copy of what the model sees of an image (a path, or encoded): WebP, at most `longest` pixels a side.
+def thumbnail(image: str | bytes | Image.Image, max_side: int = THUMBNAIL_SIDE) -> bytes:
+    """Return a small WebP copy of an image as the model sees it.
+
+    Args:
+        image (`str`, `bytes` or `PIL.Image`): A path, an encoded image, or an RGB image.
+        max_side (`int`, defaults to 320): Longer side in pixels; smaller images keep their size.
 
     Raises:
-        ValueError: It cannot be read.
+        ValueError: The image cannot be read.
     """
-    small = Entry("image", image=picture).item()["image"]
-    small.thumbnail((longest, longest))
-    data = BytesIO()
-    small.save(data, "WEBP", quality=85)
-    return data.getvalue()
+    small = image.copy() if isinstance(image, Image.Image) else Entry("image", image=image).item()["image"]
+    small.thumbnail((max_side, max_side))
+    encoded = BytesIO()
+    small.save(encoded, "WEBP", quality=85)
+    return encoded.getvalue()
 
 
 def metadata_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata in a row that was read: what is neither the index's own nor empty."""
-    return {name: value for name, value in row.items() if name not in (*OWN, "_distance") and value is not None}
+    """Return the metadata of a row of the table: its non-empty columns that are not reserved."""
+    hidden = (*RESERVED_COLUMNS, "_distance")
+    return {name: value for name, value in row.items() if name not in hidden and value is not None}

@@ -1,1 +1,1 @@
-"""The web page that `app.py` opens: what it searches, what it draws, and how it looks."""
+"""The web page of `app.py`: the collections that it searches, the HTML that it renders, and its style."""

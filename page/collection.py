@@ -1,4 +1,4 @@
-"""What the page searches: an index and the model that made its vectors."""
+"""The collections that the page searches: an index with the model that produced its embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..checkpoint import PROMPTS, fingerprint, load_model
 from ..corpus.corpus import open_corpus
 from ..index.index import RECORD_FILE, Hit, Index
-from ..index.index_diff import Report
+from ..index.index_diff import ProgressCallback
 from ..index.queries import query_item
-from ..openmoji.catalogue import cache_folder, sources_version
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """An answer: the instruction that was given with the query, and what was found, the nearest first."""
+    """The instruction that was used for a query, and the results, best first."""
 
     instruction: str
     hits: list[Hit]
@@ -31,84 +30,84 @@ class Collection:
 
     Args:
         title (`str`): Name of the model.
-        store ([`Index`]): The index.
-        model ([`UniMEModel`]), processor (`ProcessorMixin`): What made its vectors.
+        index ([`Index`]): Index to search.
+        model ([`UniMEModel`]): Model of the index.
+        processor (`ProcessorMixin`): Processor of the model.
     """
 
     title: str
-    store: Index
+    index: Index
     model: PreTrainedModel
     processor: ProcessorMixin
 
     def search(
         self, text: str | None, image: Image.Image | None, instruction: str | None = None, k: int = 12
     ) -> SearchResult:
-        """Find the `k` entries nearest to a text, to an image, or to an image with a change that the text asks for.
+        """Search by text, by image, or by an image and a text that describes a change to it.
 
         Args:
-            text (`str`, *optional*), image (`PIL.Image`, *optional*): The query; one of them at least.
-            instruction (`str`, *optional*, defaults to the one that UniME was trained with for such a query):
-                What is asked of the query.
-            k (`int`): How many to find.
+            text (`str`, *optional*): Text of the query. At least one of text and image is required.
+            image (`PIL.Image`, *optional*): Image of the query.
+            instruction (`str`, *optional*): Instruction of the query. Defaults to the instruction that UniME was
+                trained with for this kind of query.
+            k (`int`, defaults to 12): Maximum number of results.
 
         Raises:
-            ValueError: There is neither text nor image.
+            ValueError: Both `text` and `image` are missing.
         """
-        item = query_item(text, image, self.store.holds_images, instruction)
-        hits = self.store.search(self.model.encode(item, self.processor), k)
+        item = query_item(text, image, self.index.holds_images, instruction)
+        hits = self.index.search(self.model.encode(item, self.processor), k)
         return SearchResult(item.get("instruction", ""), hits)
 
     def similarities(self, texts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
-        """Cosines of texts, as queries, with images: `(len(texts), len(images))`, float32."""
+        """Return the cosines of text queries with images: `(len(texts), len(images))`, float32."""
         items = [{"text": text, "instruction": PROMPTS["text_to_image"]} for text in texts]
         items += [{"image": image, "instruction": PROMPTS["image"]} for image in images]
         vectors = self.model.encode(items, self.processor)
         return vectors[: len(texts)] @ vectors[len(texts) :].T
 
 
-def open_index(folder: str | Path, report: Report | None = None) -> Collection:
-    """Open an index that `unime index` made, with the model that made it.
+def open_index(folder: str | Path, report: ProgressCallback | None = None) -> Collection:
+    """Open an index made by `unime index`, and load the model that it was made with.
 
     Raises:
-        ValueError: The folder holds no index, or its model has changed since.
+        ValueError: The folder is not an index, or its model has changed since.
     """
-    store = Index.open(folder)
-    checkpoint = store.record.checkpoint
-    store.check_model(checkpoint)
-    return Collection(_name(checkpoint), store, *load_model(checkpoint, dtype="float32"))
+    index = Index.open(folder)
+    checkpoint = index.record.checkpoint
+    index.check_model(checkpoint)
+    return Collection(Path(checkpoint).name, index, *load_model(checkpoint, dtype="float32"))
 
 
-def open_openmoji(checkpoint: str | Path, report: Report | None = None) -> Collection:
-    """Open the images of the OpenMoji world, embedded by a model; they are kept, so the next start is quick.
+def open_openmoji(checkpoint: str | Path, report: ProgressCallback | None = None) -> Collection:
+    """Open the OpenMoji images embedded by a model. The embeddings are cached for the next start.
 
     Args:
         checkpoint (`str` or `Path`): Folder or Hub id of a UniME checkpoint or of a backbone.
-        report (`Callable`, *optional*): Told what is done, how many images are done and how many there are.
+        report (`Callable`, *optional*): Called with the stage, the number of images done, and the total number.
     """
+    from ..openmoji.catalogue import cache_folder, sources_version
+
     checkpoint = str(checkpoint)
     model, processor = load_model(checkpoint, dtype="float32")
     folder = cache_folder() / f"page-{fingerprint(checkpoint)}-{sources_version()}"
-    store = Index.open(folder) if (folder / RECORD_FILE).is_file() else Index.create(folder, checkpoint)
-    world = open_corpus("openmoji")
-    if len(store) < len(world):  # whatever could change an entry is in the folder's name
-        store.sync(world, model, processor, report)
-    return Collection(_name(checkpoint), store, model, processor)
+    index = Index.open(folder) if (folder / RECORD_FILE).is_file() else Index.create(folder, checkpoint)
+    corpus = open_corpus("openmoji")
+    if len(index) < len(corpus):  # the folder's name covers everything that could change an entry
+        index.sync(corpus, model, processor, report)
+    return Collection(Path(checkpoint).name, index, model, processor)
 
 
 class LazyCollection:
-    """A collection that is opened when it is first asked for: to load a second model takes time and memory."""
+    """A collection that is opened at its first use, because loading a second model takes time and memory."""
 
-    def __init__(self, open: Callable[[str, Report | None], Collection], source: str):
+    def __init__(self, open: Callable[[str, ProgressCallback | None], Collection], source: str):
         self.open, self.source = open, source
         self.collection: Collection | None = None
-        self.lock = Lock()  # the page answers several people at a time
+        self.lock = Lock()  # the page serves several visitors at a time
 
-    def __call__(self, report: Report | None = None) -> Collection:
+    def __call__(self, report: ProgressCallback | None = None) -> Collection:
         with self.lock:
             if self.collection is None:
                 self.collection = self.open(self.source, report)
             return self.collection
-
-
-def _name(checkpoint: str) -> str:
-    return Path(checkpoint).name

@@ -1,49 +1,46 @@
-"""What the page draws: found entries, and a heat map; as HTML, in which everything from outside is escaped."""
+"""The HTML of search results and heat maps."""
 
 from collections.abc import Sequence
 from functools import cache
-from io import BytesIO
 
 import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
-from ..data.image_files import read_image
-from ..index.html_pages import data_url, templates
+from ..data.html_pages import data_url, templates
 from ..index.index import Hit
+from ..index.schema import thumbnail
 from .collection import SearchResult
 
 
-SHOWN = 320  # pixels of the longer side
-
-
-def render_hits(found: SearchResult, title: str | None = None, others: Sequence[Hit] | None = None) -> str:
-    """Cards of what was found.
+def render_hits(result: SearchResult, title: str | None = None, other_hits: Sequence[Hit] | None = None) -> str:
+    """Return search results as cards.
 
     Args:
-        found ([`SearchResult`]): The answer.
+        result ([`SearchResult`]): Results to show.
         title (`str`, *optional*): Heading.
-        others (`Sequence[Hit]`, *optional*): What another model found: each card then says where the other has it.
+        other_hits (`Sequence[Hit]`, *optional*): Results of another model; each card then shows its rank there.
     """
-    places = None if others is None else places_elsewhere(found.hits, others)
-    return _templates().get_template("hits.html.jinja").render(found=found, title=title, places=places)
+    ranks = None if other_hits is None else ranks_in(other_hits, result.hits)
+    return _templates().get_template("hits.html.jinja").render(result=result, title=title, ranks=ranks)
 
 
-def places_elsewhere(hits: Sequence[Hit], others: Sequence[Hit]) -> list[int | None]:
-    """For each hit its place (from 1) among what another model found; None where the other did not find it."""
-    places = {hit.id: place for place, hit in enumerate(others, start=1)}
-    return [places.get(hit.id) for hit in hits]
+def ranks_in(other_hits: Sequence[Hit], hits: Sequence[Hit]) -> list[int | None]:
+    """Return the rank (from 1) of each hit among another model's hits; `None` if it is not among them."""
+    ranks = {hit.id: rank for rank, hit in enumerate(other_hits, start=1)}
+    return [ranks.get(hit.id) for hit in hits]
 
 
 def render_heat_map(texts: Sequence[str], images: Sequence[Image.Image], similarities: np.ndarray) -> str:
-    """A table of texts by images, coloured between its least and its greatest similarity.
+    """Return a table of texts by images, coloured from the lowest to the highest similarity.
 
     Args:
-        texts (`Sequence[str]`), images (`Sequence[PIL.Image]`): Rows and columns.
+        texts (`Sequence[str]`): Rows.
+        images (`Sequence[PIL.Image]`): Columns.
         similarities (`np.ndarray` of shape `(len(texts), len(images))`): Cosines.
     """
-    least, greatest = float(similarities.min()), float(similarities.max())
-    heats = (similarities - least) / max(greatest - least, 1e-6)
+    lowest, highest = float(similarities.min()), float(similarities.max())
+    heats = (similarities - lowest) / max(highest - lowest, 1e-6)
     return (
         _templates()
         .get_template("heat_map.html.jinja")
@@ -53,23 +50,17 @@ def render_heat_map(texts: Sequence[str], images: Sequence[Image.Image], similar
             similarities=similarities.tolist(),
             heats=heats.tolist(),
             best=similarities.argmax(axis=1).tolist(),
-            range=(least, greatest),
+            range=(lowest, highest),
         )
     )
 
 
 def _source(image: str | bytes | Image.Image) -> str:
-    """A small copy of an image as an address that holds it: the page asks for no files of this machine."""
-    if not isinstance(image, bytes):
-        try:
-            small = image.copy() if isinstance(image, Image.Image) else read_image(image, "")
-        except ValueError:  # the file has gone, or has been damaged, since it was indexed
-            return ""
-        small.thumbnail((SHOWN, SHOWN))
-        data = BytesIO()
-        small.save(data, "WEBP", quality=85)
-        image = data.getvalue()
-    return data_url(image)
+    """Return a small copy of an image as a data URL, so that the page requests no files of this machine."""
+    try:
+        return data_url(image if isinstance(image, bytes) else thumbnail(image))
+    except ValueError:  # the file was deleted or damaged after it was indexed
+        return ""
 
 
 def _cosine(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the page opens with where it shows the OpenMoji world: queries, and texts with images to be compared."""
+"""Example queries and heat maps, shown by the page when it searches the OpenMoji images."""
 
 from PIL import Image
 
@@ -9,14 +9,14 @@ from ..openmoji.vocabulary import COLOUR_NAMES, objects
 
 
 WORDS = ("pizza", "rocket", "guitarra", "vulkan", "voilier", "pingouin")
-SHOWN = ("pizza", "rocket", "guitar", "volcano", "sailboat", "penguin")
-# One pair of objects in all four places, so that nothing but the arrangement tells the images apart.
-ARRANGEMENTS = tuple(f"a pizza {where} a rocket" for where in ("to the left of", "to the right of", "above", "below"))
-CELLS = ((3, 5), (5, 3), (1, 7), (7, 1))  # of the pizza and of the rocket, in reading order of 3 x 3
+DRAWINGS = ("pizza", "rocket", "guitar", "volcano", "sailboat", "penguin")
+# The same two objects in four arrangements, so that the images differ only in the arrangement.
+ARRANGEMENTS = tuple(f"a pizza {place} a rocket" for place in ("to the left of", "to the right of", "above", "below"))
+CELLS = ((3, 5), (5, 3), (1, 7), (7, 1))  # cells of the pizza and of the rocket, in reading order of a 3 x 3 grid
 
 
 def queries() -> dict[str, tuple[str, Image.Image | None]]:
-    """Title -> (text, image)."""
+    """Return example queries: title -> (text, image)."""
     astronaut, health_worker, pizza = drawings_named("woman astronaut", "health worker", "pizza")
     return {
         "pizza": ("pizza", None),
@@ -29,20 +29,20 @@ def queries() -> dict[str, tuple[str, Image.Image | None]]:
 
 
 def heat_maps() -> dict[str, tuple[tuple[str, ...], list[Image.Image]]]:
-    """Title -> (texts, images)."""
+    """Return example heat maps: title -> (texts, images)."""
     return {
-        "Words of five languages": (WORDS, drawings_named(*SHOWN)),
+        "Words in five languages": (WORDS, drawings_named(*DRAWINGS)),
         "One pair, four arrangements": (ARRANGEMENTS, [_scene(*cells).render() for cells in CELLS]),
     }
 
 
 def drawings_named(*names: str) -> list[Image.Image]:
-    """Images of the world by their names, RGB on white."""
-    world, places = open_corpus("openmoji"), {emoji.name: emoji.index for emoji in catalogue()}
-    return [world[places[name]].item()["image"] for name in names]
+    """Return OpenMoji drawings by name, RGB on white."""
+    corpus, indices = open_corpus("openmoji"), {emoji.name: emoji.index for emoji in catalogue()}
+    return [corpus[indices[name]].item()["image"] for name in names]
 
 
-def _scene(pizza: int, rocket: int) -> Scene:
-    number = {entry.name: position for position, entry in enumerate(objects())}
+def _scene(pizza_cell: int, rocket_cell: int) -> Scene:
+    indices = {entry.name: index for index, entry in enumerate(objects())}
     white = COLOUR_NAMES.index("white")
-    return Scene((Placed(number["pizza"], pizza, white), Placed(number["rocket"], rocket, white)))
+    return Scene((Placed(indices["pizza"], pizza_cell, white), Placed(indices["rocket"], rocket_cell, white)))

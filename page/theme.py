@@ -1,9 +1,12 @@
-"""The look of Gradio's own parts, in the paper and ink of UniME's reports; `style.css` draws the rest."""
+"""The theme of Gradio's components, in the colours of UniME's reports; `style.css` styles the rest."""
+
+from pathlib import Path
 
 import gradio as gr
 
 
-# System fonts only, so that the page asks no other host for anything.
+STYLE_SHEET = Path(__file__).with_name("style.css")
+# Only system fonts, so that the page requests nothing from other hosts.
 SANS = ("system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "DejaVu Sans", "Arial", "sans-serif")
 MONO = ("ui-monospace", "DejaVu Sans Mono", "Consolas", "monospace")
 PAPER, CARD, INK, SOFT, HAIR, ACCENT = "#faf8f4", "#ffffff", "#1d1b18", "#6d675e", "#e6e1d8", "#d1432b"
@@ -11,7 +14,7 @@ DARK_PAPER, DARK_CARD, DARK_INK, DARK_SOFT, DARK_HAIR = "#161513", "#201f1c", "#
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's base theme with these colours, light and dark."""
+    """Return Gradio's base theme with these colours, light and dark."""
     base = gr.themes.Base(
         primary_hue="red",
         neutral_hue="stone",

@@ -1,4 +1,4 @@
-"""Images that visitors give: opened upright as RGB, or refused in one sentence."""
+"""Uploaded images: opened upright as RGB, or rejected with one sentence."""
 
 from html import escape
 from pathlib import Path
@@ -10,39 +10,36 @@ from PIL import Image
 from ..data.image_files import IMAGE_FORMATS, read_image
 
 
-MOST_PIXELS = 50_000_000  # opened, 150 MB
+MAX_IMAGE_PIXELS = 50_000_000  # 150 MB when decoded
 
 
 def open_upload(path: str) -> Image.Image:
-    """Open an image that was uploaded.
+    """Open an uploaded image.
 
     Raises:
-        gr.Error: It cannot be read, or is too large; the message, which the page shows as HTML, names the file.
+        gr.Error: The image cannot be read or is too large. The message names the file, escaped for HTML.
     """
     name = escape(Path(path).name)
+    limit = f"upload an image of at most {MAX_IMAGE_PIXELS // 10**6} million pixels"
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as unread:
             width, height = unread.size
-        if width * height <= MOST_PIXELS:
+        if width * height <= MAX_IMAGE_PIXELS:
             return read_image(path, name)
     except Image.DecompressionBombError:
-        raise _refused(
-            f"{name} is too large: give an image of at most {MOST_PIXELS // 10**6} million pixels"
-        ) from None
+        raise _error(f"{name} is too large: {limit}") from None
     except (OSError, ValueError, SyntaxError):  # Pillow's decoders raise all of these
-        raise _refused(f"{name} cannot be read as an image: give a PNG, JPEG, WebP or GIF file") from None
-    raise _refused(
-        f"{name} is {width} × {height} pixels: give an image of at most {MOST_PIXELS // 10**6} million pixels"
-    )
+        raise _error(f"{name} cannot be read as an image: upload a PNG, JPEG, WebP or GIF file") from None
+    raise _error(f"{name} is {width} × {height} pixels: {limit}")
 
 
-def _refused(sentence: str) -> gr.Error:
-    return gr.Error(sentence, print_exception=False)
+def _error(message: str) -> gr.Error:
+    return gr.Error(message, print_exception=False)
 
 
 def image_field(**options: Any) -> gr.Image:
-    """A field for an image; what a visitor gives goes through [`open_upload`]."""
+    """Return an image field; uploaded files go through [`open_upload`]."""
     field = gr.Image(type="filepath", **options)
-    # Gradio opens the file itself, and tells visitors of one that it cannot read no more than that there was an error.
+    # By default Gradio opens the file itself, and shows only "Error" for a file that it cannot read.
     field.preprocess = lambda payload: None if payload is None or payload.path is None else open_upload(payload.path)
     return field

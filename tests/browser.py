@@ -1,4 +1,4 @@
-"""Chromium for tests of pages."""
+"""Chromium for tests of web pages."""
 
 import re
 import shutil
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 
-SWITCHES = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-OWN = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:")  # what a page of ours may ask
-PATIENCE = 120_000  # milliseconds: the machine may be busy
+ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+LOCAL_URL = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:")  # all that our pages may request
+TIMEOUT_MS = 120_000  # generous, because the machine may be busy
 
 
 def chromium() -> Iterator[Any]:
-    """Give a running Chromium; skip the test where it cannot be had."""
+    """Yield a running Chromium, or skip the test if it is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install it")
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("there is no chromium on the PATH: install Debian's package")
+        pytest.skip("chromium is not installed: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=SWITCHES.split())
+        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS.split())
         yield browser
         browser.close()

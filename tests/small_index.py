@@ -1,4 +1,4 @@
-"""What tests of the index share: a corpus of six words, and the rows of an index."""
+"""Helpers of index tests: a corpus of six words, and the rows of an index."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ def corpus(words: tuple[str, ...] = WORDS) -> list[Entry]:
     return [Entry(word, word, metadata={"length": len(word), "first": word[0]}) for word in words]
 
 
-def not_needed() -> Any:
-    raise AssertionError("nothing was to be embedded, and the model was asked for")
+def no_model() -> Any:
+    raise AssertionError("the model was loaded although there was nothing to embed")
 
 
-def rows(store: Index) -> dict[str, dict]:
-    read = store.table.table.to_arrow().to_pylist()
-    by_id = {row["id"]: row for row in read}
-    assert len(by_id) == len(read), "an id is there twice"
+def rows(index: Index) -> dict[str, dict]:
+    rows = index.table.table.to_arrow().to_pylist()
+    by_id = {row["id"]: row for row in rows}
+    assert len(by_id) == len(rows), "an id occurs twice"
     return by_id

@@ -1,6 +1,5 @@
-"""Results as a Markdown table for the terminal, and as one self-contained page that opens offline."""
+"""Results as a Markdown table, and as one self-contained HTML page that opens offline."""
 
-import base64
 import io
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby, product
@@ -9,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from ...data.html_pages import data_url, templates
 from ...processing_unime import Item, to_item_dict
+from .charts import line_chart, radar
 from .gallery import Answer, Gallery
-from .line_chart import line_chart
 from .paper_scores import PUBLISHED, Published, group_axis, meta_task_axis
-from .radar import Radar, radar
 
 
 Results = Mapping[str, Any]
@@ -32,38 +30,42 @@ META_TITLES = {
     "text": "Text",
 }
 WORDS = {"t2i": "text → image", "i2t": "image → text", "obj": "object", "att": "attribute", "rel": "relation"}
-MISTAKES_SHOWN = 12
+MAX_MISTAKES = 12
+MAX_MISTAKES_PER_TASK = 2
 
 
 def table(results: Mapping[str, Results]) -> str:
-    """Writes results side by side as an aligned Markdown table, in percent, and below it what others published.
+    """Return results side by side as an aligned Markdown table in percent, followed by published scores.
 
     Args:
         results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks.
+
+    Raises:
+        ValueError: Two columns have different tasks.
     """
     _check_same_tasks(results)
-    metrics = {name: task["metric"] for name, task in next(iter(results.values()))["tasks"].items()}
-    rows = [[f"{_unit(metrics.values())}, %", *results]]
-    for meta_task, names in _by_meta_task(results).items():
+    first = next(iter(results.values()))
+    metrics = {name: task["metric"] for name, task in first["tasks"].items()}
+    rows = [[f"{_main_metric(metrics.values())}, %", *results]]
+    for meta_task, names in _by_meta_task(first).items():
         rows.append([f"**{META_TITLES[meta_task]}**", *_percents(results, "meta_tasks", meta_task)])
         for name in names:
             metric = metrics[name]
-            shown = name if metric == "hit@1" else f"{name}, {metric}"
-            rows.append([shown, *(_percent(column["tasks"][name][metric]) for column in results.values())])
-    if _by_meta_task(results):
+            label = name if metric == "hit@1" else f"{name}, {metric}"
+            rows.append([label, *(_percent(column["tasks"][name][metric]) for column in results.values())])
+    if metrics:
         rows.append(["**Mean of tasks**", *(_percent(column["overall"]) for column in results.values())])
-    distributions = next(iter(results.values()))["distributions"]
-    for distribution in distributions:
+    for distribution in first["distributions"]:
         rows.append([f"Mean of {distribution}", *_percents(results, "distributions", distribution)])
-    if distributions:  # on MMEB two means go by the name of "Overall"
+    if first["distributions"]:  # on MMEB, both means are published as "Overall"
         rows.append(["Mean of meta-tasks", *(_percent(column["mean_of_meta_tasks"]) for column in results.values())])
-    for group, kinds in _by_group(results).items():
+    for group, names in _by_group(first).items():
         rows.append([f"**Compositional: {group}**", *_percents(results, "compositional_groups", group)])
-        rows += [[kind, *_percents(results, "compositional", kind)] for kind in kinds]
-    parts = [_aligned(rows)]
-    published = PUBLISHED.get(next(iter(results.values()))["benchmark"])
+        rows += [[name, *_percents(results, "compositional", name)] for name in names]
+    parts = [_markdown_table(rows)]
+    published = PUBLISHED.get(first["benchmark"])
     if published:
-        parts += _published_tables(results, published)
+        parts += _published_tables(first, published)
     return "\n\n".join(parts)
 
 
@@ -76,57 +78,56 @@ def write_report(
     highlight: str,
     credits: str,
 ) -> Path:
-    """Writes one HTML page with images, charts and style inside it; everything that was measured is escaped.
+    """Write an HTML page that contains its images, charts and style; all inserted text is escaped.
 
     Args:
-        results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks, in the order
-            in which they are told: before, stage 1, stage 2, CLIP.
-        galleries (`Sequence[Gallery]`): Of the subject, made by `gallery.galleries`.
-        curves (`Mapping`): Title of each chart -> title of each line -> `(step, value)` points (see `chart.curve`). A
-            line with the title of a column has its colour.
+        results (`Mapping`): Title of each column -> results of `tasks.evaluate`, all on the same tasks.
+        galleries (`Sequence[Gallery]`): Galleries of the highlighted column, from `gallery.build_galleries`.
+        curves (`Mapping`): Title of each chart -> title of each line -> `(step, value)` points, from `charts.curve`. A
+            line with the title of a column has the color of the column.
         path (`str` or `Path`): The file to write.
-        subject (`str`): Title of the column that the report is about and that the galleries show.
-        credits (`str`): Who made the images, and under which licence.
+        highlight (`str`): Title of the column that the report emphasizes and shows examples of.
+        credits (`str`): Authors and license of the images.
 
     Returns:
         `Path`: The file.
+
+    Raises:
+        ValueError: Two columns have different tasks, or `highlight` is not a column.
     """
     _check_same_tasks(results)
     if highlight not in results:
-        raise ValueError(f"the report's highlight '{highlight}' is none of its columns: {', '.join(results)}.")
+        raise ValueError(f"highlight '{highlight}' is not a column; choose from {', '.join(results)}")
+    main = results[highlight]
     others = [title for title in results if title != highlight]
-    metrics = sorted({task["metric"] for task in results[highlight]["tasks"].values()})
-    published = PUBLISHED.get(results[highlight]["benchmark"])
-    partial = _partial(results, published) if published else ""
-    beside = published if not partial else None
-    environment = Environment(
-        loader=PackageLoader("unime.eval.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    # Classes of the style sheet, and colors of the charts.
+    colors = {highlight: "highlight", **{title: f"other-{index % 5}" for index, title in enumerate(others)}}
+    metrics = sorted({task["metric"] for task in main["tasks"].values()})
+    published = PUBLISHED.get(main["benchmark"])
+    partial = _partial(main, published) if published else ""
+    compared = published if not partial else None
+    charts = [line_chart(title, curves[title], colors, f"chart-{index}") for index, title in enumerate(curves)]
+    environment = templates("unime.eval.report")
     environment.filters.update(percent=_percent, words=_words, view=_view)
-    environment.globals.update(edited=_edited)
     page = environment.get_template("report.html.jinja").render(
         results=results,
         highlight=highlight,
         headlines={title: _headline(column) for title, column in results.items()},
-        # The style sheet has one strong colour and five quiet ones.
-        colours={highlight: "subject", **{title: f"other-{index % 5}" for index, title in enumerate(others)}},
+        colors=colors,
         meta_titles=META_TITLES,
-        by_meta_task=_by_meta_task(results),
-        by_group=_by_group(results),
+        by_meta_task=_by_meta_task(main),
+        by_group=_by_group(main),
         metrics=metrics,
-        unit=_unit(metrics),
-        searches=[name for name, task in results[highlight]["tasks"].items() if "R@1" in task],
-        published=beside,
+        main_metric=_main_metric(metrics),
+        retrieval_tasks=[name for name, task in main["tasks"].items() if "R@1" in task],
+        published=compared,
         partial=partial,
-        radar=_radar(results, beside),
-        charts=[chart for title, lines in curves.items() if (chart := line_chart(title, lines))],
-        retrieval=[gallery for gallery in galleries if gallery.name in results[highlight]["tasks"]],
-        probes=[gallery for gallery in galleries if gallery.name in results[highlight]["compositional"]],
-        mistakes=_hardest(galleries),
+        radar=_radar(results, compared, colors),
+        charts=[chart for chart in charts if chart],
+        retrieval=[gallery for gallery in galleries if gallery.name in main["tasks"]],
+        compositional=[gallery for gallery in galleries if gallery.name in main["compositional"]],
+        mistakes=_largest_mistakes(galleries),
+        mark_edits=_mark_edits,
         credits=credits,
     )
     path = Path(path)
@@ -135,33 +136,34 @@ def write_report(
     return path
 
 
-def _published_tables(results: Mapping[str, Results], published: Published) -> list[str]:
-    """A title and a table per source; where only a part of the benchmark was measured, a sentence that says so."""
+def _published_tables(results: Results, published: Published) -> list[str]:
+    """Return a title and a table per source, or one sentence if only part of the benchmark was evaluated."""
     partial = _partial(results, published)
     if partial:
         return [partial]
     parts = []
     for source, rows in published.sources.items():
-        parts.append(f"Published ({source}), not measured here:")
+        parts.append(f"Published scores ({source}), not measured by us:")
         head = ["published, %", *(axis.title for axis in published.axes)]
-        parts.append(_aligned([head, *([model, *(f"{score:.1f}" for score in row)] for model, row in rows.items())]))
+        parts.append(
+            _markdown_table([head, *([model, *(f"{score:.1f}" for score in row)] for model, row in rows.items())])
+        )
     return [*parts, published.note]
 
 
-def _partial(results: Mapping[str, Results], published: Published) -> str:
-    """Why nothing published stands beside results on a part of a benchmark; empty if they are on all of it."""
-    first = next(iter(results.values()))
-    measured = len(first["tasks"]) + len(first["compositional"])
-    if measured == published.tasks:
+def _partial(results: Results, published: Published) -> str:
+    """Return why no published scores are shown if only part of a benchmark was evaluated, otherwise ''."""
+    num_tasks = len(results["tasks"]) + len(results["compositional"])
+    if num_tasks == published.tasks:
         return ""
     return (
-        f"Published scores are on all {published.tasks} tasks of {first['benchmark']}; "
-        f"{measured} of them were measured here, so that none is shown beside ours."
+        f"Published scores are not shown: they cover all {published.tasks} tasks of {results['benchmark']}, and only "
+        f"{num_tasks} of them were evaluated."
     )
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown whose first row is the head and whose other columns than the first are numbers."""
+def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table; the first row is its head, and all columns but the first hold numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(
@@ -170,29 +172,30 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _radar(results: Mapping[str, Results], published: Published | None) -> Radar | None:
-    """The columns over the published axes, or over meta-tasks and groups of probes; None where these are too few."""
+def _radar(results: Mapping[str, Results], published: Published | None, colors: Mapping[str, str]) -> str | None:
+    """Draw the published axes, or else meta-tasks and compositional groups; `None` for fewer than three axes."""
+    main = next(iter(results.values()))
     if published:
         axes = published.axes[: published.drawn]
     else:
         axes = [
-            *(meta_task_axis(META_TITLES[meta_task], meta_task) for meta_task in _by_meta_task(results)),
-            *(group_axis(group.capitalize(), group) for group in _by_group(results)),
+            *(meta_task_axis(META_TITLES[meta_task], meta_task) for meta_task in _by_meta_task(main)),
+            *(group_axis(group.capitalize(), group) for group in _by_group(main)),
         ]
     if len(axes) < 3:
         return None
     scores = {title: [100 * axis.ours(column) for axis in axes] for title, column in results.items()}
-    titles = [axis.title for axis in axes]
-    return radar(titles, scores, published.shown, published.chance) if published else radar(titles, scores)
+    references, center = (published.shown, published.chance) if published else ({}, 0)
+    return radar([axis.title for axis in axes], scores, references, colors, "radar", center)
 
 
-def _unit(metrics: Collection[str]) -> str:
-    """What the column of names is headed by; other metrics stand beside their tasks' names."""
+def _main_metric(metrics: Collection[str]) -> str:
+    """Return the head of the column of names; tasks with another metric name it beside their own name."""
     return "score" if metrics and "hit@1" not in metrics else "hit@1"
 
 
 def _headline(column: Results) -> float:
-    """The one number of a benchmark; of probes alone the mean of their groups."""
+    """Return the mean over tasks; for a benchmark of compositional tasks only, the mean over groups."""
     return column["overall"] if column["tasks"] else float(np.mean(list(column["compositional_groups"].values())))
 
 
@@ -204,22 +207,21 @@ def _check_same_tasks(results: Mapping[str, Results]) -> None:
             if different:
                 raise ValueError(
                     f"the columns '{first}' and '{title}' do not share {', '.join(sorted(different))}; "
-                    "evaluate all columns on the same tasks."
+                    "evaluate all columns on the same tasks"
                 )
 
 
-def _by_meta_task(results: Mapping[str, Results]) -> dict[str, list[str]]:
-    """Names of tasks per meta-task, in the order of `META_TITLES`."""
-    tasks = next(iter(results.values()))["tasks"]
+def _by_meta_task(results: Results) -> dict[str, list[str]]:
+    """Return the names of tasks per meta-task, in the order of `META_TITLES`."""
+    tasks = results["tasks"]
     groups = {meta: [name for name, task in tasks.items() if task["meta_task"] == meta] for meta in META_TITLES}
     return {meta: names for meta, names in groups.items() if names}
 
 
-def _by_group(results: Mapping[str, Results]) -> dict[str, list[str]]:
-    first = next(iter(results.values()))
+def _by_group(results: Results) -> dict[str, list[str]]:
     return {
-        group: [kind for kind in first["compositional"] if kind.split("_")[0] == group]
-        for group in first["compositional_groups"]
+        group: [name for name in results["compositional"] if name.split("_")[0] == group]
+        for group in results["compositional_groups"]
     }
 
 
@@ -232,55 +234,56 @@ def _percent(share: float) -> str:
 
 
 def _words(name: str) -> str:
-    """`scene_t2i` -> `Scene, text → image`."""
+    """Spell out the name of a task: `scene_t2i` -> `Scene, text → image`."""
     first, *rest = (WORDS.get(part, part) for part in name.split("_"))
     return ", ".join([first.capitalize(), *([" ".join(rest)] if rest else [])])
 
 
 def _view(item: Item) -> dict[str, Any]:
+    """Return an item with its images as data URLs."""
     item = to_item_dict(item)
-    return item | {"images": [_data_uri(image) for image in item["images"]]}
+    return item | {"images": [data_url(_encode_png(image), "png") for image in item["images"]]}
 
 
-def _data_uri(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.convert("RGBA" if image.has_transparency_data else "RGB").save(data, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+def _encode_png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.convert("RGBA" if image.has_transparency_data else "RGB").save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
-def _edited(caption: str, negative: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Cuts two captions into `(words, whether the other lacks them here)`, by their longest common subsequence.
+def _mark_edits(caption: str, negative: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Split two captions into `(words, whether they differ)`, by the longest common subsequence.
 
-    `difflib` takes the longest common *block* first, which tears a swap of two words apart.
+    `difflib` takes the longest common *block* first, which splits a swap of two words badly.
     """
-    ours, theirs = caption.split(), negative.split()
-    common = np.zeros((len(ours) + 1, len(theirs) + 1), dtype=int)  # of the words from i and from j on
-    for i, j in product(reversed(range(len(ours))), reversed(range(len(theirs)))):
-        same = ours[i] == theirs[j]
+    left, right = caption.split(), negative.split()
+    common = np.zeros((len(left) + 1, len(right) + 1), dtype=int)  # length for the words from i and from j on
+    for i, j in product(reversed(range(len(left))), reversed(range(len(right)))):
+        same = left[i] == right[j]
         common[i, j] = common[i + 1, j + 1] + 1 if same else max(common[i + 1, j], common[i, j + 1])
     i, j, marked = 0, 0, ([], [])
-    while i < len(ours) or j < len(theirs):
-        same = i < len(ours) and j < len(theirs) and ours[i] == theirs[j]
-        take_ours = same or j == len(theirs) or (i < len(ours) and common[i + 1, j] >= common[i, j + 1])
-        take_theirs = same or not take_ours
-        marked[0].extend([(ours[i], not same)] if take_ours else [])
-        marked[1].extend([(theirs[j], not same)] if take_theirs else [])
-        i, j = i + take_ours, j + take_theirs
-    return _runs(marked[0]), _runs(marked[1])
+    while i < len(left) or j < len(right):
+        same = i < len(left) and j < len(right) and left[i] == right[j]
+        take_left = same or j == len(right) or (i < len(left) and common[i + 1, j] >= common[i, j + 1])
+        take_right = same or not take_left
+        marked[0].extend([(left[i], not same)] if take_left else [])
+        marked[1].extend([(right[j], not same)] if take_right else [])
+        i, j = i + take_left, j + take_right
+    return _join_runs(marked[0]), _join_runs(marked[1])
 
 
-def _runs(marked: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Joins neighbouring words with equal marks."""
+def _join_runs(marked: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Join neighboring words with equal marks."""
     return [(" ".join(word for word, _ in run), mark) for mark, run in groupby(marked, itemgetter(1))]
 
 
-def _hardest(galleries: Sequence[Gallery]) -> list[tuple[str, Answer]]:
-    """The two worst mistakes of every retrieval task, the greatest margin first."""
+def _largest_mistakes(galleries: Sequence[Gallery]) -> list[tuple[str, Answer]]:
+    """Return the largest errors of the retrieval tasks with their task, the largest margin first."""
     mistakes = [
         (gallery.name, mistake)
         for gallery in galleries
-        for mistake in gallery.mistakes[:2]
+        for mistake in gallery.mistakes[:MAX_MISTAKES_PER_TASK]
         if isinstance(mistake, Answer)
     ]
     mistakes.sort(key=lambda pair: pair[1].top[0].score - pair[1].right.score, reverse=True)
-    return mistakes[:MISTAKES_SHOWN]
+    return mistakes[:MAX_MISTAKES]

@@ -144,7 +144,7 @@ def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: 
         rejected = {row["id"]: row["reason"] for row in map(json.loads, listing.read_text().splitlines())}
         assert list(rejected) == ["a.png", "d.png", "e.png"]
         assert "a.png is empty" in rejected["a.png"] and "not a readable image" in rejected["d.png"]
-        assert "is a link to nowhere" in rejected["e.png"]
+        assert "is a symbolic link to nowhere" in rejected["e.png"]
     assert list(pd.read_parquet(tmp_path / "vectors")["id"]) == ["b.png", "c.png", "note.txt"]
     said = run(corpus, tmp_path / "vectors").stdout
     assert "0 entries embedded into" in said and "3 were there, 3 rejected" in said and str(listing) in said
@@ -183,11 +183,11 @@ def test_wrong_use_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> N
     assert files(output) == before
     assert f"lies in the source {corpus} and would become part of it" in refusal(corpus, corpus / "vectors")
     foreign = refusal("openmoji", corpus)
-    assert f"{corpus} holds " in foreign and "which is no embeddings: name a new folder" in foreign
+    assert f"{corpus} holds " in foreign and "which is not a file of embeddings: choose a new folder" in foreign
     assert "there is no folder or file" in refusal(tmp_path / "gone", tmp_path / "new")
     assert "there is no prompt 'nice': choose from query, document, image" in refusal(corpus, "x", "--prompt", "nice")
     assert "exclude each other" in refusal(corpus, "x", "--prompt", "image", "--instruction", "a")
-    assert "dimensions must be between 1 and 192, got 0" in refusal(corpus, tmp_path / "new", "--dimensions", 0)
+    assert "truncate_dim must be between 1 and 192, got 0" in refusal(corpus, tmp_path / "new", "--dimensions", 0)
     assert "this machine cannot compute on cuda:99: " in refusal(corpus, tmp_path / "new", "--device", "cuda:99")
     assert "this machine cannot compute on nonsense: " in refusal(corpus, tmp_path / "new", "--device", "nonsense")
 

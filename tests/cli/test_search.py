@@ -120,7 +120,7 @@ def test_wrong_use_is_one_sentence(indexed: Path, images: Path, tmp_path: Path):
     shutil.copytree(TINY, other)
     (other / "tokenizer_config.json").write_text("{}")
     for words, reason in [
-        (("search", tmp_path, "dog"), f"{tmp_path} is no index: make one with"),
+        (("search", tmp_path, "dog"), f"{tmp_path} is not an index: create one with"),
         (("search", indexed), "there is nothing to search for"),
         (("search", indexed, "dog", "--where", "colour = 1"), "the condition 'colour = 1' cannot be understood"),
         (("search", indexed, "--image", tmp_path / "y.png"), "y.png: it does not exist"),
@@ -128,7 +128,7 @@ def test_wrong_use_is_one_sentence(indexed: Path, images: Path, tmp_path: Path):
         (("search", indexed, "dog", "--model", other), f"{other} is another model"),
         (("index", images, indexed, "--model", other), f"{other} is another model"),
         (("index", images, indexed, "--instruction", "Find:"), "was made with the instruction None"),
-        (("index", images, images), f"{images} holds something already"),
+        (("index", images, images), f"{images} exists and is not an empty folder"),
         (("search", indexed, "dog", "--device", "cuda:77"), "this machine cannot compute on cuda:77: "),
     ]:
         assert reason in sentence(*words)
@@ -187,7 +187,7 @@ def test_the_gallery_names_a_image_that_is_gone(tmp_path: Path, images: Path, op
     (source / "dog.png").unlink()
     assert unime("search", folder, "dog", "--open").exit_code == 0
     html = (folder / "gallery.html").read_text()
-    assert f"This image cannot be read any more: {source / 'dog.png'}" in html and "<img" not in html
+    assert f"This image can no longer be read: {source / 'dog.png'}" in html and "<img" not in html
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The committed model, and an empty index of it."""
+"""Fixtures: the committed model, and an empty index for it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,5 +16,5 @@ def loaded() -> tuple[UniMEModel, Any]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Index:
+def index(tmp_path: Path) -> Index:
     return Index.create(tmp_path / "index", TINY)

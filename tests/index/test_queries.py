@@ -1,4 +1,4 @@
-"""What is asked of an index."""
+"""Queries of an index."""
 
 import pytest
 from PIL import Image
@@ -8,13 +8,13 @@ from unime.index.queries import query_item
 from unime.openmoji import items
 
 
-def test_a_query_gets_the_instruction_of_its_kind():
-    picture = Image.new("RGB", (8, 8))
+def test_each_kind_of_query_gets_its_instruction():
+    image = Image.new("RGB", (8, 8))
     assert query_item("dog") == {"text": "dog", "instruction": PROMPTS["text_to_image"]}
-    assert query_item("dog", images=False) == {"text": "dog"}
-    assert query_item(image=picture)["instruction"] == PROMPTS["image"]
-    assert query_item(image=picture, images=False)["instruction"] == PROMPTS["image_to_text"]
-    assert query_item("in red", picture) == {"text": "in red", "image": picture, "instruction": PROMPTS["composed"]}
+    assert query_item("dog", has_images=False) == {"text": "dog"}
+    assert query_item(image=image)["instruction"] == PROMPTS["image"]
+    assert query_item(image=image, has_images=False)["instruction"] == PROMPTS["image_to_text"]
+    assert query_item("in red", image) == {"text": "in red", "image": image, "instruction": PROMPTS["composed"]}
     assert query_item("dog", instruction="Find:")["instruction"] == "Find:"
     assert query_item("dog", instruction="") == {"text": "dog"}
     for text in (None, "", "  "):
@@ -22,5 +22,5 @@ def test_a_query_gets_the_instruction_of_its_kind():
             query_item(text)
 
 
-def test_composed_queries_are_asked_as_they_are_trained():
+def test_composed_queries_have_the_instruction_of_training():
     assert PROMPTS["composed"] == items.CHANGED_IMAGE

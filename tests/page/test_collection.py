@@ -1,4 +1,4 @@
-"""An index with its model, as the page searches it."""
+"""Collections: an index with its model."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     for name, image in zip(NAMES, drawings_named(*NAMES), strict=True):
         image.save(folder / "images" / f"{name}.png")
-    store = Index.create(folder / "index", CHECKPOINT)
-    store.sync(open_corpus(folder / "images"), *load_model(CHECKPOINT, dtype="float32"))
+    index = Index.create(folder / "index", CHECKPOINT)
+    index.sync(open_corpus(folder / "images"), *load_model(CHECKPOINT, dtype="float32"))
     return folder / "index"
 
 
@@ -32,7 +32,7 @@ def collection(index: Path) -> Collection:
     return open_index(index)
 
 
-def test_a_text_a_image_and_a_change_each_find_their_image(collection: Collection) -> None:
+def test_a_text_an_image_and_a_changed_image_each_find_their_image(collection: Collection) -> None:
     volcano, firefighter = drawings_named("volcano", "firefighter")
     assert collection.title == "unime-tiny"
     assert collection.search("pizza", None).hits[0].id == "pizza.png"
@@ -42,13 +42,13 @@ def test_a_text_a_image_and_a_change_each_find_their_image(collection: Collectio
     assert changed.instruction.startswith("Given an image")
 
 
-def test_the_given_instruction_and_number_of_results_are_kept(collection: Collection) -> None:
-    found = collection.search("pizza", None, "Find it:", 2)
-    assert (found.instruction, len(found.hits)) == ("Find it:", 2)
+def test_the_instruction_and_the_number_of_results_can_be_chosen(collection: Collection) -> None:
+    result = collection.search("pizza", None, "Find it:", 2)
+    assert (result.instruction, len(result.hits)) == ("Find it:", 2)
     assert collection.search("pizza", None, "").instruction == ""  # the one-word prompt
 
 
-def test_a_query_of_nothing_is_refused(collection: Collection) -> None:
+def test_an_empty_query_is_rejected(collection: Collection) -> None:
     with pytest.raises(ValueError, match="nothing to search for"):
         collection.search("  ", None)
 
@@ -62,7 +62,7 @@ def test_similarities_are_the_cosines_of_queries_and_images(collection: Collecti
     np.testing.assert_allclose(similarities[0], expected, atol=1e-5)
 
 
-def test_a_collection_is_opened_once() -> None:
+def test_a_lazy_collection_is_opened_once() -> None:
     opened = []
 
     def open(source: str, report: object) -> str:

@@ -181,7 +181,7 @@ def test_the_server_embeds_the_image(name: str, ask: Callable, encode: Encode) -
 def test_the_server_refuses_the_image(name: str, ask: Callable) -> None:
     reason = "cannot be read: send PNG, JPEG, WEBP, GIF"
     if name in DAMAGED:
-        reason = "is damaged or cut short: send it again"
+        reason = "is damaged or truncated: send it again"
     elif name == "decompression bomb":
         reason = "is far too large: make it smaller"
     assert ask(shown(BAD[name][0])) == f"item 0: the image {reason}"
@@ -200,8 +200,8 @@ def test_the_page_refuses_the_image(name: str, folder: Path, said: Said) -> None
     call = partial(open_upload, str(folder / "images" / f"{name}.png"))
     with pytest.raises(gradio.Error) as caught:
         call()
-    sizes = "is too large: give an image of at most 50 million pixels"
-    unread = "cannot be read as an image: give a PNG, JPEG, WebP or GIF file"
+    sizes = "is too large: upload an image of at most 50 million pixels"
+    unread = "cannot be read as an image: upload a PNG, JPEG, WebP or GIF file"
     assert caught.value.message == f"{escape(name)}.png {sizes if name == 'decompression bomb' else unread}"
 
 
@@ -239,7 +239,7 @@ def test_every_backbone_takes_odd_shapes_or_says_why_not(backbone: Any, shape: s
     if name.startswith("qwen") and max(image.size) == 20_000:
         message = said(lambda: model.encode(["a cat", {"image": image, "text": "a cat"}], processor))
         size = f"{image.width} x {image.height}"
-        assert message.startswith(f"item 1: the model's processor takes no image of {size} pixels (")
+        assert message.startswith(f"item 1: the model's processor does not accept an image of {size} pixels (")
         assert "aspect ratio must be smaller than 200" in message and message.endswith("): cut or scale it")
     else:
         vectors = model.encode([image, "a cat", image], processor)
@@ -251,7 +251,7 @@ def test_every_backbone_takes_odd_shapes_or_says_why_not(backbone: Any, shape: s
 def test_a_image_without_pixels_is_refused(side: tuple[int, int], encode: Encode, said: Said) -> None:
     message = said(lambda: encode(Image.new("RGB", side)))
     assert message == (
-        f"item 0: its image cannot be read (it has {side[0]} x {side[1]} pixels: give one that has any): "
+        f"item 0: its image cannot be read (it is empty ({side[0]} x {side[1]} pixels): use an image with pixels): "
         "mend or replace it"
     )
 

@@ -1,4 +1,4 @@
-"""In a real browser: what strangers wrote is shown on our pages as they wrote it, and none of it runs."""
+"""Pages in a real browser show untrusted content literally, and none of it runs."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from browser import OWN, PATIENCE
+from browser import LOCAL_URL, TIMEOUT_MS
 from PIL import Image
 
 from unime import load_model
@@ -29,10 +29,10 @@ from unime.index.results_page import QueryDescription, render_results_page
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN_OR_FILE = re.compile(OWN.pattern + "|file:")  # a report is opened as one
+LOCAL_OR_FILE = re.compile(LOCAL_URL.pattern + "|file:")  # reports are opened as files
 TINY = str(ROOT / "checkpoints" / "unime-tiny")
 
-NAME = "<img src=x onerror=window.ran=1>"  # may be the name of a file
+NAME = "<img src=x onerror=window.ran=1>"  # valid as a file name
 HOSTILE = " ".join(
     [
         NAME,
@@ -48,52 +48,52 @@ HOSTILE = " ".join(
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page in which nothing that strangers wrote may have run at the end, nor asked another host."""
+    """Open a page, and check at the end that no untrusted content ran or sent a request to another host."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(PATIENCE)
-    wrong: list[str] = []
-    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: None if OWN_OR_FILE.match(request.url) else wrong.append(request.url))
+    page.set_default_timeout(TIMEOUT_MS)
+    problems: list[str] = []
+    page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: None if LOCAL_OR_FILE.match(request.url) else problems.append(request.url))
     yield page
-    for element in page.locator("[title], img, b, h1, h3, .card, li").all()[:60]:  # what waits for a mouse
+    for element in page.locator("[title], img, b, h1, h3, .card, li").all()[:60]:  # trigger mouse handlers
         element.dispatch_event("mouseover")
     assert page.evaluate("window.ran") is None
     assert page.locator("script:text-matches('window\\\\.ran')").count() == 0
     assert page.locator("[onerror], [onload], [onmouseover], iframe[srcdoc], a[href^='javascript']").count() == 0
     page.close()
-    assert wrong == []
+    assert problems == []
 
 
-def shown(page: Any, least: int, text: str = HOSTILE) -> None:
-    """Check how often a text stands on the page, letter by letter; spaces aside, which HTML joins."""
-    said = " ".join(page.evaluate("document.documentElement.textContent").split())
-    assert said.count(" ".join(text.split())) >= least
+def assert_shown(page: Any, min_count: int, text: str = HOSTILE) -> None:
+    """Check how often the page shows a text literally, apart from spaces, which HTML collapses."""
+    content = " ".join(page.evaluate("document.documentElement.textContent").split())
+    assert content.count(" ".join(text.split())) >= min_count
 
 
-def embed(items: list) -> np.ndarray:
+def random_embeddings(items: list) -> np.ndarray:
     rows = np.random.default_rng(len(items)).normal(size=(len(items), 8)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_the_report_of_an_evaluation(page: Any, tmp_path: Path):
+def test_the_evaluation_report_escapes_everything(page: Any, tmp_path: Path):
     image = {"image": Image.new("RGB", (8, 8), "red")}
-    said = {"text": HOSTILE, "instruction": HOSTILE}
-    tasks = [RetrievalTask("scene_t2i", "retrieval", [said], [{"text": HOSTILE}, image], [[0]])]
+    query = {"text": HOSTILE, "instruction": HOSTILE}
+    tasks = [RetrievalTask("scene_t2i", "retrieval", [query], [{"text": HOSTILE}, image], [[0]])]
     probes = [CompositionalTask("swap_obj", [image], [{"text": HOSTILE}], [{"text": f"{HOSTILE} twice"}])]
-    found, ranked = evaluate(embed, tasks, probes, model=HOSTILE, benchmark=HOSTILE, progress=False)
+    results, rankings = evaluate(random_embeddings, tasks, probes, model=HOSTILE, benchmark=HOSTILE, progress=False)
     curves = {HOSTILE: {HOSTILE: [(1, 2.0), (2, 1.0)]}}
     path = tmp_path / f"{NAME}.html"
     write_report(
-        {HOSTILE: found}, build_galleries(ranked, tasks, probes), curves, path, subject=HOSTILE, credits=HOSTILE
+        {HOSTILE: results}, build_galleries(rankings, tasks, probes), curves, path, highlight=HOSTILE, credits=HOSTILE
     )
     page.goto(path.as_uri())
-    # Browser's tab, standfirst, columns, legends, charts, query, instruction, candidate, caption, negative, credits.
-    shown(page, least=15)
+    # Page title, summary, columns, legends, charts, query, instruction, candidate, caption, negative, credits.
+    assert_shown(page, min_count=15)
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give an index whose name, model, ids, texts, file names and metadata are hostile."""
+def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an index with a hostile name, model, ids, texts, file names and metadata."""
     folder = tmp_path_factory.mktemp("index")
     model = str(shutil.copytree(TINY, folder / "models" / NAME))
     Image.new("RGB", (32, 32), "red").save(folder / f"{NAME}.png")
@@ -102,33 +102,42 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Entry(f"{HOSTILE} 2", None, str(folder / f"{NAME}.png"), metadata={}),
         Entry(f"{HOSTILE} 3", HOSTILE, metadata={}),
     ]
-    store = Index.create(folder / NAME, model)
-    store.sync(entries, *load_model(model, dtype="float32"))
+    index = Index.create(folder / NAME, model)
+    index.sync(entries, *load_model(model, dtype="float32"))
     return folder / NAME
 
 
-def test_the_gallery_of_a_search(page: Any, index: Path, tmp_path: Path):
-    store = Index.open(index)
-    image = index.parent / f"{NAME}.png"
-    vector = np.eye(1, store.record.dimensions, dtype=np.float32)[0]
-    gone = Hit(HOSTILE, 0.5, HOSTILE, f"/gone/{NAME}.png", {HOSTILE: [HOSTILE, HOSTILE], "b": {HOSTILE: HOSTILE}})
-    path = tmp_path / "gallery.html"
-    asked = QueryDescription(HOSTILE, str(image), HOSTILE, HOSTILE)
-    path.write_text(render_results_page(store, asked, [*store.search(vector, 3), gone]), encoding="utf-8")
+def test_the_results_page_of_a_search_escapes_everything(page: Any, index_folder: Path, tmp_path: Path):
+    index = Index.open(index_folder)
+    image = index_folder.parent / f"{NAME}.png"
+    vector = np.eye(1, index.record.dimensions, dtype=np.float32)[0]
+    missing = Hit(HOSTILE, 0.5, HOSTILE, f"/gone/{NAME}.png", {HOSTILE: [HOSTILE, HOSTILE], "b": {HOSTILE: HOSTILE}})
+    path = tmp_path / "results.html"
+    query = QueryDescription(HOSTILE, str(image), HOSTILE, HOSTILE)
+    path.write_text(render_results_page(index, query, [*index.search(vector, 3), missing]), encoding="utf-8")
     page.goto(path.as_uri())
-    # Browser's tab, heading, instruction, condition; of each entry its id, its text and its metadata.
-    shown(page, least=14)
-    shown(page, least=1, text=f"This image cannot be read any more: /gone/{NAME}.png")
+    # Page title, heading, instruction, condition; id, text and metadata of each entry.
+    assert_shown(page, min_count=14)
+    assert_shown(page, min_count=1, text=f"This image can no longer be read: /gone/{NAME}.png")
     assert page.locator(".kicker").inner_text().startswith(NAME)
 
 
 @pytest.fixture
-def site(index: Path, tmp_path: Path) -> Iterator[str]:
-    """Start the page on the hostile index, compared with itself."""
+def site(index_folder: Path, tmp_path: Path) -> Iterator[str]:
+    """Start the web page on the hostile index, compared with itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, ROOT / "app.py", "--index", index, "--compare", index, "--port", str(port)]
+    command = [
+        sys.executable,
+        ROOT / "app.py",
+        "--index",
+        index_folder,
+        "--compare",
+        index_folder,
+        "--port",
+        str(port),
+    ]
     log = tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=output, stderr=output)
@@ -145,7 +154,7 @@ def site(index: Path, tmp_path: Path) -> Iterator[str]:
     assert "Traceback" not in log.read_text()
 
 
-def test_the_web_page(page: Any, site: str, tmp_path: Path):
+def test_the_web_page_escapes_everything(page: Any, site: str, index_folder: Path, tmp_path: Path):
     page.goto(site)
     assert NAME in page.locator(".masthead").text_content()  # the model's name
     field = page.get_by_label("Text", exact=True).first
@@ -155,15 +164,18 @@ def test_the_web_page(page: Any, site: str, tmp_path: Path):
     instruction.press("Enter")
     field.fill(HOSTILE)
     page.get_by_role("button", name="Search", exact=True).click()
-    page.wait_for_selector("#found .card")
-    shown(page, least=6)  # the instruction, three ids, two texts
+    page.wait_for_selector("#results .card")
+    assert_shown(page, min_count=6)  # the instruction, three ids, two texts
 
     (tmp_path / f"{NAME}.png").write_text("no image")
     page.locator("input[type=file]").first.set_input_files(str(tmp_path / f"{NAME}.png"))
-    page.get_by_text("cannot be read as an image").wait_for()  # Gradio takes signs out of the name
+    page.get_by_text("cannot be read as an image").wait_for()  # Gradio removes special characters from the name
 
     page.get_by_role("tab", name="Similarity").click()
-    page.get_by_label("Texts, one a line").fill(HOSTILE)
+    page.get_by_label("Texts, one per line").fill(HOSTILE)
+    page.locator("input[type=file]:below(:text('Images'))").first.set_input_files(
+        str(index_folder.parent / f"{NAME}.png")
+    )
     page.get_by_role("button", name="Draw the heat map").click()
     page.get_by_role("rowheader", name="window.ran=3").wait_for()
 
@@ -172,11 +184,11 @@ def test_the_web_page(page: Any, site: str, tmp_path: Path):
     page.get_by_role("button", name="Compare", exact=True).click()
     page.wait_for_selector("#second .card")
     assert page.locator("#second h3").text_content() == NAME
-    assert page.locator(".hint").text_content().count(NAME) == 2  # the model's and the other index's
+    assert page.locator(".hint").text_content().count(NAME) == 2  # the model's name and the other index's name
 
 
-def test_a_visitor_s_program_reads_no_file_of_the_machine_and_reaches_no_address_inside(site: str):
+def test_a_program_cannot_read_files_or_reach_internal_addresses_through_the_page(site: str):
     for path in ("/etc/passwd", f"{ROOT}/README.md", "http://169.254.169.254/", "../../README.md"):
         for route in ("file=", "proxy=", "stream/"):
-            answer = httpx2.get(f"{site}/gradio_api/{route}{path}")
-            assert answer.status_code in (400, 403, 404), (route, path, answer.status_code)
+            response = httpx2.get(f"{site}/gradio_api/{route}{path}")
+            assert response.status_code in (400, 403, 404), (route, path, response.status_code)

@@ -139,7 +139,7 @@ def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(
     damage(run / "checkpoint-2" / name, WAYS[how])
     assert last_complete_checkpoint(run) == str(run / "checkpoint-1")
     (message,) = caplog.messages
-    assert message.startswith(f"{run / 'checkpoint-2'} is passed over: {name} is damaged (")
+    assert message.startswith(f"skipping {run / 'checkpoint-2'}: {name} is damaged (")
 
 
 def embedded(texts: list[str]) -> np.ndarray:

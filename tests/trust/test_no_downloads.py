@@ -95,7 +95,7 @@ def test_an_index_does_not_make_its_reader_download_the_model_that_it_names(tmp_
     record.write_text(json.dumps(json.loads(record.read_text()) | hostile))
     for words in (["search", tmp_path / "index", "a text"], ["index", tmp_path / "texts", tmp_path / "index"]):
         error = CliRunner().invoke(app, list(map(str, words))).exception
-        assert str(error).startswith("the model stranger/model of ") and "nothing is downloaded unasked" in str(error)
+        assert str(error).startswith("the model stranger/model of ") and "is not downloaded automatically" in str(error)
         assert "\n" not in str(error)
 
 

@@ -98,7 +98,7 @@ def refusal(work: Callable[[], object], name: str) -> None:
     sentence = str(raised.value)
     assert "\n" not in sentence and name in sentence, sentence
     assert " cannot be written (" in sentence or " cannot be read or written (" in sentence, sentence
-    assert "make room on its disk and " in sentence or "mend that and try again" in sentence, sentence
+    assert "make room on its disk and " in sentence or "fix this and try again" in sentence, sentence
 
 
 def test_a_checkpoint(disk: Disk, small: tuple[UniMEModel, Any]):
