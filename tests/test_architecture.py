@@ -28,12 +28,13 @@ SUBPACKAGES = {
 # The OpenMoji data is an optional extra: other subpackages may import it only inside the function that needs it.
 OPENS_OPENMOJI = {"data", "eval", "corpus"}
 ROOT_FILES = [
+    "extras",
     "configuration_unime",
     "processing_unime",
     "batching_unime",
+    "pooling_unime",
     "encoding_unime",
     "cpu_prepacking_unime",
-    "pooling_unime",
     "modeling_unime",
     "checkpoint_safety",
     "checkpoint",
