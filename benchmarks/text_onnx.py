@@ -17,7 +17,7 @@ from interleaved_timing import alternate
 from transformers import AutoTokenizer, HfArgumentParser
 
 from unime import load_model
-from unime.export.onnx import embed_texts, text_onnx
+from unime.export.onnx import embed_texts, export_onnx
 
 
 WORDS = ["pizza", "tile", "cat", "blue"]
@@ -41,7 +41,7 @@ def main(script: ScriptArguments) -> None:
     options.intra_op_num_threads = script.threads
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "onnx"
-        difference = text_onnx(model, processor, folder)
+        difference = export_onnx(model, processor, folder)
         session = onnxruntime.InferenceSession(folder / "model.onnx", options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         print(f"{script.model}, {script.threads} threads, largest difference {difference:.1e}")

@@ -1,4 +1,4 @@
-"""The plain form: the backbone under its native class, so that serving engines load it and no code comes along."""
+"""Plain export: the backbone under its native class, so that serving engines load it without remote code."""
 
 from pathlib import Path
 
@@ -17,9 +17,10 @@ CARD = """\
 ---
 # Plain UniME checkpoint
 
-The weights of a [UniME](https://arxiv.org/abs/2504.17432) embedder ({parameters} parameters, {dimensions} dimensions)
-under the names of `{architecture}`, without its language-model head. It holds no code: `SentenceTransformer` and
-`AutoModel` load it without `trust_remote_code`, and serving engines read its class, weights and pooling.
+The weights of a [UniME](https://arxiv.org/abs/2504.17432) model ({parameters} parameters, {dimensions} dimensions)
+with the parameter names of `{architecture}`, without its language-model head. The folder contains no code:
+`SentenceTransformer` and `AutoModel` load it without `trust_remote_code`, and serving engines read its class, weights
+and pooling.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -32,8 +33,8 @@ embeddings = model.encode(["a slice of pizza", image, {{"image": image, "text": 
 vllm serve path/to/this/folder --runner pooling --convert embed
 ```
 
-The prompt is in `chat_template.jinja`: engines must be asked with `messages`, not with bare text. An embedding is the
-normalised last hidden state of the last token. An instruction is the system message; these have a name:
+The prompt is in `chat_template.jinja`: send `messages` to an engine, not bare text. An embedding is the normalised
+last hidden state of the last token. An instruction is the system message; these instructions have names:
 
 | name | instruction |
 |---|---|
@@ -41,61 +42,61 @@ normalised last hidden state of the last token. An instruction is the system mes
 """
 
 
-def plain_checkpoint(
+def export_plain(
     model: UniMEModel, processor: ProcessorMixin, directory: str | Path, metadata: ModelCardData | None = None
 ) -> Path:
-    """Write a checkpoint of native transformers classes only, in the type that the model's weights have.
+    """Write a checkpoint of native transformers classes, in the dtype of the model's weights.
 
     Args:
         model ([`UniMEModel`]): The model; LoRA adapters must have been merged into it.
         processor (`ProcessorMixin`): Its processor, with UniME's chat template.
-        directory (`str` or `Path`): Where to write; a new or an empty folder.
-        metadata (`ModelCardData`, *optional*): What the card says to the Hub: licence, results, ...
+        directory (`str` or `Path`): Output folder, new or empty.
+        metadata (`ModelCardData`, *optional*): Metadata of the model card for the Hub: licence, results, ...
 
     Returns:
         `Path`: The directory.
 
     Raises:
-        ValueError: The folder is not empty, the model carries unmerged adapters, the processor has no chat template
-            or adds tokens that a template cannot write, or the generative class does not wrap the backbone as it is.
+        ValueError: The folder is not empty, the model has unmerged adapters, the processor has no chat template or
+            adds tokens that a template cannot produce, or the generative class does not contain the backbone.
     """
     directory = new_folder(directory)
     require_merged_adapters(model)
     template = complete_template(processor)
-    # Engines map the names of the generative class, which is the backbone and a head. The head has no weights here:
-    # nothing that embeds reads them, and engines that pool leave theirs out.
+    # Engines map the parameter names of the generative class: the backbone and a head. The head is left out, because
+    # embedding does not use it and engines skip it when they pool.
     with torch.device("meta"):
         native = AutoModelForImageTextToText.from_config(model.backbone.config)
-    places = [name for name, child in native.named_children() if type(child) is type(model.backbone)]
-    if not places:
+    names = [name for name, child in native.named_children() if type(child) is type(model.backbone)]
+    if not names:
         raise ValueError(
-            f"{type(native).__name__} does not hold a {type(model.backbone).__name__} that could be put back into it: "
-            "this backbone has no plain form, take the checkpoint with its code"
+            f"{type(native).__name__} does not contain a {type(model.backbone).__name__}: this backbone has no plain "
+            "export, use the original checkpoint"
         )
-    setattr(native, places[0], model.backbone)
+    setattr(native, names[0], model.backbone)
     weights = {name: weight for name, weight in native.state_dict().items() if weight.device.type != "meta"}
     native.save_pretrained(directory, state_dict=weights)
     processor.save_pretrained(directory)
     (directory / "chat_template.jinja").write_text(template)
     write_sentence_transformer(model, directory)
-    (directory / "README.md").write_text(plain_card(model, type(native).__name__, metadata))
+    (directory / "README.md").write_text(_plain_card(model, type(native).__name__, metadata))
     return directory
 
 
 def new_folder(directory: str | Path) -> Path:
-    """Make a folder, or refuse one that holds files: what was there before would pass for part of the export."""
+    """Create a folder, or refuse one that holds files, which would seem to be part of the export."""
     directory = Path(directory)
     if directory.is_dir() and any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty: name a new folder")
+        raise ValueError(f"{directory} is not empty: choose a new folder")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
 def complete_template(processor: ProcessorMixin) -> str:
-    """Give the chat template with the beginning-of-sequence token that the tokenizer would have added to its text.
+    """Return the chat template with the beginning-of-sequence token that the tokenizer adds to a rendered text.
 
-    transformers adds that token to a rendered text that lacks it; serving engines tokenise a rendered conversation as
-    it is. A template that writes the token gives both the same tokens.
+    transformers adds that token to a rendered text that lacks it, whereas serving engines tokenize a rendered
+    conversation as it is. If the template writes the token, both read the same tokens.
 
     Raises:
         ValueError: The processor has no chat template, or its tokenizer adds more than that one token.
@@ -110,19 +111,18 @@ def complete_template(processor: ProcessorMixin) -> str:
         return processor.chat_template
     if added != [tokenizer.bos_token_id, *bare]:
         raise ValueError(
-            f"the tokenizer adds {len(added) - len(bare)} special tokens to a prompt, not one at its beginning alone: "
-            "a serving engine would leave them out, so this checkpoint has no plain form"
+            f"the tokenizer adds {len(added) - len(bare)} special tokens to a prompt, not only one at its beginning: "
+            "a serving engine would leave them out, so this checkpoint cannot be exported"
         )
     return f"{{{{- '{begin}' -}}}}\n{processor.chat_template}"
 
 
-def plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | None = None) -> str:
-    """Fill the card of a plain checkpoint."""
-    given = (
-        metadata.to_dict() if metadata else {"tags": ["multimodal-embedding", "sentence-transformers", "transformers"]}
-    )
+def _plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | None = None) -> str:
+    """Return the model card of a plain checkpoint."""
+    tags = ["multimodal-embedding", "sentence-transformers", "transformers"]
+    fields = metadata.to_dict() if metadata else {"tags": tags}
     fixed = {"library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity"}
-    data = ModelCardData(**given | fixed)
+    data = ModelCardData(**fields | fixed)
     return CARD.format(
         metadata=data.to_yaml(),
         architecture=architecture,

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from ..batching_unime import MicroBatch, plan_micro_batches
+from ..batching_unime import MicroBatch, default_max_length, plan_micro_batches
 from ..data.isolate_failures import map_isolating_failures
+from ..encoding_unime import embed_micro_batches
 from ..modeling_unime import UniMEModel
 from ..processing_unime import normalize_item
 
@@ -62,8 +63,7 @@ class Embedder:
         self.model = model.eval()
         self.processor = processor
         self.micro_batch_tokens = micro_batch_tokens or model.default_micro_batch_tokens
-        text = model.config.backbone_config.get_text_config()
-        self.max_length = min(processor.tokenizer.model_max_length, text.max_position_embeddings)
+        self.max_length = default_max_length(processor, model.config)
 
     def __call__(self, tasks: list[Task]) -> list[Embedded | Exception]:
         """Embed a batch.
@@ -93,9 +93,9 @@ class Embedder:
     @torch.inference_mode()
     def _embed(self, tasks: list[Task]) -> list[Embedded]:
         batches = self._plan(tasks)
-        tokens = {row.number: row.length for batch in batches for row in batch.rows}
+        tokens = {item.index: item.length for batch in batches for item in batch.items}
         results: dict[int, Embedded] = {}
-        for positions, embeddings in self.model.embed_micro_batches(batches):
+        for positions, embeddings in embed_micro_batches(self.model, batches):
             if not np.isfinite(embeddings).all():
                 raise FloatingPointError("an embedding is not finite: serve the model with another --dtype")
             for position, embedding in zip(positions, embeddings, strict=True):
@@ -123,7 +123,7 @@ class Embedder:
             except ValueError as error:
                 reason = str(error).removeprefix("item 0").lstrip(": ")
                 raise RefusedItem(f"the model's processor refuses it: {reason}") from error
-        longest = max(row.length for batch in batches for row in batch.rows)
+        longest = max(item.length for batch in batches for item in batch.items)
         if longest > self.max_length:
             raise self._too_long(longest)
         return batches

@@ -1,15 +1,15 @@
-"""Errors in the form of OpenAI's API: all that a client ever sees of what went wrong."""
+"""Errors in the format of OpenAI's API, the only error information that a client receives."""
 
 from starlette.responses import JSONResponse
 
 
 class ApiError(Exception):
-    """An answer other than 200.
+    """An answer with a status other than 200.
 
     Args:
         status (`int`): HTTP status.
-        message (`str`): One sentence: the item, the reason, the mend.
-        code (`str`, *optional*): What a program can go by, in OpenAI's words where it has one.
+        message (`str`): One sentence that says what failed, why, and how to fix it.
+        code (`str`, *optional*): Machine-readable reason; one of OpenAI's codes where it defines a suitable one.
         retry_after (`int`, *optional*): Seconds after which the client should try again.
     """
 
@@ -21,6 +21,7 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def response(self) -> JSONResponse:
+        """Return the HTTP response, with its headers."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         if self.status == 429:
             kind = "rate_limit_error"

@@ -1,7 +1,7 @@
-"""Requests of `POST /v1/embeddings`, read into what each item asks for.
+"""Parsing of `POST /v1/embeddings` requests into items.
 
-Taken are OpenAI's texts, `input: "text"` or `input: ["text", ...]`, and vLLM's conversations, one or a list of them,
-as `messages` or `input`. A conversation is one item: its `user` messages hold text and images, the `system` message
+The server accepts OpenAI's texts (`input: "text"` or `input: ["text", ...]`) and vLLM's conversations (one or a list,
+as `messages` or `input`). A conversation is one item: its `user` messages hold texts and images, its `system` message
 is the instruction.
 """
 
@@ -14,24 +14,31 @@ from .limits import Limits
 
 
 class EmbeddingRequest(BaseModel):
-    """The body of a request; an unknown field is refused, for it may be meant to change the vectors."""
+    """The body of a request; unknown fields are refused, because they may be meant to change the embeddings."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="The served model's id, see `/v1/models`.")
+    model: str | None = Field(None, description="Id of the served model, see `/v1/models`.")
     input: Any = Field(None, description="A text, a list of texts, a conversation, or a list of conversations.")
     messages: Any = Field(None, description="A conversation, or a list of conversations; instead of `input`.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
-    dimensions: int | None = Field(None, description="Leading dimensions to keep (Matryoshka).")
+    dimensions: int | None = Field(None, description="Number of leading dimensions to keep (Matryoshka).")
     truncate_prompt_tokens: Literal[-1] | None = Field(
-        None, description="-1: shorten texts that are longer than what the model reads, instead of refusing them."
+        None,
+        description="-1: truncate texts that are longer than the model's maximum length, instead of refusing them.",
     )
-    user: str | None = Field(None, description="Taken, as OpenAI does, and not used.")
+    user: str | None = Field(None, description="Accepted for compatibility with OpenAI; not used.")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One item as it came: text, addresses of images (data or http URLs) and instruction."""
+class RequestItem:
+    """One item of a request before its images are read.
+
+    Args:
+        text (`str`, *optional*): Text.
+        images (`tuple[str, ...]`, *optional*, defaults to `()`): Data URLs or http(s) URLs.
+        instruction (`str`, *optional*): Instruction.
+    """
 
     text: str | None = None
     images: tuple[str, ...] = ()
@@ -39,10 +46,10 @@ class Asked:
 
 
 def read_request(body: bytes) -> EmbeddingRequest:
-    """Read a body.
+    """Parse the body of a request.
 
     Raises:
-        ValueError: It is not JSON, or a field is not what it should be.
+        ValueError: The body is not JSON, or a field has a wrong type or value.
     """
     try:
         return EmbeddingRequest.model_validate_json(body)
@@ -51,86 +58,89 @@ def read_request(body: bytes) -> EmbeddingRequest:
         if first["type"] == "json_invalid":
             raise ValueError(f"the body is not valid JSON ({first['msg'].removeprefix('Invalid JSON: ')})") from None
         if first["type"] == "extra_forbidden":
-            known = ", ".join(EmbeddingRequest.model_fields)
-            raise ValueError(f"this server has no field '{first['loc'][0]}': leave it out, it knows {known}") from None
+            fields = ", ".join(EmbeddingRequest.model_fields)
+            raise ValueError(
+                f"this server has no field '{first['loc'][0]}': leave it out; valid fields are {fields}"
+            ) from None
         name = f"'{first['loc'][0]}'" if first["loc"] else "the body"
         raise ValueError(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def read_items(request: EmbeddingRequest, limits: Limits) -> list[Asked]:
-    """Read what is to be embedded.
+def read_items(request: EmbeddingRequest, limits: Limits) -> list[RequestItem]:
+    """Return the items of a request.
 
     Raises:
-        ValueError: There is nothing, too much, or an item that is neither text nor conversation; it names the item.
+        ValueError: There are no items or too many, or an item is neither a text nor a conversation; the message names
+            the item.
     """
     if (request.input is None) == (request.messages is None):
         raise ValueError("give either 'input' or 'messages'")
-    given, name = (request.input, "input") if request.messages is None else (request.messages, "messages")
-    if isinstance(given, str) and name == "input":
-        given = [given]
-    if not isinstance(given, list) or not given:
+    content, name = (request.input, "input") if request.messages is None else (request.messages, "messages")
+    if isinstance(content, str) and name == "input":
+        content = [content]
+    if not isinstance(content, list) or not content:
         raise ValueError(f"'{name}' must be a text, a conversation, or a non-empty list of them: see serve/README.md")
-    if isinstance(given[0], dict):
-        given = [given]
-    if len(given) > limits.max_items:
-        raise ValueError(f"'{name}' has {len(given)} items, the limit is {limits.max_items}: send several requests")
-    return [_item(one, f"item {number}", limits) for number, one in enumerate(given)]
+    if isinstance(content[0], dict):
+        content = [content]
+    if len(content) > limits.max_items:
+        raise ValueError(f"'{name}' has {len(content)} items, the limit is {limits.max_items}: send several requests")
+    return [_read_item(value, f"item {number}", limits) for number, value in enumerate(content)]
 
 
-def _item(given: Any, where: str, limits: Limits) -> Asked:
-    if isinstance(given, str):
-        asked = Asked(text=given)
-    elif isinstance(given, list) and given and isinstance(given[0], dict):
-        asked = _conversation(given, where)
-    elif isinstance(given, int) or (isinstance(given, list) and given and isinstance(given[0], int)):
+def _read_item(value: Any, name: str, limits: Limits) -> RequestItem:
+    if isinstance(value, str):
+        item = RequestItem(text=value)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        item = _read_conversation(value, name)
+    elif isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int)):
         raise ValueError(
-            f"{where} is made of token ids, which another model's tokenizer wrote: send the text itself (LangChain's "
-            "OpenAIEmbeddings does with check_embedding_ctx_length=False)"
+            f"{name} is made of token ids, which come from another model's tokenizer: send the text itself (in "
+            "LangChain, OpenAIEmbeddings with check_embedding_ctx_length=False)"
         )
     else:
-        raise ValueError(f"{where} must be a text or a conversation (a list of messages), got {_kind(given)}")
-    length = len(asked.text or "") + len(asked.instruction or "")
+        raise ValueError(f"{name} must be a text or a conversation (a list of messages), got {_json_type(value)}")
+    length = len(item.text or "") + len(item.instruction or "")
     if length > limits.max_characters:
-        raise ValueError(f"{where} has {length} characters, the limit is {limits.max_characters}: shorten or split it")
-    return asked
+        raise ValueError(f"{name} has {length} characters, the limit is {limits.max_characters}: shorten or split it")
+    return item
 
 
-def _conversation(messages: list[Any], where: str) -> Asked:
+def _read_conversation(messages: list[Any], name: str) -> RequestItem:
     """Join messages as the chat template does: texts by line feeds, images in their order."""
     text, images, instruction = None, [], ""
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ("system", "user"):
-            raise ValueError(f"{where}: a message must be an object with the role 'user' or 'system'")
+            raise ValueError(f"{name}: a message must be an object with the role 'user' or 'system'")
         content = message.get("content")
         parts = content if isinstance(content, list) and content else [{"type": "text", "text": content}]
         for part in parts:
-            said, url = _part(part, where)
+            part_text, url = _read_part(part, name)
             if message["role"] == "system":
-                if said is None:
-                    raise ValueError(f"{where}: the system message is the instruction, and holds text alone")
-                instruction += said
-            elif said is None:
+                if part_text is None:
+                    raise ValueError(f"{name}: the system message is the instruction and may hold only text")
+                instruction += part_text
+            elif part_text is None:
                 images.append(url)
             else:
-                text = f"{text}\n{said}" if text else said
+                text = f"{text}\n{part_text}" if text else part_text
     if text is None and not images:
-        raise ValueError(f"{where} has no text and no image in a message of the role 'user'")
-    return Asked(text, tuple(images), instruction or None)
+        raise ValueError(f"{name} has no text and no image in a message with the role 'user'")
+    return RequestItem(text, tuple(images), instruction or None)
 
 
-def _part(part: Any, where: str) -> tuple[str | None, str | None]:
-    """Return the text or the image's address of one part of a message."""
+def _read_part(part: Any, name: str) -> tuple[str | None, str | None]:
+    """Return the text or the image URL of one part of a message."""
     match part:
-        case {"type": "text", "text": str(said)}:
-            return said, None
+        case {"type": "text", "text": str(text)}:
+            return text, None
         case {"type": "image_url", "image_url": {"url": str(url)}}:
             return None, url
     raise ValueError(
-        f"{where}: the content of a message must be a text or a list of parts such as "
+        f"{name}: the content of a message must be a text or a list of parts such as "
         '{"type": "text", "text": "..."} and {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'
     )
 
 
-def _kind(given: Any) -> str:
-    names = {dict: "an object", list: "a list", type(None): "null", bool: "a truth value", float: "a number"}
-    return names[type(given)]
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", type(None): "null", bool: "a boolean", float: "a number"}
+    return names[type(value)]

@@ -6,52 +6,61 @@ from io import BytesIO
 
 from PIL import Image
 
+from ..data.image_files import REQUEST_IMAGE_FORMATS
 from ..processing_unime import to_rgb
 
 
-# OpenAI's list. Pillow opens far more, some by starting other programs (EPS), which strangers should not reach.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
+DATA_URL_HEAD = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
 
 
-def read_data_url(url: str, where: str) -> bytes:
-    """Return the encoded image that a data URL holds.
+def read_data_url(url: str, name: str) -> bytes:
+    """Return the encoded image of a data URL.
+
+    Args:
+        url (`str`): The data URL.
+        name (`str`): Name of the item, for error messages.
 
     Raises:
-        ValueError: It is no data URL of an image, or not base64; it names the item.
+        ValueError: The URL is not the data URL of an image, or is not valid base64.
     """
-    head = DATA_URL.match(url)
+    head = DATA_URL_HEAD.match(url)
     if head is None:
-        raise ValueError(
-            f"{where}: an image must be a data URL such as data:image/png;base64,..., got {url[:20]!r}..."
-        )
+        raise ValueError(f"{name}: an image must be a data URL such as data:image/png;base64,..., got {url[:20]!r}...")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except ValueError:
-        raise ValueError(f"{where}: the image's data URL is not valid base64") from None
+        raise ValueError(f"{name}: the image's data URL is not valid base64") from None
 
 
-def open_image(encoded: bytes, where: str) -> Image.Image:
-    """Read an image's head, thus its size; its pixels are not decoded yet.
+def open_image(encoded: bytes, name: str) -> Image.Image:
+    """Read the header of an image, which gives its size; the pixels are not decoded yet.
+
+    Args:
+        encoded (`bytes`): The encoded image.
+        name (`str`): Name of the item, for error messages.
 
     Raises:
-        ValueError: It is no image of the formats taken, or one that Pillow calls a decompression bomb.
+        ValueError: The format is not accepted, or Pillow considers the image a decompression bomb.
     """
     try:
-        return Image.open(BytesIO(encoded), formats=FORMATS)
+        return Image.open(BytesIO(encoded), formats=REQUEST_IMAGE_FORMATS)
     except Image.DecompressionBombError:
-        raise ValueError(f"{where}: the image is far too large: make it smaller") from None
-    except Exception:  # a stranger's file may fail in any way
-        raise ValueError(f"{where}: the image cannot be read: send {', '.join(FORMATS)}") from None
+        raise ValueError(f"{name}: the image is far too large: make it smaller") from None
+    except Exception:  # an untrusted file may fail in any way
+        raise ValueError(f"{name}: the image cannot be read: send {', '.join(REQUEST_IMAGE_FORMATS)}") from None
 
 
-def decode_image(opened: Image.Image, where: str) -> Image.Image:
-    """Decode as [`to_rgb`] does: upright, on white where it is transparent; of an animation the first frame.
+def decode_image(image: Image.Image, name: str) -> Image.Image:
+    """Decode an image with [`to_rgb`]; of an animation, the first frame.
+
+    Args:
+        image (`Image.Image`): An image that [`open_image`] has opened.
+        name (`str`): Name of the item, for error messages.
 
     Raises:
         ValueError: The file is damaged.
     """
     try:
-        return to_rgb(opened)
-    except Exception:
-        raise ValueError(f"{where}: the image is damaged or cut short: send it again") from None
+        return to_rgb(image)
+    except Exception:  # an untrusted file may fail in any way
+        raise ValueError(f"{name}: the image is damaged or truncated: send it again") from None

@@ -1,4 +1,4 @@
-"""From the body of a request to the body of its answer."""
+"""The embedding service: turns the body of a request into the body of its response."""
 
 import asyncio
 import base64
@@ -12,22 +12,24 @@ from .embedder import Embedded, Embedder, RefusedItem, Task
 from .errors import ApiError
 from .limits import Admission, Limits
 from .prometheus import Metrics
-from .protocol import Asked, EmbeddingRequest, read_items, read_request
+from .protocol import EmbeddingRequest, RequestItem, read_items, read_request
 from .remote_images import fetch_images
 from .request_batching import Batcher
 from .request_images import decode_image, open_image, read_data_url
 
 
 class EmbeddingService:
-    """Answers requests for embeddings by one model.
+    """A service that answers embedding requests with one model.
 
     Args:
-        name (`str`): The model's id.
-        embedder ([`Encoder`]): The model.
-        limits ([`Limits`]): What a request may ask.
-        batch_items (`int`): Most items of a batch; a longer request takes its turns among the others.
-        max_wait (`float`): Most seconds that an idle model waits for more items.
-        allow_remote_images (`bool`): Fetch images from http(s) addresses.
+        name (`str`): Id of the model in the API.
+        embedder ([`Embedder`]): The model.
+        limits ([`Limits`]): Limits on requests.
+        batch_items (`int`, *optional*, defaults to 64): Maximum number of items per batch. A longer request is split,
+            and its parts are interleaved with other requests.
+        max_wait (`float`, *optional*, defaults to 0.001): Maximum number of seconds that an idle model waits for more
+            items.
+        allow_remote_images (`bool`, *optional*, defaults to `False`): Whether to fetch images from http(s) URLs.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class EmbeddingService:
         self.metrics.watch(lambda: self.admission.requests, lambda: self.batcher.waiting)
 
     async def warm_up(self) -> None:
-        """Embed a text and an image, so that the first client does not wait for what happens once."""
+        """Embed a text and an image, so that the first client does not wait for one-time initialisation."""
         await self._embed([Task({"text": "warm"}), Task({"image": Image.new("RGB", (64, 64))})])
 
     async def answer(self, body: bytes) -> dict[str, Any]:
@@ -64,8 +66,8 @@ class EmbeddingService:
             `dict`: OpenAI's list of embeddings, ready for JSON.
 
         Raises:
-            ValueError: The request or an item of it is bad.
-            ApiError: The model is another one, or there is no room now.
+            ValueError: The request or one of its items is invalid.
+            ApiError: The request names another model, or the server is full.
         """
         request = read_request(body)
         if request.model is not None and request.model != self.name:
@@ -74,42 +76,43 @@ class EmbeddingService:
             )
         if request.dimensions is not None and not 1 <= request.dimensions <= self.dimensions:
             raise ValueError(f"'dimensions' must be between 1 and {self.dimensions}, got {request.dimensions}")
-        asked = read_items(request, self.limits)
-        opened = await self._open(asked)
-        with self.admission.decoded(sum(image.width * image.height for one in opened for image in one)):
-            items = await asyncio.to_thread(_decode, asked, opened)
-            embedded = await self._embed([Task(item, request.truncate_prompt_tokens == -1) for item in items])
-        self.metrics.items.inc(len(embedded))
-        tokens = sum(one.tokens for one in embedded)
+        items = read_items(request, self.limits)
+        images = await self._open_images(items)
+        truncate = request.truncate_prompt_tokens == -1
+        with self.admission.decoded(sum(image.width * image.height for opened in images for image in opened)):
+            tasks = await asyncio.to_thread(_decode, items, images, truncate)
+            results = await self._embed(tasks)
+        self.metrics.items.inc(len(results))
+        tokens = sum(result.tokens for result in results)
         self.metrics.tokens.inc(tokens)
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": _write(one.vector, request)}
-                for index, one in enumerate(embedded)
+                {"object": "embedding", "index": index, "embedding": _serialize(result.embedding, request)}
+                for index, result in enumerate(results)
             ],
             "model": self.name,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
 
-    async def _open(self, asked: list[Asked]) -> list[list[Image.Image]]:
-        """Open the images of every item, undecoded."""
-        urls = [(url, f"item {number}") for number, one in enumerate(asked) for url in one.images]
-        remote = [(url, where) for url, where in urls if not url[:5].lower() == "data:"]
+    async def _open_images(self, items: list[RequestItem]) -> list[list[Image.Image]]:
+        """Return the images of every item, not yet decoded."""
+        urls = [[(url, f"item {number}") for url in item.images] for number, item in enumerate(items)]
+        remote = [(url, name) for item_urls in urls for url, name in item_urls if not _is_data_url(url)]
         if remote and not self.allow_remote_images:
             raise ValueError(
                 f"{remote[0][1]}: this server fetches no images from the web: send them as data URLs "
                 "(data:image/png;base64,...)"
             )
-        fetched = iter(await fetch_images(remote, self.limits.max_body) if remote else [])
+        fetched = iter(await fetch_images(remote, self.limits.max_body_bytes) if remote else [])
 
         def open_all() -> list[list[Image.Image]]:
             return [
                 [
-                    open_image(read_data_url(url, where) if url[:5].lower() == "data:" else next(fetched), where)
-                    for url in one.images
+                    open_image(read_data_url(url, name) if _is_data_url(url) else next(fetched), name)
+                    for url, name in item_urls
                 ]
-                for one, where in ((one, f"item {number}") for number, one in enumerate(asked))
+                for item_urls in urls
             ]
 
         return await asyncio.to_thread(open_all)
@@ -133,21 +136,28 @@ class EmbeddingService:
         return results
 
 
-def _decode(asked: list[Asked], opened: list[list[Image.Image]]) -> list[dict[str, Any]]:
+def _is_data_url(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def _decode(items: list[RequestItem], images: list[list[Image.Image]], truncate: bool) -> list[Task]:
     return [
-        {
-            "text": one.text,
-            "image": [decode_image(image, f"item {number}") for image in images],
-            "instruction": one.instruction,
-        }
-        for number, (one, images) in enumerate(zip(asked, opened, strict=True))
+        Task(
+            {
+                "text": item.text,
+                "image": [decode_image(image, f"item {number}") for image in opened],
+                "instruction": item.instruction,
+            },
+            truncate,
+        )
+        for number, (item, opened) in enumerate(zip(items, images, strict=True))
     ]
 
 
-def _write(vector: np.ndarray, request: EmbeddingRequest) -> list[float] | str:
+def _serialize(embedding: np.ndarray, request: EmbeddingRequest) -> list[float] | str:
     if request.dimensions is not None:
-        vector = vector[: request.dimensions]
-        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+        embedding = embedding[: request.dimensions]
+        embedding = embedding / max(float(np.linalg.norm(embedding)), 1e-12)
     if request.encoding_format == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-    return vector.tolist()
+        return base64.b64encode(embedding.astype("<f4").tobytes()).decode("ascii")
+    return embedding.tolist()

@@ -1,4 +1,4 @@
-"""The committed checkpoint, for what is exported from it."""
+"""Fixtures: the committed checkpoint."""
 
 from pathlib import Path
 
@@ -13,5 +13,5 @@ TINY = Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny"
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[UniMEModel, ProcessorMixin]:
-    """Give the committed checkpoint in float32; to be read only."""
+    """Return the committed checkpoint in float32; tests must not modify it."""
     return load_model(str(TINY), dtype="float32")

@@ -1,4 +1,4 @@
-"""`unime export` as a user calls it."""
+"""`unime export` on the command line."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from unime.cli.export import export
 
 @pytest.fixture(scope="module")
 def run() -> Callable[..., str]:
-    """Give a function that runs the command and returns what it printed."""
+    """Return a function that runs the command and returns its standard output."""
     app = typer.Typer()
     app.command()(export)
 
@@ -26,7 +26,7 @@ def run() -> Callable[..., str]:
     return call
 
 
-def test_plain_is_the_default_and_keeps_the_type_and_the_licence(run: Callable[..., str], tmp_path: Path) -> None:
+def test_plain_is_the_default_and_keeps_the_dtype_and_the_licence(run: Callable[..., str], tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     report = json.loads(run("--model", root / "checkpoints/unime-tiny", "--output", tmp_path / "plain", "--json"))
     assert report["format"] == "plain" and not any(name.endswith(".py") for name in report["files"])
@@ -34,25 +34,25 @@ def test_plain_is_the_default_and_keeps_the_type_and_the_licence(run: Callable[.
     with safe_open(tmp_path / "plain/model.safetensors", "pt") as weights:
         assert {str(weights.get_tensor(key).dtype) for key in weights.keys()} == {"torch.float16"}
     assert "license: " in (tmp_path / "plain/README.md").read_text()
-    with pytest.raises(ValueError, match="is not empty: name a new folder"):
+    with pytest.raises(ValueError, match="is not empty: choose a new folder"):
         run("--model", root / "checkpoints/unime-tiny", "--output", tmp_path / "plain")
 
 
-def test_another_type_is_written_on_demand(
+def test_weights_are_converted_on_request(
     run: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    said = run("--model", tiny_model("llava"), "--output", tmp_path / "plain", "--dtype", "bfloat16")
-    assert "model.safetensors" in said and f"wrote {tmp_path / 'plain'}" in said
+    output = run("--model", tiny_model("llava"), "--output", tmp_path / "plain", "--dtype", "bfloat16")
+    assert "model.safetensors" in output and f"wrote {tmp_path / 'plain'}" in output
     assert json.loads((tmp_path / "plain/config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_onnx_in_half_precision_is_refused(run: Callable[..., str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the ONNX form is float32, not float16"):
+    with pytest.raises(ValueError, match="an ONNX export is float32, not float16"):
         run("--format", "onnx", "--output", tmp_path / "onnx", "--dtype", "float16")
 
 
 @pytest.mark.slow
-def test_onnx_reports_how_close_it_is(
+def test_onnx_reports_the_largest_difference(
     run: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     report = json.loads(

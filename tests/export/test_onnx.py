@@ -1,4 +1,4 @@
-"""The ONNX form: the text path at any batch size and length, and no file that differs from the model."""
+"""ONNX export: it agrees with the model at every batch size and length, or it is removed."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tiny_models import TINY_MODELS
 from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
 
 from unime import UniMEModel, load_model
-from unime.export.onnx import embed_texts, text_onnx
+from unime.export.onnx import embed_texts, export_onnx
 
 
 ITEMS = [
@@ -26,19 +26,19 @@ LONG = "two dogs play with a ball; " * 20
 
 @pytest.fixture(scope="module")
 def source(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
-    """Give a model whose tokenizer begins every text with a token."""
+    """Return a model whose tokenizer adds a token to the beginning of every text."""
     return load_model(str(tiny_model("llava")), dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def exported(source: tuple[UniMEModel, ProcessorMixin], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of its text path."""
+    """Return the folder of its exported text path."""
     folder = tmp_path_factory.mktemp("export") / "onnx"
-    assert text_onnx(*source, folder) <= 1e-5
+    assert export_onnx(*source, folder) <= 1e-5
     return folder
 
 
-def test_texts_embed_as_the_model_does_at_every_batch_size_and_length(
+def test_texts_have_the_embeddings_of_the_model_at_every_batch_size_and_length(
     exported: Path, source: tuple[UniMEModel, ProcessorMixin]
 ) -> None:
     session, tokenizer = (
@@ -53,7 +53,7 @@ def test_texts_embed_as_the_model_does_at_every_batch_size_and_length(
     assert np.abs(embeddings[0] - embeddings[1]).max() > 0.01
 
 
-def test_the_card_s_snippet_runs(exported: Path, source: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_the_snippet_in_the_card_runs(exported: Path, source: tuple[UniMEModel, ProcessorMixin]) -> None:
     _, code, _ = (exported / "README.md").read_text().split("```")
     names: dict[str, np.ndarray] = {}
     exec(code.removeprefix("python").replace("path/to/this/folder", str(exported)), names)
@@ -62,7 +62,7 @@ def test_the_card_s_snippet_runs(exported: Path, source: tuple[UniMEModel, Proce
     np.testing.assert_allclose(names["embeddings"], expected, atol=1e-5)
 
 
-def test_the_folder_says_what_text_embeddings_inference_reads(exported: Path) -> None:
+def test_the_folder_has_the_files_that_text_embeddings_inference_reads(exported: Path) -> None:
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["LlamaModel"] and config["model_type"] == "llama"
     assert config["max_position_embeddings"] == 4096 and config["pad_token_id"] == 3
@@ -79,32 +79,32 @@ def test_the_folder_says_what_text_embeddings_inference_reads(exported: Path) ->
 
 def test_half_precision_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is float32, got a model in torch.bfloat16"):
-        text_onnx(*load_model(str(tiny_model("llava")), dtype="bfloat16"), tmp_path / "onnx")
+        export_onnx(*load_model(str(tiny_model("llava")), dtype="bfloat16"), tmp_path / "onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unime-tiny", *TINY_MODELS])
-def test_every_backbone_s_language_model_is_exported(
+def test_the_language_model_of_every_backbone_is_exported(
     name: str, tiny_model: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
 ) -> None:
     model, processor = tiny if name == "unime-tiny" else load_model(str(tiny_model(name)), dtype="float32")
-    assert text_onnx(model, processor, tmp_path / "onnx") <= 1e-5
+    assert export_onnx(model, processor, tmp_path / "onnx") <= 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
     embeddings = embed_texts(session, AutoTokenizer.from_pretrained(tmp_path / "onnx"), [*ITEMS, LONG])
     np.testing.assert_allclose(embeddings, model.encode([*ITEMS, LONG], processor), atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_graph_that_differs_from_the_model_is_not_left(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_graph_that_differs_from_the_model_is_removed(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     model, processor = load_model(str(tiny_model("llava")), dtype="float32")
 
     def shift(_module: torch.nn.Module, _inputs: tuple, output: dict) -> dict:
         output["last_hidden_state"] = output["last_hidden_state"].roll(1, dims=-1)
         return output
 
-    model.backbone.register_forward_hook(shift)  # the model does more than its language model, which is exported
-    with pytest.raises(ValueError, match="gives other embeddings than the model"):
-        text_onnx(model, processor, tmp_path / "onnx")
+    model.backbone.register_forward_hook(shift)  # now the model differs from the exported language model
+    with pytest.raises(ValueError, match="gives embeddings that differ from the model"):
+        export_onnx(model, processor, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
 
 
@@ -121,6 +121,6 @@ def test_a_language_model_that_cannot_be_exported_is_refused_in_one_sentence(
     config = AutoConfig.for_model(
         "qwen3_vl_moe", text_config=text, vision_config=vision | {"deepstack_visual_indexes": [0]}
     )
-    with pytest.raises(ValueError, match="makes no graph of the language model of 'qwen3_vl_moe'"):
-        text_onnx(UniMEModel.from_backbone(config).eval(), processor, tmp_path / "onnx")
+    with pytest.raises(ValueError, match="cannot export the language model of 'qwen3_vl_moe'"):
+        export_onnx(UniMEModel.from_backbone(config).eval(), processor, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()

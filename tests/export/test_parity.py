@@ -1,4 +1,4 @@
-"""recipes/parity.py against real HTTP servers of a real model: one that agrees, and ones that do not."""
+"""`recipes/parity.py` against HTTP servers of a real model, of which one agrees and the others do not."""
 
 import json
 import socket
@@ -29,7 +29,7 @@ CHECKPOINT = str(ROOT / "checkpoints" / "unime-tiny")
 
 
 def item_of(conversation: list[dict[str, Any]]) -> dict[str, Any]:
-    """Read a conversation of the protocol as an item."""
+    """Convert a conversation of the protocol to an item."""
     item: dict[str, Any] = {}
     for message in conversation:
         for part in message["content"]:
@@ -43,10 +43,10 @@ def item_of(conversation: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], str]]:
-    """Give a function that starts a server of a kind and returns its address.
+    """Return a function that starts a server of a kind and returns its address.
 
-    As vLLM does, `engine` renders conversations and reads `input` as it is; `flipped` turns images upside down,
-    `short` leaves a dimension out.
+    `engine` renders conversations and reads `input` as it is, like vLLM; `flipped` turns images upside down; `short`
+    omits a dimension.
     """
     model, processor = tiny
     servers = []
@@ -58,7 +58,7 @@ def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], s
         item = item_of(body["messages"])
         if kind == "flipped" and "image" in item:
             item["image"] = item["image"].rotate(180)
-        vector = 2 * model.encode(item, processor)  # a length that is not one, for the cosine to see past
+        vector = 2 * model.encode(item, processor)  # not a unit vector, which the cosine must not notice
         return vector[:-1] if kind == "short" else vector
 
     def start(kind: str) -> str:
@@ -96,12 +96,12 @@ def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], s
 
 @pytest.fixture(scope="module")
 def recipe(script: Callable[[Path], ModuleType]) -> ModuleType:
-    """Give the script as a module."""
+    """Return the script as a module."""
     return script(ROOT / "recipes" / "parity.py")
 
 
 def parity(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as a user does."""
+    """Run the script as a subprocess."""
     command = [sys.executable, "recipes/parity.py", "--url", url, "--model", CHECKPOINT, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
@@ -117,14 +117,14 @@ def test_an_engine_that_renders_conversations_agrees_in_every_modality(
     assert recipe.table(result).count("1.000000") == 12 and "below" not in recipe.table(result)
 
 
-def test_what_is_wrong_is_in_the_rows_that_it_touches(serve: Callable[[str], str], recipe: ModuleType) -> None:
+def test_a_fault_shows_only_in_the_rows_that_it_affects(serve: Callable[[str], str], recipe: ModuleType) -> None:
     result = recipe.compare(recipe.ScriptArguments(serve("flipped"), CHECKPOINT))
     least = {name: row["least"] for name, row in result["rows"].items()}
     assert least["text"] > 0.9999 and least["image"] < 0.999 and least["both"] < 0.999 and not result["equal"]
     assert recipe.table(result).count("below the threshold") == 4 and "other embeddings" in recipe.table(result)
 
 
-def test_bare_text_is_another_prompt_and_a_rendered_one_is_not(
+def test_bare_text_differs_from_the_prompt_and_rendered_text_does_not(
     serve: Callable[[str], str], recipe: ModuleType
 ) -> None:
     bare, rendered = (
@@ -135,13 +135,13 @@ def test_bare_text_is_another_prompt_and_a_rendered_one_is_not(
     assert rendered["rows"].keys() == {"text", "text, instruction"} and rendered["equal"]
 
 
-def test_a_vector_s_length_does_not_matter_and_its_direction_does(recipe: ModuleType) -> None:
+def test_the_comparison_ignores_the_length_of_a_vector_but_not_its_direction(recipe: ModuleType) -> None:
     ours = np.array([[0.6, 0.8], [1.0, 0.0]])
     assert recipe.cosines(ours, [np.array([3.0, 4.0]), np.array([0.0, 2.0])]).tolist() == pytest.approx([1, 0])
 
 
 @pytest.mark.slow
-def test_the_exit_status_says_whether_they_agree(serve: Callable[[str], str]) -> None:
+def test_the_exit_status_says_whether_the_embeddings_agree(serve: Callable[[str], str]) -> None:
     run = parity(serve("engine"))
     assert run.returncode == 0 and "the same embeddings" in run.stdout, run.stdout + run.stderr
     run = parity(serve("engine"), "--form", "input", "--json")
@@ -156,7 +156,7 @@ def test_the_exit_status_says_whether_they_agree(serve: Callable[[str], str]) ->
         ("short", [], "the checkpoint has 192 dimensions, the server answers 191"),
     ],
 )
-def test_a_server_of_something_else_is_one_sentence(
+def test_a_server_of_another_model_is_refused_in_one_sentence(
     kind: str, arguments: list[str], sentence: str, serve: Callable[[str], str]
 ) -> None:
     run = parity(serve(kind), *arguments)
@@ -164,7 +164,7 @@ def test_a_server_of_something_else_is_one_sentence(
 
 
 @pytest.mark.slow
-def test_a_server_that_is_not_there_is_one_sentence() -> None:
+def test_an_unreachable_server_is_reported_in_one_sentence() -> None:
     run = parity("http://127.0.0.1:9/v1")
     assert run.returncode == 2 and run.stderr.splitlines()[-1].endswith("is the server up?")
     assert run.stderr.count("parity: ") == 1
@@ -172,7 +172,7 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["chat", "input"])
-def test_unime_serve_agrees_in_conversations_and_in_bare_text(form: str) -> None:
+def test_unime_serve_agrees_for_conversations_and_for_bare_text(form: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""The plain form: native classes load it where this package is not installed, and it embeds as the checkpoint does."""
+"""Plain export: native classes load it without this package, and it embeds as the checkpoint does."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from without_package import NOT_INSTALLED
 
 from unime import UniMEModel, load_model
 from unime.checkpoint import PROMPTS
-from unime.export.plain import plain_checkpoint
+from unime.export.plain import export_plain
 
 
-SHORT = ["unime-tiny", "llava-next"]  # llava-next's tokenizer begins every text with a token
+SHORT = ["unime-tiny", "llava-next"]  # the tokenizer of llava-next adds a token to the beginning of every text
 INSTRUCTION = "Represent the given image with the following question:"
 FILES = {
     "1_Pooling/config.json",
@@ -41,8 +41,8 @@ FILES = {
     "tokenizer_config.json",
 }
 
-# Runs where `unime` cannot be imported; arguments: the folder of images and exports, the exports' names.
-ELSEWHERE = """
+# A script that runs without `unime`; its arguments are the folder of images and exports, and the names of the exports.
+WITHOUT_UNIME = """
 from pathlib import Path
 
 import numpy as np
@@ -72,41 +72,41 @@ assert "unime" not in sys.modules
 def source(
     tiny_model: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin]
 ) -> Callable[[str], tuple[UniMEModel, ProcessorMixin]]:
-    """Give the model and the processor of a name: a tiny model's, or the committed checkpoint's."""
+    """Return a function from a name to a model and its processor: a tiny model, or the committed checkpoint."""
     return lambda name: tiny if name == "unime-tiny" else load_model(str(tiny_model(name)), dtype="float32")
 
 
 def items_of(folder: Path) -> list[dict]:
-    """The items of `ELSEWHERE`, spelt as dicts."""
+    """Return the items of `WITHOUT_UNIME` as dicts."""
     red, blue = (Image.open(folder / image) for image in ("red.png", "blue.png"))
     items = [{"text": "a cat"}, {"image": red}, {"image": blue, "text": "Is it blue?"}]
     return [*items, {"text": "see <image> and <|im_end|>"}, {"image": blue}]
 
 
 def check(names: list[str], source: Callable[[str], tuple[UniMEModel, ProcessorMixin]], folder: Path) -> None:
-    """Export models, embed with them in a fresh interpreter without `unime`, and compare with the models."""
+    """Export models, embed with the exports in an interpreter without `unime`, and compare with the models."""
     for colour, size in (("red", (40, 56)), ("blue", (64, 24))):
         Image.new("RGB", size, colour).save(folder / f"{colour}.png")
     for name in names:
-        plain_checkpoint(*source(name), folder / name)
+        export_plain(*source(name), folder / name)
     environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", NOT_INSTALLED + ELSEWHERE, str(folder), *names]
+    command = [sys.executable, "-P", "-c", NOT_INSTALLED + WITHOUT_UNIME, str(folder), *names]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "MISSING" not in run.stderr and "UNEXPECTED" not in run.stderr, run.stderr
     for name in names:
         model, processor = source(name)
-        items, there = items_of(folder), np.load(folder / f"{name}.npz")
+        items, exported = items_of(folder), np.load(folder / f"{name}.npz")
         bare = model.encode(items, processor)
         instructed = model.encode([item | {"instruction": INSTRUCTION} for item in items], processor)
         named = model.encode([item | {"instruction": PROMPTS["text_to_image"]} for item in items], processor)
         assert np.abs(bare - instructed).max() > 0.01 and np.abs(named - instructed).max() > 0.01
-        assert int(there["width"]) == bare.shape[1]
+        assert int(exported["width"]) == bare.shape[1]
         for key, expected in (("bare", bare), ("query", bare), ("instructed", instructed), ("named", named)):
-            np.testing.assert_allclose(there[key], expected, atol=1e-5, err_msg=f"{name} {key}")
+            np.testing.assert_allclose(exported[key], expected, atol=1e-5, err_msg=f"{name} {key}")
 
 
-def test_it_embeds_the_same_without_this_package(
+def test_an_export_embeds_the_same_without_this_package(
     source: Callable[[str], tuple[UniMEModel, ProcessorMixin]], tmp_path: Path
 ) -> None:
     check(SHORT, source, tmp_path)
@@ -120,65 +120,65 @@ def test_every_backbone_embeds_the_same_without_this_package(
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_weights_have_the_names_of_the_backbone_as_published_without_its_head(
+def test_weights_have_the_published_names_of_the_backbone_without_its_head(
     name: str, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = plain_checkpoint(*load_model(str(tiny_model(name))), tmp_path / "plain")
+    folder = export_plain(*load_model(str(tiny_model(name))), tmp_path / "plain")
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
     names = []
-    for place in (folder, tiny_model(name)):
-        with safe_open(place / "model.safetensors", "pt") as weights:
+    for directory in (folder, tiny_model(name)):
+        with safe_open(directory / "model.safetensors", "pt") as weights:
             names.append(set(weights.keys()))
     plain, published = names
     assert plain < published and all("lm_head" in key for key in published - plain)
-    config, original = (json.loads((place / "config.json").read_text()) for place in (folder, tiny_model(name)))
+    config, original = (json.loads((path / "config.json").read_text()) for path in (folder, tiny_model(name)))
     assert config["architectures"] == original["architectures"] and config["model_type"] == original["model_type"]
     assert "auto_map" not in config
-    _, found = AutoModel.from_pretrained(folder, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"]
-    _, found = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-    assert not found["unexpected_keys"] and found["missing_keys"] <= {"lm_head.weight"}
+    _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    _, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not report["unexpected_keys"] and report["missing_keys"] <= {"lm_head.weight"}
 
 
 def test_a_rendered_prompt_needs_no_token_from_the_tokenizer(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     conversation = [{"role": "user", "content": [{"type": "text", "text": "a cat"}]}]
-    for name, begins in (("llava-next", True), ("qwen2-vl", False)):
+    for name, adds_bos in (("llava-next", True), ("qwen2-vl", False)):
         model, processor = load_model(str(tiny_model(name)))
         before = processor.chat_template
-        plain = AutoProcessor.from_pretrained(plain_checkpoint(model, processor, tmp_path / name))
+        plain = AutoProcessor.from_pretrained(export_plain(model, processor, tmp_path / name))
         assert processor.chat_template == before
         prompt = plain.apply_chat_template(conversation, tokenize=False)
-        # A serving engine's tokens of the conversation, and what the model reads.
+        # The tokens that a serving engine makes of the conversation, and those that the model reads.
         rendered = plain.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         read = processor.apply_chat_template([conversation], tokenize=True, return_dict=True)["input_ids"][0]
-        assert rendered == list(read) and prompt.startswith("<s>") == begins
+        assert rendered == list(read) and prompt.startswith("<s>") == adds_bos
 
 
-def test_half_precision_stays(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+def test_half_precision_is_kept(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
     model, processor = load_model(str(tiny_model("llava")), dtype="bfloat16")
-    folder = plain_checkpoint(model, processor, tmp_path / "plain")
+    folder = export_plain(model, processor, tmp_path / "plain")
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_card_says_what_it_is_and_keeps_what_the_hub_reads(
+def test_the_card_describes_the_export_and_keeps_metadata(
     tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
 ) -> None:
     metadata = ModelCardData(license="cc-by-4.0", library_name="something else")
-    card = (plain_checkpoint(*tiny, tmp_path / "plain", metadata) / "README.md").read_text()
+    card = (export_plain(*tiny, tmp_path / "plain", metadata) / "README.md").read_text()
     _, head, body = card.split("---\n", 2)
     assert "license: cc-by-4.0" in head and "library_name: sentence-transformers" in head
     assert "`LlavaForConditionalGeneration`" in body and "192 dimensions" in body and "--runner pooling" in body
     assert all(f"`{name}`" in body for name in PROMPTS)
 
 
-def test_a_folder_that_holds_files_is_refused(tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path) -> None:
     (tmp_path / "modeling.py").write_text("")
-    with pytest.raises(ValueError, match="is not empty: name a new folder"):
-        plain_checkpoint(*tiny, tmp_path)
+    with pytest.raises(ValueError, match="is not empty: choose a new folder"):
+        export_plain(*tiny, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["modeling.py"]
 
 
@@ -186,14 +186,14 @@ def test_unmerged_adapters_are_refused(tiny_model: Callable[[str], Path], tmp_pa
     model, processor = load_model(str(tiny_model("llava")))
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="LoRA adapters: merge them"):
-        plain_checkpoint(model, processor, tmp_path)
+        export_plain(model, processor, tmp_path)
 
 
-def test_a_backbone_that_its_generative_class_does_not_hold_is_refused(
+def test_a_backbone_that_its_generative_class_does_not_contain_is_refused(
     tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
 ) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     text = sizes | {"vocab_size": 64, "projection_dim": 32, "encoder_hidden_size": 32}
     config = AutoConfig.for_model("blip", text_config=text, vision_config=sizes | {"image_size": 32, "patch_size": 8})
-    with pytest.raises(ValueError, match="BlipForConditionalGeneration does not hold a BlipModel"):
-        plain_checkpoint(UniMEModel.from_backbone(config), tiny[1], tmp_path)
+    with pytest.raises(ValueError, match="BlipForConditionalGeneration does not contain a BlipModel"):
+        export_plain(UniMEModel.from_backbone(config), tiny[1], tmp_path)

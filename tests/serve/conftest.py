@@ -1,4 +1,4 @@
-"""The committed model behind the server's application, without a network."""
+"""Fixtures: the committed model behind the application of the server, without a network."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -28,21 +28,21 @@ def loaded() -> tuple[UniMEModel, ProcessorMixin]:
 
 
 @pytest.fixture
-def own() -> Embedder:
-    """Give an embedder of the test's own, to break or to look into."""
+def fresh_embedder() -> Embedder:
+    """Return an embedder that a test may modify."""
     return Embedder(*load_model(str(TINY), dtype="float32"))
 
 
 @pytest.fixture(scope="session")
 def expected(loaded: tuple[UniMEModel, ProcessorMixin]) -> Callable[..., np.ndarray]:
-    """Give what `encode` says of an item."""
+    """Return a function that embeds items with `encode`."""
     model, processor = loaded
     return lambda item, **options: model.encode(item, processor, **options)
 
 
 @pytest.fixture(scope="session")
 def service(loaded: tuple[UniMEModel, ProcessorMixin]) -> Callable[..., EmbeddingService]:
-    """Make a service of the committed model with a setting or two of the test's own."""
+    """Return a function that makes a service of the committed model with some settings changed."""
 
     def make(limits: Limits | None = None, **settings: Any) -> EmbeddingService:
         return EmbeddingService("unime-tiny", Embedder(*loaded), limits or Limits(), **settings)
@@ -58,7 +58,7 @@ def client(service: Callable[..., EmbeddingService]) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="session")
 def image() -> Image.Image:
-    """Give an image with a different colour in every pixel."""
+    """Return an image with a different colour in every pixel."""
     ramp = np.arange(48 * 32, dtype=np.uint32)
     pixels = np.stack([ramp % 256, ramp // 8 % 256, (ramp * 37) % 256], axis=1).reshape(32, 48, 3)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -66,7 +66,7 @@ def image() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def data_url() -> Callable[..., str]:
-    """Write an image as a data URL."""
+    """Return a function that encodes an image as a data URL."""
 
     def write(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
         buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""OpenAI's own client, and others, over a real socket."""
+"""OpenAI's client and others over a real socket."""
 
 import base64
 import socket
@@ -35,13 +35,13 @@ def address(service: Callable[..., EmbeddingService]) -> Iterator[str]:
     thread.join()
 
 
-def test_openais_own_client(address: str, expected: Expected):
+def test_openais_client_works(address: str, expected: Expected):
     client = openai.OpenAI(base_url=address, api_key="key", max_retries=0)
     model = client.models.list().data[0].id
     texts = ["a cat", "Здравствуйте", "a " * 200]
-    for encoding in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):  # base64 unless it is told
+    for encoding in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):  # its default is base64
         answer = client.embeddings.create(model=model, input=texts, dimensions=64, **encoding)
-        vectors = [one.embedding for one in answer.data]
+        vectors = [entry.embedding for entry in answer.data]
         if encoding.get("encoding_format") == "base64":
             vectors = [np.frombuffer(base64.b64decode(vector), "<f4") for vector in vectors]
         np.testing.assert_allclose(vectors, expected(texts, truncate_dim=64), atol=1e-5)
@@ -54,7 +54,7 @@ def test_openais_own_client(address: str, expected: Expected):
         openai.OpenAI(base_url=address, api_key="wrong").embeddings.create(model=model, input="a")
 
 
-def test_openais_client_sends_images_as_vllm_takes_them(
+def test_openais_client_sends_images_in_vllms_format(
     address: str, expected: Expected, image: Image.Image, data_url: Callable[..., str]
 ):
     client = openai.OpenAI(base_url=address, api_key="key", max_retries=0)
@@ -65,18 +65,18 @@ def test_openais_client_sends_images_as_vllm_takes_them(
         body={"model": "unime-tiny", "messages": conversation, "encoding_format": "float"},
         cast_to=openai.types.CreateEmbeddingResponse,
     )
-    vectors = [one.embedding for one in answer.data]
+    vectors = [entry.embedding for entry in answer.data]
     np.testing.assert_allclose(vectors, expected([{"text": "with a hat", "image": image}]), atol=1e-5)
 
 
-def test_a_body_that_is_too_large_is_answered_not_cut_off(address: str):
+def test_a_body_that_is_too_large_gets_an_answer(address: str):
     client = openai.OpenAI(base_url=address, api_key="key", max_retries=0)
     with pytest.raises(openai.APIStatusError, match="16 MB, the limit") as caught:
         client.embeddings.create(model="unime-tiny", input="a" * 17_000_000)
     assert caught.value.status_code == 413
 
 
-def test_a_body_that_announces_its_size_is_refused_before_it_is_sent(address: str):
+def test_a_body_with_a_declared_size_is_refused_before_it_is_sent(address: str):
     host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
     head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Length: 17000000\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=30) as connection:
@@ -88,6 +88,6 @@ def test_concurrent_clients_each_get_their_own_vectors(address: str, expected: E
     client = openai.OpenAI(base_url=address, api_key="key", max_retries=0)
     texts = [[f"client {number} says {word}" for word in ("yes", "no")[: 1 + number % 2]] for number in range(16)]
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(lambda own: client.embeddings.create(model="unime-tiny", input=own), texts))
-    for own, answer in zip(texts, answers, strict=True):
-        np.testing.assert_allclose([one.embedding for one in answer.data], expected(own), atol=1e-5)
+        answers = list(threads.map(lambda inputs: client.embeddings.create(model="unime-tiny", input=inputs), texts))
+    for inputs, answer in zip(texts, answers, strict=True):
+        np.testing.assert_allclose([entry.embedding for entry in answer.data], expected(inputs), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Batches of strangers' items: the vectors of `encode`, real token counts, and errors only for those at fault."""
+"""Batches of different clients' items: the embeddings of `encode`, token counts, and errors only for bad items."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from unime import UniMEModel, processor_from_backbone
 from unime.serve.embedder import Embedder, RefusedItem, Task
 
 
-def test_vectors_are_those_of_encode_and_tokens_are_those_the_model_read(
+def test_embeddings_equal_those_of_encode_and_tokens_are_counted(
     loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray], image: Image.Image
 ):
     _, processor = loaded
@@ -24,7 +24,7 @@ def test_vectors_are_those_of_encode_and_tokens_are_those_the_model_read(
         {"text": ""},
     ]
     results = Embedder(*loaded, micro_batch_tokens=64)([Task(item) for item in items])
-    np.testing.assert_allclose([result.vector for result in results], expected(items), atol=1e-5)
+    np.testing.assert_allclose([result.embedding for result in results], expected(items), atol=1e-5)
     # The template around the text, counted by the tokenizer alone; an image's placeholder stands for 9 patches.
     rendered = processor.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False)
     assert results[0].tokens == len(processor.tokenizer(rendered)["input_ids"])
@@ -35,7 +35,7 @@ def test_vectors_are_those_of_encode_and_tokens_are_those_the_model_read(
         )["input_ids"][0]
     )
     assert results[1].tokens > 9
-    together = Embedder(*loaded)([Task(items[0]), Task(items[2])])  # one is padded to the length of the other
+    together = Embedder(*loaded)([Task(items[0]), Task(items[2])])  # the first is padded to the length of the second
     assert [result.tokens for result in together] == [results[0].tokens, results[2].tokens]
     assert results[2].tokens > results[0].tokens
 
@@ -46,7 +46,7 @@ def test_only_the_item_at_fault_is_refused(
     _, processor = loaded
     texts = [f"text number {number}" for number in range(11)]
     texts[2] = "far too long " * 1000
-    texts[9] = "cat " * 1015  # it would fit without the prompt
+    texts[9] = "cat " * 1015  # fits without the prompt
     assert 1010 < len(processor.tokenizer(texts[9])["input_ids"]) <= 1024
     results = Embedder(*loaded)([Task({"text": text}) for text in texts])
     for number, (text, result) in enumerate(zip(texts, results, strict=True)):
@@ -54,25 +54,25 @@ def test_only_the_item_at_fault_is_refused(
             assert isinstance(result, RefusedItem)
             assert "tokens, the model reads at most 1024 with its prompt" in str(result)
         else:
-            np.testing.assert_allclose(result.vector, expected(text), atol=1e-5)
+            np.testing.assert_allclose(result.embedding, expected(text), atol=1e-5)
 
 
-def test_texts_are_shortened_as_encode_does_where_that_is_asked_for(
+def test_texts_are_truncated_as_in_encode_on_request(
     loaded: tuple[UniMEModel, ProcessorMixin], expected: Callable[..., np.ndarray]
 ):
     text = "words upon words " * 1000
     embedder = Embedder(*loaded)
-    assert embedder.micro_batch_tokens == 1024
-    shortened, refused = embedder([Task({"text": text}, shorten=True), Task({"text": text})])
+    assert embedder.max_length == 1024
+    truncated, refused = embedder([Task({"text": text}, truncate=True), Task({"text": text})])
     assert isinstance(refused, RefusedItem)
-    assert shortened.tokens <= 1024
-    np.testing.assert_allclose(shortened.vector, expected(text), atol=1e-5)
+    assert truncated.tokens <= 1024
+    np.testing.assert_allclose(truncated.embedding, expected(text), atol=1e-5)
 
 
-def test_what_the_processor_itself_refuses_is_the_items_fault(tiny_model: Callable[[str], Path], image: Image.Image):
+def test_an_item_that_the_processor_refuses_is_refused(tiny_model: Callable[[str], Path], image: Image.Image):
     folder = str(tiny_model("qwen2-vl"))
     embedder = Embedder(UniMEModel.from_backbone(folder, dtype="float32"), processor_from_backbone(folder))
-    sliver = Image.new("RGB", (3000, 2))  # Qwen2-VL takes no image 200 times as wide as high
+    sliver = Image.new("RGB", (3000, 2))  # Qwen2-VL refuses images 200 times as wide as high
     good, bad = embedder([Task({"image": image}), Task({"image": sliver})])
-    assert np.linalg.norm(good.vector) == pytest.approx(1, abs=1e-5)
-    assert isinstance(bad, RefusedItem) and "aspect ratio" in str(bad)
+    assert np.linalg.norm(good.embedding) == pytest.approx(1, abs=1e-5)
+    assert isinstance(bad, RefusedItem) and "aspect ratio" in str(bad) and "item 0" not in str(bad)

@@ -1,4 +1,4 @@
-"""What is inside the server is counted, and leaves the count when it leaves."""
+"""Requests and decoded images are counted while they are in progress."""
 
 from contextlib import ExitStack
 
@@ -8,7 +8,7 @@ from unime.serve.errors import ApiError
 from unime.serve.limits import Admission, Limits
 
 
-def test_requests_beyond_the_limit_are_turned_away_until_one_has_left():
+def test_requests_beyond_the_limit_are_refused_until_one_has_finished():
     admission = Admission(Limits(max_requests=2))
     with admission.request():
         with admission.request(), pytest.raises(ApiError, match="busy with 2 requests") as caught:
@@ -20,13 +20,13 @@ def test_requests_beyond_the_limit_are_turned_away_until_one_has_left():
     assert admission.requests == 0
 
 
-def test_decoded_images_of_all_requests_fit_in_sixteen_of_the_largest():
+def test_decoded_images_take_at_most_the_memory_of_sixteen_largest_requests():
     admission = Admission(Limits(max_megapixels=1))
     with pytest.raises(ValueError, match="1.5 megapixels together, the limit is 1:"), admission.decoded(1_500_000):
         pass
-    with ExitStack() as inside:
+    with ExitStack() as contexts:
         for _ in range(16):
-            inside.enter_context(admission.decoded(1_000_000))
+            contexts.enter_context(admission.decoded(1_000_000))
         with pytest.raises(ApiError, match="memory for images is full") as caught, admission.decoded(1):
             pass
         assert (caught.value.status, caught.value.retry_after) == (429, 1)
@@ -35,7 +35,7 @@ def test_decoded_images_of_all_requests_fit_in_sixteen_of_the_largest():
         assert admission.pixels == 1_000_000
 
 
-def test_an_error_inside_leaves_too():
+def test_a_request_that_fails_is_no_longer_counted():
     admission = Admission(Limits(max_requests=1))
     for _ in range(2):
         with pytest.raises(KeyError), admission.request(), admission.decoded(5):

@@ -1,4 +1,4 @@
-"""The load test runs, checks every answer, and writes what it measured."""
+"""The load test checks every answer and writes its measurements."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_the_load_test_writes_a_row_for_each_number_of_clients_and_kind_of_answering(tmp_path: Path):
+def test_the_load_test_writes_a_row_for_each_number_of_clients_with_and_without_batching(tmp_path: Path):
     command = [sys.executable, "benchmarks/serving.py", "--clients", "2", "8", "--seconds", "4", "--hostile", "0.1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

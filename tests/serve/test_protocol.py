@@ -1,14 +1,14 @@
-"""Requests are read into items as OpenAI and vLLM mean them."""
+"""Requests are parsed into items with the meaning that they have for OpenAI and vLLM."""
 
 import json
 
 import pytest
 
 from unime.serve.limits import Limits
-from unime.serve.protocol import Asked, read_items, read_request
+from unime.serve.protocol import RequestItem, read_items, read_request
 
 
-def read(**body: object) -> list[Asked]:
+def read(**body: object) -> list[RequestItem]:
     return read_items(read_request(json.dumps(body).encode()), Limits(max_items=3, max_characters=20))
 
 
@@ -18,30 +18,34 @@ def user(*parts: object) -> dict:
 
 CAT = {"type": "image_url", "image_url": {"url": "data:cat"}}
 HAT = {"type": "image_url", "image_url": {"url": "data:hat", "detail": "low"}}
-SAID = {"type": "text", "text": "a cat"}
+TEXT = {"type": "text", "text": "a cat"}
 
 
-def test_texts():
-    assert read(input="a cat") == [Asked("a cat")]
-    assert read(input=["a cat", ""]) == [Asked("a cat"), Asked("")]
+def test_a_text_or_a_list_of_texts_is_accepted():
+    assert read(input="a cat") == [RequestItem("a cat")]
+    assert read(input=["a cat", ""]) == [RequestItem("a cat"), RequestItem("")]
 
 
 def test_a_conversation_is_one_item_as_messages_or_as_input():
-    conversation = [{"role": "system", "content": "Find it."}, user(CAT, SAID, HAT), {"role": "user", "content": "!"}]
-    item = Asked("a cat\n!", ("data:cat", "data:hat"), "Find it.")
+    conversation = [{"role": "system", "content": "Find it."}, user(CAT, TEXT, HAT), {"role": "user", "content": "!"}]
+    item = RequestItem("a cat\n!", ("data:cat", "data:hat"), "Find it.")
     assert read(messages=conversation) == read(input=conversation) == [item]
 
 
 def test_lists_of_conversations_and_texts_keep_their_order():
-    assert read(messages=[[user(SAID)], [user(CAT)]]) == [Asked("a cat"), Asked(None, ("data:cat",))]
-    assert read(input=["a dog", [user(CAT)], "a hat"]) == [Asked("a dog"), Asked(None, ("data:cat",)), Asked("a hat")]
+    assert read(messages=[[user(TEXT)], [user(CAT)]]) == [RequestItem("a cat"), RequestItem(None, ("data:cat",))]
+    assert read(input=["a dog", [user(CAT)], "a hat"]) == [
+        RequestItem("a dog"),
+        RequestItem(None, ("data:cat",)),
+        RequestItem("a hat"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ({}, "give either 'input' or 'messages'"),
-        ({"input": "a", "messages": [user(SAID)]}, "give either 'input' or 'messages'"),
+        ({"input": "a", "messages": [user(TEXT)]}, "give either 'input' or 'messages'"),
         ({"input": []}, "'input' must be a text"),
         ({"input": {}}, "'input' must be a text"),
         ({"messages": "a cat"}, "'messages' must be"),
@@ -58,9 +62,9 @@ def test_lists_of_conversations_and_texts_keep_their_order():
         ({"input": [[]]}, "item 0 must be .*, got a list"),
         ({"input": [0.5]}, "item 0 must be .*, got a number"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "item 0: a message must be .* 'user' or 'system'"),
-        ({"messages": [[user(SAID)], [user(SAID), "a"]]}, "item 1: a message must be"),
+        ({"messages": [[user(TEXT)], [user(TEXT), "a"]]}, "item 1: a message must be"),
         ({"messages": [{"role": "system", "content": "a"}]}, "item 0 has no text and no image"),
-        ({"messages": [{"role": "system", "content": [CAT]}, user(SAID)]}, "item 0: the system message"),
+        ({"messages": [{"role": "system", "content": [CAT]}, user(TEXT)]}, "item 0: the system message"),
         ({"messages": [{"role": "user"}]}, "item 0: the content of a message"),
         ({"messages": [{"role": "user", "content": []}]}, "item 0: the content of a message"),
         ({"messages": [{"role": "user", "content": 5}]}, "item 0: the content of a message"),
@@ -72,13 +76,13 @@ def test_lists_of_conversations_and_texts_keep_their_order():
         ({"input": "a", "normalize": False}, "no field 'normalize': leave it out"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(body: dict, reason: str):
+def test_an_invalid_request_is_refused_in_one_sentence(body: dict, reason: str):
     with pytest.raises(ValueError, match=reason) as caught:
         read(**body)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"input": "\\ud800"}', b"[]", b"null"])
-def test_bodies_that_are_no_json_objects(body: bytes):
+def test_a_body_that_is_not_a_json_object_is_refused(body: bytes):
     with pytest.raises(ValueError, match="^the body(: input should be an object| is not valid JSON)"):
         read_request(body)

@@ -1,4 +1,4 @@
-"""Submissions join in batches, and each gets its own answers back."""
+"""Submissions are combined into batches, and each gets its own results back."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ from unime.serve.request_batching import Batcher
 
 
 class Doubling:
-    """Doubles numbers; remembers its batches, and waits until it may go on."""
+    """A function that doubles numbers, records its batches, and waits until it may go on."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -27,7 +27,7 @@ class Doubling:
         return [ValueError("odd") if item % 2 else 2 * item for item in items]
 
 
-def test_submissions_join_in_one_batch_and_get_their_own_answers():
+def test_submissions_share_a_batch_and_get_their_own_results():
     run = Doubling()
 
     async def main() -> list[list]:
@@ -41,7 +41,7 @@ def test_submissions_join_in_one_batch_and_get_their_own_answers():
     assert run.threads == {"model_0"}
 
 
-def test_a_batch_is_never_larger_than_the_budget_unless_one_submission_is():
+def test_a_batch_exceeds_the_budget_only_for_a_single_submission():
     run = Doubling()
 
     async def main() -> None:
@@ -52,14 +52,14 @@ def test_a_batch_is_never_larger_than_the_budget_unless_one_submission_is():
     assert run.batches == [[2, 2], [4, 4, 6], [8] * 5, [10]]
 
 
-def test_what_arrives_while_the_model_computes_is_the_next_batch():
+def test_submissions_that_arrive_while_the_model_computes_form_the_next_batch():
     run = Doubling()
 
     async def main() -> None:
         async with Batcher(run, max_items=64, max_wait=0) as batcher:
             run.may_go.clear()
             first = asyncio.create_task(batcher.submit([2]))
-            await asyncio.sleep(0.05)  # the model has it by now
+            await asyncio.sleep(0.05)  # the model is computing it by now
             others = [asyncio.create_task(batcher.submit([item])) for item in (4, 6, 8)]
             await asyncio.sleep(0)
             assert batcher.waiting == 3
@@ -70,7 +70,7 @@ def test_what_arrives_while_the_model_computes_is_the_next_batch():
     assert run.batches == [[2], [4, 6, 8]]
 
 
-def test_an_error_is_that_of_its_item_and_a_failed_batch_does_not_stop_the_next():
+def test_an_error_concerns_only_its_item_and_a_failed_batch_does_not_stop_the_next():
     run = Doubling()
 
     async def main() -> tuple[list, list, list]:
@@ -86,7 +86,7 @@ def test_an_error_is_that_of_its_item_and_a_failed_batch_does_not_stop_the_next(
     assert [str(error) for error in failed] == ["negative", "negative"]
 
 
-def test_a_client_that_leaves_is_not_computed_for_and_disturbs_nobody():
+def test_a_cancelled_submission_is_not_computed_and_does_not_disturb_others():
     run = Doubling()
 
     async def main() -> None:
@@ -94,31 +94,31 @@ def test_a_client_that_leaves_is_not_computed_for_and_disturbs_nobody():
             run.may_go.clear()
             computing = asyncio.create_task(batcher.submit([2]))
             await asyncio.sleep(0.05)
-            leaves, stays = (asyncio.create_task(batcher.submit([item])) for item in (4, 6))
+            cancelled, kept = (asyncio.create_task(batcher.submit([item])) for item in (4, 6))
             await asyncio.sleep(0)
-            computing.cancel()  # too late to save the work, but nobody reads the answer
-            leaves.cancel()
+            computing.cancel()  # its batch has started, but nobody reads the result
+            cancelled.cancel()
             await asyncio.sleep(0)
             run.may_go.set()
-            assert await stays == [12]
+            assert await kept == [12]
 
     asyncio.run(main())
     assert run.batches == [[2], [6]]
 
 
-def test_closing_finishes_what_was_taken_and_takes_no_more():
+def test_closing_finishes_accepted_submissions_and_accepts_no_more():
     run = Doubling()
 
     async def main() -> list:
         batcher = Batcher(run, max_items=2, max_wait=600)
         async with batcher:
-            taken = [asyncio.create_task(batcher.submit([item])) for item in (2, 4, 6)]
+            accepted = [asyncio.create_task(batcher.submit([item])) for item in (2, 4, 6)]
             await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="closed"):
             await batcher.submit([8])
-        return await asyncio.gather(*taken)
+        return await asyncio.gather(*accepted)
 
     started = time.perf_counter()
     assert asyncio.run(main()) == [[4], [8], [12]]
-    assert time.perf_counter() - started < 60  # and does not wait for others that will not come
+    assert time.perf_counter() - started < 60  # it does not wait for further submissions
     assert run.batches == [[2, 4], [6]]

@@ -1,4 +1,4 @@
-"""`unime serve` as a process: a taken port, many clients at once, clients that vanish, and SIGTERM."""
+"""`unime serve` as a process: a port in use, many concurrent clients, disconnects, and SIGTERM."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ COMMAND = "import typer; from unime.cli.serve import serve; typer.run(serve)"
 
 @contextmanager
 def started(*options: object) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Start a server on a free port and give it with its address."""
+    """Start a server on a free port; yield the process and its address."""
     command = [sys.executable, "-c", COMMAND, "--port", "0", "--device", "cpu", *map(str, options)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -53,10 +53,10 @@ def started(*options: object) -> Iterator[tuple[subprocess.Popen, str]]:
         process.wait()
 
 
-def test_answers_leave_at_once() -> None:
+def test_answers_are_sent_without_delay() -> None:
     """With Nagle's algorithm an answer of two parts waits 40 ms for the client's delayed acknowledgement."""
 
-    async def answering() -> bool:
+    async def nagle_is_on() -> bool:
         accepted = asyncio.get_running_loop().create_future()
         with bind("127.0.0.1", 0) as listener:
             async with await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener):
@@ -67,10 +67,10 @@ def test_answers_leave_at_once() -> None:
                 writer.close()
         return delayed
 
-    assert not asyncio.run(answering())
+    assert not asyncio.run(nagle_is_on())
 
 
-def test_a_taken_port_is_found_before_the_model_is_loaded():
+def test_a_port_in_use_is_reported_before_the_model_is_loaded():
     app = typer.Typer()
     app.command()(serve)
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -80,7 +80,7 @@ def test_a_taken_port_is_found_before_the_model_is_loaded():
     assert str(result.exception).startswith(f"cannot listen on 127.0.0.1, port {port}: ")
 
 
-def test_a_device_that_is_not_there_is_one_sentence():
+def test_an_unavailable_device_is_refused_in_one_sentence():
     app = typer.Typer()
     app.command()(serve)
     result = CliRunner().invoke(app, ["--port", "0", "--device", "tpu9"])
@@ -90,7 +90,7 @@ def test_a_device_that_is_not_there_is_one_sentence():
 
 
 @pytest.mark.slow
-def test_64_clients_get_their_own_vectors_while_others_vanish_and_misbehave(
+def test_64_clients_get_their_own_embeddings_while_others_disconnect_or_send_bad_requests(
     expected: Callable[..., np.ndarray], data_url: Callable[..., str]
 ):
     rng = random.Random(0)
@@ -112,10 +112,10 @@ def test_64_clients_get_their_own_vectors_while_others_vanish_and_misbehave(
     wired = [wire(item) for item in items]
     stop = threading.Event()
 
-    def vanish(address: str) -> None:
-        """Send requests and hang up before the answer, or in the middle of the body."""
+    def disconnect(address: str) -> None:
+        """Send requests and disconnect before the answer or in the middle of the body."""
         host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
-        body = json.dumps({"input": ["vanished"] * 20}).encode()
+        body = json.dumps({"input": ["disconnected"] * 20}).encode()
         head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         while not stop.is_set():
             with socket.create_connection((host, int(port))) as connection:
@@ -123,62 +123,64 @@ def test_64_clients_get_their_own_vectors_while_others_vanish_and_misbehave(
             time.sleep(0.05)
 
     def client(seed: int, address: str) -> int:
-        own = random.Random(seed)
+        client_rng = random.Random(seed)
         answered = 0
         with httpx2.Client(timeout=120) as http:
             for _ in range(6):
-                if own.random() < 0.2:
-                    bad = own.choice([{"input": "far too long " * 1000}, {"input": [1]}, {"input": ["a", None]}])
+                if client_rng.random() < 0.2:
+                    bad = client_rng.choice(
+                        [{"input": "far too long " * 1000}, {"input": [1]}, {"input": ["a", None]}]
+                    )
                     assert http.post(f"{address}/embeddings", json=bad).status_code == 400
-                chosen = own.sample(range(len(items)), own.randint(1, 4))
+                chosen = client_rng.sample(range(len(items)), client_rng.randint(1, 4))
                 answer = http.post(f"{address}/embeddings", json={"input": [wired[number] for number in chosen]})
                 assert answer.status_code == 200, answer.text
-                vectors = [one["embedding"] for one in answer.json()["data"]]
+                vectors = [entry["embedding"] for entry in answer.json()["data"]]
                 np.testing.assert_allclose(vectors, truth[chosen], atol=1e-5)
                 answered += len(chosen)
         return answered
 
     with started() as (_, address):
-        vanishing = threading.Thread(target=vanish, args=(address,))
-        vanishing.start()
+        disconnecting = threading.Thread(target=disconnect, args=(address,))
+        disconnecting.start()
         try:
             with ThreadPoolExecutor(64) as threads:
                 answered = sum(threads.map(lambda seed: client(seed, address), range(64)))
         finally:
             stop.set()
-            vanishing.join()
+            disconnecting.join()
         text = httpx2.get(address.replace("/v1", "/metrics")).text
     counted = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(counted["unime_items_total"]) >= answered > 64 * 6
     assert float(counted['unime_requests_total{status="499"}']) > 0
     assert 'unime_requests_total{status="500"}' not in counted
-    # Requests were joined: on average a batch holds more than the largest of them.
+    # Requests were batched: an average batch is larger than the largest request.
     assert float(counted["unime_batch_items_sum"]) > 4 * float(counted["unime_batch_items_count"])
 
 
 @pytest.mark.slow
-def test_sigterm_finishes_what_was_taken_and_refuses_what_comes_after(expected: Callable[..., np.ndarray]):
+def test_sigterm_finishes_accepted_requests_and_refuses_new_ones(expected: Callable[..., np.ndarray]):
     with started("--max-wait-ms", 8000) as (process, address), ThreadPoolExecutor(4) as threads:
-        texts = [[f"taken {number}"] for number in range(4)]
+        texts = [[f"accepted {number}"] for number in range(4)]
 
-        def ask(own: list[str]) -> httpx2.Response:
-            return httpx2.post(f"{address}/embeddings", json={"input": own}, timeout=60)
+        def request(inputs: list[str]) -> httpx2.Response:
+            return httpx2.post(f"{address}/embeddings", json={"input": inputs}, timeout=60)
 
-        taken = [threads.submit(ask, own) for own in texts]
-        inside = address.replace("/v1", "/metrics")
-        while "unime_items_waiting 4.0" not in httpx2.get(inside).text:  # they wait 8 seconds for company
+        accepted = [threads.submit(request, inputs) for inputs in texts]
+        metrics = address.replace("/v1", "/metrics")
+        while "unime_items_waiting 4.0" not in httpx2.get(metrics).text:  # they wait 8 seconds for more items
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         with pytest.raises(httpx2.ConnectError):
             while True:
                 httpx2.get(address.replace("/v1", "/health"))
-        assert not any(future.done() for future in taken)
-        for own, answer in zip(texts, [future.result() for future in taken], strict=True):
-            vectors = [one["embedding"] for one in answer.json()["data"]]
-            np.testing.assert_allclose(vectors, expected(own), atol=1e-5)
+        assert not any(future.done() for future in accepted)
+        for inputs, answer in zip(texts, [future.result() for future in accepted], strict=True):
+            vectors = [entry["embedding"] for entry in answer.json()["data"]]
+            np.testing.assert_allclose(vectors, expected(inputs), atol=1e-5)
         assert process.wait(timeout=10) in (0, -signal.SIGTERM)
         log = process.stdout.read()
-        assert "Traceback" not in log and "taken" not in log
+        assert "Traceback" not in log and "accepted" not in log
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_encode_gives_the_same_vectors_in_less_memory_and_says_so(
         np.testing.assert_allclose(model.encode(ITEMS, processor), expected, atol=1e-5)
     assert caplog.records
     for record in caplog.records:
-        assert "do not fit into the memory of cpu together: trying them in halves" in record.getMessage()
+        assert "do not fit into the memory of cpu: splitting them in halves" in record.getMessage()
 
 
 def test_an_item_that_does_not_fit_alone_is_named(
@@ -67,7 +67,7 @@ def test_an_item_that_does_not_fit_alone_is_named(
     with memory_for(model, 60), pytest.raises(ValueError) as error:
         model.encode([*ITEMS[:7], LONG], processor)
     assert str(error.value).startswith("item 7 (") and "\n" not in str(error.value)
-    assert "does not fit into the memory of cpu even alone: shorten its text" in str(error.value)
+    assert "does not fit into the memory of cpu even on its own: shorten its text" in str(error.value)
 
 
 def test_another_failure_is_no_lack_of_memory(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
@@ -90,20 +90,20 @@ def test_a_long_job_rejects_what_does_not_fit_and_goes_on(loaded: tuple[UniMEMod
     assert [entry.id for entry in window.entries] == ["0", "1", "2", "3", "5", "6", "7", "8"]
     np.testing.assert_allclose(window.vectors, model.encode(ITEMS[:8], processor), atol=1e-5)
     (rejected,) = window.rejected
-    assert rejected.id == "4" and "even alone: shorten its text" in rejected.reason
+    assert rejected.id == "4" and "even on its own: shorten its text" in rejected.reason
 
 
 def test_a_server_answers_all_but_the_request_that_does_not_fit(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, processor = loaded
     embedder = Embedder(model, processor)
-    tasks = [Task({"text": text}, shorten=number % 2 == 0) for number, text in enumerate([*ITEMS[:4], LONG])]
+    tasks = [Task({"text": text}, truncate=number % 2 == 0) for number, text in enumerate([*ITEMS[:4], LONG])]
     usual = embedder(tasks)
     with memory_for(model, 60):
         *good, bad = embedder(tasks)
     for before, after in zip(usual, good, strict=False):
-        np.testing.assert_allclose(after.vector, before.vector, atol=1e-5)
+        np.testing.assert_allclose(after.embedding, before.embedding, atol=1e-5)
         assert after.tokens == before.tokens
-    assert isinstance(bad, ValueError) and "even alone" in str(bad)
+    assert isinstance(bad, ValueError) and "even on its own" in str(bad)
 
 
 REAL = """
