@@ -4,16 +4,16 @@ import logging
 from pathlib import Path
 
 import pytest
-from corpus_entries import BLUE, RED, reason, save, write
+from corpus_entries import BLUE, RED, error_message, save_image, write_lines
 
 from unime.corpus.corpus import open_corpus
 
 
-def test_a_folder_gives_its_images_and_texts_by_their_relative_paths(tmp_path: Path, caplog) -> None:
-    save(tmp_path / "b" / "red.png")
-    save(tmp_path / "blue.PNG", BLUE)
-    save(tmp_path / "x.png" / "inside.png")  # a folder that is named like an image is a folder
-    save(tmp_path / ".hidden" / "no.png")
+def test_the_ids_of_a_folder_are_relative_paths_of_images_and_texts(tmp_path: Path, caplog) -> None:
+    save_image(tmp_path / "b" / "red.png")
+    save_image(tmp_path / "blue.PNG", BLUE)
+    save_image(tmp_path / "x.png" / "inside.png")  # a folder with the name of an image
+    save_image(tmp_path / ".hidden" / "no.png")
     (tmp_path / "note.txt").write_bytes("\ufeffein Hund".encode())
     (tmp_path / "table.csv").write_text("a,b")
     with caplog.at_level(logging.WARNING):
@@ -30,22 +30,22 @@ def test_a_folder_gives_its_images_and_texts_by_their_relative_paths(tmp_path: P
         corpus[4]
 
 
-def test_metadata_of_a_folder_is_read_and_what_it_names_must_be_there(tmp_path: Path) -> None:
-    save(tmp_path / "in" / "red.png")
-    save(tmp_path / "blue.png")
-    write(
+def test_metadata_of_a_folder_is_read_and_its_files_must_exist(tmp_path: Path) -> None:
+    save_image(tmp_path / "in" / "red.png")
+    save_image(tmp_path / "blue.png")
+    write_lines(
         tmp_path / "in" / "metadata.jsonl",
         [{"file_name": "red.png", "text": "rot", "kind": "a\u2028b"}, {"file_name": "gone.png"}],
     )
     blue, gone, red = open_corpus(tmp_path)
     assert (red.id, red.text, red.metadata) == ("in/red.png", "rot", {"kind": "a\u2028b"})
     assert (blue.text, blue.metadata) == (None, {})
-    assert reason(gone).endswith("gone.png does not exist: fix the path or remove the entry")
+    assert error_message(gone).endswith("gone.png does not exist: fix the path or remove the entry")
     assert open_corpus(tmp_path, text="kind")[2].text == "a\u2028b"
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"file_name": "red.png"}, "line 2 names the file red.png again"),
         ({"name": "red.png"}, "line 2: expected an object with a relative `file_name`"),
@@ -53,9 +53,9 @@ def test_metadata_of_a_folder_is_read_and_what_it_names_must_be_there(tmp_path: 
         ({"file_name": "/etc/blue.png"}, "relative `file_name`"),
     ],
 )
-def test_wrong_metadata_is_named_with_its_line(tmp_path: Path, line: dict | str, said: str) -> None:
-    save(tmp_path / "red.png")
-    path = write(tmp_path / "metadata.jsonl", [{"file_name": "red.png"}, line])
-    with pytest.raises(ValueError, match=said) as error:
+def test_the_error_of_invalid_metadata_names_its_line(tmp_path: Path, line: dict | str, message: str) -> None:
+    save_image(tmp_path / "red.png")
+    path = write_lines(tmp_path / "metadata.jsonl", [{"file_name": "red.png"}, line])
+    with pytest.raises(ValueError, match=message) as error:
         open_corpus(tmp_path)
     assert str(path) in str(error.value)

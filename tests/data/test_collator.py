@@ -1,4 +1,4 @@
-"""A batch holds every distinct item once, and its indices say who is whose positive."""
+"""Collators: distinct items, and indices that connect them to the rows."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,15 +15,15 @@ from unime.data.collator import ContrastiveCollator, DistillationCollator
 from unime.data.rows import content_hash, label_hash
 
 
-def backwards(items: Sequence[Any]) -> list[tuple[list[int], Mapping[str, Tensor]]]:
-    """Prepare items as two micro-batches in reverse order; the tensors hold the items' content."""
+def reversed_halves(items: Sequence[Any]) -> list[tuple[list[int], Mapping[str, Tensor]]]:
+    """Prepare items as two micro-batches in reverse order; the tensors hold the content hashes."""
     order = list(range(len(items)))[::-1]
     halves = [order[: len(order) // 2], order[len(order) // 2 :]]
     return [(half, {"content": torch.tensor([content_hash(items[i]) for i in half])}) for half in halves if half]
 
 
-def embedded(batch: Mapping[str, Any]) -> list[int]:
-    """Return the content of the items by number, put in order as a trainer does."""
+def item_contents(batch: Mapping[str, Any]) -> list[int]:
+    """Return the content hash of each item, in the order that a trainer restores."""
     outputs = torch.cat([tensors["content"] for tensors in batch["micro_batches"]])
     items = torch.empty_like(outputs)
     items[batch["order"]] = outputs
@@ -47,13 +47,13 @@ ROWS = [
 
 
 def test_every_distinct_item_is_embedded_once() -> None:
-    batch = ContrastiveCollator(backwards)(ROWS)
-    assert embedded(batch) == hashes("a cat", "a dog", "the cat", "a bird", "Katze", "Hund", "Vogel", "Maus")
+    batch = ContrastiveCollator(reversed_halves)(ROWS)
+    assert item_contents(batch) == hashes("a cat", "a dog", "the cat", "a bird", "Katze", "Hund", "Vogel", "Maus")
     assert batch["order"].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
-def test_indices_lead_from_rows_to_candidates_to_items() -> None:
-    batch = ContrastiveCollator(backwards)(ROWS)
+def test_indices_map_rows_to_candidates_and_candidates_to_items() -> None:
+    batch = ContrastiveCollator(reversed_halves)(ROWS)
     # The candidates are the positives Katze, Hund, Vogel, then the negatives Maus and "a dog", also a query.
     assert batch["query"].tolist() == [0, 1, 2, 3]
     assert batch["candidate"].tolist() == [4, 5, 6, 7, 1]
@@ -63,67 +63,67 @@ def test_indices_lead_from_rows_to_candidates_to_items() -> None:
     assert all(batch[name].dtype == torch.int64 for name in ("order", "query", "candidate", "positive", "content"))
 
 
-def test_a_negative_that_is_a_positive_of_the_batch_is_not_added_again() -> None:
-    batch = ContrastiveCollator(backwards)([row("a cat", "Katze", "Hund"), row("a dog", "Hund", label="dog")])
+def test_a_negative_that_is_a_positive_in_the_batch_is_not_added_again() -> None:
+    batch = ContrastiveCollator(reversed_halves)([row("a cat", "Katze", "Hund"), row("a dog", "Hund", label="dog")])
     assert batch["content"].tolist() == hashes("Katze", "Hund")
     assert batch["label"].tolist() == [-1, label_hash("names", "dog")]
 
 
-def test_one_text_with_two_labels_is_two_candidates_and_one_item() -> None:
+def test_a_text_with_two_labels_is_two_candidates_and_one_item() -> None:
     rows = [
         row("is it red?", "yes", task="question", label="red"),
         row("is it blue?", "yes", task="question", label="blue"),
         row("is it very red?", "yes", task="question", label="red"),
     ]
-    batch = ContrastiveCollator(backwards)(rows)
-    assert len(embedded(batch)) == 4
+    batch = ContrastiveCollator(reversed_halves)(rows)
+    assert len(item_contents(batch)) == 4
     assert batch["candidate"].tolist() == [3, 3]
     assert batch["positive"].tolist() == [0, 1, 0]
     assert batch["content"].tolist() == hashes("yes", "yes")
     assert batch["label"].tolist() == [label_hash("question", "red"), label_hash("question", "blue")]
 
 
-def test_one_label_in_two_tasks_is_two_labels() -> None:
+def test_the_same_label_in_two_tasks_is_two_labels() -> None:
     rows = [row("cat?", "cat", task="names", label="cat"), row("cat!", "cat", task="crop", label="cat")]
-    labels = ContrastiveCollator(backwards)(rows)["label"]
+    labels = ContrastiveCollator(reversed_halves)(rows)["label"]
     assert len(labels) == 2 and labels[0] != labels[1]
 
 
 def test_images_with_the_same_pixels_are_one_item() -> None:
     red, same, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "#ff0000", "blue"))
     rows = [row({"image": red}, "red"), row({"image": same}, "rouge"), row({"image": blue}, {"image": red})]
-    batch = ContrastiveCollator(backwards)(rows)
+    batch = ContrastiveCollator(reversed_halves)(rows)
     assert batch["query"].tolist() == [0, 0, 1]
     assert batch["candidate"].tolist() == [2, 3, 0]
 
 
-def test_texts_come_with_the_embeddings_of_their_teacher() -> None:
+def test_a_batch_of_texts_has_their_teacher_embeddings() -> None:
     rows = [{"text": "a cat", "teacher": [0.0, 1.0, 0.5]}, {"text": "a dog", "teacher": [1.0, 0.0, 0.25]}]
-    batch = DistillationCollator(backwards)(rows)
-    assert embedded(batch) == hashes("a cat", "a dog")
+    batch = DistillationCollator(reversed_halves)(rows)
+    assert item_contents(batch) == hashes("a cat", "a dog")
     assert batch["teacher"].dtype == torch.float32
     assert batch["teacher"].tolist() == [[0.0, 1.0, 0.5], [1.0, 0.0, 0.25]]
     assert "texts" not in batch
 
 
-def test_texts_come_as_they_are_for_a_teacher_that_runs_along() -> None:
-    batch = DistillationCollator(backwards)([{"text": "a cat"}, {"text": "a cat"}])
+def test_a_batch_for_an_online_teacher_has_the_texts() -> None:
+    batch = DistillationCollator(reversed_halves)([{"text": "a cat"}, {"text": "a cat"}])
     assert batch["texts"] == ["a cat"] and "teacher" not in batch
-    assert embedded(batch) == hashes("a cat")
+    assert item_contents(batch) == hashes("a cat")
 
 
-def test_a_text_of_several_rows_is_embedded_once_and_keeps_the_teacher_of_each_row() -> None:
+def test_a_text_in_several_rows_is_embedded_once_and_keeps_each_teacher_embedding() -> None:
     texts = ["a cat", "a dog", "a cat", "a bird", "a dog"]
     rows = [{"text": text, "teacher": [float(number), 1.0]} for number, text in enumerate(texts)]
-    batch = DistillationCollator(backwards)(rows)
-    assert embedded(batch) == hashes("a cat", "a dog", "a bird")
+    batch = DistillationCollator(reversed_halves)(rows)
+    assert item_contents(batch) == hashes("a cat", "a dog", "a bird")
     assert batch["text"].tolist() == [0, 1, 0, 2, 1]
     assert batch["teacher"][:, 0].tolist() == [0, 1, 2, 3, 4]
     assert batch["provenance"] == ["the text 'a cat'", "the text 'a dog'", "the text 'a bird'"]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2-vl"])
-def test_micro_batches_of_the_model_are_covered_by_the_order(name: str, tiny_model: Any) -> None:
+def test_the_order_covers_all_rows_of_the_micro_batches(name: str, tiny_model: Any) -> None:
     folder: Path = tiny_model(name)
     prepare = partial(micro_batches, processor_from_backbone(folder), micro_batch_tokens=64)
     image = {"image": Image.new("RGB", (30, 30), "red"), "text": "what is it?"}

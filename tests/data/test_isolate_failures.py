@@ -1,4 +1,4 @@
-"""Errors are those of the items at fault, and the others have their results in their order."""
+"""Only the items at fault have an error; the others have their results, in order."""
 
 import random
 from collections.abc import Sequence
@@ -16,19 +16,21 @@ def doubled(numbers: Sequence[int]) -> list[int]:
 
 
 def test_only_the_items_at_fault_have_an_error():
-    chance = random.Random(0)
+    rng = random.Random(0)
     for _ in range(100):
-        numbers = [chance.randint(-3, 9) for _ in range(chance.randint(0, 12))]
-        for number, found in zip(numbers, map_isolating_failures(doubled, numbers, ValueError), strict=True):
-            assert str(found) == f"{number} is negative" if number < 0 else found == 2 * number
+        numbers = [rng.randint(-3, 9) for _ in range(rng.randint(0, 12))]
+        for number, result in zip(numbers, map_isolating_failures(doubled, numbers, ValueError), strict=True):
+            assert str(result) == f"{number} is negative" if number < 0 else result == 2 * number
 
 
-def test_what_works_together_is_done_once():
+def test_a_batch_without_failures_is_processed_once():
     calls = []
-    assert map_isolating_failures(lambda some: calls.append(len(some)) or doubled(some), range(8), ValueError)[7] == 14
+    assert (
+        map_isolating_failures(lambda batch: calls.append(len(batch)) or doubled(batch), range(8), ValueError)[7] == 14
+    )
     assert calls == [8]
 
 
-def test_another_error_ends_the_work():
+def test_an_error_of_another_type_propagates():
     with pytest.raises(ValueError, match="-1 is negative"):
         map_isolating_failures(doubled, [1, -1], KeyError)

@@ -8,22 +8,23 @@ from unime.data.mining import mine_hard_negatives, with_mined_negatives
 from unime.openmoji.dataset import openmoji_rows
 
 
-# Candidates are the axes, so a query's coordinates are its cosines. Their order for query 0: 3, 1, 2, its own 0, 4.
+# The candidates are the axes, so a query's coordinates are its scores. The ranking for query 0 is 3, 1, 2, 0 (its
+# positive), 4.
 QUERIES = np.array([[0.5, 0.7, 0.6, 0.9, 0.1], [0.1, 0.8, 0.3, 0.2, 0.4]], dtype=np.float32)
 AXES = np.eye(5, dtype=np.float32)
-OWN = np.array([0, 1])
+POSITIVES = np.array([0, 1])
 NO_LABEL = np.array([-1, -1])
 
 
-def test_the_hardest_come_first_and_never_the_positive():
-    mined, report = mine_hard_negatives(QUERIES, AXES, OWN, NO_LABEL, num_negatives=3)
+def test_the_hardest_negatives_come_first_and_the_positive_is_excluded():
+    mined, report = mine_hard_negatives(QUERIES, AXES, POSITIVES, NO_LABEL, num_negatives=3)
     assert mined == [[3, 1, 2], [4, 2, 3]]
     assert report == {"looked at": 6, "taken": 6, "queries with fewer than num_negatives": 0}
 
 
-def test_ranks_count_without_the_positive():
-    assert mine_hard_negatives(QUERIES, AXES, OWN, NO_LABEL, num_negatives=2, range_min=1)[0] == [[1, 2], [2, 3]]
-    mined, report = mine_hard_negatives(QUERIES, AXES, OWN, NO_LABEL, num_negatives=3, range_min=1, range_max=3)
+def test_ranks_exclude_the_positive():
+    assert mine_hard_negatives(QUERIES, AXES, POSITIVES, NO_LABEL, num_negatives=2, range_min=1)[0] == [[1, 2], [2, 3]]
+    mined, report = mine_hard_negatives(QUERIES, AXES, POSITIVES, NO_LABEL, num_negatives=3, range_min=1, range_max=3)
     assert mined == [[1, 2], [2, 3]] and report["queries with fewer than num_negatives"] == 2
 
 
@@ -35,9 +36,11 @@ def test_ranks_count_without_the_positive():
         ({"relative_margin": -0.3}, [2, 4], "dropped: within the relative margin"),  # below 0.5 * 1.3
     ],
 )
-def test_each_filter_drops_what_it_says_and_says_so(settings: dict[str, float], mined: list[int], reason: str):
-    found, report = mine_hard_negatives(QUERIES[:1], AXES, OWN[:1], NO_LABEL[:1], num_negatives=4, **settings)
-    assert found == [mined]
+def test_each_filter_drops_and_reports_its_candidates(settings: dict[str, float], mined: list[int], reason: str):
+    negatives, report = mine_hard_negatives(
+        QUERIES[:1], AXES, POSITIVES[:1], NO_LABEL[:1], num_negatives=4, **settings
+    )
+    assert negatives == [mined]
     assert (
         report[reason] == 4 - len(mined)
         and report["looked at"] == 4
@@ -45,20 +48,21 @@ def test_each_filter_drops_what_it_says_and_says_so(settings: dict[str, float], 
     )
 
 
-def test_the_positive_of_a_query_with_the_same_label_is_no_negative():
+def test_a_positive_with_the_same_label_is_not_a_negative():
     mined, report = mine_hard_negatives(QUERIES, AXES, np.array([0, 3]), np.array([7, 7]), num_negatives=2)
-    assert mined[0] == [1, 2] and report["dropped: same label"] == 1  # 3, the hardest, is an answer with label 7
+    assert mined[0] == [1, 2] and report["dropped: same label"] == 1  # 3, the hardest, has label 7 too
 
 
-def test_mined_rows_bring_the_positives_of_others(tmp_path: Path):
+def test_mined_negatives_are_positives_of_other_rows(tmp_path: Path):
     dataset = openmoji_rows("train", 6, seed=3, negatives=1)
     path = tmp_path / "negatives.jsonl"
-    path.write_text("".join(f"{json.dumps(found)}\n" for found in ([1, 5], [], [0], [], [], [])))
+    path.write_text("".join(f"{json.dumps(numbers)}\n" for numbers in ([1, 5], [], [0], [], [], [])))
     mined = with_mined_negatives(dataset, path)
     assert mined.with_format(None)["task"][:] == dataset.with_format(None)["task"][:]
-    for row, found in ((0, [1, 5]), (1, []), (2, [0])):
-        own = dataset[row]
-        assert mined[row] == own | {"negatives": own["negatives"] + [dataset[other]["positive"] for other in found]}
+    for number, others in ((0, [1, 5]), (1, []), (2, [0])):
+        row = dataset[number]
+        negatives = row["negatives"] + [dataset[other]["positive"] for other in others]
+        assert mined[number] == row | {"negatives": negatives}
 
 
 def test_a_file_for_another_dataset_is_refused(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""MMEB-train in small: folders with the layout that is published on the Hub."""
+"""MMEB-train, on small folders in its published layout."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ ROWS = {
     ],
     "WebQA": [
         {
-            # As published: the marker of an image before a question that has none.
+            # As published: an image token before a question without an image.
             "qry": "<|image_1|>\nFind a Wikipedia image that answers this question: How high is it?\n",
             "qry_image_path": "",
             "pos_text": "<|image_1|>\nRepresent the given Wikipedia image with related text information: A tower\n",
@@ -44,11 +44,11 @@ ROWS = {
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
-    """Give a function that writes sets as the Hub has them, with a README that names the files of each."""
+    """Return a function that writes subsets in the layout of the Hub, with a README that lists their files."""
 
-    def write(sets: dict[str, list[dict]] = ROWS, images: bool = True) -> Path:
+    def write(subsets: dict[str, list[dict]] = ROWS, images: bool = True) -> Path:
         configs = ["---", "configs:"]
-        for name, rows in sets.items():
+        for name, rows in subsets.items():
             file = f"{name}/original-00000-of-00001.parquet"
             (tmp_path / name).mkdir(parents=True)
             Dataset.from_list([row | {"neg_text": "", "neg_image_path": ""} for row in rows]).to_parquet(
@@ -67,7 +67,7 @@ def publish(tmp_path: Path) -> Publish:
     return write
 
 
-def test_there_are_the_twenty_sets_of_the_paper():
+def test_the_twenty_subsets_of_the_paper_exist():
     assert len(INSTRUCTIONS) == 20
 
 
@@ -75,32 +75,34 @@ def test_published_strings_become_items(publish: Publish):
     folder = publish()
     dataset = mmeb_train(str(folder), folder, subsets=list(ROWS))
     assert len(dataset) == 6 and dataset.with_format(None)["task"][:] == ["ImageNet_1K"] * 4 + ["CIRR", "WebQA"]
-    classified, changed, asked = dataset[1], dataset[4], dataset[5]
-    assert tuple(classified) == ROW_COLUMNS
-    assert classified["query"].pop("image")[0].size == (6, 4)
-    assert classified["query"] == {"instruction": "Represent the given image for classification"}
-    assert classified["positive"] == {"text": "goldfish"} and classified["negatives"] == []
-    assert changed["query"]["text"] == "two dogs" and changed["query"]["instruction"].endswith("described changes:")
-    assert len(changed["positive"].pop("image")) == 1
-    assert changed["positive"] == {"instruction": "Represent the given image."}
-    assert asked["query"] == {
+    classification, retrieval, question = dataset[1], dataset[4], dataset[5]
+    assert tuple(classification) == ROW_COLUMNS
+    assert classification["query"].pop("image")[0].size == (6, 4)
+    assert classification["query"] == {"instruction": "Represent the given image for classification"}
+    assert classification["positive"] == {"text": "goldfish"} and classification["negatives"] == []
+    assert retrieval["query"]["text"] == "two dogs" and retrieval["query"]["instruction"].endswith(
+        "described changes:"
+    )
+    assert len(retrieval["positive"].pop("image")) == 1
+    assert retrieval["positive"] == {"instruction": "Represent the given image."}
+    assert question["query"] == {
         "text": "How high is it?",
         "instruction": "Find a Wikipedia image that answers this question:",
     }
-    assert asked["positive"]["text"] == "A tower" and "image" in asked["positive"]
+    assert question["positive"]["text"] == "A tower" and "image" in question["positive"]
 
 
-def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
-    assert all((own is None) == (name in TARGET_PROMPTS) for name, (_, own) in INSTRUCTIONS.items())
+def test_target_prompts_give_every_candidate_an_instruction(publish: Publish):
+    assert all((candidate is None) == (name in TARGET_PROMPTS) for name, (_, candidate) in INSTRUCTIONS.items())
     folder = publish()
-    classified, changed = (
+    classification, retrieval = (
         mmeb_train(str(folder), folder, [subset], target_prompts=True)[0] for subset in ("ImageNet_1K", "CIRR")
     )
-    assert classified["positive"] == {"text": "tench", "instruction": "Represent the class label:"}
-    assert changed["positive"]["instruction"] == "Represent the given image."
+    assert classification["positive"] == {"text": "tench", "instruction": "Represent the class label:"}
+    assert retrieval["positive"]["instruction"] == "Represent the given image."
 
 
-def test_a_cap_takes_as_many_rows_of_each_set_and_ever_the_same(publish: Publish):
+def test_the_row_limit_applies_to_each_subset_and_is_reproducible(publish: Publish):
     folder = publish()
 
     def names(seed: int) -> list[str]:
@@ -112,7 +114,7 @@ def test_a_cap_takes_as_many_rows_of_each_set_and_ever_the_same(publish: Publish
     assert any(names(seed) != names(0) for seed in range(1, 6))
 
 
-def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
+def test_subset_weights_repeat_or_drop_rows(publish: Publish):
     folder = publish()
 
     def tasks(**weights: float) -> list[str]:
@@ -128,14 +130,14 @@ def test_weights_say_how_often_the_rows_of_a_set_come(publish: Publish):
         tasks(ImageNet=2)
 
 
-def test_a_missing_image_is_named_with_its_set_and_row(publish: Publish):
+def test_the_error_of_a_missing_image_names_subset_and_row(publish: Publish):
     folder = publish(images=False)
     dataset = mmeb_train(str(folder), folder, ["ImageNet_1K"], max_rows_per_subset=2)
     with pytest.raises(ValueError, match=r"^MMEB-train ImageNet_1K, row \d, query: .*\d.jpg: it does not exist"):
         dataset[0]
 
 
-def test_a_set_or_a_column_that_is_not_there_is_named(publish: Publish):
+def test_an_unknown_subset_or_missing_column_is_refused(publish: Publish):
     folder = publish({"CIRR": [{"qry": "text", "pos_text": "text"}]})
     with pytest.raises(ValueError, match="unknown subset 'CIFAR-100' of MMEB-train: choose from ImageNet_1K, "):
         mmeb_train(str(folder), folder, ["CIFAR-100"])

@@ -1,4 +1,4 @@
-"""The row contract: what a file of rows must hold, what is said when it does not, and which items are the same."""
+"""The row format: what a file of rows must hold, its errors, and which items are equal."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def test_a_dataset_without_the_needed_columns_is_refused_in_one_sentence() -> None:
+def test_a_dataset_that_lacks_columns_is_refused() -> None:
     dataset = Dataset.from_dict({"question": ["?"], "task": ["names"]})
     require_columns(column_names(dataset), ("question", "task"), "stage 2")
     with pytest.raises(ValueError) as error:
@@ -33,7 +33,7 @@ def test_a_dataset_without_the_needed_columns_is_refused_in_one_sentence() -> No
     )
 
 
-def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     images = [noise(seed) for seed in range(3)]
     for number, image in enumerate(images):
@@ -68,12 +68,10 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert (second["negatives"], second["task"], second["label"]) == ([], "names", None)
 
 
-def test_columns_that_a_file_leaves_out_are_filled_in(tmp_path: Path) -> None:
+def test_missing_columns_are_filled_in(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.jsonl", [{"query": {"text": "a cat"}, "positive": {"text": "eine Katze"}}])
     dataset = load_rows(path)
-    assert dataset.with_format(None)["task"][:] == [
-        "pairs.jsonl"
-    ]  # known before a row is read, as task blocks need it
+    assert dataset.with_format(None)["task"][:] == ["pairs.jsonl"]  # available before a row is read, for task blocks
     assert dataset[0] == {
         "query": {"text": "a cat"},
         "positive": {"text": "eine Katze"},
@@ -84,7 +82,7 @@ def test_columns_that_a_file_leaves_out_are_filled_in(tmp_path: Path) -> None:
     }
 
 
-def test_images_are_looked_for_under_the_image_root(tmp_path: Path) -> None:
+def test_relative_image_paths_start_from_the_image_root(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     noise(0).save(tmp_path / "elsewhere" / "0.png")
     path = write(tmp_path / "rows.jsonl", [{"query": {"text": "a cat"}, "positive": {"image": "0.png"}}])
@@ -100,13 +98,13 @@ def test_an_item_may_hold_several_images(tmp_path: Path) -> None:
     assert content_hash(row["query"]) == content_hash({"image": [noise(0), noise(1)], "text": "both"})
 
 
-def test_texts_for_the_first_stage_are_read_as_they_are(tmp_path: Path) -> None:
+def test_texts_of_stage_1_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0, 1]}])
     assert list(load_texts(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]
 
 
 def image_rows(folder: Path) -> Path:
-    """Write three rows; the images of the second and the third cannot be read."""
+    """Write four rows; only the first one can be read."""
     noise(0).save(folder / "good.png")
     (folder / "text.png").write_text("no image")
     whole = (folder / "good.png").read_bytes()
@@ -120,7 +118,7 @@ def image_rows(folder: Path) -> Path:
     return write(folder / "rows.jsonl", rows)
 
 
-def test_a_missing_image_is_named_with_its_file_and_row(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_image_names_file_and_row(tmp_path: Path) -> None:
     dataset = load_rows(image_rows(tmp_path))
     assert dataset[0]["positive"]["image"][0].size == (8, 6)
     with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist: fix"):
@@ -128,13 +126,13 @@ def test_a_missing_image_is_named_with_its_file_and_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("row", "where"), [(2, "row 2, positive: .*text.png"), (3, "row 3, negative 0: .*half.png")])
-def test_an_unreadable_image_is_named_with_its_file_and_row(tmp_path: Path, row: int, where: str) -> None:
+def test_the_error_of_an_unreadable_image_names_file_and_row(tmp_path: Path, row: int, where: str) -> None:
     dataset = load_rows(image_rows(tmp_path))
     with pytest.raises(ValueError, match=rf"^rows.jsonl, {where}: it is not a readable image"):
         dataset[row]
 
 
-def test_rows_keep_their_number_when_they_are_shuffled(tmp_path: Path) -> None:
+def test_selected_rows_keep_their_number(tmp_path: Path) -> None:
     dataset = load_rows(image_rows(tmp_path)).select([3, 1])
     with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive"):
         dataset[1]
@@ -142,15 +140,15 @@ def test_rows_keep_their_number_when_they_are_shuffled(tmp_path: Path) -> None:
 
 def test_equal_items_have_equal_hashes() -> None:
     palette = noise(0).convert("P")
-    for one, other in [
+    for first, second in [
         ("a cat", {"text": "a cat"}),
         (noise(0), {"image": [noise(0)]}),
         ({"text": "a cat", "instruction": None}, {"text": "a cat"}),
         ({"text": "a", "image": noise(1)}, {"image": noise(1), "text": "a"}),
         (palette, palette.convert("RGB")),
     ]:
-        assert content_hash(one) == content_hash(other)
-        assert 0 <= content_hash(one) < 2**63
+        assert content_hash(first) == content_hash(second)
+        assert 0 <= content_hash(first) < 2**63
 
 
 def test_items_that_differ_have_different_hashes() -> None:
@@ -181,13 +179,13 @@ def test_a_hash_is_the_same_in_every_process() -> None:
     assert label_hash("names", "cat") == 178840333938491016
 
 
-def test_labels_are_told_apart_by_their_task() -> None:
+def test_equal_labels_of_different_tasks_differ() -> None:
     assert label_hash("names", None) == -1
     assert label_hash("names", "cat") == label_hash("names", "cat") >= 0
     assert len({label_hash(task, label) for task, label in [("names", "cat"), ("names", "dog"), ("crop", "cat")]}) == 3
     assert label_hash("a", "b") != label_hash("ab", "")
 
 
-def test_a_missing_dataset_file_is_named(tmp_path: Path):
+def test_the_error_of_a_missing_dataset_file_names_it(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="there is no dataset file .*nli.jsonl: give a JSONL file of rows"):
         load_rows(tmp_path / "nli.jsonl")

@@ -12,12 +12,12 @@ from unime.data.sources import DataArguments, open_rows, open_texts
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Make an image folder: three images, and a `metadata.jsonl` with what is known of them."""
+    """Make an image folder: three images and a `metadata.jsonl` about them."""
     lines = []
     for number in range(3):
         Image.new("RGB", (5, 4 + number), (80 * number, 9, 9)).save(tmp_path / f"{number}.png")
-        known = {"file_name": f"{number}.png", "caption": f"caption {number}", "kind": f"kind {number % 2}"}
-        lines.append(json.dumps(known | {"wrong": [f"wrong {number}", "never"]}))
+        metadata = {"file_name": f"{number}.png", "caption": f"caption {number}", "kind": f"kind {number % 2}"}
+        lines.append(json.dumps(metadata | {"wrong": [f"wrong {number}", "never"]}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -28,7 +28,7 @@ def settings(folder: Path) -> Callable[..., DataArguments]:
     return lambda **more: DataArguments(**{"dataset": str(folder), "columns": columns} | more)
 
 
-def test_an_image_folder_becomes_rows_by_a_column_map(folder: Path, settings: Callable[..., DataArguments]):
+def test_a_column_map_turns_an_image_folder_into_rows(folder: Path, settings: Callable[..., DataArguments]):
     instructions = {"query": "Find me an everyday image that matches the given caption:"}
     row = open_rows(settings(instructions=instructions))[1]
     assert tuple(row) == ROW_COLUMNS
@@ -37,7 +37,7 @@ def test_an_image_folder_becomes_rows_by_a_column_map(folder: Path, settings: Ca
     assert (row["negatives"], row["task"], row["label"]) == ([], folder.name, None)
 
 
-def test_negatives_tasks_and_labels_can_be_mapped_too(settings: Callable[..., DataArguments]):
+def test_negatives_tasks_and_labels_can_be_mapped(settings: Callable[..., DataArguments]):
     columns = {"query.image": "image", "positive.text": "caption", "negative.text": "wrong"}
     columns |= {"task": "kind", "label": "caption"}
     dataset = open_rows(settings(columns=columns, instructions={"query": "What is it?"}))
@@ -47,7 +47,7 @@ def test_negatives_tasks_and_labels_can_be_mapped_too(settings: Callable[..., Da
     assert dataset.with_format(None)["task"][:] == ["kind 0", "kind 1", "kind 0"]
 
 
-def test_a_column_map_makes_texts_for_stage_1(settings: Callable[..., DataArguments]):
+def test_a_column_map_gives_texts_for_stage_1(settings: Callable[..., DataArguments]):
     dataset = open_texts(settings(columns={"text": "caption"}))
     assert dataset.column_names == ["text"] and dataset["text"][:2] == ["caption 0", "caption 1"]
 
@@ -61,14 +61,14 @@ def test_a_column_map_makes_texts_for_stage_1(settings: Callable[..., DataArgume
         ({"instructions": {"target": "Find:"}}, "unknown key 'target' in `instructions`; valid keys are"),
     ],
 )
-def test_a_map_that_cannot_be_followed_is_refused(
+def test_an_invalid_column_map_is_refused(
     settings: Callable[..., DataArguments], more: dict[str, dict[str, str]], sentence: str
 ):
     with pytest.raises(ValueError, match=sentence):
         open_rows(settings(**more))
 
 
-def test_a_bad_image_of_a_mapped_dataset_is_named(folder: Path, settings: Callable[..., DataArguments]):
+def test_the_error_of_a_bad_image_in_a_mapped_dataset_names_it(folder: Path, settings: Callable[..., DataArguments]):
     (folder / "1.png").write_bytes(b"no image")
     dataset = open_rows(settings())
     assert dataset[0]["positive"]["image"]
@@ -78,7 +78,7 @@ def test_a_bad_image_of_a_mapped_dataset_is_named(folder: Path, settings: Callab
 
 @pytest.fixture
 def nli(tmp_path: Path) -> Path:
-    """Make a dataset with the layout of sentence-transformers/all-nli: a folder of parquet for each configuration."""
+    """Make a dataset in the layout of sentence-transformers/all-nli: a folder of Parquet files per configuration."""
     folder = tmp_path / "all-nli"
     (folder / "triplet").mkdir(parents=True)
     triplets = {
@@ -94,7 +94,7 @@ def nli(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_triplets_of_nli_become_distinct_texts(nli: Path, streaming: bool):
+def test_nli_triplets_become_distinct_texts(nli: Path, streaming: bool):
     columns = {"text": ["anchor", "positive", "negative"]}
     data = DataArguments(dataset=str(nli), columns=columns, config_name="triplet", streaming=streaming)
     texts = [row["text"] for row in open_texts(data)]
@@ -132,12 +132,12 @@ def test_a_jsonl_file_can_be_streamed(folder: Path):
 
 
 @pytest.mark.parametrize("more", [{"dataset": "openmoji"}, {"dataset": "rows.jsonl", "mined_file": "mined.jsonl"}])
-def test_what_cannot_be_streamed_is_refused(more: dict[str, str]):
+def test_streaming_an_unsupported_source_is_refused(more: dict[str, str]):
     with pytest.raises(ValueError, match="cannot be streamed: set streaming to false, or give a JSONL file"):
         open_rows(DataArguments(streaming=True, **more))
 
 
-def test_texts_that_the_world_searches_for_have_an_instruction_when_asked():
+def test_target_prompts_give_openmoji_candidates_an_instruction():
     def prompts(**settings: object) -> set[str | None]:
         rows = open_rows(DataArguments(num_rows=40, **settings)).with_format(None)
         return {row["positive"]["instruction"] for row in rows}
@@ -145,7 +145,7 @@ def test_texts_that_the_world_searches_for_have_an_instruction_when_asked():
     assert None in prompts() and None not in prompts(target_prompts=True)
 
 
-def test_rows_of_the_world_bring_as_many_near_duplicates_as_asked_for():
+def test_openmoji_rows_have_the_requested_number_of_negatives():
     def counts(**more: int) -> set[int]:
         rows = open_rows(DataArguments(num_rows=60, **more)).with_format(None)
         return {len(row["negatives"]) for row in rows if row["task"] in ("scene_t2i", "scene_i2t")}

@@ -10,14 +10,14 @@ from datasets import Dataset
 from unime.data.teacher import load_teacher, precompute_teacher
 
 
-class Counting:
-    """A teacher of two dimensions that counts what it is asked to encode."""
+class CountingTeacher:
+    """Teacher with two dimensions that records the texts it encodes."""
 
     def __init__(self) -> None:
-        self.seen: list[str] = []
+        self.encoded: list[str] = []
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        self.seen += texts
+        self.encoded += texts
         return np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32)
 
 
@@ -29,35 +29,35 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_distinct_text_is_encoded_once_and_a_second_call_encodes_nothing():
     rows = Dataset.from_dict({"text": ["banana", "fig", "banana", "pear"], "number": [1, 2, 3, 4]})
-    teacher = Counting()
+    teacher = CountingTeacher()
     first = precompute_teacher(rows, teacher, "counting", batch_size=2)
-    assert sorted(teacher.seen) == ["banana", "fig", "pear"]
+    assert sorted(teacher.encoded) == ["banana", "fig", "pear"]
     assert first["teacher"][:] == [[6, 3], [3, 0], [6, 3], [4, 1]]
     assert first["text"][:] == rows["text"][:] and first["number"][:] == [1, 2, 3, 4]
     assert first.features["teacher"].feature.dtype == "float32"
 
     second = precompute_teacher(rows.remove_columns("number"), teacher, "counting", batch_size=64)
-    assert len(teacher.seen) == 3
+    assert len(teacher.encoded) == 3
     assert second["teacher"][:] == first["teacher"][:]
 
 
-def test_another_teacher_or_other_texts_are_encoded_anew():
+def test_another_teacher_or_other_texts_are_encoded_again():
     rows = Dataset.from_dict({"text": ["banana", "fig"]})
-    teacher = Counting()
+    teacher = CountingTeacher()
     precompute_teacher(rows, teacher, "one")
     precompute_teacher(rows, teacher, "two")
     precompute_teacher(Dataset.from_dict({"text": ["banana", "kiwi"]}), teacher, "one")
-    assert teacher.seen == ["banana", "fig", "banana", "fig", "banana", "kiwi"]
+    assert teacher.encoded == ["banana", "fig", "banana", "fig", "banana", "kiwi"]
 
 
 def test_selected_and_shuffled_rows_keep_their_own_embeddings():
     rows = Dataset.from_dict({"caption": [f"{'a' * i}" for i in range(1, 9)]}).shuffle(seed=1).select(range(5))
-    done = precompute_teacher(rows, Counting(), "counting", column="caption")
-    assert all(row["teacher"] == [len(row["caption"])] * 2 for row in done)
+    with_teacher = precompute_teacher(rows, CountingTeacher(), "counting", column="caption")
+    assert all(row["teacher"] == [len(row["caption"])] * 2 for row in with_teacher)
 
 
-def test_embeddings_of_one_process_serve_the_next(cache: Path):
-    precompute_teacher(Dataset.from_dict({"text": ["banana", "fig"]}), Counting(), "counting")
+def test_the_next_process_reads_the_embeddings_from_the_cache(cache: Path):
+    precompute_teacher(Dataset.from_dict({"text": ["banana", "fig"]}), CountingTeacher(), "counting")
     script = f"""
 import datasets
 from pathlib import Path
@@ -68,18 +68,18 @@ def encode(texts):
 rows = datasets.Dataset.from_dict({{"text": ["fig", "banana", "fig"]}}).select([1, 2, 1])
 print(precompute_teacher(rows, encode, "counting")["teacher"][:])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.strip() == "[[6.0, 3.0], [3.0, 0.0], [6.0, 3.0]]", done.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.stdout.strip() == "[[6.0, 3.0], [3.0, 0.0], [6.0, 3.0]]", process.stderr
 
 
 def test_a_dataset_without_the_column_is_refused():
     with pytest.raises(ValueError, match="expected a column 'text' of texts, found sentence"):
-        precompute_teacher(Dataset.from_dict({"sentence": ["a"]}), Counting(), "counting")
+        precompute_teacher(Dataset.from_dict({"sentence": ["a"]}), CountingTeacher(), "counting")
 
 
-def test_a_dataset_with_a_teacher_is_refused():
+def test_a_dataset_that_already_has_teacher_embeddings_is_refused():
     with pytest.raises(ValueError, match="has a column 'teacher' already"):
-        precompute_teacher(Dataset.from_dict({"text": ["a"], "teacher": [[1.0]]}), Counting(), "counting")
+        precompute_teacher(Dataset.from_dict({"text": ["a"], "teacher": [[1.0]]}), CountingTeacher(), "counting")
 
 
 def test_the_packaged_teacher_loads_without_the_hub():

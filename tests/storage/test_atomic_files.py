@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and sealed ones that show whether they are damaged."""
+"""Atomic files, and sealed files that reveal damage."""
 
 from pathlib import Path
 
@@ -21,23 +21,23 @@ def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path: Path):
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path):
+def test_the_error_of_a_failed_write_names_the_file(tmp_path: Path):
     with pytest.raises(OSError) as raised, atomic_write(tmp_path / "absent" / "results.json") as part:
         part.write_text("")
     assert str(raised.value) == (
-        f"{tmp_path / 'absent' / 'results.json'} cannot be written (No such file or directory): free space on its disk "
-        "and try again"
+        f"{tmp_path / 'absent' / 'results.json'} cannot be written (No such file or directory): free space on its "
+        "disk and try again"
     )
 
 
-def test_a_sealed_file_that_is_damaged_is_named_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_damaged_sealed_file_is_reported_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     for name in ("a", "b", "a.b"):
         with atomic_write(tmp_path / f"{name}.npy", sealed=True) as part:
             part.write_text(f"content of {name}")
     (tmp_path / "a.npy").write_text("not sealed")
-    found = list(intact_files(tmp_path, "*.*.npy"))
-    assert [file.read_text() for file in found] == ["content of a", "content of a.b", "content of b"]
-    assert found[2].name == "b.b28009a2e47290880382a24d3bea5c40.npy"
-    found[2].write_text("content of c")
-    assert list(intact_files(tmp_path, "*.*.npy")) == found[:2] and not found[2].exists()
-    assert caplog.messages == [f"{found[2]} is damaged (its checksum does not match): it is removed and made again"]
+    files = list(intact_files(tmp_path, "*.*.npy"))
+    assert [file.read_text() for file in files] == ["content of a", "content of a.b", "content of b"]
+    assert files[2].name == "b.b28009a2e47290880382a24d3bea5c40.npy"
+    files[2].write_text("content of c")
+    assert list(intact_files(tmp_path, "*.*.npy")) == files[:2] and not files[2].exists()
+    assert caplog.messages == [f"{files[2]} is damaged (its checksum does not match): it is removed and made again"]
