@@ -33,17 +33,17 @@ def encode(tiny: tuple[UniMEModel, ProcessorMixin]) -> Callable[[Any], np.ndarra
 
 
 @pytest.fixture(scope="session")
-def said() -> Callable[..., str]:
-    """Give the one sentence with which a call refuses what it is given."""
+def error_message() -> Callable[..., str]:
+    """Return a function that returns the one-line error message of a call."""
 
-    def say(call: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
+    def message_of(call: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
         with pytest.raises(kind) as caught:
             call()
         message = str(caught.value)
         assert message and "\n" not in message and "Traceback" not in message
         return message
 
-    return say
+    return message_of
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from unime.corpus.corpus import open_corpus
 from unime.index.index import REJECTED_FILE, Index
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 
 # name -> (a line between two good ones, the id that it is listed under, why)
 LINES: dict[str, tuple[bytes, str, str]] = {
@@ -66,10 +66,10 @@ def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_pat
     ],
     ids=["empty", "blank", "columns missing", "id twice", "id that is the number of another row"],
 )
-def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: Path, said: Said):
+def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: Path, error_message: ErrorMessage):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    assert said(lambda: open_corpus(path)) == reason.format(path=path)
+    assert error_message(lambda: open_corpus(path)) == reason.format(path=path)
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,12 @@ def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: P
     ],
     ids=["text a number", "text a list", "neither text nor image", "image a number", "bytes that are no image"],
 )
-def test_a_bad_row_of_a_table_is_named(columns: dict[str, list], name: str, reason: str, tmp_path: Path, said: Said):
+def test_a_bad_row_of_a_table_is_named(
+    columns: dict[str, list], name: str, reason: str, tmp_path: Path, error_message: ErrorMessage
+):
     Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
     (entry,) = open_corpus(tmp_path / "rows.parquet")
-    assert entry.id == name and said(entry.item).startswith(reason)
+    assert entry.id == name and error_message(entry.item).startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -97,18 +99,26 @@ def test_a_bad_row_of_a_table_is_named(columns: dict[str, list], name: str, reas
             {},
             "rows 0 and 1 (counted from 0) have the same id '1': make ids unique",
         ),
-        ({"caption": ["a"]}, {}, "has no column text or image: it has caption; name the columns of the text, the image"),
+        (
+            {"caption": ["a"]},
+            {},
+            "has no column text or image: it has caption; name the columns of the text, the image",
+        ),
         (
             {"text": ["a"]},
             {"identifier": "key"},
             "has no column key: it has text; name the columns of the text",
         ),
-        ({"text": ["a"]}, {"text": "title"}, "has no column title: it has text; name the columns of the text, the image"),
+        (
+            {"text": ["a"]},
+            {"text": "title"},
+            "has no column title: it has text; name the columns of the text, the image",
+        ),
     ],
     ids=["id twice", "columns missing", "id missing", "text missing"],
 )
 def test_a_bad_table_is_refused(
-    columns: dict[str, list], more: dict[str, str], reason: str, tmp_path: Path, said: Said
+    columns: dict[str, list], more: dict[str, str], reason: str, tmp_path: Path, error_message: ErrorMessage
 ):
     Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")
-    assert reason in said(lambda: open_corpus(tmp_path / "rows.parquet", **more))
+    assert reason in error_message(lambda: open_corpus(tmp_path / "rows.parquet", **more))

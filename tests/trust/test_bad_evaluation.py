@@ -16,7 +16,7 @@ from unime.eval.tasks import CompositionalTask, RetrievalTask, SimilarityTask, e
 from unime.openmoji.perturbations import KINDS
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ MMEB = {"qry_text": "q", "qry_img_path": "images/0.png", "tgt_text": ["a", "b"],
         "image missing", "image of a candidate missing", "columns missing", "no rows",
     ],
 )  # fmt: skip
-def test_a_bad_row_of_mmeb_is_named(rows: list[dict], reason: str, folder: Path, said: Said):
+def test_a_bad_row_of_mmeb_is_named(rows: list[dict], reason: str, folder: Path, error_message: ErrorMessage):
     place = publish(folder, rows, "CIRR")
-    assert reason in said(lambda: mmeb.tasks(place, folder, ["CIRR"]))
+    assert reason in error_message(lambda: mmeb.tasks(place, folder, ["CIRR"]))
 
 
 def encoded(folder: Path) -> dict[str, Any]:
@@ -81,7 +81,10 @@ def encoded(folder: Path) -> dict[str, Any]:
     [
         ([{}, {"text": None}], "flickr30k, row 1: text lacks a list of texts: use the dataset as published"),
         ([{"text": ["a", None]}], "flickr30k, row 0: text lacks a list of texts: use the dataset as published"),
-        ([{"text": "abcde"}], "flickr30k: column text holds string, not a list of texts: use the dataset as published"),
+        (
+            [{"text": "abcde"}],
+            "flickr30k: column text holds string, not a list of texts: use the dataset as published",
+        ),
         ([{"text": [1]}], "flickr30k: its column text holds list<item: int64>, not a list of texts: give it as"),
         ([{}, {"text": []}], "query 1 of task 'flickr30k_i2t' has the positives []; name at least one"),
         ([{"image": 3}], "flickr30k: its column image holds Value('int64'), not images: give it as published"),
@@ -97,17 +100,17 @@ def encoded(folder: Path) -> dict[str, Any]:
         "no rows",
     ],
 )
-def test_a_bad_row_of_captions_is_named(changes: list[dict], reason: str, folder: Path, said: Said):
+def test_a_bad_row_of_captions_is_named(changes: list[dict], reason: str, folder: Path, error_message: ErrorMessage):
     rows = [{"image": encoded(folder), "text": ["a", "b"]} | change for change in changes]
-    assert reason in said(lambda: caption_retrieval.flickr30k(publish(folder, rows)))
+    assert reason in error_message(lambda: caption_retrieval.flickr30k(publish(folder, rows)))
 
 
 @pytest.mark.parametrize("where", ["before", "between"])
-def test_a_image_that_is_not_there_is_named_when_it_is_embedded(where: str, folder: Path, said: Said):
+def test_a_image_that_is_not_there_is_named_when_it_is_embedded(where: str, folder: Path, error_message: ErrorMessage):
     rows = [{"image": encoded(folder), "text": ["a"]}] * 2
     rows.insert(0 if where == "before" else 1, {"image": None, "text": ["a"]})
     tasks = caption_retrieval.flickr30k(publish(folder, rows))
-    message = said(lambda: evaluate(axes, tasks, model="m", progress=False))
+    message = error_message(lambda: evaluate(axes, tasks, model="m", progress=False))
     assert f"flickr30k, row {0 if where == 'before' else 1}: " in message
 
 
@@ -135,12 +138,12 @@ TURNS = {"image": "0.png", "conversations": [{"value": "?"}, {"value": "a captio
         "conversations a string", "a number", "image missing", "no rows",
     ],
 )  # fmt: skip
-def test_a_bad_file_of_long_captions_is_named(content: Any, reason: str, folder: Path, said: Said):
+def test_a_bad_file_of_long_captions_is_named(content: Any, reason: str, folder: Path, error_message: ErrorMessage):
     path = folder / "captions.json"
     if content is not None:
         written = content if isinstance(content, str) else json.dumps(content)
         path.write_bytes(written.encode("utf-8", "surrogateescape"))
-    assert reason.format(path=path) in said(lambda: caption_retrieval.sharegpt4v(path, folder / "images"))
+    assert reason.format(path=path) in error_message(lambda: caption_retrieval.sharegpt4v(path, folder / "images"))
 
 
 @pytest.mark.parametrize(
@@ -152,14 +155,16 @@ def test_a_bad_file_of_long_captions_is_named(content: Any, reason: str, folder:
     ],
     ids=["missing", "empty", "no UTF-8"],
 )
-def test_a_bad_caption_of_urban1k_is_named(content: bytes | None, reason: str, tmp_path: Path, said: Said):
+def test_a_bad_caption_of_urban1k_is_named(
+    content: bytes | None, reason: str, tmp_path: Path, error_message: ErrorMessage
+):
     for part in ("image", "caption"):
         (tmp_path / part).mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "image" / "0.jpg")
     path = tmp_path / "caption" / "0.txt"
     if content is not None:
         path.write_bytes(content)
-    assert reason.format(path=path) in said(lambda: caption_retrieval.urban1k(tmp_path))
+    assert reason.format(path=path) in error_message(lambda: caption_retrieval.urban1k(tmp_path))
 
 
 PROBE = {"filename": "0.png", "caption": "a", "negative_caption": "b"}
@@ -184,12 +189,12 @@ PROBE = {"filename": "0.png", "caption": "a", "negative_caption": "b"}
         "image missing", "lone surrogate", "no rows",
     ],
 )  # fmt: skip
-def test_a_bad_file_of_probes_is_named(content: Any, reason: str, folder: Path, said: Said):
+def test_a_bad_file_of_probes_is_named(content: Any, reason: str, folder: Path, error_message: ErrorMessage):
     assert KINDS[0] == "replace_obj"
     path = folder / "replace_obj.json"
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    assert reason.format(path=path) in said(lambda: sugarcrepe.tasks(folder, folder / "images"))
+    assert reason.format(path=path) in error_message(lambda: sugarcrepe.tasks(folder, folder / "images"))
 
 
 @pytest.mark.parametrize(
@@ -201,14 +206,19 @@ def test_a_bad_file_of_probes_is_named(content: Any, reason: str, folder: Path, 
         ([("a", "b", 1.0), ("a", "b", 1.0)], "all similarities of task 'SICK-R' are 1.0; there is no rank"),
         ([("a", "b", 1.0)], "has 1 and 1 items and 1 similarities; give equally many of each, and at least two"),
         ([("a", "b", 1.0), (None, "b", 2.0)], "SICK-R, row 1: sentence1 lacks a text: give the dataset as it is"),
-        ([("a", 1, 1.0), ("b", 2, 2.0)], "SICK-R: column sentence2 holds int64, not a text: use the dataset as published"),
+        (
+            [("a", 1, 1.0), ("b", 2, 2.0)],
+            "SICK-R: column sentence2 holds int64, not a text: use the dataset as published",
+        ),
     ],
     ids=["NaN", "null", "scores of strings", "all equal", "one pair", "text null", "text a number"],
 )
-def test_a_bad_pair_of_similarities_is_named(rows: list[tuple], reason: str, tmp_path: Path, said: Said):
+def test_a_bad_pair_of_similarities_is_named(
+    rows: list[tuple], reason: str, tmp_path: Path, error_message: ErrorMessage
+):
     (tmp_path / "sickr-sts").mkdir()
     publish(tmp_path / "sickr-sts", [dict(zip(("sentence1", "sentence2", "score"), row, strict=True)) for row in rows])
-    assert reason in said(lambda: text_similarity.sts(str(tmp_path), ["SICK-R"]))
+    assert reason in error_message(lambda: text_similarity.sts(str(tmp_path), ["SICK-R"]))
 
 
 def axes(items: Sequence[Any]) -> np.ndarray:
@@ -248,8 +258,8 @@ SEARCH = {"name": "x", "meta_task": "vqa", "queries": ITEMS[:1], "candidates": I
         "one name twice", "embeddings without rows",
     ],
 )  # fmt: skip
-def test_a_task_that_cannot_be_asked_is_named(make: Callable[[], Any], reason: str, said: Said):
-    assert reason in said(make)
+def test_a_task_that_cannot_be_asked_is_named(make: Callable[[], Any], reason: str, error_message: ErrorMessage):
+    assert reason in error_message(make)
 
 
 def test_one_candidate_twice_counts_once(folder: Path):

@@ -35,7 +35,7 @@ from unime.page.uploads import open_upload
 from unime.processing_unime import to_rgb
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 Encode = Callable[[Any], np.ndarray]
 Loaded = tuple[UniMEModel, ProcessorMixin]
 
@@ -90,9 +90,11 @@ def test_a_training_row_shows_the_image(name: str, training: Any, tiny: Loaded) 
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-training row")
-def test_a_training_row_says_what_is_wrong_with_its_image(name: str, training: Any, said: Said) -> None:
+def test_a_training_row_says_what_is_wrong_with_its_image(
+    name: str, training: Any, error_message: ErrorMessage
+) -> None:
     number = list(FILES).index(name)
-    message = said(lambda: training[number])
+    message = error_message(lambda: training[number])
     assert message.startswith(f"rows.jsonl, row {number}, positive: cannot read the image ")
     assert f"{name}.png" in message and BAD[name][1] in message and message.endswith("or remove the row")
 
@@ -110,9 +112,9 @@ def test_an_evaluation_embeds_the_image(name: str, folder: Path, encode: Encode)
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_says_what_is_wrong_with_its_image(name: str, folder: Path, said: Said) -> None:
+def test_an_evaluation_says_what_is_wrong_with_its_image(name: str, folder: Path, error_message: ErrorMessage) -> None:
     number = list(FILES).index(name)
-    message = said(lambda: urban1k(folder / "set")[0].candidates[number])
+    message = error_message(lambda: urban1k(folder / "set")[0].candidates[number])
     assert message.startswith("urban1k: cannot read the image ") and message.endswith("or remove the row")
     assert f"{number}.jpg" in message and BAD[name][1] in message
 
@@ -196,7 +198,7 @@ def test_the_page_opens_the_image(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-page")
-def test_the_page_refuses_the_image(name: str, folder: Path, said: Said) -> None:
+def test_the_page_refuses_the_image(name: str, folder: Path, error_message: ErrorMessage) -> None:
     call = partial(open_upload, str(folder / "images" / f"{name}.png"))
     with pytest.raises(gradio.Error) as caught:
         call()
@@ -215,9 +217,9 @@ def test_encode_sees_the_image(name: str, encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("name", LAZY, ids=lambda name: f"{name}-encode")
-def test_encode_says_what_is_wrong_with_the_image(name: str, encode: Encode, said: Said) -> None:
+def test_encode_says_what_is_wrong_with_the_image(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     opened = Image.open(BytesIO(BAD[name][0]))
-    message = said(lambda: encode(["a cat", opened]))
+    message = error_message(lambda: encode(["a cat", opened]))
     assert message.startswith("item 1: its image cannot be read (") and BAD[name][1] in message
 
 
@@ -233,11 +235,13 @@ def backbone(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_backbone_takes_odd_shapes_or_says_why_not(backbone: Any, shape: str, said: Said) -> None:
+def test_every_backbone_takes_odd_shapes_or_says_why_not(
+    backbone: Any, shape: str, error_message: ErrorMessage
+) -> None:
     name, model, processor = backbone
     image = Image.new("RGB", SHAPES[shape], "red")
     if name.startswith("qwen") and max(image.size) == 20_000:
-        message = said(lambda: model.encode(["a cat", {"image": image, "text": "a cat"}], processor))
+        message = error_message(lambda: model.encode(["a cat", {"image": image, "text": "a cat"}], processor))
         size = f"{image.width} x {image.height}"
         assert message.startswith(f"item 1: the model's processor does not accept an image of {size} pixels (")
         assert "aspect ratio must be smaller than 200" in message and message.endswith("): cut or scale it")
@@ -248,8 +252,8 @@ def test_every_backbone_takes_odd_shapes_or_says_why_not(backbone: Any, shape: s
 
 
 @pytest.mark.parametrize("side", [(0, 3), (3, 0), (0, 0)], ids="{0[0]}x{0[1]}-encode".format)
-def test_a_image_without_pixels_is_refused(side: tuple[int, int], encode: Encode, said: Said) -> None:
-    message = said(lambda: encode(Image.new("RGB", side)))
+def test_a_image_without_pixels_is_refused(side: tuple[int, int], encode: Encode, error_message: ErrorMessage) -> None:
+    message = error_message(lambda: encode(Image.new("RGB", side)))
     assert message == (
         f"item 0: its image cannot be read (it is empty ({side[0]} x {side[1]} pixels): use an image with pixels): "
         "mend or replace it"

@@ -21,7 +21,7 @@ from unime.data.rows import content_hash
 from unime.eval.embedding_cache import EmbeddingCache
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 Encode = Callable[[Any], np.ndarray]
 Loaded = tuple[UniMEModel, ProcessorMixin]
 
@@ -29,7 +29,7 @@ RED = Image.new("RGB", (40, 24), "red")
 KIND = "expected a str, a PIL image or a dict with 'text' and/or 'image', got "
 NOTHING = "expected 'text' or 'image' (or both), got the keys "
 IMAGE = "'image' must be a PIL image or a list of them, got "
-UNKNOWN = ": leave that out, the keys are text, image, instruction"
+UNKNOWN = "; valid keys are text, image, instruction"
 
 # name -> (what is given, what is said of it)
 ITEMS: dict[str, tuple[Any, str]] = {
@@ -57,11 +57,11 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "nothing but nones": ({"text": None, "image": None}, NOTHING + "['image', 'text']"),
     "no images": ({"image": []}, NOTHING + "['image']"),
     "instruction alone": ({"instruction": "Find it:"}, NOTHING + "['instruction']"),
-    "unknown key": ({"text": "a cat", "img": RED}, "an item has no 'img'" + UNKNOWN),
-    "video": ({"text": "a cat", "video": "cat.mp4"}, "an item has no 'video'" + UNKNOWN),
-    "key in capitals": ({"Text": "a cat"}, "an item has no 'Text'" + UNKNOWN),
-    "keys of several types": ({1: "a cat", "text": "a cat"}, "an item has no 1" + UNKNOWN),
-    "message": ({"role": "user", "content": "a cat"}, "an item has no 'role', 'content'" + UNKNOWN),
+    "unknown key": ({"text": "a cat", "img": RED}, "unknown item key 'img'" + UNKNOWN),
+    "video": ({"text": "a cat", "video": "cat.mp4"}, "unknown item key 'video'" + UNKNOWN),
+    "key in capitals": ({"Text": "a cat"}, "unknown item key 'Text'" + UNKNOWN),
+    "keys of several types": ({1: "a cat", "text": "a cat"}, "unknown item key 1" + UNKNOWN),
+    "message": ({"role": "user", "content": "a cat"}, "unknown item key 'role', 'content'" + UNKNOWN),
     "number as text": ({"text": 7}, "'text' must be a str, got int"),
     "nan as text": ({"text": float("nan")}, "'text' must be a str, got float"),
     "bytes as text": ({"text": b"a cat"}, "'text' must be a str, got bytes"),
@@ -79,7 +79,7 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "nested images": ({"image": [[RED]]}, IMAGE + "list"),
     "generator of images": ({"image": (one for one in [RED])}, IMAGE + "generator"),
 }
-NUMBERS = "its pixels are numbers of mode {}: save it with 8 or 16 bits a pixel"
+NUMBERS = "its mode {} has no RGB meaning: save it with 8 or 16 bits per channel"
 OPENED = {  # what Pillow opens or makes, and no model can see
     "float image": (Image.new("F", (40, 24), 0.5), NUMBERS.format("F")),
     "nan image": (Image.new("F", (40, 24), float("nan")), NUMBERS.format("F")),
@@ -107,34 +107,34 @@ def moved(item: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-encode")
-def test_encode_names_what_is_no_item(name: str, encode: Encode, said: Said) -> None:
+def test_encode_names_what_is_no_item(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     item, reason = ITEMS[name]
-    assert said(lambda: encode(["a cat", RED, moved(item)])).startswith(f"item 2: {reason}")
+    assert error_message(lambda: encode(["a cat", RED, moved(item)])).startswith(f"item 2: {reason}")
     if not isinstance(item, list | tuple | bytearray):  # which by themselves are lists of items
-        assert said(lambda: encode(moved(item))).startswith(f"item 0: {reason}")
+        assert error_message(lambda: encode(moved(item))).startswith(f"item 0: {reason}")
 
 
 @pytest.mark.parametrize("name", OPENED, ids=lambda name: f"{name}-encode")
-def test_encode_names_what_no_model_can_see(name: str, encode: Encode, said: Said) -> None:
+def test_encode_names_what_no_model_can_see(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     image, reason = OPENED[name]
     for item in (image, {"image": [RED, image], "text": "a cat"}):
-        message = said(lambda item=item: encode(["a cat", item]))
+        message = error_message(lambda item=item: encode(["a cat", item]))
         assert message.startswith(f"item 1: its image cannot be read ({reason}")
-        assert message.endswith("): mend or replace it")
+        assert message.endswith("): repair or replace it")
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_refuses_what_is_no_item(name: str, encode: Encode, said: Said) -> None:
+def test_an_evaluation_refuses_what_is_no_item(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     item, reason = ITEMS[name]
-    assert reason in said(lambda: EmbeddingCache(encode)(["a cat", moved(item)]))
+    assert reason in error_message(lambda: EmbeddingCache(encode)(["a cat", moved(item)]))
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-training row")
-def test_a_collator_refuses_what_is_no_item(name: str, tiny: Loaded, said: Said) -> None:
+def test_a_collator_refuses_what_is_no_item(name: str, tiny: Loaded, error_message: ErrorMessage) -> None:
     item, reason = ITEMS[name]
     row = {"query": "a cat", "positive": moved(item), "negatives": [], "task": "t", "label": None, "where": "row 7"}
     collate = ContrastiveCollator(partial(micro_batches, tiny[1]))
-    assert reason in said(lambda: collate([row]))
+    assert reason in error_message(lambda: collate([row]))
 
 
 @pytest.mark.parametrize("name", TAKEN, ids=lambda name: f"{name}-encode")
@@ -190,9 +190,9 @@ def test_any_sequence_is_a_list_of_items(given: Any, count: int, encode: Encode)
     assert encode(given).shape == (count, 192)
 
 
-def test_a_image_whose_file_is_closed_is_refused(tmp_path: Path, encode: Encode, said: Said) -> None:
+def test_a_image_whose_file_is_closed_is_refused(tmp_path: Path, encode: Encode, error_message: ErrorMessage) -> None:
     RED.save(tmp_path / "red.png")
     image = Image.open(tmp_path / "red.png")
     image.close()
-    message = said(lambda: encode(["a cat", image]))
-    assert message.startswith("item 1: its image cannot be read (") and message.endswith("): mend or replace it")
+    message = error_message(lambda: encode(["a cat", image]))
+    assert message.startswith("item 1: its image cannot be read (") and message.endswith("): repair or replace it")

@@ -43,7 +43,7 @@ def mine(tmp_path: Path) -> Callable[..., Path]:
         spec = importlib.util.spec_from_file_location("mine", ROOT / "recipes" / "mine.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.CHUNK = 3
+        module.CHUNK_ROWS = 3
         command = [
             "--dataset",
             tmp_path / "rows.jsonl",
@@ -93,13 +93,13 @@ def test_a_bad_row_is_listed_and_the_others_are_mined_as_without_it(kind: str, m
     ]
 
 
-def test_strict_stops_at_the_first_bad_row_and_keeps_what_was_embedded(mine: Callable[..., Path], said):
+def test_strict_stops_at_the_first_bad_row_and_keeps_what_was_embedded(mine: Callable[..., Path], error_message):
     lines = [*GOOD[:5], "{", *GOOD[5:]]
     sentence = "rows.jsonl, row 5 is not a JSON object: fix or remove the line"
-    assert said(lambda: mine(lines, "--strict", "true")) == sentence
+    assert error_message(lambda: mine(lines, "--strict", "true")) == sentence
     folder = mine(lines)
     assert listed(folder / "rejected.jsonl") == [{"row": 5, "reason": sentence}]
-    assert said(lambda: mine(lines, "--strict", "true")) == sentence  # also where all is embedded by now
+    assert error_message(lambda: mine(lines, "--strict", "true")) == sentence  # also where all is embedded by now
 
 
 def test_a_dataset_of_bad_rows_alone_has_no_negatives(mine: Callable[..., Path]):

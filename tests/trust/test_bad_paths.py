@@ -24,7 +24,7 @@ from unime.index.index import Index
 from unime.page.uploads import open_upload
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 
 NOWHERE = "does not exist"
 OUTSIDE = "is outside of {root}: move it there or set another image_root"
@@ -85,17 +85,21 @@ def write(folder: Path, lines: list[dict]) -> Path:
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-training row")
-def test_a_training_row_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+def test_a_training_row_does_not_open_the_path(
+    name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
+) -> None:
     items = [{"query": {"text": "a"}, "positive": {"image": path}} for path in ("good.png", path_of(name, root))]
     training = load_rows(write(tmp_path, items), image_root=root)
     assert training[0]["positive"]["image"][0].size == (40, 24)
-    message = said(lambda: training[1])
+    message = error_message(lambda: training[1])
     assert message.startswith("rows.jsonl, row 1, positive: ") and reason(name, root) in message
     assert len(message) < 600
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-mapped columns")
-def test_a_dataset_of_paths_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+def test_a_dataset_of_paths_does_not_open_the_path(
+    name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
+) -> None:
     paths = ["good.png", path_of(name, root)]
     data = datasets.Dataset.from_dict({"caption": ["a", "b"], "image": paths})
     (tmp_path / "pairs").mkdir()
@@ -103,19 +107,21 @@ def test_a_dataset_of_paths_does_not_open_the_path(name: str, root: Path, tmp_pa
     columns = {"query.text": "caption", "positive.image": "image"}
     training = open_rows(DataArguments(str(tmp_path / "pairs"), image_root=str(root), columns=columns))
     assert training[0]["positive"]["image"][0].size == (40, 24)
-    message = said(lambda: training[1])
+    message = error_message(lambda: training[1])
     assert message.startswith("pairs, row 1, positive: ") and reason(name, root) in message
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+def test_an_evaluation_does_not_open_the_path(
+    name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
+) -> None:
     """Images that are not there are refused as the set is opened, all others when they are read."""
     talk = [{"value": ""}, {"value": "a caption"}]
     captions = tmp_path / "captions.json"
     captions.write_text(
         json.dumps([{"image": path, "conversations": talk} for path in ("good.png", path_of(name, root))])
     )
-    message = said(lambda: sharegpt4v(captions, root)[0].candidates[1])
+    message = error_message(lambda: sharegpt4v(captions, root)[0].candidates[1])
     absent = f"sharegpt4v, row 1: there is no image {root / path_of(name, root)}: give the folder it starts from"
     assert message == absent or message.startswith("sharegpt4v: ") and reason(name, root) in message
 
@@ -124,7 +130,9 @@ STORED = ["upwards", "absolute", "symlink to outside", "device", "url", "missing
 
 
 @pytest.mark.parametrize("name", STORED, ids=lambda name: f"{name}-stored image")
-def test_a_image_column_does_not_open_the_path(name: str, root: Path, tmp_path: Path, said: Said) -> None:
+def test_a_image_column_does_not_open_the_path(
+    name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
+) -> None:
     """A dataset may hold the path of an image in place of its bytes: it is bound to the dataset's own folder."""
     row = {"image": {"bytes": None, "path": path_of(name, root)}, "text": ["a caption"]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))})
@@ -133,7 +141,7 @@ def test_a_image_column_does_not_open_the_path(name: str, root: Path, tmp_path: 
     pq.write_table(pa.Table.from_pylist([row], features.arrow_schema), source / "test.parquet")
     for place in ("pipe.png", "link.png"):
         os.link(root / place, source / place, follow_symlinks=False)
-    message = said(lambda: flickr30k(str(source))[0].candidates[0])
+    message = error_message(lambda: flickr30k(str(source))[0].candidates[0])
     assert message.startswith("flickr30k, row 0: ") and reason(name, source) in message
 
 
@@ -175,14 +183,14 @@ def unreadable() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("door", ["training row", "evaluation", "corpus", "page"])
-def test_an_unreadable_file_is_refused(door: str, unreadable: Path, said: Said) -> None:
+def test_an_unreadable_file_is_refused(door: str, unreadable: Path, error_message: ErrorMessage) -> None:
     path = unreadable / "image" / "1.jpg"
     row = {"query": {"text": "a"}, "positive": {"image": "image/1.jpg"}, "task": "t", "where": "row 0"}
     message = {
-        "training row": lambda: said(lambda: read_row(row, unreadable)),
-        "evaluation": lambda: said(lambda: urban1k(unreadable)[0].candidates[0]),
-        "corpus": lambda: said(lambda: open_corpus(path.parent)[0].item()),
-        "page": lambda: said(lambda: open_upload(str(path)), gradio.Error),
+        "training row": lambda: error_message(lambda: read_row(row, unreadable)),
+        "evaluation": lambda: error_message(lambda: urban1k(unreadable)[0].candidates[0]),
+        "corpus": lambda: error_message(lambda: open_corpus(path.parent)[0].item()),
+        "page": lambda: error_message(lambda: open_upload(str(path)), gradio.Error),
     }[door]()
     if door == "page":  # strangers are not told what this machine holds
         assert "1.jpg cannot be read as an image: upload a PNG, JPEG, WebP or GIF file" in message

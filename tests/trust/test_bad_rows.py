@@ -14,7 +14,7 @@ from unime.cli.main import app
 from unime.data.sources import DataArguments, open_rows, open_texts
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "stage2.yaml"
 GOOD = {"query": {"text": "a cat"}, "positive": {"image": "0.png", "text": "Katze"}}
@@ -96,10 +96,10 @@ def written(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
 @pytest.mark.parametrize("kind", ROWS)
-def test_a_bad_row_is_named_when_it_is_read(kind: str, streaming: bool, tmp_path: Path, said: Said):
+def test_a_bad_row_is_named_when_it_is_read(kind: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage):
     bad, reason = ROWS[kind]
     dataset = open_rows(DataArguments(str(written(tmp_path, GOOD, bad, GOOD)), streaming=streaming))
-    assert said(lambda: list(dataset)).startswith(f"rows.jsonl, row 1{reason}")
+    assert error_message(lambda: list(dataset)).startswith(f"rows.jsonl, row 1{reason}")
     if not streaming:
         assert [dataset[row]["where"] for row in (0, 2)] == ["rows.jsonl, row 0", "rows.jsonl, row 2"]
 
@@ -168,13 +168,13 @@ def test_an_odd_row_is_taken_as_it_is_written(
     ids=["empty", "blank", "binary", "of stage 1", "a column missing", "absent"],
 )
 def test_a_file_without_rows_is_refused_when_it_is_opened(
-    content: bytes | None, reason: str, streaming: bool, tmp_path: Path, said: Said
+    content: bytes | None, reason: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage
 ):
     path = tmp_path / "rows.jsonl"
     if content is not None:
         path.write_bytes(content)
     kind = ValueError if content is not None else FileNotFoundError
-    message = said(lambda: open_rows(DataArguments(str(path), streaming=streaming)), kind)
+    message = error_message(lambda: open_rows(DataArguments(str(path), streaming=streaming)), kind)
     assert message.endswith(reason.format(path=path))
 
 
@@ -199,11 +199,11 @@ TEXTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
 @pytest.mark.parametrize("kind", TEXTS)
-def test_a_bad_text_of_stage_1_is_named(kind: str, streaming: bool, tmp_path: Path, said: Said):
+def test_a_bad_text_of_stage_1_is_named(kind: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage):
     bad, reason = TEXTS[kind]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"text": "a", "teacher": [1, 2]}, bad)))
-    message = said(lambda: list(open_texts(DataArguments(str(path), streaming=streaming))))
+    message = error_message(lambda: list(open_texts(DataArguments(str(path), streaming=streaming))))
     assert message.startswith(f"texts.jsonl, row 1: {reason}")
 
 
@@ -237,8 +237,8 @@ PAIR = {"query.text": "a", "positive.text": "b"}
         ({"a": ["x"], "b": ["y"], "n": [["u", None]]}, PAIR | {"negative.text": "n"}, "hub, row 0, negative 1: "),
         ({"a": ["x"], "b": ["y"], "l": [[1]]}, PAIR | {"label": "l"}, "hub, row 0: 'label' must be a string"),
         ({"a": ["x"]}, PAIR, "missing: b; found: a. Rename or map the columns first"),
-        ({"a": ["x"], "b": ["y"]}, {"query.text": "a"}, "`columns` has no column for the positive: give positive.text"),
-        ({"a": ["x"], "b": ["y"]}, PAIR | {"candidate.text": "b"}, "unknown key candidate.text in `columns`; valid keys are"),
+        ({"a": ["x"], "b": ["y"]}, {"query.text": "a"}, "has no column for the positive: give positive.text"),
+        ({"a": ["x"], "b": ["y"]}, PAIR | {"candidate.text": "b"}, "unknown key candidate.text in `columns`; valid"),
         ({"a": ["x"], "b": ["y"]}, PAIR | {"query.text": ["a", "b"]}, "`columns` gives query.text several columns"),
     ],
     ids=[
@@ -247,15 +247,15 @@ PAIR = {"query.text": "a", "positive.text": "b"}
     ],
 )  # fmt: skip
 def test_a_bad_table_is_named(
-    columns: dict[str, list], read: dict[str, Any], reason: str, table: Callable, said: Said
+    columns: dict[str, list], read: dict[str, Any], reason: str, table: Callable, error_message: ErrorMessage
 ):
     data = table(columns, read)
-    assert reason in said(lambda: list(open_rows(data)))
+    assert reason in error_message(lambda: list(open_rows(data)))
 
 
-def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, said: Said):
+def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, error_message: ErrorMessage):
     stream = open_rows(table({"a": ["x", None], "b": ["y", "z"]}, PAIR, streaming=True))
-    assert said(lambda: list(stream)).startswith("hub, row 1, query: expected 'text' or 'image'")
+    assert error_message(lambda: list(stream)).startswith("hub, row 1, query: expected 'text' or 'image'")
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,14 @@ def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, said: Said):
     [
         ({"split": "test"}, "hub cannot be read as a table (Unknown split"),
         ({"config_name": "french"}, "hub cannot be read as a table (BuilderConfig 'french' not found"),
-        ({"instructions": {"target": "Find:"}}, "unknown key 'target' in `instructions`; valid keys are query, positive"),
-        ({"streaming": True, "mined_file": "x"}, "a dataset with mined_file cannot be streamed: set streaming to false"),
+        (
+            {"instructions": {"target": "Find:"}},
+            "unknown key 'target' in `instructions`; valid keys are query, positive",
+        ),
+        (
+            {"streaming": True, "mined_file": "x"},
+            "a dataset with mined_file cannot be streamed: set streaming to false",
+        ),
         (
             {"streaming": True, "rejected_file": "x"},
             "a dataset with rejected_file cannot be streamed: set streaming to",
@@ -272,20 +278,22 @@ def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, said: Said):
     ],
     ids=["split", "configuration", "side", "mined stream", "rejected stream"],
 )
-def test_wrong_settings_of_a_table_are_named(more: dict[str, Any], reason: str, table: Callable, said: Said):
-    assert reason in said(lambda: open_rows(table({"a": ["x"], "b": ["y"]}, PAIR, **more)))
+def test_wrong_settings_of_a_table_are_named(
+    more: dict[str, Any], reason: str, table: Callable, error_message: ErrorMessage
+):
+    assert reason in error_message(lambda: open_rows(table({"a": ["x"], "b": ["y"]}, PAIR, **more)))
 
 
-def test_a_file_that_is_no_table_is_named(table: Callable, said: Said):
+def test_a_file_that_is_no_table_is_named(table: Callable, error_message: ErrorMessage):
     data = table({"a": ["x"], "b": ["y"]}, PAIR)
     file = Path(data.dataset, "train-00000-of-00001.parquet")
     file.write_bytes(file.read_bytes()[:-9])  # as of a download that was cut off
-    assert f"{data.dataset} cannot be read as a table (" in said(lambda: open_rows(data))
+    assert f"{data.dataset} cannot be read as a table (" in error_message(lambda: open_rows(data))
 
 
-def test_a_table_without_rows_is_named(table: Callable, said: Said):
+def test_a_table_without_rows_is_named(table: Callable, error_message: ErrorMessage):
     data = table({"a": [], "b": []}, PAIR, Features({"a": Value("string"), "b": Value("string")}))
-    assert f"{data.dataset} cannot be read as a table (" in said(lambda: open_rows(data))
+    assert f"{data.dataset} cannot be read as a table (" in error_message(lambda: open_rows(data))
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
@@ -303,7 +311,7 @@ def test_columns_may_be_called_as_ours_and_read_twice(streaming: bool, table: Ca
     ("texts", "got"), [(["a", None], "row 1: 'text' must be a string, got NoneType"), ([1, 2], "row 0: 'text' must")]
 )
 def test_a_column_that_holds_no_texts_is_named(
-    texts: list[Any], got: str, streaming: bool, table: Callable, said: Said
+    texts: list[Any], got: str, streaming: bool, table: Callable, error_message: ErrorMessage
 ):
     data = table({"sentence": texts}, {"text": "sentence"}, streaming=streaming)
-    assert f"hub, {got}" in said(lambda: list(open_texts(data)))
+    assert f"hub, {got}" in error_message(lambda: list(open_texts(data)))

@@ -23,7 +23,7 @@ from unime.index.queries import query_item
 from unime.page.collection import Collection
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 Encode = Callable[[Any], np.ndarray]
 Loaded = tuple[UniMEModel, ProcessorMixin]
 
@@ -75,9 +75,11 @@ def vectors(encode: Encode) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("key", ["text", "instruction"])
 @pytest.mark.parametrize("name", GIVEN, ids=lambda name: f"{name}-encode")
-def test_encode_gives_a_unit_vector(name: str, key: str, encode: Encode, vectors: Any, said: Said) -> None:
+def test_encode_gives_a_unit_vector(
+    name: str, key: str, encode: Encode, vectors: Any, error_message: ErrorMessage
+) -> None:
     if key == "instruction" and name in LONG:  # a prompt is never cut
-        message = said(lambda: encode([{"text": "a cat", "instruction": GIVEN[name]}]))
+        message = error_message(lambda: encode([{"text": "a cat", "instruction": GIVEN[name]}]))
         assert message.startswith("item 0 needs ") and "but max_length is 1024: raise max_length" in message
         return
     vector = vectors[name] if key == "text" else encode({"text": "a cat", "instruction": GIVEN[name]})
@@ -90,9 +92,9 @@ def test_encode_gives_a_unit_vector(name: str, key: str, encode: Encode, vectors
 
 @pytest.mark.parametrize("key", ["text", "instruction"])
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-encode")
-def test_encode_refuses_what_is_no_unicode(name: str, key: str, encode: Encode, said: Said) -> None:
+def test_encode_refuses_what_is_no_unicode(name: str, key: str, encode: Encode, error_message: ErrorMessage) -> None:
     text, place = LONE[name]
-    message = said(lambda: encode(["a cat", {"text": "a cat"} | {key: text}]))
+    message = error_message(lambda: encode(["a cat", {"text": "a cat"} | {key: text}]))
     assert message == f"item 1: '{key}' is not valid Unicode at character {place}: remove that character"
 
 
@@ -141,17 +143,17 @@ def test_training_reads_the_text_as_it_was_written(name: str, stage: int, traini
 
 
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-training row")
-def test_a_training_row_that_is_no_unicode_is_named(name: str, training: Any, said: Said) -> None:
+def test_a_training_row_that_is_no_unicode_is_named(name: str, training: Any, error_message: ErrorMessage) -> None:
     number = len(GIVEN) + list(LONE).index(name)
-    message = said(lambda: training[0][number])
+    message = error_message(lambda: training[0][number])
     assert message.startswith(f"rows.jsonl, row {number}, query: 'text' is not valid Unicode at character ")
 
 
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-text of stage 1")
-def test_a_text_of_stage_1_that_is_no_unicode_is_named(name: str, tmp_path: Path, said: Said) -> None:
+def test_a_text_of_stage_1_that_is_no_unicode_is_named(name: str, tmp_path: Path, error_message: ErrorMessage) -> None:
     lines = [json.dumps({"text": text}) + "\n" for text in ("a cat", LONE[name][0])]
     (tmp_path / "texts.jsonl").write_text("".join(lines))
-    message = said(lambda: load_texts(tmp_path / "texts.jsonl"))
+    message = error_message(lambda: load_texts(tmp_path / "texts.jsonl"))
     assert message.startswith("texts.jsonl, row 1: 'text' ")
 
 
@@ -204,14 +206,16 @@ def test_the_page_searches_for_the_text(name: str, indexed: tuple[Index, dict], 
 
 
 @pytest.mark.parametrize("name", BLANK, ids=lambda name: f"{name}-search")
-def test_a_search_for_nothing_is_refused(name: str, said: Said) -> None:
-    message = said(lambda: query_item(BLANK[name]))
+def test_a_search_for_nothing_is_refused(name: str, error_message: ErrorMessage) -> None:
+    message = error_message(lambda: query_item(BLANK[name]))
     assert message == "there is nothing to search for: give a text, an image (--image), or both"
 
 
 @pytest.mark.parametrize("name", LONE, ids=lambda name: f"{name}-page")
-def test_the_page_refuses_what_is_no_unicode(name: str, indexed: tuple[Index, dict], tiny: Loaded, said: Said) -> None:
-    message = said(lambda: Collection("unime-tiny", indexed[0], *tiny).search(LONE[name][0], None))
+def test_the_page_refuses_what_is_no_unicode(
+    name: str, indexed: tuple[Index, dict], tiny: Loaded, error_message: ErrorMessage
+) -> None:
+    message = error_message(lambda: Collection("unime-tiny", indexed[0], *tiny).search(LONE[name][0], None))
     assert message == f"item 0: 'text' is not valid Unicode at character {LONE[name][1]}: remove that character"
 
 

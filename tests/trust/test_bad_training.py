@@ -1,4 +1,4 @@
-"""Batches and settings that make no ordinary training: one sentence, or a loss that is worked out beforehand."""
+"""Unusual batches and settings end in a one-sentence error, or in a loss known in advance."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from unime import UniMEModel, processor_from_backbone
 from unime.data.mining import mine_hard_negatives, with_mined_negatives
 from unime.data.mmeb_train import mmeb_train
 from unime.data.rejected_rows import without_rejected
-from unime.openmoji.dataset import openmoji_rows as world
+from unime.openmoji.dataset import openmoji_rows
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
 
 
-Said = Callable[..., str]
+ErrorMessage = Callable[..., str]
 Row = dict[str, Any]
 
 NO_NEGATIVE = (
@@ -40,7 +40,7 @@ def model(tiny_model: Callable[[str], Path]) -> UniMEModel:
 
 @pytest.fixture
 def trainer(model: UniMEModel, processor: ProcessorMixin, tmp_path: Path) -> Callable[..., ContrastiveTrainer]:
-    """Give a function that makes a trainer of stage 2, which takes all rows as one batch."""
+    """Return a function that makes a stage-2 trainer with all rows in one batch."""
 
     def make(rows: Any, batch: int | None = None, **more: Any) -> ContrastiveTrainer:
         settings = {"use_cpu": True, "max_steps": 1, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
@@ -53,12 +53,12 @@ def trainer(model: UniMEModel, processor: ProcessorMixin, tmp_path: Path) -> Cal
 
 @pytest.fixture
 def loss(trainer: Callable[..., ContrastiveTrainer]) -> Callable[..., float]:
-    """Give a function that returns the loss of rows, without training on them."""
+    """Return a function that computes the loss of rows without training on them."""
 
     def compute(rows: list[Row], **more: Any) -> float:
-        made = trainer(rows, **more)
+        contrastive = trainer(rows, **more)
         with torch.no_grad():
-            return made.compute_loss(made.model.eval(), made.data_collator(rows)).item()
+            return contrastive.compute_loss(contrastive.model.eval(), contrastive.data_collator(rows)).item()
 
     return compute
 
@@ -86,18 +86,20 @@ IMAGE = {"image": Image.new("RGB", (24, 24), "red")}
         ([row(number, label="cat") for number in range(4)], 4),
     ],
     ids=[
-        "one row", "one row with a label", "one row whose negative is its positive", "only positives as negatives",
+        "one row", "one row with a label", "one row with its positive as a negative", "only positives as negatives",
         "identical rows", "identical rows of images", "one answer to all", "one label for all",
     ],
 )  # fmt: skip
-def test_a_batch_without_any_negative_is_refused(rows: list[Row], pool: int, trainer: Callable, said: Said):
-    sentence = said(lambda: trainer(rows).train())
-    assert sentence.startswith(NO_NEGATIVE.format(pool, len(rows)))
-    assert sentence.endswith("give the rows negatives, or check that not all rows share one answer")
+def test_a_batch_without_any_negative_is_refused(
+    rows: list[Row], pool: int, trainer: Callable, error_message: ErrorMessage
+):
+    message = error_message(lambda: trainer(rows).train())
+    assert message.startswith(NO_NEGATIVE.format(pool, len(rows)))
+    assert message.endswith("add negatives to the rows, or check that not all rows share one answer")
 
 
 @pytest.mark.parametrize(
-    ("odd", "plain"),
+    ("redundant", "plain"),
     [
         ([*ROWS[:5], row(5, {"text": "answer 5"})], ROWS),
         ([*ROWS[:5], row(5, {"text": "answer 0"})], ROWS),
@@ -112,22 +114,22 @@ def test_a_batch_without_any_negative_is_refused(rows: list[Row], pool: int, tra
     ids=[
         "negative that is the positive", "negative that is another's positive", "negative twice",
         "negative of two rows", "labels that differ", "label that occurs once", "empty label", "every row twice",
-        "the same place for all",
+        "the same provenance for all",
     ],
 )  # fmt: skip
-def test_what_says_nothing_new_leaves_the_loss_as_it_is(odd: list[Row], plain: list[Row], loss: Callable):
-    assert loss(odd) == pytest.approx(loss(plain), abs=1e-6)
+def test_redundant_information_does_not_change_the_loss(redundant: list[Row], plain: list[Row], loss: Callable):
+    assert loss(redundant) == pytest.approx(loss(plain), abs=1e-6)
 
 
 @pytest.mark.parametrize("num_hard_negatives", [5, 6, 1000])
-def test_k_of_the_pool_or_beyond_takes_all_negatives(num_hard_negatives: int, loss: Callable):
+def test_as_many_hard_negatives_as_candidates_or_more_use_all(num_hard_negatives: int, loss: Callable):
     assert loss(ROWS, num_hard_negatives=num_hard_negatives, false_negative_margin=None) == pytest.approx(
         loss(ROWS, num_hard_negatives=None, false_negative_margin=None), abs=1e-6
     )
 
 
-def test_k_beyond_the_pool_repeats_the_negatives_where_that_is_asked_for(loss: Callable):
-    # Two rows: one negative each, which comes three times: log(1 + 3 e^d) in place of log(1 + e^d).
+def test_more_hard_negatives_than_candidates_repeat_them_on_request(loss: Callable):
+    # Two rows with one negative each, used three times: log(1 + 3 e^d) instead of log(1 + e^d).
     once, thrice = (
         loss(
             ROWS[:2],
@@ -142,20 +144,20 @@ def test_k_beyond_the_pool_repeats_the_negatives_where_that_is_asked_for(loss: C
 
 
 @pytest.mark.parametrize("size", [0, 3], ids=["none", "three"])
-def test_a_stream_shorter_than_a_batch_is_no_training(size: int, trainer: Callable, said: Said):
+def test_a_stream_shorter_than_a_batch_is_refused(size: int, trainer: Callable, error_message: ErrorMessage):
     stream = IterableDataset.from_generator(lambda: iter(ROWS[:size]))
-    sentence = said(lambda: trainer(stream, batch=4).train())
-    assert sentence == (
+    message = error_message(lambda: trainer(stream, batch=4).train())
+    assert message == (
         "train_dataset ended before one batch of 4 rows: lower the batch size" if size else "train_dataset is empty"
     )
 
 
-def test_the_short_last_batch_of_a_stream_is_left_out(trainer: Callable):
+def test_the_short_last_batch_of_a_stream_is_dropped(trainer: Callable):
     stream = IterableDataset.from_generator(lambda: iter(ROWS[:5]))  # the fifth alone would have no negative
     batches = list(trainer(stream, batch=2).get_train_dataloader())
     assert [len(batch["query"]) for batch in batches] == [2, 2]
-    whole = list(trainer(stream, batch=2, dataloader_drop_last=False).get_train_dataloader())
-    assert [len(batch["query"]) for batch in whole] == [2, 2, 1]
+    batches = list(trainer(stream, batch=2, dataloader_drop_last=False).get_train_dataloader())
+    assert [len(batch["query"]) for batch in batches] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +170,10 @@ def test_the_short_last_batch_of_a_stream_is_left_out(trainer: Callable):
     ],
     ids=["list without rows", "fewer than a batch", "columns missing", "table without rows"],
 )
-def test_a_dataset_that_gives_no_batch_is_refused(rows: Any, reason: str, trainer: Callable, said: Said):
-    assert said(lambda: trainer(rows, batch=4)).startswith(reason)
+def test_a_dataset_without_a_full_batch_is_refused(
+    rows: Any, reason: str, trainer: Callable, error_message: ErrorMessage
+):
+    assert error_message(lambda: trainer(rows, batch=4)).startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -178,22 +182,25 @@ def test_a_dataset_that_gives_no_batch_is_refused(rows: Any, reason: str, traine
         ([[1.0, 0.0], [1.0]], "the text 'b': its teacher embedding has 1 dimensions, but the text 'a' has 2: compute"),
         ([[1.0, 0.0], None], "the text 'b': its teacher embedding is not a list of finite numbers: compute it again"),
         ([[1.0, float("nan")], [1.0, 0.0]], "the text 'a': its teacher embedding is not a list of finite numbers"),
-        ([[1.0, 0.0]], "distillation compares the texts of a batch with each other, and a batch of one has none"),
+        ([[1.0, 0.0]], "distillation compares the texts of a batch with each other, but this is a batch of one"),
     ],
     ids=["another length", "missing", "NaN", "batch of one"],
 )
-def test_a_bad_teacher_is_named(
-    teachers: list, reason: str, model: UniMEModel, processor: ProcessorMixin, tmp_path: Path, said: Said
+def test_the_error_names_the_text_with_a_bad_teacher_embedding(
+    teachers: list,
+    reason: str,
+    model: UniMEModel,
+    processor: ProcessorMixin,
+    tmp_path: Path,
+    error_message: ErrorMessage,
 ):
     texts = Dataset.from_dict({"text": ["a", "b"][: len(teachers)], "teacher": teachers})
     args = DistillationConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=len(teachers), report_to="none")
-    assert reason in said(lambda: DistillationTrainer(model, args, texts, processing_class=processor).train())
+    assert reason in error_message(lambda: DistillationTrainer(model, args, texts, processing_class=processor).train())
 
 
-def test_identical_texts_of_stage_1_teach_nothing_and_break_nothing(
-    model: UniMEModel, processor: ProcessorMixin, tmp_path: Path
-):
-    # All similarities are 1, the teacher's and the student's: two uniform distributions, whose divergence is 0.
+def test_identical_texts_in_stage_1_have_a_loss_of_zero(model: UniMEModel, processor: ProcessorMixin, tmp_path: Path):
+    # All similarities are 1 for teacher and student: the divergence of two uniform distributions is 0.
     texts = Dataset.from_dict({"text": ["a"] * 4, "teacher": [[1.0, 0.0]] * 4})
     args = DistillationConfig(
         str(tmp_path), use_cpu=True, per_device_train_batch_size=4, max_steps=1, report_to="none"
@@ -215,40 +222,49 @@ def test_identical_texts_of_stage_1_teach_nothing_and_break_nothing(
     ],
     ids=["other dataset", "no JSON", "row beyond", "row before", "row a string", "no list", "absent"],
 )
-def test_a_wrong_file_of_mined_negatives_is_named(lines: list[str] | None, reason: str, tmp_path: Path, said: Said):
+def test_a_wrong_file_of_mined_negatives_is_refused(
+    lines: list[str] | None, reason: str, tmp_path: Path, error_message: ErrorMessage
+):
     path = tmp_path / "negatives.jsonl"
     if lines is not None:
         path.write_text("\n".join(lines))
-    message = said(lambda: with_mined_negatives(world("train", 2), path), ValueError if lines else FileNotFoundError)
+    message = error_message(
+        lambda: with_mined_negatives(openmoji_rows("train", 2), path), ValueError if lines else FileNotFoundError
+    )
     assert reason.format(path=path) in message
 
 
 @pytest.mark.parametrize(
-    ("candidates", "positive", "found"),
+    ("candidates", "positive", "expected"),
     [(1, [0], [[]]), (2, [0, 1], [[1], [0]]), (3, [0, 0, 0], [[1, 2], [1, 2], [1, 2]])],
-    ids=["one candidate", "k beyond the pool", "one answer to all"],
+    ids=["one candidate", "more negatives than candidates", "one answer to all"],
 )
-def test_mining_takes_what_there_is(candidates: int, positive: list[int], found: list[list[int]]):
+def test_mining_uses_all_negatives_if_there_are_few(candidates: int, positive: list[int], expected: list[list[int]]):
     queries = np.tile(np.float32([1, 0]), (len(positive), 1))
     pool = np.float32([[1, 0], [0.9, 0.1], [0.8, 0.2]])[:candidates]
     mined, report = mine_hard_negatives(
         queries, pool, np.array(positive), np.full(len(positive), -1), num_negatives=10
     )
-    assert mined == found and report["queries with fewer than num_negatives"] == len(positive)
+    assert mined == expected and report["queries with fewer than num_negatives"] == len(positive)
 
 
 @pytest.mark.parametrize(
     ("open_it", "reason"),
     [
-        (lambda: world("train", 2, tasks=["flying"]), "the OpenMoji data has no task 'flying': choose from "),
-        (lambda: world("dev", 2), "split"),
+        (lambda: openmoji_rows("train", 2, tasks=["flying"]), "the OpenMoji data has no task 'flying': choose from "),
+        (lambda: openmoji_rows("dev", 2), "split"),
         (lambda: mmeb_train(subsets=["CIFAR-100"]), "unknown subset 'CIFAR-100' of MMEB-train: choose from ImageNet"),
-        (lambda: mmeb_train(subset_weights={"CIFAR-100": 2}), "unknown subset 'CIFAR-100' of MMEB-train: choose from"),
+        (
+            lambda: mmeb_train(subset_subset_weights={"CIFAR-100": 2}),
+            "unknown subset 'CIFAR-100' of MMEB-train: choose from",
+        ),
     ],
-    ids=["task of the world", "split of the world", "set", "set that has a weight"],
+    ids=["OpenMoji task", "OpenMoji split", "subset", "subset with a weight"],
 )
-def test_an_unknown_name_is_refused_with_the_known_ones(open_it: Callable, reason: str, said: Said):
-    assert reason in said(open_it)
+def test_the_error_for_an_unknown_name_lists_the_known_names(
+    open_it: Callable, reason: str, error_message: ErrorMessage
+):
+    assert reason in error_message(open_it)
 
 
 @pytest.mark.parametrize(
@@ -266,9 +282,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones(open_it: Callable, reaso
     ],
     ids=["no JSON", "a list", "no row", "another dataset", "before the first", "absent"],
 )
-def test_a_wrong_list_of_rejected_rows_is_named(lines: list[str] | None, reason: str, tmp_path: Path, said: Said):
+def test_a_wrong_list_of_rejected_rows_is_refused(
+    lines: list[str] | None, reason: str, tmp_path: Path, error_message: ErrorMessage
+):
     path = tmp_path / "rejected.jsonl"
     if lines is not None:
         path.write_text("\n".join(lines))
-    message = said(lambda: without_rejected(world("train", 2), path), ValueError if lines else FileNotFoundError)
+    message = error_message(
+        lambda: without_rejected(openmoji_rows("train", 2), path), ValueError if lines else FileNotFoundError
+    )
     assert reason.format(path=path) in message
