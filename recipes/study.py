@@ -1,18 +1,18 @@
-"""Ask questions of the method with a grid of small runs over several seeds; answer them with tables and plots.
+"""Run a study: a grid of short trainings over several seeds, summarised in tables and plots.
 
     make study
     python recipes/study.py recipes/study/filter.yaml
     python recipes/study.py recipes/study/filter.yaml --cell "beta 0" --seed 2
 
-A study is a YAML file: `steps` are commands of this project (or a file of them, which studies share), `model` is what
-the last of them leaves to be evaluated, and each of the `cells` says what it changes, of the steps or of the
-`evaluation` that follows them. "{stage1}" stands for the folder that the step of this name writes, "{seed}" for the
-seed. A step is made when another one asks for it, and once: its folder is named by a hash of its settings, so that
-cells share what they have in common and a study that was cut off goes on.
+A study is a YAML file. `steps` are commands of this project (or the name of a file of steps that studies share),
+`model` is the output of the step that is evaluated, and each entry of `cells` lists its changes to the settings of the
+steps or of the `evaluation` that follows them. "{stage1}" stands for the output folder of the step `stage1`, "{seed}"
+for the seed. A step runs when another one needs it, and only once: its folder is named by a hash of its settings, so
+cells share common steps and an interrupted study resumes.
 
-Scores go to `studies/NAME.json`, from which `study_page.py` writes tables and plots. Cells that have their
-scores are not made again, unless `--cell` names one: then what was found now stands beside what was found before, and
-how far the two may be apart; `--keep` adds it to what says so.
+Scores are written to `studies/NAME.json`, from which `study_page.py` builds tables and plots. Cells with scores are
+skipped unless `--cell` names one: then the script reruns it if its folder is absent, and prints the new scores beside
+the saved ones with the expected difference. `--save-rerun` adds the new scores to the file.
 """
 
 import argparse
@@ -27,53 +27,57 @@ from typing import Any
 import yaml
 from filelock import FileLock
 from launch import ROOT, launch
-from study_page import CURVES, again, made_again, read_scores, table, write_page
+from study_page import CURVES, read_scores, rerun_pairs, rerun_table, table, write_page
 
 
 SCORES = ROOT / "studies"
 GROUPS = ("meta_tasks", "compositional_groups")
-KEPT = ("question", "claims", "answer", "size", "seeds")  # of the study, beside its scores
+STUDY_FIELDS = ("question", "claims", "answer", "size", "seeds")  # saved beside the scores
 
 
-class Maker:
-    """Makes the steps of one cell with one seed.
+class StepRunner:
+    """Runs the steps of one cell with one seed.
 
     Args:
-        steps (`dict`): Name of each step -> its settings: `script`, and the script's own.
-        seed (`int`): What "{seed}" stands for.
-        folder (`Path`): Where the steps' folders are, relative to the root.
+        steps (`dict`): Name of each step -> its settings: `script` and the options of the script.
+        seed (`int`): Value of "{seed}".
+        folder (`Path`): Parent of the output folders, relative to the project root.
     """
 
     def __init__(self, steps: dict[str, dict[str, Any]], seed: int, folder: Path):
         self.steps, self.seed, self.folder = steps, seed, folder
 
-    def filled(self, value: Any, make: bool = False) -> str:
-        """The value as an argument, its placeholders replaced by the steps' folders, which are made if asked for."""
+    def resolve(self, value: Any, run: bool = False) -> str:
+        """Return a setting as a string with its placeholders replaced; with `run`, run the steps it refers to."""
 
-        def named(found: re.Match) -> str:
-            if found[1] == "seed":
+        def replacement(match: re.Match) -> str:
+            if match[1] == "seed":
                 return str(self.seed)
-            return str(self.make(found[1]) if make else self.folder / self.name(found[1]))
+            return str(self.run(match[1]) if run else self.folder / self.folder_name(match[1]))
 
-        return re.sub(r"\{(\w+)\}", named, str(value))
+        return re.sub(r"\{(\w+)\}", replacement, str(value))
 
-    def name(self, step: str) -> str:
-        """The name of a step's folder: a hash of its settings, and so of all that it asks for."""
+    def folder_name(self, step: str) -> str:
+        """Return the name of a step's folder: a hash of its settings, including those of the steps it needs.
+
+        Raises:
+            ValueError: The study has no such step.
+        """
         if step not in self.steps:
-            raise ValueError(f"there is no step '{step}': the study has {', '.join(self.steps)}")
-        settings = {key: self.filled(value) for key, value in self.steps[step].items()}
+            raise ValueError(f"unknown step '{step}': the study has {', '.join(self.steps)}")
+        settings = {key: self.resolve(value) for key, value in self.steps[step].items()}
         config = yaml.safe_load((ROOT / settings["config"]).read_text()) if "config" in settings else {}
         text = json.dumps([settings, config]).replace(f"{self.folder}/", "")
         return f"{step}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
 
-    def make(self, step: str) -> Path:
-        """The folder of a step, relative to the root; runs its command unless that was done before."""
-        output = self.folder / self.name(step)
+    def run(self, step: str) -> Path:
+        """Run the command of a step unless its output exists; return its folder, relative to the project root."""
+        output = self.folder / self.folder_name(step)
         done = ROOT / output / "done.json"
         done.parent.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{done.parent}.lock"):  # another study, started beside this one, may ask for the same step
+        with FileLock(f"{done.parent}.lock"):  # another study may need the same step at the same time
             if not done.exists():
-                settings = {key: self.filled(value, make=True) for key, value in self.steps[step].items()}
+                settings = {key: self.resolve(value, run=True) for key, value in self.steps[step].items()}
                 script = settings.pop("script").split()
                 arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
                 start = time.monotonic()
@@ -83,98 +87,102 @@ class Maker:
         return output
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A study's settings; where `steps` names a file beside it, several studies share the steps in that file."""
+def read_study(path: Path) -> dict[str, Any]:
+    """Read a study's settings; a file name in `steps` is replaced by the steps in that file.
+
+    Raises:
+        ValueError: A cell changes a step that does not exist.
+    """
     study = yaml.safe_load(path.read_text())
     if isinstance(study["steps"], str):
         study["steps"] = yaml.safe_load((path.parent / study["steps"]).read_text())
     for cell, changes in study["cells"].items():
         unknown = changes.keys() - {"model", "evaluation", *study["steps"]}
         if unknown:
-            raise ValueError(f"the cell '{cell}' changes {', '.join(sorted(unknown))}, which is no step of the study")
+            raise ValueError(f"the cell '{cell}' changes {', '.join(sorted(unknown))}: the study has no such step")
     return study
 
 
-def maker(study: dict[str, Any], cell: str, seed: int, folder: Path) -> tuple[Maker, str]:
-    """What makes one cell with one seed, evaluation included, and the model that is evaluated."""
+def cell_runner(study: dict[str, Any], cell: str, seed: int, folder: Path) -> tuple[StepRunner, str]:
+    """Return the runner of one cell with one seed, including its evaluation, and the model that is evaluated."""
     changes = dict(study["cells"][cell])
     model = changes.pop("model", study["model"])
     steps = {name: settings | changes.get(name, {}) for name, settings in study["steps"].items()}
     evaluation = {"script": "-m unime.eval", "models": f"model={model}", "size": study["size"]}
     steps["evaluation"] = evaluation | changes.get("evaluation", {})
-    return Maker(steps, seed, folder), model
+    return StepRunner(steps, seed, folder), model
 
 
-def run(made: Maker, model: str) -> dict[str, Any]:
-    """Make and evaluate one cell with one seed.
+def evaluate(runner: StepRunner, model: str) -> dict[str, Any]:
+    """Run the steps and the evaluation of one cell with one seed.
 
     Returns:
-        `dict`: Hit@1 of every task, accuracy of every kind of probe, and their means, as fractions of 1; `curves` of
-        the training; `made`, the name of what made it.
+        `dict`: `tasks`, hit@1 of every task and accuracy of every kind of compositional edit, and their `means`, all
+        as fractions of 1; `curves` of the training; `made`, the folder name of the evaluation.
     """
-    output = made.make("evaluation")
-    found = json.loads((ROOT / output / "results.json").read_text())["model"]
-    tasks = {name: task[task["metric"]] for name, task in found["tasks"].items()} | found["compositional"]
-    means = {name: score for group in GROUPS for name, score in found[group].items()}
-    scores = {"made": output.name, "tasks": tasks, "means": means | {"all tasks": found["overall"]}}
-    return scores | {"curves": curves(ROOT / made.filled(model) / "trainer_state.json")}
+    output = runner.run("evaluation")
+    results = json.loads((ROOT / output / "results.json").read_text())["model"]
+    tasks = {name: task[task["metric"]] for name, task in results["tasks"].items()} | results["compositional"]
+    means = {name: score for group in GROUPS for name, score in results[group].items()}
+    scores = {"made": output.name, "tasks": tasks, "means": means | {"all tasks": results["overall"]}}
+    return scores | {"curves": training_curves(ROOT / runner.resolve(model) / "trainer_state.json")}
 
 
-def curves(record: Path) -> dict[str, list[float]]:
-    """What a training logged, by name, and the `step` of each; nothing for a model that was not trained here."""
-    logged = json.loads(record.read_text())["log_history"] if record.exists() else []
-    logged = [entry for entry in logged if "loss" in entry]
-    return {name: [round(entry[name], 4) for entry in logged] for name in CURVES if logged and name in logged[0]}
+def training_curves(state_file: Path) -> dict[str, list[float]]:
+    """Read the logged values of a training by name, with the `step` of each; empty if there was no training."""
+    history = json.loads(state_file.read_text())["log_history"] if state_file.exists() else []
+    history = [entry for entry in history if "loss" in entry]
+    return {name: [round(entry[name], 4) for entry in history] for name in CURVES if history and name in history[0]}
 
 
-def known(kept: Path, study: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """The scores that were kept of each cell, but for those whose settings have changed since: they are made again."""
-    before = json.loads(kept.read_text())["scores"] if kept.exists() else {}
+def load_scores(file: Path, study: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Load the saved scores of each cell, without the scores of outdated settings."""
+    saved = json.loads(file.read_text())["scores"] if file.exists() else {}
     scores: dict[str, dict[str, Any]] = {cell: {} for cell in study["cells"]}
-    for cell, own in scores.items():
-        for seed, found in before.get(cell, {}).items():
-            if found["made"] == maker(study, cell, int(seed), folder)[0].name("evaluation"):
-                own[seed] = found
+    for cell, seeds in scores.items():
+        for seed, result in saved.get(cell, {}).items():
+            if result["made"] == cell_runner(study, cell, int(seed), folder)[0].folder_name("evaluation"):
+                seeds[seed] = result
             else:
-                print(f"The settings of '{cell}' have changed since seed {seed} was made: its scores are dropped.")
+                print(f"The settings of '{cell}' have changed since its run with seed {seed}: dropping its scores.")
     return scores
 
 
-def write(kept: Path, study: dict[str, Any], scores: dict[str, dict[str, Any]]) -> None:
-    """Keep the scores that there are, with all that the page says of the study."""
-    head = {name: study[name] for name in KEPT if name in study} | {"cells": list(study["cells"])}
+def save_scores(file: Path, study: dict[str, Any], scores: dict[str, dict[str, Any]]) -> None:
+    """Save the scores with the texts of the study that the page shows."""
+    head = {name: study[name] for name in STUDY_FIELDS if name in study} | {"cells": list(study["cells"])}
     done = {cell: dict(sorted(seeds.items())) for cell, seeds in scores.items() if seeds}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(head | {"scores": done}, indent=1) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head | {"scores": done}, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", type=Path, help="YAML files")
-    parser.add_argument("--cell", help="this cell only, even if it has its scores")
-    parser.add_argument("--seed", type=int, help="this seed only; may be a new one")
-    parser.add_argument("--keep", action="store_true", help="keep what a cell gives that is made again elsewhere")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/study"), help="where the steps' folders go")
-    parser.add_argument("--scores", type=Path, default=SCORES, help="where the scores go")
+    parser.add_argument("--cell", help="run this cell only, even if it has scores")
+    parser.add_argument("--seed", type=int, help="run this seed only; it may be a new one")
+    parser.add_argument("--save-rerun", action="store_true", help="save the scores of a cell that already has some")
+    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="parent of the output folders")
+    parser.add_argument("--scores", type=Path, default=SCORES, help="folder of the scores and the page")
     options = parser.parse_args()
     for path in options.studies:
-        study = read(path)
+        study = read_study(path)
         if options.cell and options.cell not in study["cells"]:
             raise ValueError(f"{path} has no cell '{options.cell}': it has {', '.join(study['cells'])}")
-        kept = options.scores / f"{path.stem}.json"
-        scores = known(kept, study, options.output_dir)
+        file = options.scores / f"{path.stem}.json"
+        scores = load_scores(file, study, options.output)
         seeds = [options.seed] if options.seed is not None else study["seeds"]
         for seed, cell in itertools.product(seeds, [options.cell] if options.cell else study["cells"]):
-            made, model = maker(study, cell, seed, options.output_dir)
+            runner, model = cell_runner(study, cell, seed, options.output)
             if str(seed) not in scores[cell]:
-                scores[cell][str(seed)] = run(made, model)
-                write(kept, study, scores)
+                scores[cell][str(seed)] = evaluate(runner, model)
+                save_scores(file, study, scores)
             elif options.cell:
-                found, before = run(made, model), scores[cell][str(seed)]
-                print(again(found, before, made_again(read_scores(SCORES))))
-                if options.keep:
-                    before.setdefault("again", []).append(found["means"])
-        write(kept, study, scores)
+                result, saved = evaluate(runner, model), scores[cell][str(seed)]
+                print(rerun_table(result, saved, rerun_pairs(read_scores(SCORES))))
+                if options.save_rerun:
+                    saved.setdefault("again", []).append(result["means"])
+        save_scores(file, study, scores)
         write_page(options.scores)
         print(f"\n{study['question']}\n\n{table({cell: seeds for cell, seeds in scores.items() if seeds})}")
 
