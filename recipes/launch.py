@@ -1,4 +1,4 @@
-"""Start scripts of this project as a user would, one after the other: what `demo.py` and `study.py` share."""
+"""Run the project's scripts as a user would, one after the other; shared by `demo.py` and `study.py`."""
 
 import os
 import shlex
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# glibc gives large tensors back to the kernel and asks for them anew, which took half of the time of a step.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(2**28)}
+# Otherwise glibc returns large tensors to the kernel and requests them again, which takes half of a step's time.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 def launch(*command: str, processes: int = 1) -> None:
@@ -17,10 +17,10 @@ def launch(*command: str, processes: int = 1) -> None:
 
     Args:
         command (`str`): The script and its arguments.
-        processes (`int`, *optional*, defaults to 1): How many processes train together; they share the cores.
+        processes (`int`, *optional*, defaults to 1): Processes that train together; they share the cores.
 
     Raises:
-        subprocess.CalledProcessError: If the command fails.
+        subprocess.CalledProcessError: The command fails.
     """
     threads = str(max(1, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())) // processes))
     if processes == 1:
@@ -31,5 +31,5 @@ def launch(*command: str, processes: int = 1) -> None:
         shown = f"torchrun --nproc_per_node {processes}"
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     print(f"\n$ {shown} {shlex.join(command)}", flush=True)
-    environment = os.environ | _KEEP_MEMORY | {"OMP_NUM_THREADS": threads}
+    environment = os.environ | KEEP_MEMORY | {"OMP_NUM_THREADS": threads}
     subprocess.run([sys.executable, "-m", *launcher, *command], cwd=ROOT, env=environment, check=True)

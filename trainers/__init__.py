@@ -1,7 +1,7 @@
-"""Trainers of both stages, their settings, and the losses as pure functions."""
+"""Trainers of both stages, their arguments, and the losses as pure functions."""
 
 from .adapter import load_adapter, merge_adapter, merge_checkpoint
-from .checkpointing import last_complete_checkpoint
+from .checkpointing import last_complete_checkpoint, train_and_save
 from .contrastive_config import ContrastiveConfig
 from .contrastive_trainer import ContrastiveTrainer
 from .distillation_config import DistillationConfig
@@ -26,4 +26,5 @@ __all__ = [
     "load_adapter",
     "merge_adapter",
     "merge_checkpoint",
+    "train_and_save",
 ]

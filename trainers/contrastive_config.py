@@ -1,4 +1,4 @@
-"""The settings of stage 2."""
+"""The training arguments of stage 2."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,48 +8,69 @@ from .embedding_config import EmbeddingConfig
 
 @dataclass
 class ContrastiveConfig(EmbeddingConfig):
-    """Settings of [`ContrastiveTrainer`]; the defaults are those of UniME (arXiv 2504.17432, §4.1).
+    """Arguments of [`ContrastiveTrainer`]; the defaults are those of UniME (arXiv 2504.17432, §4.1).
 
-    `false_negative_margin: null` and `num_hard_negatives: null` in YAML give plain in-batch InfoNCE, the loss of VLM2Vec; see [`contrastive_loss`] for
-    the settings that give the losses of Qwen3-VL-Embedding and LLaVE.
+    `false_negative_margin: null` and `num_hard_negatives: null` in YAML give plain in-batch InfoNCE, the loss of
+    VLM2Vec; see [`contrastive_loss`] for the arguments that give the losses of Qwen3-VL-Embedding and LLaVE.
 
     Args:
-        temperature (`float`, *optional*, defaults to `0.02`): Divides the cosines (from UniME's released code).
-        beta (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter; `None` switches it off.
-        k (`int`, *optional*, defaults to `8`): Hard negatives per query; `None` takes all.
-        fewer (`str`, *optional*, defaults to `"mask"`): With fewer than `num_hard_negatives` negatives: `"mask"` or `"repeat"`.
-        choose (`str`, *optional*, defaults to `"hardest"`): Which `num_hard_negatives`; `"random"` and `"easiest"` are for comparison.
-        hardness_strength (`float`, *optional*, defaults to `0.0`): Weighs negatives by their cosine; LLaVE takes 9.
-        exclude_same_label (`bool`, *optional*, defaults to `True`):
-            Candidates of the task and label of a row's positive are never its negatives.
-        symmetric (`bool`, *optional*, defaults to `False`): Add the loss from candidates to queries, half and half.
-        hard_negative_warmup_steps (`int`, *optional*, defaults to `0`):
-            Until this step take all negatives, unfiltered: the hardest alone can press a model that does not yet tell
-            anything apart into one point.
-        task_block_size (`int`, *optional*, defaults to `1`):
-            Rows of one task that come together, see [`~unime.data.sampler.TaskSampler`]; 1 mixes all tasks freely.
+        temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature; lower values concentrate the loss
+            on the hardest negatives. 0.01 to 0.1 are common. The default is from UniME's released code.
+        false_negative_margin (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter (beta in
+            the paper): candidates whose cosine with the query exceeds the positive's by more than this are dropped.
+            0 to 0.2 are sensible; `None` disables the filter.
+        num_hard_negatives (`int`, *optional*, defaults to `8`): Hardest negatives per query (k in the paper), at
+            least 1; `None` uses all.
+        pad_negatives (`str`, *optional*, defaults to `"mask"`): What to do for a query with fewer than
+            `num_hard_negatives` negatives: `"mask"` uses fewer, `"repeat"` repeats them (the paper).
+        hardness_strength (`float`, *optional*, defaults to `0.0`): Multiplies each negative's term by
+            `exp(hardness_strength * cosine)`; LLaVE uses 9, and 0 disables it.
+        negative_sampling (`str`, *optional*, defaults to `"hardest"`): Which negatives are used; `"random"` and
+            `"easiest"` are for comparison.
+        exclude_same_label (`bool`, *optional*, defaults to `True`): Never use a candidate with the task and label of
+            a row's positive as its negative.
+        symmetric (`bool`, *optional*, defaults to `False`): Take the mean of the losses from queries to candidates and
+            from positives to queries.
+        hard_negative_warmup_steps (`int`, *optional*, defaults to `0`): Use all negatives, unfiltered, until this
+            step. Hard negatives alone can collapse an untrained model.
+        task_block_size (`int`, *optional*, defaults to `1`): Consecutive rows that share a task, see
+            [`~unime.data.sampler.TaskSampler`]; 1 mixes all tasks, half a batch makes negatives harder.
     """
 
-    temperature: float = field(default=0.02, metadata={"help": "Divides the cosines."})
+    temperature: float = field(
+        default=0.02,
+        metadata={"help": "Softmax temperature; lower values concentrate the loss on the hardest negatives."},
+    )
     false_negative_margin: float | None = field(
-        default=0.1, metadata={"help": "Margin of the false-negative filter; null for none."}
+        default=0.1,
+        metadata={"help": "Margin of the false-negative filter, in cosine (beta in the paper); null disables it."},
     )
-    num_hard_negatives: int | None = field(default=8, metadata={"help": "Hard negatives per query; null for all."})
+    num_hard_negatives: int | None = field(
+        default=8, metadata={"help": "Hardest negatives per query (k in the paper); null uses all."}
+    )
     pad_negatives: Literal["mask", "repeat"] = field(
-        default="mask", metadata={"help": "With fewer than k negatives: leave places empty, or repeat (the paper)."}
+        default="mask",
+        metadata={"help": "With fewer than num_hard_negatives negatives: use fewer, or repeat them (the paper)."},
     )
-    hardness_strength: float = field(default=0.0, metadata={"help": "Weigh negatives by their cosine; LLaVE takes 9."})
+    hardness_strength: float = field(
+        default=0.0, metadata={"help": "Weights negatives by exp(hardness_strength * cosine); LLaVE uses 9."}
+    )
     negative_sampling: Literal["hardest", "random", "easiest"] = field(
-        default="hardest", metadata={"help": "Which k negatives; the others are for comparison."}
+        default="hardest",
+        metadata={"help": "Which num_hard_negatives negatives to use; all but hardest are for comparison."},
     )
     exclude_same_label: bool = field(
-        default=True, metadata={"help": "Candidates with the positive's label are no negatives."}
+        default=True,
+        metadata={"help": "Never use a candidate with the task and label of the positive as a negative."},
     )
-    symmetric: bool = field(default=False, metadata={"help": "Add the loss from candidates to queries."})
+    symmetric: bool = field(default=False, metadata={"help": "Average with the loss from positives to queries."})
     hard_negative_warmup_steps: int = field(
-        default=0, metadata={"help": "Steps with all negatives before k and beta apply."}
+        default=0,
+        metadata={"help": "Steps with all negatives, unfiltered, before the filter and num_hard_negatives apply."},
     )
-    task_block_size: int = field(default=1, metadata={"help": "Rows of one task that come together; 1 mixes freely."})
+    task_block_size: int = field(
+        default=1, metadata={"help": "Consecutive rows that share a task; 1 mixes all tasks."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

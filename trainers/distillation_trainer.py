@@ -19,20 +19,23 @@ from .losses import distillation_kl
 
 
 class DistillationTrainer(EmbeddingTrainer):
-    """Teaches the language model of a UniME model the similarities that a text embedder sees.
+    """A trainer that distills the text similarities of a teacher into the language model of a UniME model.
 
-    Rows have `text`, and `teacher` (the embedding of the text, see [`precompute_teacher`]) unless a teacher is given.
-    Only the language model is trained, fully or through adapters: everything else stays as it is, bit for bit.
+    Rows have `text`, and `teacher` (the teacher's embedding of the text, see [`precompute_teacher`]) unless `teacher`
+    is given. Only the language model is trained, fully or through adapters; all other weights stay unchanged.
 
     Args:
         model ([`UniMEModel`]): The model.
-        args ([`DistillationConfig`]): The settings.
-        teacher (`Callable`, *optional*):
-            Maps a list of texts to their embeddings `(texts, dimensions)` as training goes, such as
-            `SentenceTransformer.encode`; without it the rows must have the column `teacher`.
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapters to train; whatever modules it targets, those outside the language model are left out.
-        kwargs: As in [`EmbeddingTrainer`].
+        args ([`DistillationConfig`]): The training arguments.
+        train_dataset (`Dataset` or `IterableDataset`, *optional*): Training rows.
+        teacher (`Callable`, *optional*): Maps a list of texts to their embeddings `(texts, dimensions)` during
+            training, such as `SentenceTransformer.encode`. Without it the rows need the column `teacher`.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapters to train. Modules outside the language model get none,
+            even if its `target_modules` match them.
+        kwargs: Passed to [`EmbeddingTrainer`].
+
+    Raises:
+        ValueError: `peft_config` trains weights outside the language model, such as those of `modules_to_save`.
     """
 
     args: DistillationConfig
@@ -62,17 +65,20 @@ class DistillationTrainer(EmbeddingTrainer):
         inside = {id(parameter) for parameter in language_model.parameters()}
         outside = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in inside]
         if outside:
-            raise ValueError(f"stage 1 trains the language model only, but {outside[0]} lies outside: leave it out")
+            raise ValueError(
+                f"stage 1 trains the language model only, but {outside[0]} lies outside: remove it from peft_config"
+            )
 
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare the texts of all processes with each other, in the student's eyes and in the teacher's."""
-        text = batch["text"]
+        """Compare the student's and the teacher's similarities among the texts of all processes."""
+        text_indices = batch["text"]
         if "teacher" in batch:
-            known = batch["teacher"]
+            teacher_embeddings = batch["teacher"]
         else:
-            known = torch.as_tensor(self.teacher(batch["texts"]), dtype=torch.float32, device=text.device)[text]
-        student, _ = gather(embeddings[text])
-        teacher, _ = gather(known)
+            unique = torch.as_tensor(self.teacher(batch["texts"]), dtype=torch.float32, device=text_indices.device)
+            teacher_embeddings = unique[text_indices]
+        student, _ = gather(embeddings[text_indices])
+        teacher, _ = gather(teacher_embeddings)
         loss = distillation_kl(
             student,
             teacher,

@@ -1,9 +1,13 @@
-"""One loss over the batches of all processes, and the sum of its gradients.
+"""One loss over the batches of all processes: gathering embeddings, summing gradients, FSDP2 and DeepSpeed.
 
-Every process gathers the embeddings of all and computes the *same* loss over all queries and candidates (a matrix that
-costs next to nothing beside the model). Automatic differentiation gives each process the gradient with respect to its
-own embeddings; the gradients of the weights are then summed over the processes, once per step. The result is the
-gradient of one process that holds the joined batch, whatever the number of processes and of their micro-batches.
+Every process gathers the embeddings of all processes and computes the same loss over all queries and candidates; the
+similarity matrix costs next to nothing beside the model. Automatic differentiation gives each process the gradient
+with respect to its own embeddings, and the gradients of the weights are summed over the processes once per step. The
+result is the gradient of one process that holds the joined batch, for any number of processes and micro-batches.
+
+FSDP2 and DeepSpeed reduce gradients themselves, and by default take their mean; here they are made to sum. Where
+processes hold shards of one model they must run its layers together, so [`align_micro_batches`] makes them agree on
+the micro-batches of a step.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +21,20 @@ from torch.nn import Module, Parameter
 from .gradient_cache import BackwardMicroBatch, MicroBatch
 
 
-def gather(tensor: Tensor) -> tuple[Tensor, int]:
-    """Concatenate a tensor of every process along the first dimension, whose sizes may differ.
+if TYPE_CHECKING:  # an optional dependency
+    from deepspeed import DeepSpeedEngine
 
-    The own part keeps its gradient; those of the other processes are constants.
+MAX_BUCKET_ELEMENTS = 2**25  # gradients that one all-reduce sums
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def gather(tensor: Tensor) -> tuple[Tensor, int]:
+    """Concatenate a tensor of every process along the first dimension, which may differ in size.
+
+    This process's part keeps its gradient; the parts of the other processes are constants.
 
     Args:
         tensor (`Tensor` of shape `(rows, ...)`): This process's part.
@@ -30,17 +44,17 @@ def gather(tensor: Tensor) -> tuple[Tensor, int]:
     """
     if not _several_processes():
         return tensor, 0
-    world, rank = distributed.get_world_size(), distributed.get_rank()
-    own = torch.tensor([len(tensor)], device=tensor.device)
-    sizes = [torch.empty_like(own) for _ in range(world)]
-    distributed.all_gather(sizes, own)
+    world_size, rank = distributed.get_world_size(), distributed.get_rank()
+    local_size = torch.tensor([len(tensor)], device=tensor.device)
+    sizes = [torch.empty_like(local_size) for _ in range(world_size)]
+    distributed.all_gather(sizes, local_size)
     sizes = [int(size) for size in sizes]
     padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
     padded[: len(tensor)] = tensor.detach()
-    parts = [torch.empty_like(padded) for _ in range(world)]
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
     distributed.all_gather(parts, padded)
     parts = [part[:size] for part, size in zip(parts, sizes, strict=True)]
-    parts[rank] = tensor  # collectives cut the graph: put the own part, and with it its gradient, back
+    parts[rank] = tensor  # the collective cut the graph: restore the local part with its gradient
     return torch.cat(parts), sum(sizes[:rank])
 
 
@@ -48,8 +62,11 @@ def gather(tensor: Tensor) -> tuple[Tensor, int]:
 def sum_gradients(parameters: Iterable[Parameter]) -> None:
     """Replace the gradients of the trained parameters by their sums over all processes.
 
-    A parameter that some processes did not use (no images in their batch, say) counts as zero there; one that none
-    used keeps no gradient, so that the optimizer passes it over as it would in one process.
+    A parameter that a process did not use, for example because its batch has no images, counts as zero there. One
+    that no process used keeps no gradient, so that the optimizer skips it as it would in a single process.
+
+    Args:
+        parameters (`Iterable[Parameter]`): The parameters of the model, in the same order in all processes.
     """
     if not _several_processes():
         return
@@ -63,12 +80,13 @@ def sum_gradients(parameters: Iterable[Parameter]) -> None:
             parameter.grad = total.view_as(parameter) if uses else None
 
 
-def _buckets(parameters: list[Parameter], size: int = 2**25) -> Iterator[list[Parameter]]:
-    """Cut the parameters into runs of one device and type of at most `size` numbers: one message each."""
+def _buckets(parameters: list[Parameter]) -> Iterator[list[Parameter]]:
+    """Split the parameters into runs of the same device and dtype, each summed by one all-reduce."""
     bucket: list[Parameter] = []
     for parameter in parameters:
-        same_kind = bucket and (bucket[0].device, bucket[0].dtype) == (parameter.device, parameter.dtype)
-        if bucket and not (same_kind and sum(p.numel() for p in bucket) + parameter.numel() <= size):
+        same_type = bucket and (bucket[0].device, bucket[0].dtype) == (parameter.device, parameter.dtype)
+        elements = sum(p.numel() for p in bucket) + parameter.numel()
+        if bucket and not (same_type and elements <= MAX_BUCKET_ELEMENTS):
             yield bucket
             bucket = []
         bucket.append(parameter)
@@ -76,17 +94,13 @@ def _buckets(parameters: list[Parameter], size: int = 2**25) -> Iterator[list[Pa
         yield bucket
 
 
-def _several_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
 def is_sharded(model: Module) -> bool:
-    """Whether FSDP2 has sharded the model."""
+    """Return whether FSDP2 has sharded the model."""
     return isinstance(model, FSDPModule)
 
 
 def sum_when_reducing(model: Module) -> None:
-    """Make FSDP2 sum the gradients of the processes: by default it takes their mean."""
+    """Make FSDP2 sum the gradients of the processes instead of taking their mean."""
     for module in model.modules():
         if is_sharded(module):
             module.set_gradient_divide_factor(1.0)
@@ -94,63 +108,70 @@ def sum_when_reducing(model: Module) -> None:
 
 
 def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], Tensor]:
-    """Bring this process's micro-batches into the order that all processes agree on, filling up where it has fewer.
+    """Order and pad this process's micro-batches so that all processes run the same kinds in the same order.
+
+    The kind of a micro-batch is the set of tensors that it has. A process with fewer micro-batches of a kind than
+    another one repeats its first one of that kind, or runs one that another process sends; these extra embeddings are
+    not used.
 
     Args:
-        micro_batches (`Sequence`): This process's micro-batches, at least one; their kind is which tensors they hold.
+        micro_batches (`Sequence`): This process's micro-batches, at least one.
 
     Returns:
-        `tuple[list, Tensor]`: The micro-batches to run; and for each item of the given ones, joined, the row of its
-        embedding among those of the micro-batches to run, `(items,)`.
+        `tuple[list, Tensor]`: The micro-batches to run; and for each item of the given micro-batches, concatenated,
+        the row of its embedding among the embeddings of the micro-batches to run, `(items,)`.
     """
-    kinds = [tuple(sorted(tensors)) for tensors in micro_batches]
-    everyone: list[list[tuple[str, ...]]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(everyone, kinds)
+    local_kinds = [tuple(sorted(tensors)) for tensors in micro_batches]
+    kinds_by_process: list[list[tuple[str, ...]]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(kinds_by_process, local_kinds)
 
-    plan: list[MicroBatch] = []
-    starts = [0] * len(micro_batches)
-    rows = 0
-    # Images first: ZeRO-3 takes the first gradients of a step as they come and adds later ones to what its buffers
-    # hold, which for a weight that the first micro-batch does not use is the gradient of the step before.
-    for kind in sorted({kind for of_one in everyone for kind in of_one}, key=lambda kind: (-len(kind), kind)):
-        own = [position for position, own_kind in enumerate(kinds) if own_kind == kind]
-        filler = micro_batches[own[0]] if own else None
-        if not all(kind in of_one for of_one in everyone):
-            lender = next(process for process, of_one in enumerate(everyone) if kind in of_one)
-            filler = _lend(filler, lender, device=micro_batches[0]["input_ids"].device)
-        for position in own:
-            plan.append(micro_batches[position])
-            starts[position] = rows
-            rows += len(micro_batches[position]["input_ids"])
-        for _ in range(max(of_one.count(kind) for of_one in everyone) - len(own)):
-            plan.append(filler)
-            rows += len(filler["input_ids"])
-    places = [
-        torch.arange(start, start + len(tensors["input_ids"]), device=tensors["input_ids"].device)
-        for start, tensors in zip(starts, micro_batches, strict=True)
+    aligned: list[MicroBatch] = []
+    first_rows = [0] * len(micro_batches)
+    num_rows = 0
+    # Images first: ZeRO-3 stores the first gradients of a step and adds later ones to its buffers, which for a weight
+    # that the first micro-batch does not use still hold the gradient of the previous step.
+    for kind in sorted({kind for kinds in kinds_by_process for kind in kinds}, key=lambda kind: (-len(kind), kind)):
+        indices = [index for index, local_kind in enumerate(local_kinds) if local_kind == kind]
+        filler = micro_batches[indices[0]] if indices else None
+        if not all(kind in kinds for kinds in kinds_by_process):
+            source = next(process for process, kinds in enumerate(kinds_by_process) if kind in kinds)
+            filler = _broadcast(filler, source, device=micro_batches[0]["input_ids"].device)
+        for index in indices:
+            aligned.append(micro_batches[index])
+            first_rows[index] = num_rows
+            num_rows += len(micro_batches[index]["input_ids"])
+        for _ in range(max(kinds.count(kind) for kinds in kinds_by_process) - len(indices)):
+            aligned.append(filler)
+            num_rows += len(filler["input_ids"])
+    rows = [
+        torch.arange(first_row, first_row + len(tensors["input_ids"]), device=tensors["input_ids"].device)
+        for first_row, tensors in zip(first_rows, micro_batches, strict=True)
     ]
-    return plan, torch.cat(places)
+    return aligned, torch.cat(rows)
 
 
-def _lend(tensors: MicroBatch | None, lender: int, device: torch.device) -> MicroBatch:
-    """Give the lender's micro-batch to all."""
-    on_its_way = [{name: value.cpu() for name, value in tensors.items()} if tensors is not None else None]
-    distributed.broadcast_object_list(on_its_way, src=lender)
-    return {name: value.to(device) for name, value in on_its_way[0].items()}
-
-
-if TYPE_CHECKING:  # an extra, which those who train without it lack
-    from deepspeed import DeepSpeedEngine
+def _broadcast(tensors: MicroBatch | None, source: int, device: torch.device) -> MicroBatch:
+    """Send the micro-batch of the process `source` to all processes."""
+    message = [{name: value.cpu() for name, value in tensors.items()} if tensors is not None else None]
+    distributed.broadcast_object_list(message, src=source)
+    return {name: value.to(device) for name, value in message[0].items()}
 
 
 def deepspeed_backward(engine: "DeepSpeedEngine") -> BackwardMicroBatch:
-    """Return what sends gradients back through an engine, summed over the processes: ZeRO takes their mean."""
-    processes = distributed.get_world_size()
+    """Return the backward pass of one micro-batch through a DeepSpeed engine.
 
-    def send_back(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
+    ZeRO takes the mean of the gradients of all processes; scaling by their number makes it the sum.
+
+    Args:
+        engine (`DeepSpeedEngine`): The engine that wraps the model.
+    """
+    world_size = distributed.get_world_size()
+
+    def backward(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
         engine.set_gradient_accumulation_boundary(last)
-        engine.optimizer.clear_backward_seen_flag()  # as a forward pass would, of which kept graphs need no second
-        with torch.enable_grad():  # this runs in a hook of the loss's own backward
-            engine.backward((embeddings * gradient).sum() * processes, scale_wrt_gas=False)
+        # A forward pass would clear this flag, but a kept graph needs no second one.
+        engine.optimizer.clear_backward_seen_flag()
+        with torch.enable_grad():  # this runs in a hook of the loss's own backward pass
+            engine.backward((embeddings * gradient).sum() * world_size, scale_wrt_gas=False)
 
-    return send_back
+    return backward

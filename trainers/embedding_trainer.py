@@ -1,4 +1,4 @@
-"""What the trainers of both stages share: gradient caching, one loss over all processes, logging, saving."""
+"""The trainer that both stages build on: gradient caching, one loss over all processes, logging and saving."""
 
 import math
 from abc import ABC, abstractmethod
@@ -41,16 +41,16 @@ Batch = Mapping[str, Any]
 
 
 def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[str], batch_size: int) -> None:
-    """Look at the first row, and at how many there are if that is known.
+    """Check the first row of a dataset, and its length if that is known.
 
     Args:
-        name (`str`): What errors call the dataset.
+        name (`str`): The name of the dataset in error messages.
         dataset (`Dataset` or `IterableDataset`): The rows.
-        columns (`Sequence[str]`): What each row must have.
-        batch_size (`int`): Rows of a batch, of which there must be one at least.
+        columns (`Sequence[str]`): The columns that each row must have.
+        batch_size (`int`): Rows of a batch; the dataset must fill at least one.
 
     Raises:
-        ValueError: There is no row, it lacks a column, or the rows do not fill a batch.
+        ValueError: There is no row, the first row lacks a column, or the rows do not fill a batch.
     """
     # The first row, not `column_names`: a transform may make the rows from other columns.
     row = next(iter(dataset), None)
@@ -59,28 +59,33 @@ def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[
     missing = [column for column in columns if column not in row]
     if missing:
         raise ValueError(
-            f"{name} lacks the column(s) {', '.join(missing)}: this trainer needs {', '.join(columns)}, and found "
-            f"{', '.join(row)}"
+            f"{name} lacks the column(s) {', '.join(missing)}: this trainer needs {', '.join(columns)}, but the rows "
+            f"have {', '.join(row)}"
         )
     if isinstance(dataset, Sized) and len(dataset) < batch_size:
         raise ValueError(f"{name} has {len(dataset)} rows, fewer than one batch of {batch_size}: lower the batch size")
 
 
 class EmbeddingTrainer(Trainer, ABC):
-    """A [`~transformers.Trainer`] whose loss compares the embeddings of a whole batch, over all processes.
+    """A [`~transformers.Trainer`] with a loss that compares the embeddings of a whole batch, over all processes.
 
-    A subclass says which columns it needs, how its batches are made, and what the loss of their embeddings is.
+    A subclass defines the columns that it needs, its collator, and the loss of the embeddings of a batch.
 
     Args:
         model (`PreTrainedModel` or `Module`): Called with the tensors of a micro-batch; its output has `.embeddings`.
-        args ([`EmbeddingConfig`]): The settings.
-        train_dataset (`Dataset`, *optional*): Training rows.
+        args ([`EmbeddingConfig`]): The training arguments.
+        train_dataset (`Dataset` or `IterableDataset`, *optional*): Training rows.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): Rows for `eval_loss`.
-        processing_class (`ProcessorMixin`, *optional*): UniME's processor; renders the items and is saved.
-        data_collator (`Callable`, *optional*): Makes batches; by default made from `processing_class`.
-        peft_config ([`~peft.PeftConfig`], *optional*): Train adapters instead of the model.
-        callbacks (`list[TrainerCallback]`, *optional*): Callbacks.
-        optimizers (`tuple`, *optional*): Optimizer and scheduler.
+        processing_class (`ProcessorMixin`, *optional*): UniME's processor; renders the items and is saved with the
+            model. Required without a `data_collator`.
+        data_collator (`Callable`, *optional*): Makes batches from rows; by default made from `processing_class`.
+        peft_config ([`~peft.PeftConfig`], *optional*): Train adapters instead of the model's weights.
+        callbacks (`list[TrainerCallback]`, *optional*): Callbacks of the training loop.
+        optimizers (`tuple`, *optional*): Optimizer and learning rate scheduler.
+
+    Raises:
+        ValueError: A dataset is empty, lacks a column or is smaller than a batch; there is neither a processor nor a
+            collator; or the training is sharded by FSDP1.
     """
 
     columns: tuple[str, ...]
@@ -98,13 +103,13 @@ class EmbeddingTrainer(Trainer, ABC):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ):
-        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             if dataset is not None:
                 batch_size = args.train_batch_size if dataset is train_dataset else args.eval_batch_size
                 check_rows(name, dataset, self.columns, batch_size)
         if isinstance(train_dataset, IterableDataset) and args.dataloader_drop_last:
-            # `Trainer` leaves out a short last batch, which may hold no negative at all, of a stored dataset only.
+            # `Trainer` drops a short last batch, which may have no negatives, only for datasets of known length.
             size = args.train_batch_size * args.world_size
             train_dataset = train_dataset.map(dict, batched=True, batch_size=size, drop_last_batch=True)
         if data_collator is None:
@@ -115,7 +120,7 @@ class EmbeddingTrainer(Trainer, ABC):
             )
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:
-            set_seed(args.seed)  # as `Trainer` does, too late for the first weights of an adapter
+            set_seed(args.seed)  # `Trainer` sets it only after the adapter's weights are drawn
             model = get_peft_model(model, peft_config)
         super().__init__(
             model=model,
@@ -132,7 +137,7 @@ class EmbeddingTrainer(Trainer, ABC):
                 "gradient caching runs a model several times per step, which FSDP1 does not allow: launch with FSDP2 "
                 "(fsdp_version: 2), DeepSpeed, or plain data parallelism (distributed_type: MULTI_GPU)"
             )
-        self._inputs: Batch = {}  # of the step that is being taken
+        self._current_batch: Batch = {}
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     @abstractmethod
@@ -141,25 +146,27 @@ class EmbeddingTrainer(Trainer, ABC):
 
         Args:
             embeddings (`Tensor` of shape `(items, dimensions)`): This process's embeddings, in the order of the items.
-            batch (`Mapping`): What the collator made.
+            batch (`Mapping`): The output of the collator.
         """
 
     def compute_loss(
         self, model: Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Tensor:
-        """Return the loss of a batch; its backward goes through the micro-batches one by one.
+        """Return the loss of a batch; its backward pass runs micro-batch by micro-batch.
 
         Raises:
             ValueError: The loss is not finite; the message names the step and the rows.
         """
-        back = deepspeed_backward(model) if self.is_deepspeed_enabled else backward_micro_batch
-        return self._loss(model, inputs, self.args.graph_cache_gb, back)
+        backward = deepspeed_backward(model) if self.is_deepspeed_enabled else backward_micro_batch
+        return self._cached_loss(model, inputs, self.args.graph_cache_gb, backward)
 
-    def _loss(self, model: Module, inputs: Batch, gigabytes: float, back: BackwardMicroBatch) -> Tensor:
+    def _cached_loss(
+        self, model: Module, inputs: Batch, graph_cache_gb: float, backward: BackwardMicroBatch
+    ) -> Tensor:
         statistics = self._statistics["train" if self.model.training else "eval"]
         micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
-        together = is_sharded(self.model) or self.is_deepspeed_enabled
-        if together:
+        synchronize = self._runs_layers_together
+        if synchronize:
             micro_batches, rows = align_micro_batches(micro_batches)
             to_item_order = rows[to_item_order]
 
@@ -168,13 +175,12 @@ class EmbeddingTrainer(Trainer, ABC):
             loss, scalars = self.batch_loss(embeddings, inputs)
             for name, value in scalars.items():
                 statistics[name].append(value)
-            cuts = [self.batch_loss(cut, inputs)[0] for cut in self._cut(embeddings)]
-            loss = torch.stack([loss, *cuts]).mean()
-            if not loss.isfinite():  # in all processes: it is the same loss
-                spoilt = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
-                what = f"the loss is {loss.item()}"
-                provenance = [inputs["provenance"][item] for item in spoilt]
-                raise nonfinite_error(what, self.state.global_step + 1, provenance)
+            truncated = [self.batch_loss(part, inputs)[0] for part in self._matryoshka_embeddings(embeddings)]
+            loss = torch.stack([loss, *truncated]).mean()
+            if not loss.isfinite():  # in all processes, as they compute the same loss
+                items = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
+                provenance = [inputs["provenance"][item] for item in items]
+                raise nonfinite_error(f"the loss is {loss.item()}", self.state.global_step + 1, provenance)
             return loss
 
         def embed(tensors: MicroBatch) -> Tensor:
@@ -188,30 +194,34 @@ class EmbeddingTrainer(Trainer, ABC):
                 embed = with_last_layer_shortcut(embedder, embed)
             if torch.is_grad_enabled() and vision_is_frozen(embedder.backbone):
                 embed = CachedVisionFeatures(embedder.backbone, embed)
-        memory = GraphCacheBudget(gigabytes, self.model, together)
-        return cached_loss(embed, micro_batches, loss_fn, memory, back)
+        budget = GraphCacheBudget(graph_cache_gb, self.model, synchronize)
+        return cached_loss(embed, micro_batches, loss_fn, budget, backward)
 
     @property
     def _embedder(self) -> Module:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    def _cut(self, embeddings: Tensor) -> list[Tensor]:
-        """The embeddings at each of the Matryoshka dimensions, normalised again."""
-        chosen, whole = self.args.matryoshka_dims or [], embeddings.shape[1]
-        if any(dimensions >= whole for dimensions in chosen):
-            raise ValueError(f"matryoshka_dims {chosen} must be smaller than the model's {whole} dimensions")
-        return [normalize(embeddings[:, :dimensions], dim=-1) for dimensions in chosen]
+    @property
+    def _runs_layers_together(self) -> bool:
+        return is_sharded(self.model) or self.is_deepspeed_enabled
+
+    def _matryoshka_embeddings(self, embeddings: Tensor) -> list[Tensor]:
+        """Return the embeddings truncated to each of `matryoshka_dims` and normalized again."""
+        dims, full = self.args.matryoshka_dims or [], embeddings.shape[1]
+        if any(dimensions >= full for dimensions in dims):
+            raise ValueError(f"matryoshka_dims {dims} must be smaller than the model's {full} dimensions")
+        return [normalize(embeddings[:, :dimensions], dim=-1) for dimensions in dims]
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""
-        self._inputs = inputs
-        if self.is_deepspeed_enabled:  # `Trainer` would send the loss through the engine, as if it were a micro-batch
+        self._current_batch = inputs
+        if self.is_deepspeed_enabled:  # `Trainer` would backpropagate the loss through the engine itself
             model.train()
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
             loss.backward()
             model.step()
             return loss.detach()
-        if is_sharded(self.model):  # sums the gradients itself, after each micro-batch: it never holds them whole
+        if is_sharded(self.model):  # FSDP2 reduces the gradients itself, after each micro-batch
             sum_when_reducing(self.model)
             return super().training_step(model, inputs, num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -219,28 +229,28 @@ class EmbeddingTrainer(Trainer, ABC):
         return loss
 
     def _get_grad_norm(self, model: Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
-        # `Trainer` asks before the optimizer's step, which it would take whatever the gradient is.
+        # `Trainer` calls this right before the optimizer's step, which it would take with any gradient.
         norm = super()._get_grad_norm(model, grad_norm)
-        # A gradient scaler provokes overflows and passes these steps over.
+        # A gradient scaler provokes overflows and skips these steps.
         if self.accelerator.scaler is None and not math.isfinite(norm):
             what = f"the norm of the gradient is {float(norm)}"
-            raise nonfinite_error(what, self.state.global_step + 1, self._spoiling(model))
+            raise nonfinite_error(what, self.state.global_step + 1, self._provenance_of_nonfinite_gradient(model))
         return norm
 
-    def _spoiling(self, model: Module) -> list[str]:
-        """Name the items of the micro-batch whose backward gives the first gradient that is not finite."""
-        inputs, finite = self._prepare_inputs(self._inputs), []
+    def _provenance_of_nonfinite_gradient(self, model: Module) -> list[str]:
+        """Return where the items of the first micro-batch with a gradient that is not finite come from."""
+        inputs, finite = self._prepare_inputs(self._current_batch), []
 
-        def watched(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
+        def checked_backward(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
             backward_micro_batch(embeddings, gradient, last)
             finite.append(all_finite(parameter.grad for parameter in self.model.parameters()))
 
         provenance = inputs["provenance"]
-        if is_sharded(self.model) or self.is_deepspeed_enabled:  # their micro-batches run in all processes together
+        if self._runs_layers_together:  # one process alone cannot run its micro-batches again
             return provenance
         self.model.zero_grad()
         with self.compute_loss_context_manager():
-            loss = self._loss(model, inputs, 0, watched)
+            loss = self._cached_loss(model, inputs, 0, checked_backward)
         loss.backward()
         if False not in finite:
             return []
@@ -256,16 +266,16 @@ class EmbeddingTrainer(Trainer, ABC):
         return loss, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the means of the scalars that were collected since the last time."""
+        """Log values together with the means of the statistics since the last call."""
         mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
         means = {prefix + name: torch.stack(values).mean().item() for name, values in self._statistics[mode].items()}
         self._statistics[mode].clear()
         super().log({**logs, **means}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint that loads everywhere, or the adapter where one is trained.
+        """Write a checkpoint that loads everywhere, or the adapter if one is trained.
 
-        The folders that the trainer writes on its way (`_internal_call`) are those of any `Trainer`: made to resume.
+        The `checkpoint-*` folders of a training run (`_internal_call`) are those of any `Trainer`, made to resume.
 
         Raises:
             ValueError: A weight is not finite; nothing is written.
@@ -281,15 +291,15 @@ class EmbeddingTrainer(Trainer, ABC):
             if self.args.should_save:
                 make_publishable(directory)
         else:
-            self._save_checkpoint_of_all(directory)
+            self._save_full_model(directory)
         if self.args.should_save:
             write_training_record(self, self._embedder, directory)
 
-    def _save_checkpoint_of_all(self, directory: str) -> None:
+    def _save_full_model(self, directory: str) -> None:
         model, weights = self.model, None
-        if is_sharded(model) or self.is_deepspeed_enabled:
-            weights = self.accelerator.get_state_dict(self.model_wrapped)  # all processes give, the first one gets
-        if is_sharded(model):  # FSDP2 changed its class
+        if self._runs_layers_together:
+            weights = self.accelerator.get_state_dict(self.model_wrapped)  # every process must call this
+        if is_sharded(model):  # FSDP2 replaced the model's class
             with torch.device("meta"):
                 model = UniMEModel(model.config)
         if self.args.should_save:
@@ -301,28 +311,31 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # What comes after this, `trainer_state.json`, says that the checkpoint is complete: of all processes.
+        # `trainer_state.json`, written next, marks the checkpoint as complete: all processes must have written theirs.
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
         if not isinstance(self.model, PreTrainedModel) or is_sharded(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        # `save_pretrained` may write a backbone's weights under their historical names. `Trainer` would look for the
-        # present names, find none, warn, and train on from random weights; `from_pretrained` knows both.
+        # `save_pretrained` may write a backbone's weights under historical names. `Trainer` would not find the present
+        # names, warn, and continue from random weights; `from_pretrained` knows both.
         with forbid_remote_code(resume_from_checkpoint):
             saved, report = type(self.model).from_pretrained(
                 resume_from_checkpoint, use_safetensors=True, output_loading_info=True
             )
         if report["missing_keys"]:
-            raise ValueError(f"{resume_from_checkpoint} lacks weights, such as {min(report['missing_keys'])}")
+            raise ValueError(
+                f"{resume_from_checkpoint} lacks weights, such as {min(report['missing_keys'])}: resume from another "
+                "checkpoint"
+            )
         self.model.load_state_dict(saved.state_dict())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # `Trainer` asks whether all steps are done only after a step: started again at its end, it takes one more.
+        # `Trainer` checks `max_steps` only after a step: resumed at its end, it would take one step too many.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
-        if self.state.global_step == 0:  # `Trainer` would end here, and save the model as if it were trained
+        if self.state.global_step == 0:  # `Trainer` would end here and save an untrained model
             raise ValueError(
                 f"train_dataset ended before one batch of {self.args.train_batch_size} rows: lower the batch size"
             )

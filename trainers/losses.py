@@ -9,7 +9,7 @@ from torch.nn.functional import kl_div, log_softmax, normalize
 from torch.utils.checkpoint import checkpoint
 
 
-MOST_ELEMENTS = 2**18  # of a matrix of similarities at once: more rows follow each other
+MAX_SIMILARITIES = 2**18  # elements of the similarity matrix in memory at once
 
 
 def contrastive_loss(
@@ -25,42 +25,48 @@ def contrastive_loss(
     negative_sampling: Literal["hardest", "random", "easiest"] = "hardest",
     hardness_strength: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """InfoNCE over the positive and the k hardest negatives that pass the false-negative filter (§3.3, Eq. 3 and 4).
+    """Compute InfoNCE over each query's positive and its hardest negatives (UniME, §3.3, Eq. 3 and 4).
 
-    A negative whose cosine with the query exceeds `cos(query, positive) + beta` is taken for a false negative and
-    dropped; of those left over the whole pool the `num_hard_negatives` most similar to the query are kept.
+    A candidate whose cosine with the query exceeds `cos(query, positive) + false_negative_margin` counts as a false
+    negative and is dropped. Of the remaining candidates of the whole pool, the `num_hard_negatives` most similar to
+    the query are its negatives.
 
-    Special cases: `false_negative_margin=None, k=None` is plain in-batch InfoNCE, the loss of VLM2Vec; `false_negative_margin=0.1, k=None` with the
-    positive's own document excluded is the mask of Qwen3-VL-Embedding; `false_negative_margin=None, k=None, hardness_strength=9` is the
-    loss of LLaVE.
+    Special cases:
+
+    - `false_negative_margin=None, num_hard_negatives=None` is plain in-batch InfoNCE, the loss of VLM2Vec.
+    - `false_negative_margin=0.1, num_hard_negatives=None`, with the positive's own document excluded, is the masked
+      loss of Qwen3-VL-Embedding.
+    - `false_negative_margin=None, num_hard_negatives=None, hardness_strength=9` is the loss of LLaVE.
 
     Args:
-        queries (`Tensor` of shape `(batch, dimensions)`): Unit vectors.
-        candidates (`Tensor` of shape `(pool, dimensions)`): Unit vectors.
+        queries (`Tensor` of shape `(batch, dimensions)`): Query embeddings of unit length.
+        candidates (`Tensor` of shape `(pool, dimensions)`): Candidate embeddings of unit length.
         positive (`Tensor` of shape `(batch,)`, long): Index of each query's positive in `candidates`.
         excluded (`Tensor` of shape `(batch, pool)`, bool): True where a candidate must not be a negative of a query.
-        temperature (`float`, *optional*, defaults to `0.02`): Divides the cosines.
-        beta (`float`, *optional*, defaults to `0.1`): Margin of the filter, as a cosine; `None` switches it off.
-        k (`int`, *optional*, defaults to `8`): Negatives per query; `None`, or more than there are, takes all.
-        fewer (`str`, *optional*, defaults to `"mask"`):
-            What fills the places of a query with fewer than `num_hard_negatives` negatives: `"mask"` leaves them empty, `"repeat"`
-            takes its negatives again, hardest first, as the paper does (§3.3.2).
-        choose (`str`, *optional*, defaults to `"hardest"`):
-            Which of the negatives that pass are the `num_hard_negatives`; `"random"` and `"easiest"` are for comparison (Figure 5).
-        hardness_strength (`float`, *optional*, defaults to `0.0`):
-            Weighs each negative by `exp(hardness_strength * cosine)`, a constant to the gradient (LLaVE,
-            arXiv 2503.04812): the harder a negative, the more it pushes.
+        temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature; lower values concentrate the loss
+            on the hardest negatives. 0.01 to 0.1 are common.
+        false_negative_margin (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter, as a
+            difference of cosines (beta in the paper); `None` disables the filter.
+        num_hard_negatives (`int`, *optional*, defaults to `8`): Negatives per query (k in the paper); `None`, or more
+            than there are, uses all.
+        pad_negatives (`str`, *optional*, defaults to `"mask"`): What to do for a query with fewer than
+            `num_hard_negatives` negatives: `"mask"` uses fewer, `"repeat"` repeats them, hardest first, as the paper
+            does (§3.3.2).
+        negative_sampling (`str`, *optional*, defaults to `"hardest"`): Which of the negatives that pass the filter to
+            use; `"random"` and `"easiest"` are for comparison (Figure 5).
+        hardness_strength (`float`, *optional*, defaults to `0.0`): Multiplies each negative's term by
+            `exp(hardness_strength * cosine)`, without a gradient, so that harder negatives count more (LLaVE,
+            arXiv 2503.04812, which uses 9).
 
     Returns:
         `tuple[Tensor, dict[str, Tensor]]`: The mean loss, and detached scalars: `filtered` (share of queries that
         lost a negative to the filter), `hardness` (mean cosine of the chosen negatives), `positive_similarity` and
-        `negative_similarity` (mean cosines), `accuracy` (share of queries whose positive beats every allowed
-        candidate; a tie is a loss).
+        `negative_similarity` (mean cosines), `accuracy` (share of queries whose positive is more similar than every
+        allowed candidate; a tie counts as wrong).
 
     Raises:
-        ValueError: No query has any negative, as in a batch of one.
+        ValueError: No query has a negative, for example in a batch of one.
     """
-
     settings = (
         temperature,
         false_negative_margin,
@@ -70,27 +76,28 @@ def contrastive_loss(
         hardness_strength,
     )
 
-    def of_rows(rows: slice) -> Tensor:
-        return _contrast(queries[rows], candidates, positive[rows], excluded[rows], *settings)
+    def sums_of_slice(rows: slice) -> Tensor:
+        return _contrastive_sums(queries[rows], candidates, positive[rows], excluded[rows], *settings)
 
-    sums = _sum_by_rows(of_rows, len(queries), len(candidates))
-    loss, (filtered, hardness, chosen, of_positive, of_allowed, allowed, won) = sums[0], sums[1:].detach()
-    if allowed == 0:
+    sums = _sum_over_slices(sums_of_slice, len(queries), len(candidates))
+    loss = sums[0]
+    filtered, hardness, num_chosen, positive_sum, allowed_sum, num_allowed, num_correct = sums[1:].detach()
+    if num_allowed == 0:
         raise ValueError(
             f"no query has a negative among the {len(candidates)} candidate(s) of this batch of {len(queries)}: raise "
-            "per_device_train_batch_size, give the rows negatives, or check that not all rows share one answer"
+            "per_device_train_batch_size, add negatives to the rows, or check that not all rows share one answer"
         )
     statistics = {
         "filtered": filtered / len(queries),
-        "hardness": hardness / chosen.clamp(min=1),
-        "positive_similarity": of_positive / len(queries),
-        "negative_similarity": of_allowed / allowed,
-        "accuracy": won / len(queries),
+        "hardness": hardness / num_chosen.clamp(min=1),
+        "positive_similarity": positive_sum / len(queries),
+        "negative_similarity": allowed_sum / num_allowed,
+        "accuracy": num_correct / len(queries),
     }
     return loss / len(queries), statistics
 
 
-def _contrast(
+def _contrastive_sums(
     queries: Tensor,
     candidates: Tensor,
     positive: Tensor,
@@ -102,7 +109,7 @@ def _contrast(
     negative_sampling: str,
     hardness_strength: float,
 ) -> Tensor:
-    """Return the loss of each query, and what the statistics are made of, summed over the queries: shape `(8,)`."""
+    """Return the loss and the terms of the statistics, each summed over the queries: shape `(8,)`."""
     with torch.autocast(queries.device.type, enabled=False):
         cosines = queries.float() @ candidates.float().T  # (batch, pool)
     rows = torch.arange(len(queries), device=queries.device)
@@ -110,44 +117,42 @@ def _contrast(
     allowed[rows, positive] = False
 
     detached = cosines.detach()
-    of_positive = detached[rows, positive]  # (batch,)
-    dropped = (
-        torch.zeros_like(allowed)
-        if false_negative_margin is None
-        else allowed & (detached > of_positive[:, None] + false_negative_margin)
-    )
-    left = allowed & ~dropped
-    rank = (
-        detached
-        if negative_sampling == "hardest"
-        else -detached
-        if negative_sampling == "easiest"
-        else torch.rand_like(detached)
-    )
-    ranked = rank.masked_fill(~left, -torch.inf)
-    slots = len(candidates) if num_hard_negatives is None else min(num_hard_negatives, len(candidates))
-    chosen = ranked.topk(slots, dim=1).indices  # (batch, slots), hardest first
-    count = left.sum(1, keepdim=True)  # (batch, 1)
-    if pad_negatives == "repeat" and num_hard_negatives is not None:
-        again = torch.arange(num_hard_negatives, device=queries.device) % count.clamp(min=1, max=slots)
-        chosen, filled = chosen.gather(1, again), (count > 0).expand(-1, num_hard_negatives)
+    positive_cosines = detached[rows, positive]  # (batch,)
+    if false_negative_margin is None:
+        dropped = torch.zeros_like(allowed)
     else:
-        filled = torch.arange(slots, device=queries.device) < count
+        dropped = allowed & (detached > positive_cosines[:, None] + false_negative_margin)
+    remaining = allowed & ~dropped
 
-    # A place without a negative adds exp(-inf) = 0 to the denominator: nothing that was dropped comes back.
-    of_chosen = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
-    weighted = of_chosen / temperature + hardness_strength * detached.gather(1, chosen)
-    logits = torch.cat([cosines[rows, positive][:, None] / temperature, weighted], dim=1)
+    if negative_sampling == "hardest":
+        priority = detached
+    elif negative_sampling == "easiest":
+        priority = -detached
+    else:
+        priority = torch.rand_like(detached)
+    slots = len(candidates) if num_hard_negatives is None else min(num_hard_negatives, len(candidates))
+    chosen = priority.masked_fill(~remaining, -torch.inf).topk(slots, dim=1).indices  # (batch, slots)
+    num_remaining = remaining.sum(1, keepdim=True)  # (batch, 1)
+    if pad_negatives == "repeat" and num_hard_negatives is not None:
+        repeated = torch.arange(num_hard_negatives, device=queries.device) % num_remaining.clamp(min=1, max=slots)
+        chosen, filled = chosen.gather(1, repeated), (num_remaining > 0).expand(-1, num_hard_negatives)
+    else:
+        filled = torch.arange(slots, device=queries.device) < num_remaining
+
+    # An empty slot adds exp(-inf) = 0 to the denominator, so no dropped candidate gets in.
+    chosen_cosines = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
+    negative_logits = chosen_cosines / temperature + hardness_strength * detached.gather(1, chosen)
+    logits = torch.cat([cosines[rows, positive][:, None] / temperature, negative_logits], dim=1)
     return torch.stack(
         [
             -log_softmax(logits, dim=1)[:, 0].sum(),
             dropped.any(1).sum(),
-            of_chosen.detach().masked_fill(~filled, 0).sum(),
+            chosen_cosines.detach().masked_fill(~filled, 0).sum(),
             filled.sum(),
-            of_positive.sum(),
+            positive_cosines.sum(),
             detached.masked_fill(~allowed, 0).sum(),
             allowed.sum(),
-            (detached.masked_fill(~allowed, -torch.inf).amax(1) < of_positive).sum(),
+            (detached.masked_fill(~allowed, -torch.inf).amax(1) < positive_cosines).sum(),
         ]
     )
 
@@ -160,40 +165,43 @@ def distillation_kl(
     teacher_temperature: float,
     kl_direction: Literal["teacher_student", "student_teacher"] = "teacher_student",
 ) -> Tensor:
-    """KL divergence between the teacher's and the student's similarities within a batch of texts (§3.2.1, Eq. 2).
+    """Compute the KL divergence between the teacher's and the student's similarities (UniME, §3.2.1, Eq. 2).
 
-    Each row of the N x N cosine matrix, the similarity of a text with itself included as the paper prints it, is a
-    distribution over the batch. Only these matrices meet, so the two dimensions need not agree. The paper writes the
-    sum over the rows; this is their mean, so that the learning rate does not depend on the batch size.
+    Each row of the `(batch, batch)` matrix of cosines, softmaxed, is a distribution over the texts of the batch. The
+    diagonal is included, as in the printed equation. Only these matrices are compared, so the two embeddings may have
+    different dimensions. The paper writes the sum over the rows; this is their mean, so that the learning rate does
+    not depend on the batch size.
 
     Args:
-        student (`Tensor` of shape `(batch, student_dimensions)`): Embeddings; normalised here.
-        teacher (`Tensor` of shape `(batch, teacher_dimensions)`): Embeddings of the same texts; normalised here.
-        student_temperature (`float`): Divides the student's cosines.
-        teacher_temperature (`float`): Divides the teacher's cosines.
-        direction (`str`, *optional*, defaults to `"teacher_student"`):
-            `"teacher_student"` is KL(teacher || student), `"student_teacher"` is KL(student || teacher): the printed
-            equation leaves open which is meant.
+        student (`Tensor` of shape `(batch, student_dimensions)`): Embeddings; normalized here.
+        teacher (`Tensor` of shape `(batch, teacher_dimensions)`): Embeddings of the same texts; normalized here.
+        student_temperature (`float`): Softmax temperature of the student's cosines.
+        teacher_temperature (`float`): Softmax temperature of the teacher's cosines.
+        kl_direction (`str`, *optional*, defaults to `"teacher_student"`): `"teacher_student"` is KL(teacher ||
+            student), `"student_teacher"` is KL(student || teacher). The printed equation does not say which is meant.
+
+    Returns:
+        `Tensor`: The scalar loss.
 
     Raises:
-        ValueError: There are fewer than two texts, or not one teacher embedding per text.
+        ValueError: There are fewer than two texts, or not exactly one teacher embedding per text.
     """
     if len(student) != len(teacher):
         raise ValueError(f"expected one teacher embedding per text, got {len(teacher)} for {len(student)} texts")
     if len(student) < 2:
         raise ValueError(
-            "distillation compares the texts of a batch with each other, and a batch of one has none to compare: "
-            "raise per_device_train_batch_size"
+            "distillation compares the texts of a batch with each other, but this is a batch of one: raise "
+            "per_device_train_batch_size"
         )
     student, teacher = (normalize(embeddings.float(), dim=-1) for embeddings in (student, teacher))
 
-    def of_rows(rows: slice) -> Tensor:
-        of_student = _log_similarities(student[rows], student, student_temperature)
-        of_teacher = _log_similarities(teacher[rows], teacher, teacher_temperature)
-        first, second = (of_teacher, of_student) if kl_direction == "teacher_student" else (of_student, of_teacher)
-        return kl_div(second, first, log_target=True, reduction="sum")  # KL(first || second)
+    def kl_of_slice(rows: slice) -> Tensor:
+        student_log = _log_similarities(student[rows], student, student_temperature)
+        teacher_log = _log_similarities(teacher[rows], teacher, teacher_temperature)
+        p, q = (teacher_log, student_log) if kl_direction == "teacher_student" else (student_log, teacher_log)
+        return kl_div(q, p, log_target=True, reduction="sum")  # KL(p || q)
 
-    return _sum_by_rows(of_rows, len(student), len(student)) / len(student)
+    return _sum_over_slices(kl_of_slice, len(student), len(student)) / len(student)
 
 
 def _log_similarities(rows: Tensor, embeddings: Tensor, temperature: float) -> Tensor:
@@ -201,13 +209,18 @@ def _log_similarities(rows: Tensor, embeddings: Tensor, temperature: float) -> T
         return log_softmax(rows @ embeddings.T / temperature, dim=1)
 
 
-def _sum_by_rows(of_rows: Callable[[slice], Tensor], rows: int, columns: int) -> Tensor:
-    """Sum what a function gives for slices of the rows of a matrix, of which the memory holds one slice at a time.
+def _sum_over_slices(function: Callable[[slice], Tensor], num_rows: int, num_columns: int) -> Tensor:
+    """Sum the results of a function of row slices of a similarity matrix, with one slice in memory at a time.
 
-    The backward pass computes each slice again: beside the model's passes, these products are nothing.
+    The backward pass recomputes each slice, which costs next to nothing beside the model's passes.
+
+    Args:
+        function (`Callable`): Maps a slice of the rows to a tensor.
+        num_rows (`int`): Rows of the matrix.
+        num_columns (`int`): Columns of the matrix.
     """
-    size = max(1, MOST_ELEMENTS // columns)
-    if size >= rows:
-        return of_rows(slice(rows))
-    parts = [slice(start, start + size) for start in range(0, rows, size)]
-    return sum(checkpoint(of_rows, part, use_reentrant=False) for part in parts)
+    size = max(1, MAX_SIMILARITIES // num_columns)
+    if size >= num_rows:
+        return function(slice(num_rows))
+    slices = [slice(start, start + size) for start in range(0, num_rows, size)]
+    return sum(checkpoint(function, rows, use_reentrant=False) for rows in slices)

@@ -1,4 +1,4 @@
-"""What is said where a loss, a gradient or a weight is not a finite number, and which rows it comes from."""
+"""Checks and errors for losses, gradients and weights that are NaN or infinite."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,40 +7,44 @@ from torch import Tensor
 from torch.nn import Parameter
 
 
-_MAX_NAMED_ITEMS = 5  # items; a batch may have thousands
+MAX_NAMED_ITEMS = 5  # a batch may have thousands
 
 
 def all_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all numbers of all tensors are finite; those of no tensor are."""
+    """Return whether all numbers of all tensors are finite; True if there are no tensors."""
     checks = [tensor.isfinite().all() for tensor in tensors if tensor is not None]
     return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
 
 
-def nonfinite_error(what: str, step: int, found: Sequence[str]) -> ValueError:
-    """The error that stops a training before the weights are changed.
+def nonfinite_error(what: str, step: int, provenance: Sequence[str]) -> ValueError:
+    """Return the error that stops training before the weights are changed.
 
     Args:
         what (`str`): What is not finite, such as "the loss is nan".
         step (`int`): The step that cannot be taken, counted from 1.
-        found (`Sequence[str]`): Where its items stand in the data; none if they are those of another process.
+        provenance (`Sequence[str]`): Where the items that cause it come from; empty if another process has them.
     """
-    named = "; ".join(found[:_MAX_NAMED_ITEMS]) or "none of this process"
-    more = f" and {len(found) - _MAX_NAMED_ITEMS} more" if len(found) > _MAX_NAMED_ITEMS else ""
+    named = "; ".join(provenance[:MAX_NAMED_ITEMS]) or "of another process"
+    more = f" and {len(provenance) - MAX_NAMED_ITEMS} more" if len(provenance) > MAX_NAMED_ITEMS else ""
     return ValueError(
-        f"step {step}: {what}, with the items {named}{more}: the weights are those of the step before and the last "
-        "checkpoint stays; mend or remove these rows, lower the learning rate, or take another dtype"
+        f"step {step}: {what} for the items {named}{more}: the weights and the last checkpoint are unchanged; fix or "
+        "remove these rows, lower the learning rate, or use another dtype"
     )
 
 
 def check_finite_weights(parameters: Iterable[tuple[str, Parameter]], step: int) -> None:
-    """See that trained weights can be saved.
+    """Check that the trained weights can be saved.
+
+    Args:
+        parameters (`Iterable[tuple[str, Parameter]]`): The names and weights of the model; frozen ones are skipped.
+        step (`int`): The last step that was taken, counted from 1.
 
     Raises:
-        ValueError: One of them is not finite.
+        ValueError: A weight is not finite.
     """
     for name, parameter in parameters:
         if parameter.requires_grad and not all_finite([parameter]):
             raise ValueError(
-                f"after step {step} the weight {name} is not finite: nothing is saved and the last checkpoint stays; "
-                "go on from there with a lower learning rate"
+                f"the weight {name} is not finite after step {step}: nothing was saved and the last checkpoint is "
+                "unchanged; resume from it with a lower learning rate"
             )

@@ -1,4 +1,4 @@
-"""A training that was killed goes on with the same command, and ends as if nothing had happened."""
+"""The same command resumes a killed training run, which ends as if it had not been interrupted."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def start(stage: str, processes: int, backbone: Path, dataset: Path, output: Pat
     command += ["--warmup_steps", 1, "--logging_steps", 1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
-        [str(word) for word in command],
+        [str(argument) for argument in command],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -43,7 +43,7 @@ def finish(training: subprocess.Popen) -> None:
 
 
 def kill_while_saving(training: subprocess.Popen, folder: Path) -> None:
-    """Kill all processes of a training as soon as a folder is there, which others then fill."""
+    """Kill all processes of a training run as soon as they have made a folder."""
     deadline = time.monotonic() + 240
     while not folder.exists():
         assert training.poll() is None and time.monotonic() < deadline, training.communicate()[1][-4000:]
@@ -67,25 +67,27 @@ def test_a_training_killed_during_a_save_ends_with_the_same_weights(
     record_property: Callable[[str, object], None],
 ):
     dataset = texts if stage == "stage1" else pairs
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(stage, processes, tiny_model("llava"), dataset, whole))
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    finish(start(stage, processes, tiny_model("llava"), dataset, uninterrupted))
     kill_while_saving(start(stage, processes, tiny_model("llava"), dataset, killed), killed / "checkpoint-3")
     record_property("kills", 1)
     assert last_complete_checkpoint(killed) in [str(killed / f"checkpoint-{step}") for step in (2, 3)]
     finish(start(stage, processes, tiny_model("llava"), dataset, killed))
 
-    one, other = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
-    assert one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
-    histories = [json.loads((run / "trainer_state.json").read_text())["log_history"] for run in (whole, killed)]
+    expected, weights = (load_file(run / "model.safetensors") for run in (uninterrupted, killed))
+    assert weights.keys() == expected.keys() and all(equal(weights[name], expected[name]) for name in expected)
+    histories = [
+        json.loads((run / "trainer_state.json").read_text())["log_history"] for run in (uninterrupted, killed)
+    ]
     losses = [[entry["loss"] for entry in history if "loss" in entry] for history in histories]
     assert len(losses[0]) == STEPS and losses[0] == losses[1]
 
 
-def test_a_checkpoint_whose_saving_was_cut_off_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_an_incomplete_checkpoint_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert last_complete_checkpoint(tmp_path / "absent") is None
     for step, state in ((9, "{}"), (10, "{}"), (11, '{"epoch": '), (12, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert "checkpoint-12 is passed over: its saving was cut off" in caplog.text
+    assert f"skipping {tmp_path / 'checkpoint-12'}: saving it was interrupted" in caplog.text

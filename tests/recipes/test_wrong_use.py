@@ -1,4 +1,4 @@
-"""Wrong use of a recipe ends in one clear sentence; what the package itself refuses is tested beside it."""
+"""Wrong use of a recipe ends in one clear sentence; errors of the package itself are tested with the package."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def stage(
     script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], tiny_model: Callable, tmp_path: Path
 ) -> Callable[..., None]:
-    """Give a function that runs a stage of the tiny recipe on the tiny model of LLaVA, with other settings."""
+    """Return a function that runs a stage of the tiny recipe on the tiny LLaVA with changed settings."""
 
     def run(name: str, *settings: object) -> None:
         module = script(RECIPES / f"{name}.py")
@@ -30,12 +30,12 @@ def stage(
     return run
 
 
-def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path):
+def test_the_error_names_an_unknown_key_of_a_recipe(tmp_path: Path):
     recipe = tmp_path / "stage2.yaml"
     recipe.write_text((RECIPES / "tiny" / "stage2.yaml").read_text() + "hard_negatives: 8\n")
     command = [sys.executable, RECIPES / "stage2.py", "--config", recipe]
-    done = subprocess.run(command, cwd=RECIPES.parent, capture_output=True, text=True)
-    assert done.returncode != 0 and "--hard_negatives" in done.stderr.splitlines()[-1]
+    process = subprocess.run(command, cwd=RECIPES.parent, capture_output=True, text=True)
+    assert process.returncode != 0 and "--hard_negatives" in process.stderr.splitlines()[-1]
 
 
 def test_a_text_only_backbone_is_refused(stage: Callable[..., None], tiny_model: Callable[[str], Path], texts: Path):
@@ -43,7 +43,7 @@ def test_a_text_only_backbone_is_refused(stage: Callable[..., None], tiny_model:
         stage("stage1", "--model_name_or_path", tiny_model("text-only"), "--dataset", texts)
 
 
-def test_the_missing_columns_of_a_file_are_named(stage: Callable[..., None], texts: Path, pairs: Path):
+def test_the_error_names_the_missing_columns_of_a_file(stage: Callable[..., None], texts: Path, pairs: Path):
     with pytest.raises(ValueError, match="stage 1 needs the columns text; missing: text; found: query, positive"):
         stage("stage1", "--dataset", pairs)
     with pytest.raises(ValueError, match="stage 2 needs .*; missing: query, positive; found: text, teacher"):
@@ -51,11 +51,11 @@ def test_the_missing_columns_of_a_file_are_named(stage: Callable[..., None], tex
 
 
 def test_a_batch_of_one_is_refused(stage: Callable[..., None], texts: Path):
-    with pytest.raises(ValueError, match="a batch of one .*raise per_device_train_batch_size"):
+    with pytest.raises(ValueError, match="a batch of one: raise per_device_train_batch_size"):
         stage("stage1", "--dataset", texts, "--per_device_train_batch_size", 1)
 
 
-def test_more_negatives_than_there_are_is_no_error(stage: Callable[..., None], pairs: Path, tmp_path: Path):
+def test_more_hard_negatives_than_candidates_are_accepted(stage: Callable[..., None], pairs: Path, tmp_path: Path):
     stage("stage2", "--dataset", pairs, "--num_hard_negatives", 1000, "--logging_steps", 1)
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -65,7 +65,7 @@ def test_more_negatives_than_there_are_is_no_error(stage: Callable[..., None], p
 @pytest.mark.parametrize(
     ("content", "reason"), [(None, "it does not exist"), (b"no image", "it is not a readable image")]
 )
-def test_a_image_that_cannot_be_read_during_training_is_named(
+def test_the_error_names_an_image_that_cannot_be_read_during_training(
     stage: Callable[..., None], pairs: Path, content: bytes | None, reason: str
 ):
     image = pairs.parent / "7.png"

@@ -1,4 +1,4 @@
-"""A tiny LLaVA with dropout, its processor, and items of every kind."""
+"""A tiny LLaVA with optional dropout, its processor, and training rows of every kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import AutoConfig, ProcessorMixin
 from unime import UniMEModel, processor_from_backbone
 
 
-# Models this small only lose time to a second thread.
+# A second thread slows models this small down.
 torch.set_num_threads(1)
 
 
@@ -23,7 +23,7 @@ def processor(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
 
 @pytest.fixture
 def make_model(tiny_model: Callable[[str], Path]) -> Callable[..., UniMEModel]:
-    """Give a function that makes the same model every time, with dropout in its attention if asked."""
+    """Return a function that makes the same model every time, with a given attention dropout."""
 
     def make(dropout: float = 0.0) -> UniMEModel:
         config = AutoConfig.from_pretrained(tiny_model("llava"))
@@ -37,10 +37,10 @@ def make_model(tiny_model: Callable[[str], Path]) -> Callable[..., UniMEModel]:
 
 @pytest.fixture(scope="session")
 def make_image() -> Callable[[int], Image.Image]:
-    """Give a function that draws the image of a number."""
+    """Return a function that draws a random image from a seed."""
 
-    def draw(number: int) -> Image.Image:
-        noise = torch.randint(0, 256, (24, 24, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+    def draw(seed: int) -> Image.Image:
+        noise = torch.randint(0, 256, (24, 24, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         return Image.fromarray(noise.numpy())
 
     return draw
@@ -48,7 +48,7 @@ def make_image() -> Callable[[int], Image.Image]:
 
 @pytest.fixture(scope="session")
 def rows(make_image: Callable[[int], Image.Image]) -> list[dict[str, Any]]:
-    """Training rows of all kinds: images and texts on either side, explicit negatives, shared labels, duplicates."""
+    """Return training rows: images and texts on either side, explicit negatives, shared labels, duplicates."""
     rows = []
     for i in range(24):
         caption = {"text": f"an image of number {i}" + " and more" * (i % 4)}

@@ -1,8 +1,8 @@
-"""Train both stages for two steps, in one process or in two, and write down what came out (`test_distributed.py`).
+"""Train both stages for two steps in one or two processes, and save the results for `test_distributed.py`.
 
-torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE [WAY]
+    torchrun --standalone --nproc_per_node 2 tests/trainers/joined_batch.py MODEL BACKBONE OUTPUT BATCH_SIZE [SHARDING]
 
-WAY is a file of `recipes/accelerate`, without its ending.
+SHARDING is the name of a file in `recipes/accelerate`, without its suffix.
 """
 
 import os
@@ -26,22 +26,22 @@ from unime.trainers.distributed import gather, is_sharded, sum_gradients
 from unime.trainers.embedding_trainer import EmbeddingTrainer
 
 
-SOME_GRAPHS = 4e-4  # GB: room for one micro-batch of the rows below or two, never for all of a step
+SMALL_GRAPH_CACHE_GB = 4e-4  # enough for one or two micro-batches of the rows below, never for all of a step
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def contrastive_rows() -> list[dict[str, Any]]:
-    """Return 24 rows: every other six hold no image, so that two processes see batches of different kinds."""
+    """Return 24 rows; every other six have no images, so that two processes get batches of different kinds."""
     rows = []
     for i in range(24):
         image = Image.new("RGB", (24, 24), (10 * i, 255 - 10 * i, 80))
-        # "shared" is in the batches of both processes, as positive and as explicit negative; labels are shared too.
-        texts = i // 6 % 2 == 0
+        # "shared" is in the batches of both processes, as a positive and as a negative; labels are shared too.
+        texts_only = i // 6 % 2 == 0
         rows.append(
             {
-                "query": {"text": f"question {i}" + " long" * (i % 5)} if texts else {"image": image},
+                "query": {"text": f"question {i}" + " long" * (i % 5)} if texts_only else {"image": image},
                 "positive": {"text": "shared" if i % 6 == 0 else f"answer {i}"},
-                "negatives": [{"text": "shared"}, {"image": image}] if i % 6 == 5 and not texts else [],
+                "negatives": [{"text": "shared"}, {"image": image}] if i % 6 == 5 and not texts_only else [],
                 "task": "task",
                 "label": "even" if i % 6 in (2, 4) else None,
             }
@@ -50,41 +50,41 @@ def contrastive_rows() -> list[dict[str, Any]]:
 
 
 def distillation_rows() -> list[dict[str, Any]]:
-    """Return 24 texts whose lengths differ, with teacher embeddings."""
+    """Return 24 texts of different lengths, with teacher embeddings."""
     teacher = torch.randn(24, 5, generator=torch.Generator().manual_seed(0)).tolist()
     return [{"text": f"text {i}" + " and so on" * (i // 6 % 2 * 4), "teacher": teacher[i]} for i in range(24)]
 
 
 def check_primitives() -> None:
-    """Gather parts of different lengths and sum gradients that one process lacks; two processes only."""
+    """Gather parts of different lengths and sum gradients that one process lacks, in two processes."""
     rank = distributed.get_rank()
-    own = torch.full((rank + 1, 2), float(rank), requires_grad=True)
-    whole, offset = gather(own)
-    assert whole.tolist() == [[0, 0], [1, 1], [1, 1]] and offset == rank
-    (whole * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
-    assert own.grad.tolist() == ([[1, 1]] if rank == 0 else [[2, 2], [3, 3]])
+    part = torch.full((rank + 1, 2), float(rank), requires_grad=True)
+    gathered, offset = gather(part)
+    assert gathered.tolist() == [[0, 0], [1, 1], [1, 1]] and offset == rank
+    (gathered * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
+    assert part.grad.tolist() == ([[1, 1]] if rank == 0 else [[2, 2], [3, 3]])
 
-    everywhere, one, nowhere = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
-    everywhere.grad = torch.full((2,), 1.0 + rank)
+    used_by_both, used_by_one, unused = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    used_by_both.grad = torch.full((2,), 1.0 + rank)
     if rank == 1:
-        one.grad = torch.full((2,), 5.0)
-    sum_gradients([everywhere, one, nowhere])
-    assert everywhere.grad.tolist() == [3, 3] and one.grad.tolist() == [5, 5] and nowhere.grad is None
+        used_by_one.grad = torch.full((2,), 5.0)
+    sum_gradients([used_by_both, used_by_one, unused])
+    assert used_by_both.grad.tolist() == [3, 3] and used_by_one.grad.tolist() == [5, 5] and unused.grad is None
 
 
-def shard_on_the_cpu() -> None:
-    """Have accelerate shard by FSDP2 as the recipe says: on a CPU it would pass the settings over and use DDP."""
+def enable_fsdp2_on_the_cpu() -> None:
+    """Make accelerate use FSDP2 as the recipe says; on a CPU it would ignore the settings and use DDP."""
     settings = load_config_from_file(str(RECIPES / "accelerate" / "fsdp2.yaml")).fsdp_config
-    os.environ |= {name.upper(): str(value) for name, value in settings.items()}  # as the launcher does
+    os.environ |= {name.upper(): str(value) for name, value in settings.items()}  # as accelerate's launcher does
     Accelerator(cpu=True)
     for state in (PartialState, AcceleratorState):
         state._shared_state |= {"distributed_type": DistributedType.FSDP}
     AcceleratorState._shared_state |= {"fsdp_plugin": FullyShardedDataParallelPlugin()}
 
 
-def zero_on_the_cpu(way: str) -> None:
-    """Have accelerate start DeepSpeed as the recipe says, by the environment as its launcher does."""
-    settings = load_config_from_file(str(RECIPES / "accelerate" / f"{way}.yaml")).deepspeed_config
+def enable_deepspeed_on_the_cpu(sharding: str) -> None:
+    """Make accelerate use DeepSpeed as the recipe says, through the environment variables of its launcher."""
+    settings = load_config_from_file(str(RECIPES / "accelerate" / f"{sharding}.yaml")).deepspeed_config
     names = {
         "zero_stage": "DEEPSPEED_ZERO_STAGE",
         "zero3_init_flag": "DEEPSPEED_ZERO3_INIT",
@@ -98,12 +98,12 @@ def zero_on_the_cpu(way: str) -> None:
     os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
     from deepspeed import ops
 
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo will do: to compile this takes minutes
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it takes minutes, and gloo works
 
 
-def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: str | None) -> None:
-    if way in ("zero2", "zero3"):
-        zero_on_the_cpu(way)
+def main(model_folder: str, backbone: str, output: Path, batch_size: int, sharding: str | None) -> None:
+    if sharding in ("zero2", "zero3"):
+        enable_deepspeed_on_the_cpu(sharding)
     processor = processor_from_backbone(backbone)
     common = {
         "per_device_train_batch_size": batch_size,
@@ -124,14 +124,14 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
         "contrastive": (
             ContrastiveTrainer,
             ContrastiveConfig,
-            {"symmetric": True, "num_hard_negatives": 3, "graph_cache_gb": SOME_GRAPHS},
+            {"symmetric": True, "num_hard_negatives": 3, "graph_cache_gb": SMALL_GRAPH_CACHE_GB},
             contrastive_rows(),
         ),
         "distillation": (DistillationTrainer, DistillationConfig, {}, distillation_rows()),
     }
-    if way == "zero2":  # differs from stage 3 in what is sharded, not in what is asked of the trainers
+    if sharding == "zero2":  # the trainers do the same under ZeRO-2 and ZeRO-3
         del stages["distillation"]
-    elif way != "zero3":  # the same rows as a stream, of which every process reads all and keeps its own
+    elif sharding != "zero3":  # the same rows as a stream, which every process reads and takes its share from
         stages["streamed"] = (*stages["contrastive"][:3], IterableDataset.from_generator(contrastive_rows))
     results = {}
     for name, (trainer_class, config_class, options, rows) in stages.items():
@@ -141,22 +141,22 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
             trainer_class=trainer_class, config_class=config_class, options=options, rows=rows, saved=saved
         ) -> EmbeddingTrainer:
             args = config_class(str(saved), **common, **options)
-            if way == "fsdp2":
-                shard_on_the_cpu()
+            if sharding == "fsdp2":
+                enable_fsdp2_on_the_cpu()
             model = UniMEModel.from_pretrained(model_folder)
             return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
 
         trainer = make_trainer()
-        with profile(activities=[ProfilerActivity.CPU]) if way is None else nullcontext() as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) if sharding is None else nullcontext() as profiler:
             trainer.train()
         trainer.save_model()
         trainer.accelerator.wait_for_everyone()
-        own_rows = list(rows)[trainer.args.process_index * batch_size :][:batch_size]
+        local_rows = list(rows)[trainer.args.process_index * batch_size :][:batch_size]
         results[name] = {
             "log": [e for e in trainer.state.log_history if "loss" in e],
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
             "all_reduces": profiler and sum(e.count for e in profiler.key_averages() if e.key == "gloo:all_reduce"),
-            "has_images": any("pixel_values" in t for t in trainer.data_collator(own_rows)["micro_batches"]),
+            "has_images": any("pixel_values" in t for t in trainer.data_collator(local_rows)["micro_batches"]),
             "files": sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()),
             "sharded": [name for name, module in trainer.model.named_modules() if is_sharded(module)],
         }
@@ -170,8 +170,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, way: s
     torch.save(results, f"{output}.{trainer.args.process_index}")
     if distributed.is_initialized():
         distributed.destroy_process_group()
-        # All that is compared is on disk. At the interpreter's end a thread of a library aborted a process once
-        # ("terminate called without an active exception").
+        # All results are on disk. A library's thread once aborted a process during the interpreter's shutdown.
         os._exit(0)
 
 

@@ -21,7 +21,7 @@ def edit(adapter: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> No
     save_file(tensors, adapter / "adapter_model.safetensors")
 
 
-def test_an_adapter_whose_keys_are_renamed_is_refused(make_model: Callable, adapter: Path):
+def test_an_adapter_with_renamed_keys_is_refused(make_model: Callable, adapter: Path):
     def rename(tensors: dict[str, torch.Tensor]) -> None:
         for key in list(tensors):
             tensors[key.replace("language_model", "text_model")] = tensors.pop(key)
@@ -33,23 +33,23 @@ def test_an_adapter_whose_keys_are_renamed_is_refused(make_model: Callable, adap
         load_adapter(make_model(), adapter)
 
 
-def test_an_adapter_that_lacks_a_key_is_refused(make_model: Callable, adapter: Path):
+def test_an_adapter_with_a_missing_key_is_refused(make_model: Callable, adapter: Path):
     edit(adapter, lambda tensors: tensors.pop(sorted(tensors)[0]))
     with pytest.raises(ValueError, match="1 missing, such as"):
         load_adapter(make_model(), adapter)
 
 
-def test_an_adapter_of_another_width_is_refused(make_model: Callable, adapter: Path):
+def test_an_adapter_with_a_wrong_shape_is_refused(make_model: Callable, adapter: Path):
     def widen(tensors: dict[str, torch.Tensor]) -> None:
         key = sorted(tensors)[0]
         tensors[key] = torch.zeros(2, 99)
 
     edit(adapter, widen)
-    with pytest.raises(ValueError, match="1 of another shape"):
+    with pytest.raises(ValueError, match="1 of the wrong shape"):
         load_adapter(make_model(), adapter)
 
 
-def test_a_fitting_adapter_is_loaded_whole(make_model: Callable, adapter: Path):
+def test_all_weights_of_a_matching_adapter_are_loaded(make_model: Callable, adapter: Path):
     def fill(tensors: dict[str, torch.Tensor]) -> None:
         for key in tensors:
             tensors[key] = torch.full_like(tensors[key], 0.5)

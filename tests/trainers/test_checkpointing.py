@@ -1,4 +1,4 @@
-"""What a checkpoint was trained with stays beside it, through both stages and a merge, and gets into its card."""
+"""The training record stays beside a checkpoint, through both stages and a merge, and appears in its card."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,9 @@ from unime.trainers import (
 )
 
 
-def test_both_stages_are_recorded(make_model: Callable, processor: ProcessorMixin, rows: list[dict], tmp_path: Path):
+def test_the_record_lists_both_stages(
+    make_model: Callable, processor: ProcessorMixin, rows: list[dict], tmp_path: Path
+):
     base = str(save_checkpoint(make_model().eval(), processor, tmp_path / "base"))
     common = {"per_device_train_batch_size": 4, "max_steps": 1, "report_to": "none", "use_cpu": True}
 
@@ -46,7 +48,7 @@ def test_both_stages_are_recorded(make_model: Callable, processor: ProcessorMixi
         "per_device_train_batch_size": 4,
         "max_steps": 1,
         "use_cpu": True,
-        "k": 3,
+        "num_hard_negatives": 3,
         "learning_rate": 1e-3,
     }
     assert "secret" not in text and "output_dir" not in text

@@ -32,13 +32,15 @@ def make_trainer(make_model: Callable, processor: ProcessorMixin, tmp_path: Path
     return make
 
 
-def test_every_parameter_moves(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_every_parameter_used_by_the_model_changes(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, max_steps=1, warmup_steps=0)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
-    still = [name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])]
-    # LLaVA reads the images from CLIP's last layer but one: what comes after it has no part in the embedding.
-    assert still == [name for name in before if "vision_tower.encoder.layers.1." in name or "post_layernorm" in name]
+    unchanged = [name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])]
+    # LLaVA uses the output of CLIP's second-to-last layer: later weights have no effect on the embedding.
+    assert unchanged == [
+        name for name in before if "vision_tower.encoder.layers.1." in name or "post_layernorm" in name
+    ]
 
 
 def test_the_loss_falls_and_every_statistic_is_logged(make_trainer: Callable, rows: list[dict[str, Any]]):
@@ -50,7 +52,7 @@ def test_the_loss_falls_and_every_statistic_is_logged(make_trainer: Callable, ro
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
 
 
-def test_logged_statistics_are_means_since_the_last_time(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_logged_statistics_are_means_since_the_last_log(make_trainer: Callable, rows: list[dict[str, Any]]):
     def hardness(logging_steps: int) -> list[float]:
         trainer = make_trainer(rows, max_steps=4, logging_steps=logging_steps)
         trainer.train()
@@ -70,37 +72,37 @@ def plain(temperature: float = 1.0, **options: Any) -> dict[str, Any]:
 
 
 def test_the_same_answer_is_never_a_negative(make_trainer: Callable, rows: list[dict[str, Any]]):
-    # Four candidates and four queries, all embeddings equal: each loss is the logarithm of one plus the negatives.
+    # Four candidates and four queries with equal embeddings: each loss is log(1 + number of negatives).
     trainer = make_trainer(rows, **plain())
     batch = batch_of(content=[10, 11, 12, 13], label=[5, 5, -1, -1], positive=[0, 1, 2, 3], query=[4, 5, 6, 7])
     loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
-    # Rows 0 and 1 share a label and keep two negatives; rows 2 and 3 have no label, not a shared one, and keep three.
+    # Rows 0 and 1 share a label and keep two negatives; rows 2 and 3 have no label and keep three.
     assert loss.item() == pytest.approx((2 * math.log(3) + 2 * math.log(4)) / 4, abs=1e-6)
-    trainer = make_trainer(rows, **plain(exclude_same_label=False))  # now rows 0 and 1 are negatives of each other
+    trainer = make_trainer(rows, **plain(exclude_same_label=False))  # rows 0 and 1 become negatives of each other
     loss, _ = trainer.batch_loss(torch.ones(8, 2) / math.sqrt(2), batch)
     assert loss.item() == pytest.approx(math.log(4), abs=1e-6)
 
 
-def test_all_negatives_count_until_the_hardest_do(make_trainer: Callable, rows: list[dict[str, Any]]):
-    # The query's cosines: 0 with its positive, 1 with a negative that the filter drops, 0 and -1 with two others.
+def test_all_negatives_count_until_the_warmup_ends(make_trainer: Callable, rows: list[dict[str, Any]]):
+    # The query's cosines: 0 with its positive, 1 with a negative that the filter drops, 0 and -1 with two more.
     trainer = make_trainer(
         rows, temperature=1.0, false_negative_margin=0.5, num_hard_negatives=1, hard_negative_warmup_steps=3
     )
     batch = batch_of(content=[10, 11, 12, 13], label=[-1] * 4, positive=[0], query=[4])
     embeddings = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, -1.0], [-1.0, 0.0], [1.0, 0.0]])
-    every = math.log(1 + math.e + 1 + 1 / math.e)
-    for step, expected in ((0, every), (2, every), (3, math.log(2)), (9, math.log(2))):
+    all_negatives = math.log(1 + math.e + 1 + 1 / math.e)
+    for step, expected in ((0, all_negatives), (2, all_negatives), (3, math.log(2)), (9, math.log(2))):
         trainer.state.global_step = step
         loss, _ = trainer.batch_loss(embeddings, batch)
         assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_one_content_under_two_labels_counts_once_and_under_both(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_a_content_with_two_labels_counts_once_and_has_both_labels(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, **plain())
-    # Candidates 1 and 2 are the same content, once labelled like row 0's positive and once as an explicit negative.
+    # Candidates 1 and 2 have the same content: one with the label of row 0's positive, one an explicit negative.
     batch = batch_of(content=[10, 11, 11, 12], label=[5, 5, -1, -1], positive=[0, 3], query=[4, 5])
     loss, _ = trainer.batch_loss(torch.ones(6, 2) / math.sqrt(2), batch)
-    # Row 0 keeps candidate 3 alone; row 1 keeps 0 and the content of 1 and 2, once.
+    # Row 0 keeps only candidate 3; row 1 keeps 0, and the content of 1 and 2 once.
     assert loss.item() == pytest.approx((math.log(2) + math.log(3)) / 2, abs=1e-6)
 
 
@@ -111,17 +113,17 @@ def test_explicit_negatives_join_the_pool_of_every_row(make_trainer: Callable, r
     assert loss.item() == pytest.approx(math.log(3), abs=1e-6)
 
 
-def test_symmetric_is_the_mean_of_both_directions(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_the_symmetric_loss_is_the_mean_of_both_directions(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, **plain(0.5, symmetric=True))
     items = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     batch = batch_of(content=[10, 11, 12], label=[-1, -1, -1], positive=[0, 1, 2], query=[3, 4, 5])
     loss, _ = trainer.batch_loss(items, batch)
     logits = items[3:] @ items[:3].T / 0.5
-    own = torch.arange(3)
-    torch.testing.assert_close(loss, (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2)
+    diagonal = torch.arange(3)
+    torch.testing.assert_close(loss, (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2)
 
 
-def test_info_nce_of_vlm2vec_is_one_setting(
+def test_info_nce_of_vlm2vec_is_a_configuration(
     make_trainer: Callable, rows: list[dict[str, Any]], make_model: Callable, processor: ProcessorMixin
 ):
     distinct = [row for row in rows if row["label"] is None and not row["negatives"]]
@@ -135,29 +137,29 @@ def test_info_nce_of_vlm2vec_is_one_setting(
     torch.testing.assert_close(loss.detach(), cross_entropy(logits, torch.arange(len(distinct))), atol=1e-4, rtol=1e-4)
 
 
-def test_a_batch_of_one_is_an_error(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_a_batch_of_one_is_refused(make_trainer: Callable, rows: list[dict[str, Any]]):
     with pytest.raises(ValueError, match="no query has a negative"):
         make_trainer(rows[:1], per_device_train_batch_size=1).train()
 
 
-def test_k_larger_than_the_pool_trains(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_more_hard_negatives_than_candidates_can_be_trained(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, num_hard_negatives=1000, max_steps=1)
     assert trainer.train().training_loss > 0
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"num_hard_negatives": 0}, "num_hard_negatives must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"pad_negatives": "drop"}, "pad_negatives must be 'mask' or 'repeat'"),
         ({"negative_sampling": "best"}, "negative_sampling must be 'hardest', 'random' or 'easiest'"),
         ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),
-        ({"use_liger_kernel": True}, "use_liger_kernel does nothing here"),
+        ({"use_liger_kernel": True}, "use_liger_kernel has no effect"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], sentence: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_arguments_are_refused(options: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
         ContrastiveConfig(str(tmp_path), use_cpu=True, **options)
 
 
@@ -179,7 +181,7 @@ def test_a_task_block_fills_batches_with_one_task(make_trainer: Callable, rows: 
     assert epochs[0] != epochs[1]
 
 
-def test_a_task_block_needs_stored_tasks(make_trainer: Callable, rows: list[dict[str, Any]]):
+def test_task_blocks_need_a_stored_task_column(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, task_block_size=6)
     trainer.train_dataset = Dataset.from_dict({"number": list(range(24))}).with_transform(
         lambda batch: {"task": ["names"] * len(batch["number"])}

@@ -46,7 +46,7 @@ def encode(texts: list[str]) -> Any:
     return TEACHER[[TEXTS.index(text) for text in texts]].numpy()
 
 
-def test_only_the_language_model_changes_and_all_of_it(make_trainer: Callable):
+def test_the_whole_language_model_changes_and_nothing_else(make_trainer: Callable):
     trainer = make_trainer(PRECOMPUTED, {})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
@@ -55,7 +55,7 @@ def test_only_the_language_model_changes_and_all_of_it(make_trainer: Callable):
         assert torch.equal(value, before[name]) == (not name.startswith(language_model)), name
 
 
-def test_adapters_go_into_the_language_model_only(make_trainer: Callable):
+def test_adapters_are_attached_to_the_language_model_only(make_trainer: Callable):
     # The vision tower has a `q_proj` too.
     for target in (["q_proj", "fc1"], "all-linear", r".*\.(q_proj|v_proj)"):
         trainer = make_trainer(PRECOMPUTED, {"peft_config": LoraConfig(r=2, target_modules=target)}, max_steps=2)
@@ -66,7 +66,7 @@ def test_adapters_go_into_the_language_model_only(make_trainer: Callable):
         assert not any("lora_" in n and ".language_model." not in n for n, _ in trainer.model.named_parameters())
 
 
-def test_adapters_keep_the_exclusions_that_the_user_asked_for(make_trainer: Callable):
+def test_adapters_keep_the_users_exclusions(make_trainer: Callable):
     for exclude in (["k_proj"], r".*\.k_proj"):
         peft_config = LoraConfig(r=2, target_modules=["q_proj", "k_proj"], exclude_modules=exclude)
         model = make_trainer(PRECOMPUTED, {"peft_config": peft_config}).model
@@ -74,7 +74,7 @@ def test_adapters_keep_the_exclusions_that_the_user_asked_for(make_trainer: Call
         assert adapted and all(".language_model." in name and "q_proj" in name for name in adapted)
 
 
-def test_the_loss_is_the_kl_of_the_whole_batch(make_trainer: Callable, processor: ProcessorMixin):
+def test_the_loss_is_the_kl_divergence_of_the_whole_batch(make_trainer: Callable, processor: ProcessorMixin):
     trainer = make_trainer(PRECOMPUTED, {}, student_temperature=0.2, teacher_temperature=0.3)
     batch = trainer.data_collator(list(trainer.train_dataset))
     assert len(batch["micro_batches"]) > 2
@@ -85,12 +85,12 @@ def test_the_loss_is_the_kl_of_the_whole_batch(make_trainer: Callable, processor
 
 
 @pytest.mark.parametrize("teacher", ["stored", "online"])
-def test_texts_that_repeat_are_embedded_once_and_count_as_often_as_they_occur(
+def test_repeated_texts_are_embedded_once_and_counted_every_time(
     teacher: str, make_trainer: Callable, processor: ProcessorMixin
 ):
-    texts = [TEXTS[number] for number in (0, 1, 2, 0, 3, 0, 2, 4)]
-    vectors = encode(texts).tolist()
-    columns, options = {"text": texts, "teacher": vectors}, {}
+    texts = [TEXTS[index] for index in (0, 1, 2, 0, 3, 0, 2, 4)]
+    embeddings = encode(texts).tolist()
+    columns, options = {"text": texts, "teacher": embeddings}, {}
     if teacher == "online":
         columns, options = {"text": texts}, {"teacher": encode}
     trainer = make_trainer(columns, options, per_device_train_batch_size=8)
@@ -101,10 +101,10 @@ def test_texts_that_repeat_are_embedded_once_and_count_as_often_as_they_occur(
     once = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
 
     trainer.model.zero_grad()
-    embedded = [trainer.model(**tensors).embeddings for _, tensors in micro_batches(processor, texts, 1)]
+    parts = [trainer.model(**tensors).embeddings for _, tensors in micro_batches(processor, texts, 1)]
     order = torch.tensor([index for indices, _ in micro_batches(processor, texts, 1) for index in indices])
-    student = torch.cat(embedded)[torch.argsort(order)]
-    twice = distillation_kl(student, torch.tensor(vectors), student_temperature=0.1, teacher_temperature=0.1)
+    student = torch.cat(parts)[torch.argsort(order)]
+    twice = distillation_kl(student, torch.tensor(embeddings), student_temperature=0.1, teacher_temperature=0.1)
     twice.backward()
     torch.testing.assert_close(loss, twice)
     assert len(once) > 10
@@ -119,7 +119,7 @@ def test_the_loss_falls(make_trainer: Callable):
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_an_online_teacher_gives_the_same_training_as_a_precomputed_one(make_trainer: Callable):
+def test_an_online_teacher_trains_like_a_precomputed_one(make_trainer: Callable):
     logs = []
     for columns, options in ((PRECOMPUTED, {}), ({"text": TEXTS}, {"teacher": encode})):
         trainer = make_trainer(columns, options)
@@ -128,12 +128,14 @@ def test_an_online_teacher_gives_the_same_training_as_a_precomputed_one(make_tra
     assert logs[0] == pytest.approx(logs[1])
 
 
-def test_without_any_teacher_the_missing_column_is_named(make_trainer: Callable):
-    with pytest.raises(ValueError, match=r"lacks the column\(s\) teacher.*needs text, teacher, and found text"):
+def test_without_a_teacher_the_error_names_the_missing_column(make_trainer: Callable):
+    with pytest.raises(
+        ValueError, match=r"lacks the column\(s\) teacher.*needs text, teacher, but the rows have text"
+    ):
         make_trainer({"text": TEXTS}, {})
 
 
-def test_an_adapter_that_was_attached_outside_is_refused(
+def test_trained_weights_outside_the_language_model_are_refused(
     make_model: Callable, processor: ProcessorMixin, tmp_path: Path
 ):
     model = make_model()
@@ -148,12 +150,12 @@ def test_an_adapter_that_was_attached_outside_is_refused(
         )
 
 
-def test_a_batch_of_one_is_an_error(make_trainer: Callable):
+def test_a_batch_of_one_is_refused(make_trainer: Callable):
     with pytest.raises(ValueError, match="batch of one"):
         make_trainer(PRECOMPUTED, {}, per_device_train_batch_size=1).train()
 
 
 @pytest.mark.parametrize("options", [{"teacher_temperature": 0.0}, {"kl_direction": "both"}])
-def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], tmp_path: Path):
+def test_invalid_arguments_are_refused(options: dict[str, Any], tmp_path: Path):
     with pytest.raises(ValueError, match=next(iter(options))):
         DistillationConfig(str(tmp_path), use_cpu=True, **options)

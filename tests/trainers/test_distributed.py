@@ -13,25 +13,26 @@ from unime import UniMEModel
 
 
 SCRIPT = str(Path(__file__).parent / "joined_batch.py")
-SEVERAL = ["two", "shards", "zero2", "zero3"]
-PROCESSES = ["one.0", *(f"{name}.{rank}" for name in SEVERAL for rank in (0, 1))]
-STAGES = [(name, "contrastive") for name in ["one", *SEVERAL]]
+TWO_PROCESSES = ["two", "shards", "zero2", "zero3"]
+PROCESSES = ["one.0", *(f"{name}.{rank}" for name in TWO_PROCESSES for rank in (0, 1))]
+STAGES = [(name, "contrastive") for name in ["one", *TWO_PROCESSES]]
 STAGES += [(name, "distillation") for name in ("one", "two", "shards", "zero3")]
 STAGES += [(name, "streamed") for name in ("one", "two", "shards")]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Run both stages in one process with batches of twelve, and in two with batches of six, sharded or not."""
+    """Run both stages in one process with batches of 12, and in two with batches of 6, sharded or not."""
     folder = tmp_path_factory.mktemp("joined")
     torch.manual_seed(0)
     UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava"))).save_pretrained(folder / "model")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     runs = [([sys.executable], "one", ["12"])]
     runs += [
-        (launch, name, ["6", *way]) for name, way in zip(SEVERAL, ([], ["fsdp2"], ["zero2"], ["zero3"]), strict=True)
+        (launch, name, ["6", *sharding])
+        for name, sharding in zip(TWO_PROCESSES, ([], ["fsdp2"], ["zero2"], ["zero3"]), strict=True)
     ]
-    for pair in (runs[:2], runs[2:4], runs[4:]):  # not all at once: a process takes half a gigabyte and more
+    for pair in (runs[:2], runs[2:4], runs[4:]):  # in pairs, as a process needs half a gigabyte or more
         started = [
             subprocess.Popen(
                 [*command, SCRIPT, str(folder / "model"), str(tiny_model("llava")), str(folder / output), *settings],
@@ -54,21 +55,21 @@ def runs(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     return results
 
 
-@pytest.mark.parametrize(("several", "stage"), [run for run in STAGES if run[0] != "one"])
-def test_two_processes_train_as_one_does_with_the_joined_batch(
-    runs: dict[str, dict[str, Any]], several: str, stage: str
+@pytest.mark.parametrize(("run", "stage"), [pair for pair in STAGES if pair[0] != "one"])
+def test_two_processes_train_like_one_process_with_the_joined_batch(
+    runs: dict[str, dict[str, Any]], run: str, stage: str
 ):
     one = runs["one.0"][stage]
-    for name in (f"{several}.0", f"{several}.1"):
-        two = runs[name][stage]
-        torch.testing.assert_close(two["weights"], one["weights"], atol=1e-6, rtol=0)
-        for entry_of_two, entry_of_one in zip(two["log"], one["log"], strict=True):
-            assert entry_of_two == pytest.approx(entry_of_one, rel=1e-5, abs=1e-5)
-        assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
+    for name in (f"{run}.0", f"{run}.1"):
+        result = runs[name][stage]
+        torch.testing.assert_close(result["weights"], one["weights"], atol=1e-6, rtol=0)
+        for entry, expected in zip(result["log"], one["log"], strict=True):
+            assert entry == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert result["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
-def test_fsdp2_sharded_every_layer(runs: dict[str, dict[str, Any]], stage: str):
+def test_fsdp2_shards_every_layer(runs: dict[str, dict[str, Any]], stage: str):
     assert runs["two.0"][stage]["sharded"] == []
     for name in ("shards.0", "shards.1"):
         sharded = runs[name][stage]["sharded"]
@@ -76,7 +77,7 @@ def test_fsdp2_sharded_every_layer(runs: dict[str, dict[str, Any]], stage: str):
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
-def test_a_sharded_training_leaves_shards_to_resume_from_and_an_ordinary_checkpoint(
+def test_sharded_training_saves_shards_to_resume_from_and_an_ordinary_checkpoint(
     runs: dict[str, dict[str, Any]], stage: str
 ):
     def final(files: list[str]) -> list[str]:
@@ -89,15 +90,15 @@ def test_a_sharded_training_leaves_shards_to_resume_from_and_an_ordinary_checkpo
 
 
 @pytest.mark.parametrize("name", ["one.0", "two.0", "two.1"])
-def test_a_stream_gives_the_batches_of_the_dataset(runs: dict[str, dict[str, Any]], name: str):
+def test_a_stream_gives_the_same_batches_as_the_dataset(runs: dict[str, dict[str, Any]], name: str):
     stream, dataset = (runs[name][stage]["weights"] for stage in ("streamed", "contrastive"))
     torch.testing.assert_close(stream, dataset, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_resumed_training_ends_with_the_same_weights(runs: dict[str, dict[str, Any]], name: str, stage: str):
-    one_run = runs[f"{name}.0"][stage]
-    torch.testing.assert_close(one_run["resumed"], one_run["weights"], atol=0, rtol=0)
+    result = runs[f"{name}.0"][stage]
+    torch.testing.assert_close(result["resumed"], result["weights"], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
@@ -106,5 +107,5 @@ def test_gradients_are_reduced_once_per_step(runs: dict[str, dict[str, Any]], st
     assert [runs[name][stage]["all_reduces"] for name in ("two.0", "two.1")] == [2, 2]
 
 
-def test_the_two_processes_had_batches_of_different_kinds(runs: dict[str, dict[str, Any]]):
+def test_the_two_processes_have_batches_of_different_kinds(runs: dict[str, dict[str, Any]]):
     assert [runs[name]["contrastive"]["has_images"] for name in ("two.0", "two.1")] == [False, True]

@@ -51,19 +51,21 @@ def test_resumed_training_equals_uninterrupted_training(
     args = ContrastiveConfig(str(tmp_path), **options | {"save_strategy": "steps", "save_steps": 2})
 
     def trainer(model: UniMEModel) -> ContrastiveTrainer:
-        torch.manual_seed(0)  # for the adapter's start
+        torch.manual_seed(0)  # for the initial weights of the adapter
         return ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=peft_config)
 
-    whole = trainer(make_model(dropout=0.2))
-    whole.train()
+    uninterrupted = trainer(make_model(dropout=0.2))
+    uninterrupted.train()
     resumed = trainer(make_model(dropout=0.2))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), atol=0, rtol=0)
-    assert [e.get("loss") for e in resumed.state.log_history] == [e.get("loss") for e in whole.state.log_history]
+    torch.testing.assert_close(resumed.model.state_dict(), uninterrupted.model.state_dict(), atol=0, rtol=0)
+    assert [e.get("loss") for e in resumed.state.log_history] == [
+        e.get("loss") for e in uninterrupted.state.log_history
+    ]
 
 
 @pytest.mark.parametrize("stage", [ContrastiveTrainer, DistillationTrainer])
-def test_matryoshka_is_the_mean_over_the_whole_and_its_cuts(
+def test_the_matryoshka_loss_is_the_mean_over_full_and_truncated_embeddings(
     stage: type,
     make_model: Callable,
     processor: ProcessorMixin,
@@ -71,7 +73,7 @@ def test_matryoshka_is_the_mean_over_the_whole_and_its_cuts(
     options: dict[str, Any],
     tmp_path: Path,
 ):
-    config, kwargs = partial(ContrastiveConfig, temperature=0.2), {}  # 0.02 multiplies rounding by 50
+    config, kwargs = partial(ContrastiveConfig, temperature=0.2), {}  # 0.02 would multiply rounding errors by 50
     if stage is DistillationTrainer:
         rows = [{"text": f"{i} and more" * (1 + i % 3)} for i in range(24)]
         config, kwargs = (
@@ -79,29 +81,29 @@ def test_matryoshka_is_the_mean_over_the_whole_and_its_cuts(
             {"teacher": lambda texts: [[len(text), text.count("1"), 1] for text in texts]},
         )
 
-    def trainer(**settings: object) -> EmbeddingTrainer:
-        args = config(str(tmp_path), **options, **settings)
+    def trainer(**arguments: object) -> EmbeddingTrainer:
+        args = config(str(tmp_path), **options, **arguments)
         return stage(make_model(), args, train_dataset=rows, processing_class=processor, **kwargs)
 
-    several, plain = trainer(matryoshka_dims=[8, 2]), trainer()
+    matryoshka, plain = trainer(matryoshka_dims=[8, 2]), trainer()
     batch = plain.data_collator(rows[:6])
-    loss = several.compute_loss(several.model, batch)
+    loss = matryoshka.compute_loss(matryoshka.model, batch)
     loss.backward()
 
     embed = with_last_layer_shortcut(plain.model, lambda tensors: plain.model(**tensors).embeddings)
-    tensors = [embed(tensors) for tensors in batch["micro_batches"]]
-    items = torch.cat(tensors)[torch.argsort(batch["order"])]
+    parts = [embed(tensors) for tensors in batch["micro_batches"]]
+    items = torch.cat(parts)[torch.argsort(batch["order"])]
     expected = sum(
         plain.batch_loss(torch.nn.functional.normalize(items[:, :dimensions], dim=1), batch)[0]
         for dimensions in (items.shape[1], 8, 2)
     )
     (expected / 3).backward()
     torch.testing.assert_close(loss, expected / 3)
-    gradients = [[parameter.grad for parameter in one.model.parameters()] for one in (several, plain)]
+    gradients = [[parameter.grad for parameter in trained.model.parameters()] for trained in (matryoshka, plain)]
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
-def test_matryoshka_dimensions_that_make_no_sense_are_refused(
+def test_invalid_matryoshka_dimensions_are_refused(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -123,7 +125,7 @@ def test_the_best_model_is_loaded_at_the_end(
     tmp_path: Path,
 ):
     steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
-    # The highest loss is called the best, so that the best model is not the last.
+    # The highest loss counts as the best, so that the best model is not the last.
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     args = ContrastiveConfig(str(tmp_path), **options | steps | best)
     trainer = ContrastiveTrainer(make_model(), args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
@@ -133,7 +135,7 @@ def test_the_best_model_is_loaded_at_the_end(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(highest)
 
 
-def test_the_saved_model_loads_as_a_checkpoint_and_embeds_alike(
+def test_the_saved_model_loads_as_a_checkpoint_with_the_same_embeddings(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -145,12 +147,12 @@ def test_the_saved_model_loads_as_a_checkpoint_and_embeds_alike(
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     items = [row["query"] for row in rows]
-    again = UniMEModel.from_pretrained(tmp_path / "final")
-    np.testing.assert_allclose(again.encode(items), trainer.model.encode(items, processor), atol=1e-6)
+    loaded = UniMEModel.from_pretrained(tmp_path / "final")
+    np.testing.assert_allclose(loaded.encode(items), trainer.model.encode(items, processor), atol=1e-6)
     assert (tmp_path / "final" / "modules.json").exists()
 
 
-def test_a_trained_adapter_is_saved_loaded_and_merged_without_change(
+def test_a_trained_adapter_is_saved_loaded_and_merged_without_changing_embeddings(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -174,7 +176,7 @@ def test_a_trained_adapter_is_saved_loaded_and_merged_without_change(
     assert np.abs(make_model().encode(items, processor) - trained).max() > 1e-3
 
 
-def test_evaluation_gives_a_loss_and_the_statistics(
+def test_evaluation_logs_a_loss_and_the_statistics(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -192,7 +194,7 @@ def test_evaluation_gives_a_loss_and_the_statistics(
     assert all("accuracy" in entry and "eval_accuracy" not in entry for entry in trained)
 
 
-def test_activation_checkpointing_and_bf16_train(
+def test_activation_checkpointing_and_bf16_can_be_used_for_training(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -207,19 +209,19 @@ def test_activation_checkpointing_and_bf16_train(
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
-def test_a_dataset_without_the_needed_columns_is_refused(
+def test_a_dataset_with_missing_columns_is_refused(
     make_model: Callable, processor: ProcessorMixin, options: dict[str, Any], tmp_path: Path
 ):
     rows = Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})
     with pytest.raises(
         ValueError,
-        match=r"train_dataset lacks the column\(s\) query, negatives, task, label: .* found anchor, positive",
+        match=r"train_dataset lacks the column\(s\) query, negatives, task, label: .* the rows have anchor, positive",
     ):
         args = ContrastiveConfig(str(tmp_path), **options)
         ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
 
 
-def test_the_columns_are_those_that_a_transform_makes(
+def test_a_transform_may_provide_the_columns(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -227,14 +229,14 @@ def test_the_columns_are_those_that_a_transform_makes(
     tmp_path: Path,
 ):
     def render(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        return {name: [rows[number][name] for number in batch["number"]] for name in rows[0]}
+        return {name: [rows[index][name] for index in batch["index"]] for name in rows[0]}
 
-    lazy = Dataset.from_dict({"number": list(range(24))}).with_transform(render)
+    lazy = Dataset.from_dict({"index": list(range(24))}).with_transform(render)
     args = ContrastiveConfig(str(tmp_path), **options | {"max_steps": 1})
     ContrastiveTrainer(make_model(), args, train_dataset=lazy, processing_class=processor).train()
 
 
-def test_fewer_rows_than_a_batch_are_refused(
+def test_a_dataset_smaller_than_a_batch_is_refused(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -255,9 +257,11 @@ def test_a_trainer_without_a_processor_is_refused(
         ContrastiveTrainer(make_model(), ContrastiveConfig(str(tmp_path), **options), train_dataset=rows)
 
 
-def test_settings_come_from_yaml_and_the_command_line_and_unknown_ones_are_errors(tmp_path: Path):
+def test_arguments_come_from_yaml_and_the_command_line_and_unknown_ones_are_errors(tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("output_dir: out\nuse_cpu: true\nbeta: null\nk: null\ntemperature: 0.05\n")
+    recipe.write_text(
+        "output_dir: out\nuse_cpu: true\nfalse_negative_margin: null\nnum_hard_negatives: null\ntemperature: 0.05\n"
+    )
     (args,) = TrlParser([ContrastiveConfig]).parse_args_and_config(
         ["--config", str(recipe), "--temperature", "0.1", "--pad_negatives", "repeat"]
     )

@@ -51,7 +51,7 @@ def gradients(
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 60, 200])
 @pytest.mark.parametrize("kind", KINDS)
-def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
+def test_cached_gradients_with_dropout_equal_those_of_the_whole_batch(
     kind: str, micro_batch_tokens: int, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
@@ -62,58 +62,58 @@ def test_cached_gradients_with_dropout_equal_those_of_the_batch_in_memory(
     torch.testing.assert_close(cached, plain, atol=1e-6, rtol=0)
 
 
-def held_by(model: UniMEModel, tensors: dict[str, Tensor]) -> float:
-    """Gigabytes that the graph of a micro-batch holds."""
-    memory = GraphCacheBudget(1, model)
-    with memory.counting(tensors):
+def graph_gigabytes(model: UniMEModel, tensors: dict[str, Tensor]) -> float:
+    """Return the gigabytes that the graph of a micro-batch holds."""
+    budget = GraphCacheBudget(1, model)
+    with budget.counting(tensors):
         output = model(**tensors).embeddings
-    assert output.requires_grad  # and kept until here, and with it its graph
-    return 1 - memory.left / 1e9
+    assert output.requires_grad  # kept until here, and its graph with it
+    return 1 - budget.bytes_left / 1e9
 
 
 @pytest.mark.parametrize("budget", ["none", "one byte", "a graph and a half", "all but one", "plenty"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_budget_gives_the_same_gradients(
+def test_every_budget_gives_the_same_gradients(
     kind: str, budget: str, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
     batches = [tensors for _, tensors in micro_batches(processor, make_items(kind, make_image), 60)]
-    number = len(batches)
-    assert number > 3
-    sizes = [held_by(model, tensors) for tensors in batches]
-    # The budget in gigabytes, and how many graphs are kept: the last of them may go beyond the budget.
+    num_batches = len(batches)
+    assert num_batches > 3
+    sizes = [graph_gigabytes(model, tensors) for tensors in batches]
+    # The budget in gigabytes and the number of graphs kept; the last one may exceed the budget.
     gigabytes, kept = {
         "none": (0, 1),
         "one byte": (1e-9, 1),
         "a graph and a half": (sizes[0] + sizes[1] / 2, 2),
-        "all but one": (sum(sizes[:-1]) - 1e-9, number - 1),
-        "plenty": (1, number),
+        "all but one": (sum(sizes[:-1]) - 1e-9, num_batches - 1),
+        "plenty": (1, num_batches),
     }[budget]
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     cached = gradients(model, batches, cached=True, gigabytes=gigabytes)
-    assert len(calls) == 2 * number - kept
+    assert len(calls) == 2 * num_batches - kept
     torch.testing.assert_close(cached, gradients(model, batches, cached=False), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("gigabytes", [0, 1e-9, 1])
-def test_the_last_gradient_that_is_sent_back_is_called_the_last(
+def test_only_the_backward_pass_of_the_last_micro_batch_is_marked_as_last(
     gigabytes: float, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model()
     batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
-    said = []
+    last_flags = []
 
-    def send_back(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
-        said.append(last)
+    def backward(embeddings: Tensor, gradient: Tensor, last: bool) -> None:
+        last_flags.append(last)
         embeddings.backward(gradient)
 
-    memory = GraphCacheBudget(gigabytes, model)
-    cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, memory, send_back).backward()
-    assert said == [False] * (len(batches) - 1) + [True]
+    budget = GraphCacheBudget(gigabytes, model)
+    cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, budget, backward).backward()
+    assert last_flags == [False] * (len(batches) - 1) + [True]
 
 
-def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
+def test_a_single_micro_batch_is_embedded_once(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
     model = make_model(dropout=0.3).train()
     ((_, tensors),) = micro_batches(processor, make_items("text", make_image), 10**6)
     calls = []
@@ -124,7 +124,7 @@ def test_one_micro_batch_is_embedded_once(make_model: Callable, processor: Proce
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_the_same_for_every_split(
+def test_gradients_do_not_depend_on_the_micro_batch_size(
     kind: str, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model().train()
@@ -147,7 +147,9 @@ def test_gradients_are_the_same_for_every_split(
         torch.testing.assert_close(gradients_of(micro_batch_tokens), whole, atol=1e-6, rtol=0)
 
 
-def test_dropout_matters_in_these_tests(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
+def test_dropout_changes_the_loss_in_these_tests(
+    make_model: Callable, processor: ProcessorMixin, make_image: Callable
+):
     batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     with_dropout = gradients(make_model(dropout=0.3).train(), batches, cached=True)
     without = gradients(make_model().train(), batches, cached=True)
@@ -165,21 +167,21 @@ def test_a_scaled_loss_scales_the_gradients(make_model: Callable, processor: Pro
 
 @pytest.mark.parametrize("gigabytes", [0, 1e-4, 1])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_changes_nothing(
+def test_activation_checkpointing_does_not_change_the_gradients(
     reentrant: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
     batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
-    plain, whole = gradients(model, batches, cached=False), held_by(model, batches[0])
+    plain, whole = gradients(model, batches, cached=False), graph_gigabytes(model, batches[0])
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    assert 0 < held_by(model, batches[0]) < whole / 2
+    assert 0 < graph_gigabytes(model, batches[0]) < whole / 2
     torch.testing.assert_close(gradients(model, batches, cached=True, gigabytes=gigabytes), plain, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("gigabytes", [0, 1e-9, 1])
 @pytest.mark.parametrize("backward_inside", [True, False])
-def test_autocast_holds_for_the_second_pass_too(
+def test_autocast_applies_to_the_second_pass_too(
     backward_inside: bool, gigabytes: float, make_model: Callable, processor: ProcessorMixin, make_image: Callable
 ):
     model = make_model(dropout=0.3).train()
@@ -190,8 +192,8 @@ def test_autocast_holds_for_the_second_pass_too(
     torch.manual_seed(7)
     model.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        memory = GraphCacheBudget(gigabytes, model)
-        loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, memory)
+        budget = GraphCacheBudget(gigabytes, model)
+        loss = cached_loss(lambda tensors: model(**tensors).embeddings, batches, loss_of, budget)
         if backward_inside:
             loss.backward()
     if not backward_inside:
@@ -206,7 +208,9 @@ def test_autocast_holds_for_the_second_pass_too(
     }
 
 
-def test_without_grad_mode_only_the_loss_is_computed(make_model: Callable, processor: ProcessorMixin, make_image: Callable):
+def test_without_gradients_only_the_loss_is_computed(
+    make_model: Callable, processor: ProcessorMixin, make_image: Callable
+):
     model = make_model().eval()
     batches = [tensors for _, tensors in micro_batches(processor, make_items("mixed", make_image), 60)]
     with torch.no_grad():

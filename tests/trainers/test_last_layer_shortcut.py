@@ -1,4 +1,4 @@
-"""In training the last layer works for the last tokens alone, and the gradients stay what they were."""
+"""In training, the last layer runs for last tokens only, and the gradients do not change."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from unime.trainers.gradient_cache import with_last_layer_shortcut
 
 
 def tokens_of_last_mlp(model: UniMEModel) -> list[int]:
-    """Return a list to which each pass through the MLP of the last layer adds how many tokens of a row it was for."""
+    """Return a list to which each pass through the last layer's MLP appends its number of tokens per row."""
     counts = []
     mlp = model.backbone.get_decoder().layers[-1].mlp
     mlp.register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0].shape[1]))
@@ -26,13 +26,20 @@ def tokens_of_last_mlp(model: UniMEModel) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_gradients_are_the_same(name: str, tiny_model: Callable[[str], Path], make_image: Callable[[int], Image.Image]):
+def test_gradients_do_not_change(
+    name: str, tiny_model: Callable[[str], Path], make_image: Callable[[int], Image.Image]
+):
     torch.manual_seed(0)
     model, processor = (
         UniMEModel.from_backbone(tiny_model(name)).train(),
         processor_from_backbone(str(tiny_model(name))),
     )
-    items = [*map(make_image, range(2)), "a text", {"image": make_image(3), "text": "and a text"}, "another, longer text"]
+    items = [
+        *map(make_image, range(2)),
+        "a text",
+        {"image": make_image(3), "text": "and a text"},
+        "another, longer text",
+    ]
     batches = [tensors for _, tensors in micro_batches(processor, items, 100)]
 
     def embed(tensors: dict[str, Tensor]) -> Tensor:
@@ -49,17 +56,17 @@ def test_gradients_are_the_same(name: str, tiny_model: Callable[[str], Path], ma
     whole = gradients(embed)
     assert min(counts) > 1
     counts.clear()
-    shortened = gradients(with_last_layer_shortcut(model, embed))
+    with_shortcut = gradients(with_last_layer_shortcut(model, embed))
     assert set(counts) == {1}
-    assert whole.keys() == shortened.keys() and len(whole) > 10
-    largest = max(gradient.abs().max().item() for gradient in whole.values())  # those of biases of keys are all but 0
-    torch.testing.assert_close(shortened, whole, rtol=1e-4, atol=1e-6 * largest)
+    assert whole.keys() == with_shortcut.keys() and len(whole) > 10
+    largest = max(gradient.abs().max().item() for gradient in whole.values())  # key biases have gradients near 0
+    torch.testing.assert_close(with_shortcut, whole, rtol=1e-4, atol=1e-6 * largest)
     model.gradient_checkpointing_enable()
     assert with_last_layer_shortcut(model, embed) is embed
 
 
 @pytest.mark.parametrize("trained", ["all weights", "adapter", "activation checkpointing"])
-def test_the_trainers_leave_the_other_tokens_out(
+def test_trainers_use_the_shortcut_unless_activations_are_checkpointed(
     trained: str,
     make_model: Callable[..., UniMEModel],
     processor: ProcessorMixin,

@@ -1,4 +1,4 @@
-"""With a frozen tower and projector images are computed once per micro-batch, and nothing else changes."""
+"""With a frozen tower and projector, image features are computed once per micro-batch, and nothing else changes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from unime.trainers.gradient_cache import CachedVisionFeatures, GraphCacheBudget
 BACKBONES = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "idefics3"]
 
 
-def freeze_sight(model: UniMEModel) -> UniMEModel:
+def freeze_vision(model: UniMEModel) -> UniMEModel:
     """Freeze all but the language model."""
     model.requires_grad_(False)
     model.backbone.get_decoder().requires_grad_(True)
@@ -33,14 +33,14 @@ def count_images(model: UniMEModel) -> list[int]:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_gradients_with_dropout_are_the_same_to_the_bit(
+def test_gradients_with_dropout_are_identical(
     name: str, tiny_model: Callable[[str], Path], make_image: Callable[[int], Image.Image]
 ):
     config, processor = AutoConfig.from_pretrained(tiny_model(name)), processor_from_backbone(str(tiny_model(name)))
     config.text_config.attention_dropout = 0.3
-    config.vision_config.attention_dropout = 0.3  # where the tower knows none, this is only a name
+    config.vision_config.attention_dropout = 0.3  # has no effect in towers without dropout
     torch.manual_seed(0)
-    model = freeze_sight(UniMEModel.from_backbone(config)).train()
+    model = freeze_vision(UniMEModel.from_backbone(config)).train()
     items = [*map(make_image, range(3)), "a text", {"image": make_image(3), "text": "and a text"}, "another"]
     batches = [tensors for _, tensors in micro_batches(processor, items, 1)]
 
@@ -50,8 +50,8 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
     def gradients(embed: Callable[[dict[str, Tensor]], Tensor], gigabytes: float = 0.0) -> dict[str, Any]:
         torch.manual_seed(7)
         model.zero_grad()
-        memory = GraphCacheBudget(gigabytes, model)
-        loss = cached_loss(embed, batches, lambda embeddings: (embeddings @ embeddings.T).exp().sum(), memory)
+        budget = GraphCacheBudget(gigabytes, model)
+        loss = cached_loss(embed, batches, lambda embeddings: (embeddings @ embeddings.T).exp().sum(), budget)
         loss.backward()
         return {"loss": loss.detach(), "random": torch.rand(3)} | {
             name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
@@ -73,14 +73,14 @@ def test_gradients_with_dropout_are_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("trained", ["language model", "projector too"])
-def test_the_trainers_compute_images_again_only_if_they_may_change(
+def test_trainers_recompute_image_features_only_if_they_may_change(
     trained: str,
     make_model: Callable[..., UniMEModel],
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
     tmp_path: Path,
 ):
-    model = freeze_sight(make_model())
+    model = freeze_vision(make_model())
     if trained == "projector too":
         model.backbone.multi_modal_projector.requires_grad_(True)
     assert vision_is_frozen(model.backbone) is (trained == "language model")
@@ -88,7 +88,7 @@ def test_the_trainers_compute_images_again_only_if_they_may_change(
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
     batch = trainer.data_collator(rows)
     images = sum("pixel_values" in tensors for tensors in batch["micro_batches"])
-    first = "pixel_values" in batch["micro_batches"][0]  # its graph is kept: it is embedded once anyway
+    first = "pixel_values" in batch["micro_batches"][0]  # its graph is kept, so it is embedded once
     calls = count_images(model)
     trainer.compute_loss(model.train(), batch).backward()
     assert images > 10

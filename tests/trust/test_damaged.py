@@ -1,4 +1,4 @@
-"""Files that were cut short or changed after they were written: found, named, made again or refused, never loaded."""
+"""Files that were truncated or changed after they were written are never loaded: they are refused or made again."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer, last_complete_
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "checkpoints" / "unime-tiny"
-WAYS = {
+TRUNCATIONS = {
     "cut": lambda content: content[: len(content) // 2],
     "without its end": lambda content: content[:-1],
     "emptied": lambda content: b"",
@@ -40,13 +40,13 @@ WAYS = {
 CHANGED = {"changed": lambda content: content[: len(content) // 3] + b"\x55\xaa" + content[len(content) // 3 + 2 :]}
 
 
-def damage(file: Path, how: Callable[[bytes], bytes]) -> None:
+def damage(file: Path, change: Callable[[bytes], bytes]) -> None:
     before = file.read_bytes()
-    file.write_bytes(how(before))
+    file.write_bytes(change(before))
     assert file.read_bytes() != before
 
 
-def refusal(work: Callable[[], object]) -> str:
+def value_error(work: Callable[[], object]) -> str:
     with pytest.raises(ValueError) as raised:
         work()
     assert "\n" not in str(raised.value)
@@ -66,60 +66,60 @@ def checkpoint(tmp_path: Path) -> Path:
 CONFIGURATIONS = ["config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json"]
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("change", TRUNCATIONS)
 @pytest.mark.parametrize("name", ["model.safetensors", *CONFIGURATIONS])
-def test_a_checkpoint_that_was_cut_short_is_refused(checkpoint: Path, name: str, how: str):
-    if (name, how) == ("model.safetensors", "without its end") or name != "model.safetensors":
-        end = (checkpoint / name).read_bytes().rstrip()  # a line break at the end says nothing
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, name: str, change: str):
+    if (name, change) == ("model.safetensors", "without its end") or name != "model.safetensors":
+        end = (checkpoint / name).read_bytes().rstrip()  # without a final line break, which carries no information
         (checkpoint / name).write_bytes(end)
-    damage(checkpoint / name, WAYS[how])
+    damage(checkpoint / name, TRUNCATIONS[change])
     for load in (load_model, lambda folder: Index.create(folder + "-index", folder)):
-        sentence = refusal(lambda load=load: load(str(checkpoint)))
-        assert sentence.startswith(f"{checkpoint / name} is damaged (")
-        assert sentence.endswith("): copy or download the checkpoint again")
+        message = value_error(lambda load=load: load(str(checkpoint)))
+        assert message.startswith(f"{checkpoint / name} is damaged (")
+        assert message.endswith("): copy or download the checkpoint again")
 
 
-@pytest.mark.parametrize("how", ["cut", "emptied", "gone"])
-def test_a_checkpoint_without_its_whole_prompt_is_refused(checkpoint: Path, how: str):
+@pytest.mark.parametrize("change", ["cut", "emptied", "gone"])
+def test_a_checkpoint_with_a_damaged_chat_template_is_refused(checkpoint: Path, change: str):
     template = checkpoint / "chat_template.jinja"
-    template.unlink() if how == "gone" else damage(template, WAYS[how])
-    sentence = refusal(lambda: load_model(str(checkpoint)))
-    assert str(checkpoint) in sentence and "chat_template.jinja" in sentence
-    assert sentence.endswith(": copy or download the checkpoint again")
+    template.unlink() if change == "gone" else damage(template, TRUNCATIONS[change])
+    message = value_error(lambda: load_model(str(checkpoint)))
+    assert str(checkpoint) in message and "chat_template.jinja" in message
+    assert message.endswith(": copy or download the checkpoint again")
 
 
-def test_a_checkpoint_without_all_weights_is_refused(checkpoint: Path):
+def test_a_checkpoint_with_a_missing_weight_is_refused(checkpoint: Path):
     weights = load_file(checkpoint / "model.safetensors")
-    lost = sorted(weights)[3]
-    save_file({name: weights[name] for name in weights if name != lost}, checkpoint / "model.safetensors")
-    assert refusal(lambda: load_model(str(checkpoint))).startswith(f"{checkpoint} lacks weights, such as ")
+    missing = sorted(weights)[3]
+    save_file({name: weights[name] for name in weights if name != missing}, checkpoint / "model.safetensors")
+    assert value_error(lambda: load_model(str(checkpoint))).startswith(f"{checkpoint} lacks weights, such as ")
 
 
-def test_a_checkpoint_without_a_file_that_its_index_names_is_refused(checkpoint: Path, tiny: tuple[UniMEModel, Any]):
+def test_a_checkpoint_with_a_missing_shard_is_refused(checkpoint: Path, tiny: tuple[UniMEModel, Any]):
     (checkpoint / "model.safetensors").unlink()
     tiny[0].save_pretrained(checkpoint, max_shard_size="5MB")
     first, *others = sorted(checkpoint.glob("model-*.safetensors"))
     assert others and type(load_model(str(checkpoint))[0]) is UniMEModel
     first.unlink()
-    sentence = refusal(lambda: load_model(str(checkpoint)))
-    assert sentence == (
+    message = value_error(lambda: load_model(str(checkpoint)))
+    assert message == (
         f"{checkpoint / 'model.safetensors.index.json'} is damaged (it names {first.name}, which is not there): copy "
         "or download the checkpoint again"
     )
 
 
-def test_an_adapter_that_was_cut_short_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path):
+def test_a_truncated_adapter_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path):
     model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
-    damage(tmp_path / "adapter_model.safetensors", WAYS["cut"])
+    damage(tmp_path / "adapter_model.safetensors", TRUNCATIONS["cut"])
     model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
-    sentence = refusal(lambda: load_adapter(model, tmp_path))
-    assert sentence.startswith(f"{tmp_path / 'adapter_model.safetensors'} is damaged (")
+    message = value_error(lambda: load_adapter(model, tmp_path))
+    assert message.startswith(f"{tmp_path / 'adapter_model.safetensors'} is damaged (")
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train two steps, and save after each."""
+    """Train two steps and save after each; return the output folder."""
     rows = [{"query": {"text": f"query {number}"}, "positive": {"text": f"{number}"}} for number in range(4)]
     model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
     settings = {"per_device_train_batch_size": 4, "max_steps": 2, "save_steps": 1, "report_to": "none"}
@@ -129,36 +129,38 @@ def trained(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     return Path(args.output_dir)
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("change", TRUNCATIONS)
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(
-    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
+def test_training_resumes_from_the_last_intact_checkpoint(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, change: str
 ):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     assert last_complete_checkpoint(run) == str(run / "checkpoint-2") and not caplog.messages
-    damage(run / "checkpoint-2" / name, WAYS[how])
+    damage(run / "checkpoint-2" / name, TRUNCATIONS[change])
     assert last_complete_checkpoint(run) == str(run / "checkpoint-1")
-    (message,) = caplog.messages
-    assert message.startswith(f"skipping {run / 'checkpoint-2'}: {name} is damaged (")
+    (warning,) = caplog.messages
+    assert warning.startswith(f"skipping {run / 'checkpoint-2'}: {name} is damaged (")
 
 
-def embedded(texts: list[str]) -> np.ndarray:
+def letter_counts(texts: list[str]) -> np.ndarray:
     return np.array([[len(text), text.count("a")] for text in texts], np.float32)
 
 
-@pytest.mark.parametrize("how", [*WAYS, *CHANGED])
-def test_embeddings_of_an_evaluation_are_made_again(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("change", [*TRUNCATIONS, *CHANGED])
+def test_damaged_embeddings_of_an_evaluation_are_computed_again(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     calls = []
 
     def encode(items: list[dict[str, str]]) -> np.ndarray:
         calls.append([item["text"] for item in items])
-        return embedded(calls[-1])
+        return letter_counts(calls[-1])
 
     items = LazyItems([{"text": text} for text in ("a", "bb", "aaa", "cccc")], read=open)
     EmbeddingCache(encode, tmp_path, window=2)(items)
     kept, damaged = sorted(tmp_path.glob("*.npy"), key=lambda file: b"cccc" in file.read_bytes())
     of_damaged = np.load(damaged)["vector"][:, 0].tolist()
-    damage(damaged, (WAYS | CHANGED)[how])
+    damage(damaged, (TRUNCATIONS | CHANGED)[change])
     vectors = EmbeddingCache(encode, tmp_path, window=2)(items)
     assert vectors.tolist() == [[1, 1], [2, 0], [3, 3], [4, 0]]
     assert [[len(text) for text in call] for call in calls[2:]] == [of_damaged]
@@ -166,9 +168,9 @@ def test_embeddings_of_an_evaluation_are_made_again(how: str, tmp_path: Path, ca
     assert EmbeddingCache(encode, tmp_path)(items).tolist() == vectors.tolist() and len(calls) == 3 and kept.exists()
 
 
-@pytest.mark.parametrize("how", [*WAYS, *CHANGED])
-def test_embeddings_of_the_teacher_are_made_again(
-    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", [*TRUNCATIONS, *CHANGED])
+def test_damaged_teacher_embeddings_are_computed_again(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     calls = []
@@ -176,27 +178,27 @@ def test_embeddings_of_the_teacher_are_made_again(
     for expected in (1, 1, 2, 2):
         if expected == 2 and len(calls) == 1:
             (file,) = (tmp_path / "unime").glob("*.arrow")
-            damage(file, (WAYS | CHANGED)[how])
-        taught = precompute_teacher(texts, lambda some: calls.append(some) or embedded(some), "letters")
+            damage(file, (TRUNCATIONS | CHANGED)[change])
+        taught = precompute_teacher(texts, lambda batch: calls.append(batch) or letter_counts(batch), "letters")
         assert taught["teacher"][:] == [[1, 1], [2, 0], [3, 3]] and len(calls) == expected
     assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
-@pytest.mark.parametrize("how", [*WAYS, *CHANGED])
-def test_rows_of_the_world_are_made_again(
-    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", [*TRUNCATIONS, *CHANGED])
+def test_damaged_openmoji_rows_are_computed_again(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    catalogue.drawings()  # they stay where they are
+    catalogue.drawings()  # loaded before the cache folder changes
     monkeypatch.setenv("UNIME_CACHE", str(tmp_path))
-    made = dataset.openmoji_texts("train", 20)["text"][:]
+    expected = dataset.openmoji_texts("train", 20)["text"][:]
     (file,) = tmp_path.glob("*.arrow")
-    damage(file, (WAYS | CHANGED)[how])
-    assert dataset.openmoji_texts("train", 20)["text"][:] == made
+    damage(file, (TRUNCATIONS | CHANGED)[change])
+    assert dataset.openmoji_texts("train", 20)["text"][:] == expected
     assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
 @pytest.mark.slow
-def test_images_of_the_world_are_drawn_again(
+def test_damaged_openmoji_drawings_are_rendered_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     drawn = catalogue.drawings()
@@ -211,8 +213,10 @@ def test_images_of_the_world_are_drawn_again(
     assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
-@pytest.mark.parametrize("how", [*WAYS, *CHANGED])
-def test_mined_embeddings_are_made_again(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize("change", [*TRUNCATIONS, *CHANGED])
+def test_damaged_embeddings_of_mining_are_computed_again(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     mine = runpy.run_path(str(ROOT / "recipes" / "mine.py"))
     rows = [{"query": {"text": f"number {number}"}, "positive": {"text": f"{number}"}} for number in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -222,30 +226,30 @@ def test_mined_embeddings_are_made_again(how: str, tmp_path: Path, caplog: pytes
         mine["main"](DataArguments(dataset=str(tmp_path / "rows.jsonl")), script)
         (file,) = (output / "embeddings").iterdir()
         if time == 1:
-            before, found = file.read_bytes(), (output / "negatives.jsonl").read_text()
-            damage(file, (WAYS | CHANGED)[how])
-    assert file.read_bytes() == before and (output / "negatives.jsonl").read_text() == found
+            before, negatives = file.read_bytes(), (output / "negatives.jsonl").read_text()
+            damage(file, (TRUNCATIONS | CHANGED)[change])
+    assert file.read_bytes() == before and (output / "negatives.jsonl").read_text() == negatives
     assert caplog.messages == [f"{file} is damaged (its checksum does not match): it is removed and made again"]
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_mined_negatives_that_were_cut_short_are_refused(how: str, tmp_path: Path):
+@pytest.mark.parametrize("change", TRUNCATIONS)
+def test_truncated_mined_negatives_are_refused(change: str, tmp_path: Path):
     rows = [{"query": {"text": f"number {number}"}, "positive": {"text": f"{number}"}} for number in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mined = tmp_path / "negatives.jsonl"
     mined.write_text("[1, 2]\n[2, 3]\n[]\n[10")
-    damage(mined, WAYS[how])
+    damage(mined, TRUNCATIONS[change])
     dataset = open_rows(DataArguments(dataset=str(tmp_path / "rows.jsonl")))
-    assert str(mined) in refusal(lambda: with_mined_negatives(dataset, mined))
+    assert str(mined) in value_error(lambda: with_mined_negatives(dataset, mined))
 
 
 def corpus(size: int) -> list[Entry]:
     return [Entry(f"{number}", f"number {number}") for number in range(size)]
 
 
-@pytest.mark.parametrize("how", [*WAYS, *CHANGED])
-def test_embeddings_of_a_corpus_are_made_again(
-    how: str,
+@pytest.mark.parametrize("change", [*TRUNCATIONS, *CHANGED])
+def test_damaged_embeddings_of_a_corpus_are_computed_again(
+    change: str,
     tiny: tuple[UniMEModel, Any],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -261,7 +265,7 @@ def test_embeddings_of_a_corpus_are_made_again(
     assert write() == 0
     _, file = sorted(tmp_path.iterdir())
     before = pq.read_table(file)
-    damage(file, (WAYS | CHANGED)[how])
+    damage(file, (TRUNCATIONS | CHANGED)[change])
     assert write() == 8
     assert pq.read_table(file).equals(before)
     assert caplog.messages == [f"{file} is damaged and will be written again"]
@@ -275,18 +279,20 @@ def index(tiny: tuple[UniMEModel, Any], tmp_path_factory: pytest.TempPathFactory
     return store.folder
 
 
-@pytest.mark.parametrize("how", [*WAYS, "gone"])
+@pytest.mark.parametrize("change", [*TRUNCATIONS, "gone"])
 @pytest.mark.parametrize("pattern", ["data/*.lance", "_versions/*.manifest"])
-def test_an_index_is_refused(pattern: str, how: str, index: Path, tiny: tuple[UniMEModel, Any], tmp_path: Path):
+def test_a_damaged_index_is_refused(
+    pattern: str, change: str, index: Path, tiny: tuple[UniMEModel, Any], tmp_path: Path
+):
     folder = Path(shutil.copytree(index, tmp_path / "index"))
     for file in folder.glob(f"entries.lance/{pattern}"):
-        file.unlink() if how == "gone" else damage(file, WAYS[how])
+        file.unlink() if change == "gone" else damage(file, TRUNCATIONS[change])
     before = sorted(folder.rglob("*"))
     for work in (
         lambda: Index.open(folder).search(np.ones(192, np.float32)),
         lambda: Index.open(folder).sync(corpus(20), *tiny),
     ):
-        sentence = refusal(work)
-        assert sentence.startswith(f"{folder} is damaged (")
-        assert sentence.endswith("delete the folder and create the index again")
+        message = value_error(work)
+        assert message.startswith(f"{folder} is damaged (")
+        assert message.endswith("delete the folder and create the index again")
         assert sorted(folder.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""The same seed gives the same weights to the bit, in both stages; another seed gives others."""
+"""The same seed gives identical weights in both stages; another seed gives different weights."""
 
 import json
 import os
@@ -48,14 +48,14 @@ def processor(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
 def train(
     tiny_model: Callable[[str], Path], processor: ProcessorMixin, tmp_path: Path
 ) -> Callable[..., dict[str, Tensor]]:
-    """Give a function that trains a model with dropout for three steps, and returns its weights."""
+    """Return a function that trains a model with dropout for three steps and returns its weights."""
 
     def run(stage: str, seed: int, adapter: bool) -> dict[str, Tensor]:
         config = AutoConfig.from_pretrained(tiny_model("llava"))
         config.text_config.attention_dropout = config.vision_config.attention_dropout = 0.3
         torch.manual_seed(0)
         model = UniMEModel.from_backbone(config)
-        torch.seed()  # what a trainer draws is a matter of its own seed
+        torch.seed()  # the training must depend on the trainer's own seed only
         options: dict[str, Any] = {"processing_class": processor}
         if adapter:
             options["peft_config"] = LoraConfig(r=2, lora_dropout=0.2, target_modules=["q_proj", "v_proj"])
@@ -64,8 +64,8 @@ def train(
             args = DistillationConfig(str(tmp_path), seed=seed, **SETTINGS)
             trainer = DistillationTrainer(model, args, Dataset.from_dict(texts), **options)
         else:
-            others = {"negatives": [], "task": "found", "label": None}
-            rows = [{"query": {"text": f"number {i}"}, "positive": {"image": image(i)}, **others} for i in range(ROWS)]
+            rest = {"negatives": [], "task": "found", "label": None}
+            rows = [{"query": {"text": f"number {i}"}, "positive": {"image": image(i)}, **rest} for i in range(ROWS)]
             args = ContrastiveConfig(str(tmp_path), seed=seed, **SETTINGS)
             trainer = ContrastiveTrainer(model, args, train_dataset=rows, **options)
         trainer.train()
@@ -74,11 +74,11 @@ def train(
     return run
 
 
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_the_same_seed_gives_the_same_weights(train: Callable[..., dict[str, Tensor]], stage: str, adapter: bool):
     first = train(stage, 7, adapter)
@@ -115,7 +115,7 @@ def test_the_same_command_gives_the_same_checkpoint(
         ]
         command += ["--max_steps", 3, "--warmup_steps", 1, "--per_device_train_batch_size", 4, "--bf16", "false"]
         command += ["--use_cpu", "true", "--full_determinism", determinism]
-        # Of two processes Python orders its sets differently, unless it is told not to.
+        # Different hash seeds order Python's sets differently.
         environment = os.environ | {"PYTHONHASHSEED": number, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300

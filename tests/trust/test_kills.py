@@ -1,7 +1,7 @@
-"""Long jobs that are killed at random moments and started again end as if nothing had happened.
+"""Long jobs that are killed at random moments and restarted end with the same result as an undisturbed job.
 
-Each job is the command that a user types. It runs in a process that a server forks, which has imported the libraries
-beforehand: so the random moments fall into the work, not into the imports, and dozens of kills take minutes.
+Each job is the command that a user types. It runs in a process forked from a server that has already imported the
+libraries, so that the random moments fall into the work and not into the imports, and dozens of kills take minutes.
 """
 
 import json
@@ -27,9 +27,9 @@ from unime.index.index import Index
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "checkpoints" / "unime-tiny")
-PATIENCE = 600  # seconds
-KILLS = 8  # of each job; one of each training in the quick suite
-# LanceDB is left out: it starts threads, which a fork does not take along.
+MAX_JOB_SECONDS = 600
+KILLS = 8  # per job; one per training in the quick suite
+# Not LanceDB: it starts threads, which a fork does not copy.
 IMPORTS = [
     "trl",
     "peft",
@@ -45,27 +45,27 @@ Start = Callable[..., BaseProcess]
 
 
 @pytest.fixture(scope="module")
-def forks() -> Any:
+def fork_server() -> Any:
     context = multiprocessing.get_context("forkserver")
-    with pytest.MonkeyPatch.context() as patch:  # the server and what it forks take the variables of this moment
+    with pytest.MonkeyPatch.context() as patch:  # the server and its forks inherit these variables
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         context.set_forkserver_preload(IMPORTS)
         first = context.Process(target=os.getpid)
         first.start()
-        first.join()  # the imports are done
+        first.join()  # wait for the imports
     return context
 
 
 @pytest.fixture
-def start(forks: Any, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Give a function that starts a script of the project, or a module of it, with words of a command line."""
+def start(fork_server: Any, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Return a function that starts a script or module of the project with command-line arguments."""
 
-    def start(what: str, *words: object) -> BaseProcess:
-        run, name = (runpy.run_path, str(ROOT / what)) if what.endswith(".py") else (runpy.run_module, what)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    def start(target: str, *arguments: object) -> BaseProcess:
+        run, name = (runpy.run_path, str(ROOT / target)) if target.endswith(".py") else (runpy.run_module, target)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.chdir(ROOT)
-        process = forks.Process(target=run, args=(name,), kwargs={"run_name": "__main__"})
+        process = fork_server.Process(target=run, args=(name,), kwargs={"run_name": "__main__"})
         process.start()
         return process
 
@@ -74,52 +74,53 @@ def start(forks: Any, monkeypatch: pytest.MonkeyPatch) -> Start:
 
 @pytest.fixture
 def kill(record_property: Callable[[str, object], None], tmp_path: Path) -> Callable[..., None]:
-    """Give a function that kills a job at random moments, starts it again, and compares what it has made in the end.
+    """Return a function that kills a job at random moments, restarts it until it ends, and compares its output.
 
-    Its arguments are what starts the job with an output, and what compares an undisturbed output with another one.
+    Its arguments are a function that starts the job with an output path, one that compares the undisturbed output
+    with the other one, and the number of kills.
     """
 
     def kill(begin: Callable[[Path], BaseProcess], compare: Callable[[Path, Path], None], times: int = KILLS) -> None:
         undisturbed = tmp_path / "undisturbed"
-        began = time.monotonic()
+        start_time = time.monotonic()
         process = begin(undisturbed)
-        process.join(PATIENCE)
+        process.join(MAX_JOB_SECONDS)
         assert process.exitcode == 0
-        duration, moments = time.monotonic() - began, random.Random(0)
+        duration, randomness = time.monotonic() - start_time, random.Random(0)
         kills, finished = 0, 0
         while True:
             killed = tmp_path / f"killed {finished}"
             process = begin(killed)
-            process.join(moments.uniform(0, duration) if kills < times else PATIENCE)
+            process.join(randomness.uniform(0, duration) if kills < times else MAX_JOB_SECONDS)
             if process.exitcode is None:
                 process.kill()
                 process.join()
-                assert kills < times, f"the job did not end within {PATIENCE} s"
+                assert kills < times, f"the job did not end within {MAX_JOB_SECONDS} s"
                 kills += 1
                 continue
-            assert process.exitcode == 0, "the same command, started again after a kill, failed"
+            assert process.exitcode == 0, "the same command failed when restarted after a kill"
             compare(undisturbed, killed)
             if kills == times:
                 break
-            finished += 1  # between kills: the next ones are of a job from scratch
+            finished += 1  # the next kills hit a job from scratch
         record_property("kills", kills)
 
     return kill
 
 
-def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(KILLS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_training(
+def test_a_killed_training_ends_with_the_same_weights(
     stage: str, times: int, start: Start, kill: Callable[..., None], tiny_model: Callable[[str], Path], tmp_path: Path
 ):
     texts = [{"text": f"text number {number}", "teacher": np.eye(32)[number].tolist()} for number in range(32)]
     pairs = [{"query": {"text": f"number {number}"}, "positive": {"text": f"{number}"}} for number in range(32)]
-    dataset = lines(tmp_path / "rows.jsonl", texts if stage == "stage1" else pairs)
+    dataset = write_lines(tmp_path / "rows.jsonl", texts if stage == "stage1" else pairs)
     settings = [
         "--dataset",
         dataset,
@@ -138,8 +139,8 @@ def test_training(
         return start(f"recipes/{stage}.py", "--config", config, *settings, "--output_dir", output)
 
     def compare(undisturbed: Path, killed: Path) -> None:
-        one, other = (load_file(output / "model.safetensors") for output in (undisturbed, killed))
-        assert one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
+        expected, weights = (load_file(output / "model.safetensors") for output in (undisturbed, killed))
+        assert weights.keys() == expected.keys() and all(equal(weights[name], expected[name]) for name in expected)
         states = [json.loads((output / "trainer_state.json").read_text()) for output in (undisturbed, killed)]
         losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
         assert len(losses[0]) == 60 and losses[0] == losses[1]
@@ -148,9 +149,9 @@ def test_training(
 
 
 @pytest.mark.slow
-def test_mining(start: Start, kill: Callable[..., None], tmp_path: Path):
+def test_a_killed_mining_job_ends_with_the_same_negatives(start: Start, kill: Callable[..., None], tmp_path: Path):
     pairs = [{"query": {"text": f"number {n}"}, "positive": {"text": f"{n} is its name"}} for n in range(3000)]
-    settings = ["--config", "recipes/tiny/stage2.yaml", "--dataset", lines(tmp_path / "rows.jsonl", pairs)]
+    settings = ["--config", "recipes/tiny/stage2.yaml", "--dataset", write_lines(tmp_path / "rows.jsonl", pairs)]
     settings += ["--model", TINY, "--num_negatives", 2, "--relative_margin", 0]
 
     def compare(undisturbed: Path, killed: Path) -> None:
@@ -162,12 +163,12 @@ def test_mining(start: Start, kill: Callable[..., None], tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_evaluation(start: Start, kill: Callable[..., None]):
+def test_a_killed_evaluation_ends_with_the_same_results(start: Start, kill: Callable[..., None]):
     def compare(undisturbed: Path, killed: Path) -> None:
         results = [json.loads((output / "results.json").read_text()) for output in (undisturbed, killed)]
-        one, other = (found["unime-tiny"] for found in results)
+        expected, scores = (result["unime-tiny"] for result in results)
         for part in ("tasks", "compositional", "overall"):
-            assert one[part] == other[part] and one[part]
+            assert scores[part] == expected[part] and scores[part]
         assert (undisturbed / "table.md").read_text() == (killed / "table.md").read_text()
         assert (killed / "report.html").read_text().rstrip().endswith("</html>")
 
@@ -176,36 +177,39 @@ def test_evaluation(start: Start, kill: Callable[..., None]):
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Write three thousand texts, of which one cannot be embedded."""
+    """Write 3000 texts; one of them cannot be embedded."""
     texts = [{"id": f"{number}", "text": f"number {number} of many"} for number in range(3000)]
     texts[1500]["text"] = " "
-    return lines(tmp_path / "corpus.jsonl", texts)
+    return write_lines(tmp_path / "corpus.jsonl", texts)
 
 
 @pytest.mark.slow
-def test_embedding_of_a_corpus(start: Start, kill: Callable[..., None], corpus: Path):
+def test_a_killed_embedding_job_ends_with_the_same_embeddings(start: Start, kill: Callable[..., None], corpus: Path):
     def compare(undisturbed: Path, killed: Path) -> None:
-        one, other = (pd.read_parquet(output) for output in (undisturbed, killed))
-        assert len(one) == 2999 and one.drop(columns="embedding").equals(other.drop(columns="embedding"))
-        assert np.array_equal(np.stack(one["embedding"]), np.stack(other["embedding"]))
+        expected, table = (pd.read_parquet(output) for output in (undisturbed, killed))
+        assert len(table) == 2999 and table.drop(columns="embedding").equals(expected.drop(columns="embedding"))
+        assert np.array_equal(np.stack(table["embedding"]), np.stack(expected["embedding"]))
         rejected = [output.with_name(f"{output.name}.rejected.jsonl").read_text() for output in (undisturbed, killed)]
         assert rejected[0] == rejected[1] and rejected[0].count("\n") == 1
-        assert sorted(os.listdir(undisturbed)) == sorted(os.listdir(killed))  # nothing half-written stays
+        assert sorted(os.listdir(undisturbed)) == sorted(os.listdir(killed))  # no half-written file is left
 
     kill(lambda output: start("unime.cli", "embed", corpus, output, "--model", TINY), compare)
 
 
 @pytest.mark.slow
-def test_indexing(start: Start, kill: Callable[..., None], corpus: Path):
+def test_a_killed_indexing_job_ends_with_the_same_index(start: Start, kill: Callable[..., None], corpus: Path):
     def rows(folder: Path) -> dict[str, dict[str, Any]]:
         read = Index.open(folder).table.table.to_arrow().to_pylist()
         assert len({row["id"] for row in read}) == len(read)
         return {row["id"]: row for row in read}
 
     def compare(undisturbed: Path, killed: Path) -> None:
-        one, other = rows(undisturbed), rows(killed)
-        vectors = [np.array([found[name].pop("vector") for name in sorted(found)]) for found in (one, other)]
-        assert len(one) == 2999 and one == other
-        np.testing.assert_allclose(*vectors, atol=1e-6)  # windows begin elsewhere after a kill
+        expected, restarted = rows(undisturbed), rows(killed)
+        vectors = [
+            np.array([rows_by_id[name].pop("vector") for name in sorted(rows_by_id)])
+            for rows_by_id in (expected, restarted)
+        ]
+        assert len(restarted) == 2999 and restarted == expected
+        np.testing.assert_allclose(*vectors, atol=1e-6)  # a restarted job has other windows
 
     kill(lambda output: start("unime.cli", "index", corpus, output, "--model", TINY), compare)
