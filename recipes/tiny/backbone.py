@@ -1,9 +1,10 @@
-"""Pre-train the tiny backbone: a LLaVA of under 5 M parameters that learns to describe the OpenMoji world.
+"""Pre-train the tiny backbone: a LLaVA with fewer than 5 M parameters that learns to describe OpenMoji images.
 
     torchrun --nproc_per_node 2 recipes/tiny/backbone.py --config recipes/tiny/backbone.yaml
 
-UniME starts from a generative image-text model. This is the embedded stand-in for LLaVA: captions and questions of the
-world's training split, language-model loss on the answers, the vision tower of `vision.py` frozen.
+UniME starts from a generative image-text model. This script trains a small stand-in for LLaVA on captions and
+questions of the OpenMoji training split: language-model loss on the answers, with the vision tower of `vision.py`
+frozen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,27 +45,28 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-IGNORED = -100  # label of the tokens without a loss
+IGNORED_LABEL = -100  # label of tokens without a loss
 
 
 @dataclass
 class ScriptArguments:
-    """What to train on, and where from."""
+    """Training data and initial weights."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Backbone whose language model goes on, with a tower further trained."}
+        default=None,
+        metadata={"help": "Backbone to continue from. Its vision tower is replaced by the one in `vision`."},
     )
-    num_rows: int = field(default=300_000, metadata={"help": "Conversations of the training split."})
+    num_rows: int = field(default=300_000, metadata={"help": "Number of conversations of the training split."})
     vision: str = field(
         default="runs/tiny-vision",
-        metadata={"help": "Tower, tokenizer and word embeddings of recipes/tiny/vision.py."},
+        metadata={"help": "Output folder of recipes/tiny/vision.py: tower, tokenizer and word embeddings."},
     )
 
 
 def build(
     tokenizer: PreTrainedTokenizerBase, images: SiglipImageProcessor, vision: SiglipVisionConfig, words: Tensor
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA for a tower of this shape: trained words, random layers."""
+    """Build a LLaVA for a vision tower: trained word embeddings, random layers."""
     processor = LlavaProcessor(
         images,
         tokenizer,
@@ -79,7 +81,7 @@ def build(
         num_hidden_layers=5,
         num_attention_heads=3,
         max_position_embeddings=1024,
-        initializer_range=0.06,  # the usual 0.02 is for wider layers
+        initializer_range=0.06,  # the common 0.02 suits wider layers
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -93,7 +95,7 @@ def build(
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
-        attn_implementation="eager",  # its backward is twice as fast here as that of fused attention
+        attn_implementation="eager",  # on a CPU its backward pass is twice as fast at this length
     )
     llava = LlavaForConditionalGeneration(config)
     llava.model.get_input_embeddings().load_state_dict({"weight": words})
@@ -101,18 +103,18 @@ def build(
 
 
 class AnswerTrainer(Trainer):
-    """A `Trainer` that computes logits where there is a loss only: here the vocabulary is the largest layer."""
+    """A `Trainer` that computes logits only at positions with a loss, as the vocabulary is the largest layer."""
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_
     ) -> Tensor:
         labels = inputs.pop("labels")[:, 1:]
-        kept = labels != IGNORED
-        return cross_entropy(model(**inputs, positions=kept).float(), labels[kept])
+        answers = labels != IGNORED_LABEL
+        return cross_entropy(model(**inputs, positions=answers).float(), labels[answers])
 
 
 class AnswerLogits(torch.nn.Module):
-    """A LLaVA whose forward gives the logits of the chosen positions, `(positions, vocabulary)`."""
+    """A LLaVA with a forward pass that returns the logits of given positions, `(positions, vocabulary)`."""
 
     def __init__(self, llava: LlavaForConditionalGeneration):
         super().__init__()
@@ -125,7 +127,7 @@ class AnswerLogits(torch.nn.Module):
 
 @dataclass
 class ConversationCollator:
-    """Render prompt and answer with the chat template; only the answer's tokens carry a loss."""
+    """Collator that renders prompts and answers with the chat template; only answer tokens have a loss."""
 
     processor: ProcessorMixin
 
@@ -138,11 +140,13 @@ class ConversationCollator:
         full = [text + row["answer"] + "<|end|>" for text, row in zip(rendered, rows, strict=True)]
         images = [[] if row["image"] is None else [row["image"]] for row in rows]
         batch = self.processor(text=full, images=images if any(images) else None, padding=True, return_tensors="pt")
-        answers = [len(ids) + 1 for ids in self.processor.tokenizer([row["answer"] for row in rows])["input_ids"]]
+        answer_lengths = [
+            len(ids) + 1 for ids in self.processor.tokenizer([row["answer"] for row in rows])["input_ids"]
+        ]
         end = batch["attention_mask"].sum(dim=1)
         positions = torch.arange(batch["input_ids"].shape[1])
-        asked = positions < (end - torch.tensor(answers))[:, None]
-        batch["labels"] = batch["input_ids"].masked_fill(asked | (batch["attention_mask"] == 0), IGNORED)
+        in_prompt = positions < (end - torch.tensor(answer_lengths))[:, None]
+        batch["labels"] = batch["input_ids"].masked_fill(in_prompt | (batch["attention_mask"] == 0), IGNORED_LABEL)
         return dict(batch)
 
 

@@ -1,4 +1,4 @@
-"""Train the CLIP baseline: the same size, rows, loss and time as UniME, with two towers and 77 tokens.
+"""Train the CLIP baseline: the size, rows, loss and time of UniME, but with two towers and 77 tokens.
 
 python recipes/tiny/clip.py --config recipes/tiny/clip.yaml --seconds 300 --output_dir runs/tiny/clip
 """
@@ -20,32 +20,38 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 @dataclass
 class ScriptArguments:
-    """How long to train, and on what."""
+    """Training time and data."""
 
-    seconds: float = field(default=300, metadata={"help": "Wall time of the training, the same as UniME's."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP that goes on. Default: anew."})
-    tokenizer: str = field(default="checkpoints/tiny-backbone", metadata={"help": "Where the tokenizer is."})
-    num_rows: int = field(default=100_000, metadata={"help": "Rows to take from the OpenMoji world."})
-    dataset_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji world."})
-    items_per_micro_batch: int = field(default=64, metadata={"help": "Items of one kind in a forward pass."})
+    seconds: float = field(default=300, metadata={"help": "Wall time of the training in seconds."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "CLIP to continue from. Default: random weights."}
+    )
+    tokenizer: str = field(default="checkpoints/tiny-backbone", metadata={"help": "Folder of the tokenizer."})
+    num_rows: int = field(default=100_000, metadata={"help": "Number of OpenMoji rows."})
+    dataset_seed: int = field(default=0, metadata={"help": "Seed of the OpenMoji rows."})
+    items_per_micro_batch: int = field(default=64, metadata={"help": "Texts or images in a forward pass."})
 
 
-class Clock(TrainerCallback):
-    """Stops the training when its time is over, and says what share of it has passed."""
+class TimeLimit(TrainerCallback):
+    """Callback that stops the training when its time is over.
+
+    Args:
+        seconds (`float`): Wall time of the training.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.start = time.monotonic()
 
-    def passed(self) -> float:
-        """Share of the time that has passed, at most 1."""
+    def elapsed_share(self) -> float:
+        """Return the share of the time that has elapsed, at most 1."""
         return min(1.0, (time.monotonic() - self.start) / self.seconds)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.start = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        control.should_training_stop = control.should_training_stop or self.passed() == 1
+        control.should_training_stop = control.should_training_stop or self.elapsed_share() == 1
 
 
 def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
@@ -56,10 +62,12 @@ def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
         model = CLIPEmbedder.from_pretrained(script.model_name_or_path)
         processor = CLIPProcessor.from_pretrained(script.model_name_or_path)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    clock = Clock(script.seconds)
+    time_limit = TimeLimit(script.seconds)
     optimizer = AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
-    # The rate falls with the time, not with steps that nobody can count beforehand.
-    schedule = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / args.warmup_steps) * (1 - clock.passed()))
+    # The learning rate decays with time because the number of steps is not known in advance.
+    schedule = LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / args.warmup_steps) * (1 - time_limit.elapsed_share())
+    )
     trainer = ContrastiveTrainer(
         model,
         args,
@@ -67,7 +75,7 @@ def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
         data_collator=ContrastiveCollator(
             partial(clip_micro_batches, processor, batch_size=script.items_per_micro_batch)
         ),
-        callbacks=[clock],
+        callbacks=[time_limit],
         optimizers=(optimizer, schedule),
     )
     trainer.train()

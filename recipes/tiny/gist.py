@@ -1,9 +1,10 @@
-"""Stage 2 with the loss of GISTEmbed (arXiv 2402.16829), which is that of sentence-transformers: a baseline.
+"""Stage 2 with the guided loss of GISTEmbed (arXiv 2402.16829) from sentence-transformers: a baseline.
 
     python recipes/tiny/gist.py --config recipes/tiny/stage2.yaml --guide checkpoints/unime-tiny --output_dir runs/gist
 
-All but the loss is stage 2's. Another model, the guide, embeds every batch too: whatever it finds nearer to a query
-than the query's positive is no negative. Queries and positives are contrasted among themselves as well. One process.
+Everything but the loss is as in stage 2. A second model, the guide, embeds every batch too: a candidate that the guide
+ranks above the positive of a query is not used as its negative. Queries and positives are also contrasted among
+themselves. Runs in one process.
 """
 
 from dataclasses import dataclass, field
@@ -21,47 +22,48 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 @dataclass
 class ScriptArguments:
-    """The guide."""
+    """The guide and its margin."""
 
-    guide: str = field(metadata={"help": "UniME checkpoint with the processor of the model that is trained."})
+    guide: str = field(metadata={"help": "UniME checkpoint with the same processor as the trained model."})
     margin: float = field(
         default=0.01,
-        metadata={"help": "As near as this to the positive is false too: the positive of a tiny model is."},
+        metadata={"help": "Drop candidates within this margin of the positive too, such as its duplicates."},
     )
 
 
 class GuidedTrainer(ContrastiveTrainer):
-    """Stage 2 with a guide in place of labels, beta and k."""
+    """Stage 2 with a guide instead of labels, the false-negative filter and hard negatives."""
 
-    def guided_by(self, folder: str, margin: float) -> None:
-        """Take the loss with this guide; it is given embeddings, and never calls its `model`."""
+    def set_guide(self, folder: str, margin: float) -> None:
+        """Load the guide and build the loss, which receives embeddings and never calls its `model`."""
         guide = SentenceTransformer(folder, device=str(self.args.device), model_kwargs={"dtype": "float32"})
         self.guide = guide[0].model.eval()
-        self.guided = CachedGISTEmbedLoss(
+        self.guided_loss = CachedGISTEmbedLoss(
             guide, guide, self.args.temperature, mini_batch_size=self.args.train_batch_size, margin=margin
         )
 
     def batch_loss(self, embeddings: Tensor, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contrast queries, positives, and the other candidates."""
+        """Return the guided loss of queries, positives, and the other candidates."""
         with torch.no_grad():
-            vectors = torch.cat([self.guide(**tensors).embeddings for tensors in batch["micro_batches"]])
+            guide_embeddings = torch.cat([self.guide(**tensors).embeddings for tensors in batch["micro_batches"]])
         candidate, positive = batch["candidate"], batch["positive"]
         others = candidate[~torch.isin(candidate, candidate[positive])].unique()
         columns = [column for column in (batch["query"], candidate[positive], others) if len(column)]
-        own, of_guide = (
-            [[items[column]] for column in columns] for items in (embeddings, vectors[torch.argsort(batch["order"])])
+        model_columns, guide_columns = (
+            [[items[column]] for column in columns]
+            for items in (embeddings, guide_embeddings[torch.argsort(batch["order"])])
         )
-        return self.guided.calculate_loss(own, of_guide), {}
+        return self.guided_loss.calculate_loss(model_columns, guide_columns), {}
 
 
 def main(data: DataArguments, script: ScriptArguments, args: ContrastiveConfig, model_args: ModelConfig) -> None:
     if args.world_size > 1:
-        raise ValueError(f"the guided loss compares the batch of one process: start one, not {args.world_size}")
+        raise ValueError(f"the guided loss works in one process: start 1 process, not {args.world_size}")
     model, processor = load_model(
         model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
     )
     trainer = GuidedTrainer(model, args, train_dataset=open_rows(data), processing_class=processor)
-    trainer.guided_by(script.guide, script.margin)
+    trainer.set_guide(script.guide, script.margin)
     trainer.train()
     trainer.save_state()
     trainer.save_model()

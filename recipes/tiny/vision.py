@@ -1,11 +1,11 @@
-"""Pre-train the vision tower of the tiny backbone with words, as LLaVA's tower learned from words before LLaVA did.
+"""Pre-train the vision tower of the tiny backbone with language supervision, as LLaVA's tower was pre-trained.
 
     python recipes/tiny/vision.py --config recipes/tiny/vision.yaml
 
-Every patch of a scene tells the object, the tile and the place of its cell, every patch of a crop or of a single emoji
-what the image shows. Classes are known by their names in six languages: a class is the mean of its name's token
-embeddings, so that images and the words of the language model meet in one space before the language model is there.
-Only images, object pairs and categories of the training split are seen.
+Each patch of a scene predicts the object, the tile and the position of its cell; each patch of a crop or of a single
+emoji predicts what the image shows. The embedding of a class is the mean of the token embeddings of its name in one of
+six languages, so that images and the words of the language model share a space before the language model is trained.
+The script uses drawings, object pairs and categories of the training split only.
 """
 
 import itertools
@@ -44,12 +44,12 @@ from unime.openmoji.vocabulary import COLOUR_NAMES, objects
 
 
 PIXELS = 96
-UNKNOWN = -100  # label of what the training split does not teach
-Parts = tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]
+IGNORED_LABEL = -100  # label of classes that the training split does not contain
+TowerParts = tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, so that any text can be read; a word is the same token at the start and further on."""
+    """Train a byte-level BPE tokenizer; a word has the same token at the start of a text as elsewhere."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
@@ -72,63 +72,66 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 @dataclass
 class ScriptArguments:
-    """How many images to see, and where to begin."""
+    """Training data and initial weights."""
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Backbone whose tower goes on: its words and tokenizer stay as they are. Default: anew."},
+        metadata={"help": "Backbone to continue from; its words and tokenizer stay frozen. Default: random."},
     )
-    num_rows: int = field(default=400_000, metadata={"help": "Images of the training split."})
-    emoji: float = field(default=0.6, metadata={"help": "Share of single emoji; 3/4 of the rest are scenes."})
-    texts: int = field(default=50_000, metadata={"help": "Conversations that the tokenizer learns from."})
+    num_rows: int = field(default=400_000, metadata={"help": "Number of images of the training split."})
+    emoji: float = field(
+        default=0.6, metadata={"help": "Share of single emoji; 3/4 of the rest are scenes, 1/4 crops."}
+    )
+    texts: int = field(default=50_000, metadata={"help": "Number of conversations to train the tokenizer on."})
     vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
 
 
-class Classes:
-    """The classes of a patch: what it shows (an emoji, without its skin tone), how, of which subcategory, and where.
+class PatchClasses:
+    """The classes of a patch: its emoji (without skin tone), its look, its subcategory, and its position.
 
-    Where, because a language model that is told what is in a patch but not where learns places last of all. An empty
-    cell is nowhere: were all nine places in every image, they would say nothing of it before they are bound to what
-    is there.
+    Without the position as a class, the language model learns positions last. An empty cell has the position
+    "nowhere": if every image contained all nine positions, they would carry no information about it.
     """
 
     def __init__(self):
         tones = sorted({entry.tone for entry in catalogue() if entry.tone})
         self.empty = len(catalogue())
-        self.looks = {look: number for number, look in enumerate([*COLOUR_NAMES, *tones, "none"])}
+        self.looks = {look: index for index, look in enumerate([*COLOUR_NAMES, *tones, "none"])}
         names = sorted({entry.subcategory for entry in catalogue()})
-        self.subcategories = {name: number for number, name in enumerate(names)}
-        self.taught = {entry.index for entry in emoji_with_category("train")}
+        self.subcategories = {name: index for index, name in enumerate(names)}
+        self.trained = {entry.index for entry in emoji_with_category("train")}
 
     def names(self, language: str) -> list[list[str]]:
-        """The classes' names of each kind, in one language where they have a name in it."""
-        what = [entry.names.get(language, entry.name) for entry in catalogue()]
-        return [[*what, "empty"], list(self.looks), list(self.subcategories), [*POSITIONS, "nowhere"]]
+        """Return the class names of each kind; emoji in the given language, where they have a name in it."""
+        emoji_names = [entry.names.get(language, entry.name) for entry in catalogue()]
+        return [[*emoji_names, "empty"], list(self.looks), list(self.subcategories), [*POSITIONS, "nowhere"]]
 
     def of_scene(self, scene: Scene) -> list[list[int]]:
-        """The classes of each cell: object, colour of the tile, no subcategory, place."""
-        what, look, where = [self.empty] * CELLS, [self.looks["none"]] * CELLS, [CELLS] * CELLS
+        """Return the classes of each cell: object, colour of the tile, no subcategory, position."""
+        objects_in_cells, looks, positions = [self.empty] * CELLS, [self.looks["none"]] * CELLS, [CELLS] * CELLS
         for placed in scene.placed:
-            what[placed.cell] = objects()[placed.object].image
-            look[placed.cell], where[placed.cell] = placed.colour, placed.cell
-        return [what, look, [UNKNOWN] * CELLS, where]
+            objects_in_cells[placed.cell] = objects()[placed.object].image
+            looks[placed.cell], positions[placed.cell] = placed.colour, placed.cell
+        return [objects_in_cells, looks, [IGNORED_LABEL] * CELLS, positions]
 
     def of_crop(self, placed: Placed) -> list[list[int]]:
-        """The classes of an object's crop, the same for every patch: object, colour of the tile."""
-        return [[kind] * CELLS for kind in (objects()[placed.object].image, placed.colour, UNKNOWN, UNKNOWN)]
+        """Return the classes of an object's crop, the same for every patch: object, colour of the tile."""
+        return [
+            [kind] * CELLS for kind in (objects()[placed.object].image, placed.colour, IGNORED_LABEL, IGNORED_LABEL)
+        ]
 
     def of_emoji(self, entry: Emoji) -> list[list[int]]:
-        """The classes of a single emoji, the same for every patch: role, skin tone, subcategory if it is taught."""
+        """Return the classes of an emoji, the same for every patch: role, skin tone, subcategory in training."""
         drawing = catalogue()[same_drawing()[entry.index]]
-        subcategory = self.subcategories[entry.subcategory] if entry.index in self.taught else UNKNOWN
-        kinds = (drawing.base, self.looks[drawing.tone or "none"], subcategory, UNKNOWN)
+        subcategory = self.subcategories[entry.subcategory] if entry.index in self.trained else IGNORED_LABEL
+        kinds = (drawing.base, self.looks[drawing.tone or "none"], subcategory, IGNORED_LABEL)
         return [[kind] * CELLS for kind in kinds]
 
 
 class LabelledImages(torch.utils.data.Dataset):
-    """Single emoji, scenes and crops of the training split with the classes of each patch; a row is ever the same."""
+    """Single emoji, scenes and crops of the training split with the classes of each patch; rows are deterministic."""
 
-    def __init__(self, classes: Classes, size: int, emoji: float, seed: int):
+    def __init__(self, classes: PatchClasses, size: int, emoji: float, seed: int):
         self.classes, self.size, self.seed = classes, size, seed
         self.weights = (emoji, 0.75 * (1 - emoji), 0.25 * (1 - emoji))
 
@@ -149,31 +152,36 @@ class LabelledImages(torch.utils.data.Dataset):
 
 
 class PatchClassifier(nn.Module):
-    """A vision tower whose patches are compared with the names of classes, one linear layer per kind of class."""
+    """A vision tower that compares patches with class names, with one linear layer per kind of class."""
 
     def __init__(self, tower: SiglipVisionModel, words: nn.EmbeddingBag, names: Sequence[Sequence[BatchEncoding]]):
         super().__init__()
         self.tower, self.words = tower, words
-        self.names = names  # of each language, of each kind of class
+        self.names = names  # by language and kind of class
         size = tower.config.hidden_size
         self.heads = nn.ModuleList(nn.Linear(size, size) for _ in names[0])
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Pixels `(batch, 3, height, width)` and labels `(batch, kinds, patches)` to a loss, in a random language."""
+        """Return the loss in a random language.
+
+        Args:
+            pixel_values (`Tensor`): `(batch, 3, height, width)`.
+            labels (`Tensor`): `(batch, kinds, patches)`.
+        """
         patches = self.tower(pixel_values).last_hidden_state  # (batch, patches, dimensions)
-        language = self.names[random.choice([0, 0, *range(len(self.names))])]  # the first, English, most often
+        language = self.names[random.choice([0, 0, *range(len(self.names))])]  # English, the first, is most frequent
         loss = 0
         for kind, (head, names) in enumerate(zip(self.heads, language, strict=True)):
             offsets = torch.tensor([0, *map(len, names["input_ids"][:-1])]).cumsum(0)
             classes = self.words(torch.tensor(list(itertools.chain(*names["input_ids"]))), offsets)
             scores = (head(patches) @ classes.T).float()  # (batch, patches, classes)
-            loss = loss + cross_entropy(scores.transpose(1, 2), labels[:, kind], ignore_index=UNKNOWN)
+            loss = loss + cross_entropy(scores.transpose(1, 2), labels[:, kind], ignore_index=IGNORED_LABEL)
         return {"loss": loss}
 
 
 @dataclass
 class ImageCollator:
-    """Stack images and labels."""
+    """Collator that stacks images and labels."""
 
     processor: SiglipImageProcessor
 
@@ -182,10 +190,8 @@ class ImageCollator:
         return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def anew(
-    texts: Sequence[str], vocabulary: int
-) -> tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]:
-    """A random tower and random words, with a tokenizer trained on the texts."""
+def random_tower(texts: Sequence[str], vocabulary: int) -> TowerParts:
+    """Build a random tower and random word embeddings, with a tokenizer trained on the texts."""
     config = SiglipVisionConfig(
         hidden_size=192,
         intermediate_size=512,
@@ -194,7 +200,7 @@ def anew(
         image_size=PIXELS,
         patch_size=PIXELS // GRID,  # a patch is a cell
         vision_use_head=False,
-        attn_implementation="eager",  # its backward is twice as fast here as that of fused attention
+        attn_implementation="eager",  # on a CPU its backward pass is twice as fast at this length
     )
     processor = SiglipImageProcessor(
         size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
@@ -205,10 +211,8 @@ def anew(
     return SiglipVisionModel(config), processor, tokenizer, words
 
 
-def of_backbone(
-    folder: str,
-) -> tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]:
-    """The tower of a backbone and its words, frozen, since its language model knows them as they are."""
+def backbone_tower(folder: str) -> TowerParts:
+    """Load the tower of a backbone with its word embeddings, frozen because the language model depends on them."""
     backbone = LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32", attn_implementation="eager")
     processor = LlavaProcessor.from_pretrained(folder)
     words = nn.EmbeddingBag.from_pretrained(backbone.get_input_embeddings().weight.detach(), freeze=True)
@@ -220,11 +224,11 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     if script.model_name_or_path is None:
         with args.main_process_first():
             stored = openmoji_conversations("train", script.texts, seed=args.seed).with_format(None)
-        tower, processor, tokenizer, words = anew([*stored["prompt"], *stored["answer"]], script.vocabulary)
+        tower, processor, tokenizer, words = random_tower([*stored["prompt"], *stored["answer"]], script.vocabulary)
     else:
-        tower, processor, tokenizer, words = of_backbone(script.model_name_or_path)
-    classes = Classes()
-    names = [[tokenizer(of_kind) for of_kind in classes.names(language)] for language in LANGUAGES]
+        tower, processor, tokenizer, words = backbone_tower(script.model_name_or_path)
+    classes = PatchClasses()
+    names = [[tokenizer(names_of_kind) for names_of_kind in classes.names(language)] for language in LANGUAGES]
     trainer = Trainer(
         PatchClassifier(tower, words, names),
         args,

@@ -1,8 +1,8 @@
-"""Write the named images of the OpenMoji world as a folder to try things on: 3,773 PNG files and their metadata.
+"""Write the OpenMoji drawings as a sample image folder: 3,773 PNG files and their metadata.
 
     python recipes/tiny/write_images.py runs/images
 
-`metadata.jsonl` says of each file its name, category, subcategory and skin tone, as Hugging Face's image folders do:
+`metadata.jsonl` lists the name, category, subcategory and skin tone of each file, as in Hugging Face image folders:
 
     unime embed runs/images runs/vectors
     datasets.load_dataset("imagefolder", data_dir="runs/images")
@@ -16,7 +16,7 @@ from unime.corpus.corpus import open_corpus
 
 
 def write_images(folder: Path) -> int:
-    """Write the images (96 x 96, on white) and `metadata.jsonl`; returns their number."""
+    """Write the images (96 x 96, on white) and `metadata.jsonl`; return the number of images."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for entry in open_corpus("openmoji"):
@@ -29,6 +29,6 @@ def write_images(folder: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="output folder")
     folder = parser.parse_args().folder
     print(f"{write_images(folder)} images in {folder}")
