@@ -26,7 +26,6 @@ from .entry import Entry
 from .folder import read_folder
 
 
-__all__ = ["Corpus", "Entry", "open_corpus"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 BINARY_FEATURES = (datasets.Image, datasets.Audio, datasets.Video)  # not metadata
 

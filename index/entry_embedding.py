@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoint import PROMPTS
-from ..corpus.corpus import Entry
+from ..corpus.entry import Entry
 from ..data.isolate_failures import map_isolating_failures
 
 

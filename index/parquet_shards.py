@@ -23,7 +23,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..corpus.corpus import Entry
+from ..corpus.entry import Entry
 from ..storage.atomic_files import atomic_write
 from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected, embed_entries
 

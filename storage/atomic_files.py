@@ -33,7 +33,7 @@ def atomic_write(path: Path, sealed: bool = False) -> Iterator[Path]:
         part.replace(path.with_name(f"{path.stem}.{_checksum(part)}{path.suffix}") if sealed else path)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(f"{path} cannot be written ({reason}): free space on its disk and try again") from None
+        raise OSError(f"cannot write {path} ({reason}): free disk space and try again") from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -97,7 +97,7 @@ def removing_unfinished(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         reason = str(error).splitlines()[0]
         raise OSError(
-            f"{folder} cannot be written ({reason}): make room on its disk and run the same command again, which "
+            f"cannot write {folder} ({reason}): free disk space and run the same command again, which "
             "resumes from the previous checkpoint"
         ) from None
 

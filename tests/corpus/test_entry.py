@@ -8,7 +8,8 @@ import pytest
 from corpus_entries import BLUE, RED, error_message, save_image
 from PIL import Image
 
-from unime.corpus.corpus import Entry, open_corpus
+from unime.corpus.corpus import open_corpus
+from unime.corpus.entry import Entry
 
 
 def test_an_unreadable_image_is_refused(tmp_path: Path, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from unime import load_model
 from unime.checkpoint import PROMPTS
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.index import entry_embedding
 from unime.index.entry_embedding import Embedded, embed_entries
 

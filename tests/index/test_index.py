@@ -12,7 +12,7 @@ from PIL import Image
 from small_index import TINY, WORDS, corpus, no_model, rows
 
 from unime.checkpoint import fingerprint
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.index.index import Index, SyncResult
 from unime.index.queries import query_item
 

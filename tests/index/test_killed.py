@@ -18,7 +18,7 @@ RUN = """
 import sys
 from pathlib import Path
 from unime import load_model
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.index.index import RECORD_FILE, Index
 
 folder, checkpoint, size = sys.argv[1], sys.argv[2], int(sys.argv[3])

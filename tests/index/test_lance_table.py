@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.index import ann_index
 from unime.index.lance_table import EntryTable
 from unime.index.schema import metadata_schema

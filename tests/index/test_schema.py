@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_index import WORDS, corpus, no_model, rows
 
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.index.index import Index, SyncResult
 
 

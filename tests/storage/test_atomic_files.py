@@ -24,10 +24,9 @@ def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path: Path):
 def test_the_error_of_a_failed_write_names_the_file(tmp_path: Path):
     with pytest.raises(OSError) as raised, atomic_write(tmp_path / "absent" / "results.json") as part:
         part.write_text("")
-    assert str(raised.value) == (
-        f"{tmp_path / 'absent' / 'results.json'} cannot be written (No such file or directory): free space on its "
-        "disk and try again"
-    )
+    path = tmp_path / "absent" / "results.json"
+    reason = "No such file or directory"
+    assert str(raised.value) == f"cannot write {path} ({reason}): free disk space and try again"
 
 
 def test_a_damaged_sealed_file_is_reported_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from unime import UniMEModel, load_model, processor_from_backbone
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.data.mining import with_mined_negatives
 from unime.data.sources import DataArguments, open_rows
 from unime.data.teacher import precompute_teacher

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model
-from unime.corpus.corpus import Entry
+from unime.corpus.entry import Entry
 from unime.index.entry_embedding import embed_entries
 from unime.serve.embedder import Embedder, Task
 
