@@ -173,9 +173,9 @@ def test_the_web_page_escapes_everything(page: Any, site: str, index_folder: Pat
 
     page.get_by_role("tab", name="Similarity").click()
     page.get_by_label("Texts, one per line").fill(HOSTILE)
-    page.locator("input[type=file]:below(:text('Images'))").first.set_input_files(
-        str(index_folder.parent / f"{NAME}.png")
-    )
+    panel = page.get_by_role("tabpanel")  # of the selected tab
+    panel.locator("input[type=file]").set_input_files(str(index_folder.parent / f"{NAME}.png"))
+    panel.locator("img").first.wait_for()
     page.get_by_role("button", name="Draw the heat map").click()
     page.get_by_role("rowheader", name="window.ran=3").wait_for()
 
