@@ -37,8 +37,35 @@ TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "label", "
 class DataArguments:
     """Data settings of the recipes.
 
-    `dataset` is `openmoji`, `mmeb-train`, a JSONL file in the row format, or, together with `columns`, anything that
-    `datasets.load_dataset` takes: a Hub id, a folder of Parquet files, or an image folder with its `metadata.jsonl`.
+    Args:
+        dataset (`str`, *optional*, defaults to `"openmoji"`): `"openmoji"`, `"mmeb-train"`, a JSONL file in the row
+            format, or, together with `columns`, anything that `datasets.load_dataset` takes: a Hub id, a folder of
+            Parquet files, or an image folder with its `metadata.jsonl`.
+        image_root (`str`, *optional*): Folder that relative image paths start from. Defaults to the folder of the
+            dataset, and for MMEB-train to the working folder.
+        columns (`dict`, *optional*): Column for each part of a row. The keys are `text`, `image` or `instruction` of
+            `query`, `positive` or `negative` (such as `query.text`), `task` and `label`; for stage 1 they are `text`
+            (a column or a list of columns) and `teacher`.
+        instructions (`dict`, *optional*): With `columns`, the instruction of `query`, `positive` or `negative`.
+        split (`str`, *optional*, defaults to `"train"`): With `columns`, the split of the dataset.
+        config_name (`str`, *optional*): With `columns`, the configuration of the dataset.
+        streaming (`bool`, *optional*, defaults to `False`): With `columns` or a JSONL file, read the rows during
+            training, for data larger than the disk. Rows are shuffled in a buffer of 10,000.
+        mmeb_source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-train"`): Hub id of MMEB-train, or a folder with
+            its layout.
+        subsets (`list[str]`, *optional*): Subsets of MMEB-train; all 20 by default.
+        max_rows_per_subset (`int`, *optional*, defaults to 50,000): Maximum number of rows of one subset of
+            MMEB-train, drawn at random; `None` takes all.
+        subset_weights (`dict[str, float]`, *optional*): How often the rows of a subset of MMEB-train occur in an
+            epoch; 1 by default.
+        target_prompts (`bool`, *optional*, defaults to `False`): Give candidates without an instruction a target
+            prompt, as in B3 (arXiv 2505.11293). For MMEB-train and OpenMoji; evaluate with the same setting.
+        mined_file (`str`, *optional*): Hard negatives of these rows, the `negatives.jsonl` of `recipes/mine.py`.
+        rejected_file (`str`, *optional*): Bad rows to leave out, the `rejected.jsonl` of `unime check-data`.
+        num_rows (`int`, *optional*, defaults to 100,000): Number of OpenMoji rows (stage 2) or texts (stage 1).
+        dataset_seed (`int`, *optional*, defaults to 0): Seed of the OpenMoji data and of `max_rows_per_subset`.
+        negatives_per_row (`int`, *optional*, defaults to 1): Maximum number of hard negatives of an OpenMoji row; each
+            almost equals the positive.
     """
 
     dataset: str = field(
@@ -91,7 +118,8 @@ class DataArguments:
         default=0, metadata={"help": "Seed of the OpenMoji data, and of the rows drawn by `max_rows_per_subset`."}
     )
     negatives_per_row: int = field(
-        default=1, metadata={"help": "OpenMoji: negatives of a scene row; each almost equals the positive."}
+        default=1,
+        metadata={"help": "OpenMoji: maximum number of hard negatives per row; each almost equals the positive."},
     )
 
 
