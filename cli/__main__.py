@@ -1,4 +1,4 @@
-"""`python -m unime.cli`, where the command's own folder is not on the path."""
+"""Entry point of `python -m unime.cli`, which works where the command `unime` is not on the path."""
 
 from .main import main
 

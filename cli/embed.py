@@ -1,26 +1,30 @@
-"""`unime embed`: a folder, a file or a dataset becomes a table of embeddings."""
+"""`unime embed` and `unime index`: embed a corpus into files, or into an index that stays in sync with it."""
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .main import printable
 from .options import (
+    MODEL_HELP,
     AsJson,
     Device,
     Dtype,
-    Identifier,
-    Image,
+    IdColumn,
+    ImageColumn,
     ImageRoot,
     Model,
     Source,
     Split,
-    Text,
+    TextColumn,
     load_onto,
-    printable,
+    model_or_default,
 )
 
 
@@ -32,28 +36,27 @@ if TYPE_CHECKING:
 
 def embed(
     source: Source,
-    output: Annotated[Path, typer.Argument(help="Folder for Parquet files, or a name in .lance for Lance.")],
-    model: Model = "checkpoints/unime-tiny",
-    prompt: Annotated[str | None, typer.Option(help="Named prompt of every entry, such as 'image'.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="Instruction of every entry, in your words.")] = None,
-    text: Text = "text",
-    image: Image = "image",
-    identifier: Identifier = "id",
+    output: Annotated[Path, typer.Argument(help="Folder for Parquet files, or a name ending in .lance for Lance.")],
+    model: Model = None,
+    prompt: Annotated[str | None, typer.Option(help="Named prompt for every entry, such as 'image'.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction for every entry, as free text.")] = None,
+    text: TextColumn = "text",
+    image: ImageColumn = "image",
+    identifier: IdColumn = "id",
     image_root: ImageRoot = None,
     split: Split = "train",
     dtype: Dtype = "float32",
     device: Device = None,
-    dimensions: Annotated[int | None, typer.Option(help="Leading dimensions to keep (Matryoshka).")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry, with status 1.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed a corpus into Parquet or Lance: columns id, text, image (path), metadata (JSON), embedding.
 
-    A killed run goes on where it was when it is started again. Entries that cannot be embedded are listed, with the
-    reason, in OUTPUT.rejected.jsonl.
+    A run that was killed continues where it stopped when it is started again. Entries that cannot be embedded are
+    listed, with the reason, in OUTPUT.rejected.jsonl.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    model = model_or_default(model)
 
     from ..checkpoint import PROMPTS, fingerprint
     from ..corpus.corpus import open_corpus
@@ -63,12 +66,12 @@ def embed(
         raise ValueError("--prompt and --instruction exclude each other: give one of them")
     if prompt is not None and prompt not in PROMPTS:
         raise ValueError(f"there is no prompt {prompt!r}: choose from {', '.join(PROMPTS)}")
-    lance = output.suffix == ".lance"
-    if output.exists() and (lance or not output.is_dir()):
-        raise ValueError(f"{output} exists: remove it, or name another output")
+    is_lance = output.suffix == ".lance"
+    if output.exists() and (is_lance or not output.is_dir()):
+        raise ValueError(f"{output} exists: remove it, or choose another output")
     if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{output} lies in the source {source} and would become part of it: name a folder outside")
-    began = time.perf_counter()
+        raise ValueError(f"{output} is inside the source {source} and would become part of it: choose another folder")
+    started = time.perf_counter()
     corpus = open_corpus(source, text, image, identifier, image_root, split)
     network, processor = load_onto(model, dtype, device)
     settings = {
@@ -76,40 +79,123 @@ def embed(
         "checkpoint": model,
         "revision": fingerprint(model),
         "instruction": instruction if prompt is None else PROMPTS[prompt],
-        "dimensions": network.config.hidden_size if dimensions is None else dimensions,
+        "dimensions": network.config.hidden_size if truncate_dim is None else truncate_dim,
         "dtype": dtype,
     }
-    speed = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=len(corpus), rate="")
+    num_done = 0
+    with _progress() as show:
 
         def report(entries: int, rejected: "Sequence[Rejected]") -> None:
-            bar.advance(task, entries)
-            bar.update(task, rate=f"{bar.tasks[task].speed or 0:.1f} entries/s")
+            nonlocal num_done
+            num_done += entries
+            show("Embedding", num_done, len(corpus))
             if strict and rejected:
                 typer.echo(printable(rejected[0].reason), err=True)
                 raise typer.Exit(1)
 
-        shards = output.with_name(f".{output.name}.shards") if lance else output
+        shards = output.with_name(f".{output.name}.shards") if is_lance else output
         kept = write_shards(corpus, shards, network, processor, settings, report)
-    rejected = [one for shard in sorted(shards.glob("*.parquet")) for one in rejected_in(shard)]
-    listing = output.with_name(f"{output.name}.rejected.jsonl")
-    listing.unlink(missing_ok=True)
+    rejected = [entry for shard in sorted(shards.glob("*.parquet")) for entry in rejected_in(shard)]
+    rejected_file = output.with_name(f"{output.name}.rejected.jsonl")
+    rejected_file.unlink(missing_ok=True)
     if rejected:
-        listing.write_text("".join(json.dumps(asdict(one)) + "\n" for one in rejected))
-    if lance:
+        rejected_file.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in rejected))
+    if is_lance:
         write_lance(shards, output)
-    done = {
+    result = {
         "output": str(output),
         "embedded": len(corpus) - len(rejected) - kept,
         "kept": kept,
         "rejected": len(rejected),
-        "seconds": round(time.perf_counter() - began, 2),
+        "seconds": round(time.perf_counter() - started, 2),
     }
-    if as_json:
-        typer.echo(json.dumps(done | settings, indent=2))
+    _print_result(
+        f"{result['embedded']} entries embedded into {output}, {kept} kept from an earlier run, "
+        f"{len(rejected)} rejected",
+        result | settings if as_json else None,
+        rejected_file if rejected else None,
+    )
+
+
+def index(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(help="Folder of the index; created if it does not exist.")],
+    model: Annotated[str | None, typer.Option(help=f"{MODEL_HELP} An existing index keeps its model.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Instruction for every entry, as free text; only for a new index.")
+    ] = None,
+    text: TextColumn = "text",
+    image: ImageColumn = "image",
+    identifier: IdColumn = "id",
+    image_root: ImageRoot = None,
+    split: Split = "train",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if an entry was rejected.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Embed a corpus into an index for `unime search`, or update an existing index.
+
+    An update embeds new and changed entries, keeps the others, and removes entries that the corpus no longer has. A
+    run that was killed continues where it stopped when it is started again. Entries that cannot be embedded are
+    listed, with the reason, in FOLDER/rejected.jsonl.
+    """
+    is_new = not (folder / "index.json").is_file()
+    if is_new:
+        model = model_or_default(model)
+
+    from ..corpus.corpus import open_corpus
+    from ..index.index import REJECTED_FILE, Index
+
+    corpus = open_corpus(source, text, image, identifier, image_root, split)
+    if is_new:
+        store = Index.create(folder, model, instruction)
+    else:
+        store = Index.open(folder)
+        model = model or store.record.checkpoint
+        store.check_model(model)
+        if instruction is not None and instruction != store.record.instruction:
+            raise ValueError(
+                f"{folder} was created with the instruction {store.record.instruction!r}, not {instruction!r}: "
+                "leave --instruction out, or create a new index"
+            )
+    with _progress() as show:
+        synced = store.update(corpus, lambda: load_onto(model, dtype, device), show)
+    rejected_file = folder / REJECTED_FILE
+    result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
+    _print_result(
+        f"{folder} holds {len(store)} entries: {synced.embedded} embedded, {synced.metadata_updated} with new "
+        f"metadata, {synced.unchanged} unchanged, {synced.removed} removed, {synced.rejected} rejected",
+        result if as_json else None,
+        rejected_file if synced.rejected else None,
+    )
+    raise typer.Exit(strict and synced.rejected > 0)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a progress bar per stage on standard error; yield a function of stage, entries done, and all entries."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        tasks = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, rate="")
+            speed = progress.tasks[tasks[stage]].speed or 0
+            progress.update(tasks[stage], completed=done, total=total, rate=f"{speed:.1f} entries/s")
+
+        yield show
+
+
+def _print_result(sentence: str, result: dict | None, rejected_file: Path | None) -> None:
+    """Print `result` as JSON, or without it a sentence and where the rejected entries are listed."""
+    if result is not None:
+        typer.echo(json.dumps(result, indent=2))
         return
-    typer.echo(f"{done['embedded']} entries embedded into {output}, {kept} were there, {len(rejected)} rejected")
-    if rejected:
-        typer.echo(f"the rejected entries and the reasons are in {listing}")
+    typer.echo(sentence)
+    if rejected_file is not None:
+        typer.echo(f"the rejected entries and the reasons are in {rejected_file}")

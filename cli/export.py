@@ -1,62 +1,51 @@
-"""`unime export`: write a checkpoint in the form that another program reads."""
+"""`unime export`: write a checkpoint in a format that other programs read."""
 
 import json
 import sys
 from contextlib import redirect_stdout
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from .options import AsJson, Model
-
-
-class Format(StrEnum):
-    """Form of the export."""
-
-    plain = "plain"
-    onnx = "onnx"
-
-
-class Type(StrEnum):
-    """Type of weights."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+from .options import AsJson, Model, model_or_default
 
 
 def export(
-    output: Annotated[Path, typer.Option(help="Where to write: a new or an empty folder.")],
-    format: Annotated[Format, typer.Option(help="plain: native classes, no code; onnx: text.")] = Format.plain,
-    model: Model = "checkpoints/unime-tiny",
-    dtype: Annotated[Type, typer.Option(help="Type of the weights; auto keeps theirs. ONNX is float32.")] = Type.auto,
+    output: Annotated[Path, typer.Option(help="Output folder, new or empty.")],
+    format: Annotated[
+        Literal["plain", "onnx"], typer.Option(help="plain: native classes without code; onnx: text only.")
+    ] = "plain",
+    model: Model = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Type of the weights; auto keeps their type. ONNX is always float32."),
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint for serving engines (plain) or its text path for ONNX Runtime (onnx)."""
-    if format is Format.onnx and dtype not in (Type.auto, Type.float32):
-        raise ValueError(f"the ONNX form is float32, not {dtype.value}: leave --dtype out")
+    """Write a checkpoint for serving engines (plain), or its text path for ONNX Runtime (onnx)."""
+    if format == "onnx" and dtype not in ("auto", "float32"):
+        raise ValueError(f"an ONNX export is float32, not {dtype}: leave --dtype out")
+    model = model_or_default(model)
 
-    report = {"format": format.value, "model": model, "output": str(output)}
-    with redirect_stdout(sys.stderr):  # where libraries may print: standard output is the report's
-        report |= _write_onnx(model, output) if format is Format.onnx else _write_plain(model, output, dtype.value)
+    report = {"format": format, "model": model, "output": str(output)}
+    with redirect_stdout(sys.stderr):  # libraries may print, and standard output is for the report
+        report |= _write_onnx(model, output) if format == "onnx" else _write_plain(model, output, dtype)
     files = sorted(path for path in output.rglob("*") if path.is_file())
     report["files"] = {path.relative_to(output).as_posix(): path.stat().st_size for path in files}
     if as_json:
         typer.echo(json.dumps(report, indent=2))
         return
     typer.echo("\n".join(f"{size:>14,} {name}" for name, size in report["files"].items()))
-    measured = f", at most {report['largest difference']:.1e} from torch" if format is Format.onnx else ""
-    typer.echo(f"wrote {output}{measured}")
+    difference = f", largest difference from torch {report['largest difference']:.1e}" if format == "onnx" else ""
+    typer.echo(f"wrote {output}{difference}")
 
 
 def _write_onnx(model: str, output: Path) -> dict[str, Any]:
     from ..checkpoint import load_model
-    from ..export.onnx import text_onnx
+    from ..export.onnx import export_onnx
 
-    return {"largest difference": text_onnx(*load_model(model, dtype="float32"), output)}
+    return {"largest difference": export_onnx(*load_model(model, dtype="float32"), output)}
 
 
 def _write_plain(model: str, output: Path, dtype: str) -> dict[str, Any]:
@@ -64,8 +53,9 @@ def _write_plain(model: str, output: Path, dtype: str) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     from ..checkpoint import load_model
-    from ..export.plain import plain_checkpoint
+    from ..export.plain import export_plain
 
+    network, processor = load_model(model, dtype=dtype)
     card = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
-    plain_checkpoint(*load_model(model, dtype=dtype), output, card and ModelCard.load(card).data)
+    export_plain(network, processor, output, card and ModelCard.load(card).data)
     return {}

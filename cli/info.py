@@ -1,4 +1,4 @@
-"""What a checkpoint is, read from its files without loading its weights."""
+"""Description of a checkpoint, read from its files without loading the weights."""
 
 import json
 from pathlib import Path
@@ -8,30 +8,31 @@ from huggingface_hub import get_local_safetensors_metadata, get_safetensors_meta
 from transformers import AutoProcessor
 from transformers.utils import cached_file
 
+from ..batching_unime import default_max_length
 from ..checkpoint import fingerprint
 from ..checkpoint_safety import forbid_remote_code, read_config
 from ..configuration_unime import UniMEConfig
 
 
 def describe(checkpoint: str) -> dict[str, Any]:
-    """Describe a UniME checkpoint, ready for JSON; `prompts` maps their names to instructions.
+    """Return the description of a UniME checkpoint, ready for JSON; `prompts` maps names to instructions.
 
     Args:
         checkpoint (`str`): Folder or Hub id.
 
     Raises:
-        ValueError: It is no UniME checkpoint.
+        ValueError: The checkpoint is not a UniME checkpoint.
     """
     config = read_config(checkpoint)
     if not isinstance(config, UniMEConfig):
         raise ValueError(
-            f"{checkpoint} is of type '{config.model_type}', no UniME checkpoint: wrap a backbone by "
-            "`UniMEModel.from_backbone`, and write it with `save_checkpoint`"
+            f"{checkpoint} has the type '{config.model_type}' and is not a UniME checkpoint: load the backbone with "
+            "`UniMEModel.from_backbone` and save it with `save_checkpoint`"
         )
     with forbid_remote_code(checkpoint):
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    local = Path(checkpoint).is_dir()
-    weights = (get_local_safetensors_metadata if local else get_safetensors_metadata)(checkpoint)
+    is_local = Path(checkpoint).is_dir()
+    weights = (get_local_safetensors_metadata if is_local else get_safetensors_metadata)(checkpoint)
     text = config.backbone_config.get_text_config()
     sentence_transformer = json.loads(Path(cached_file(checkpoint, "config_sentence_transformers.json")).read_text())
     return {
@@ -42,7 +43,7 @@ def describe(checkpoint: str) -> dict[str, Any]:
         "parameters": sum(weights.parameter_count.values()),
         "types": ", ".join(sorted(weights.parameter_count)),
         "dimensions": config.hidden_size,
-        "most tokens": min(processor.tokenizer.model_max_length, text.max_position_embeddings),
+        "max length": default_max_length(processor, config),
         "images": json.dumps(dict(processor.image_processor.size)),
         "written by transformers": config.transformers_version,
         "prompts": sentence_transformer["prompts"],

@@ -1,4 +1,4 @@
-"""What several commands take, said once, and the loading of a model onto a device."""
+"""Options that several commands share, the default model, and loading a model onto a device."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,28 +10,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 
+MODEL_HELP = "Folder or Hub id of a checkpoint; in a checkout of the repository, unime-tiny by default."
+
 Source = Annotated[str, typer.Argument(help="Folder of images and .txt files, .jsonl, Parquet, Hub id or 'openmoji'.")]
-Text = Annotated[str, typer.Option(help="Column of the text.")]
-Image = Annotated[str, typer.Option(help="Column of the image: a path or the encoded image.")]
-Identifier = Annotated[str, typer.Option("--id", help="Column of the id.")]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths start from.")]
+TextColumn = Annotated[str, typer.Option("--text", help="Column of the text.")]
+ImageColumn = Annotated[str, typer.Option("--image", help="Column of the image: a path or the encoded image.")]
+IdColumn = Annotated[str, typer.Option("--id", help="Column of the id.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that relative image paths start from.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
-Model = Annotated[str, typer.Option(help="Folder or Hub id of a checkpoint.")]
+Model = Annotated[str | None, typer.Option(help=MODEL_HELP)]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cuda:1'; by default an accelerator if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def printable(text: str) -> str:
-    """A text on one line, without what a terminal would take for a command: it may quote what strangers wrote."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
+def model_or_default(model: str | None) -> str:
+    """Return a model, or the one that a checkout of the repository contains if none is given.
+
+    Raises:
+        ValueError: No model is given and the package does not run from a checkout.
+    """
+    default = Path(__file__).parents[1] / "checkpoints" / "unime-tiny"
+    if model is None and not default.is_dir():
+        raise ValueError("name a model, the folder or Hub id of a checkpoint: only a checkout has a default")
+    return model or str(default)
 
 
 def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrainedModel, ProcessorMixin]":
-    """Load a model onto a device, by default an accelerator if there is one.
+    """Return a model on a device, by default an accelerator if there is one, and its processor.
 
     Raises:
-        ValueError: This machine cannot compute there.
+        ValueError: The device is not available.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -40,9 +49,9 @@ def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrai
 
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    disable_progress_bar()  # of the weights' loading; commands show progress of their own
+    disable_progress_bar()  # of loading weights; commands show their own progress
     model, processor = load_model(checkpoint, dtype=dtype)
     try:
         return model.to(device), processor
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise ValueError(f"this machine cannot compute on {device}: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""`unime embed`: what it writes, that it goes on where it was, and what it says of bad input."""
+"""`unime embed`: its output, resuming, and its error messages."""
 
 import json
 import os
@@ -37,27 +37,27 @@ def run(*words: object) -> Result:
 
 
 def report(*words: object) -> dict:
-    """Run with `--json`; returns what it says."""
-    done = run(*words, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
+    """Run with `--json` and return the report."""
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
 
 
 def refusal(*words: object) -> str:
-    """Run what must be refused; returns the sentence of which `main` makes status 2."""
+    """Run a command that must be refused and return its message, with which `main` exits with status 2."""
     refused = run(*words)
     assert isinstance(refused.exception, (ValueError, OSError)), refused.output
     return str(refused.exception)
 
 
 def files(folder: Path) -> dict[str, int]:
-    """Names and times of the shards."""
+    """Return the modification time of each shard."""
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Write a folder of five images, two of them alike, and a text."""
+    """Write a folder of five images, two of them equal, and a text."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     for name, colour in zip("abcde", ("red", "green", "blue", "red", "yellow"), strict=True):
@@ -67,9 +67,9 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_becomes_a_table_of_the_vectors_of_encode(corpus: Path, tmp_path: Path) -> None:
-    done = report(corpus, tmp_path / "vectors")
-    assert (done["embedded"], done["kept"], done["rejected"], done["dimensions"]) == (6, 0, 0, 192)
+def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tmp_path: Path) -> None:
+    result = report(corpus, tmp_path / "vectors")
+    assert (result["embedded"], result["kept"], result["rejected"], result["dimensions"]) == (6, 0, 0, 192)
     table = pd.read_parquet(tmp_path / "vectors")
     assert list(table.columns) == ["id", "text", "image", "metadata", "embedding"]
     assert list(table["id"]) == ["a.png", "b.png", "c.png", "d.png", "e.png", "note.txt"]
@@ -98,15 +98,17 @@ def test_a_folder_becomes_a_table_of_the_vectors_of_encode(corpus: Path, tmp_pat
     np.testing.assert_array_equal(read.with_format("numpy")["embedding"][:], vectors)
 
 
-def test_a_prompt_an_instruction_and_dimensions_are_taken(corpus: Path, tmp_path: Path) -> None:
-    report(corpus, tmp_path / "named", "--prompt", "image", "--dimensions", 16)
-    report(corpus, tmp_path / "said", "--instruction", PROMPTS["image"])
-    named, said = (np.stack(pd.read_parquet(tmp_path / name)["embedding"]) for name in ("named", "said"))
-    assert named.shape == (6, 16) and said.shape == (6, 192)
-    np.testing.assert_allclose(named, said[:, :16] / np.linalg.norm(said[:, :16], axis=1, keepdims=True), atol=1e-5)
+def test_a_prompt_an_instruction_and_a_dimension_are_applied(corpus: Path, tmp_path: Path) -> None:
+    report(corpus, tmp_path / "named", "--prompt", "image", "--truncate-dim", 16)
+    report(corpus, tmp_path / "instructed", "--instruction", PROMPTS["image"])
+    named, instructed = (np.stack(pd.read_parquet(tmp_path / name)["embedding"]) for name in ("named", "instructed"))
+    assert named.shape == (6, 16) and instructed.shape == (6, 192)
+    np.testing.assert_allclose(
+        named, instructed[:, :16] / np.linalg.norm(instructed[:, :16], axis=1, keepdims=True), atol=1e-5
+    )
     model, processor = load_model(TINY, dtype="float32")
     expected = model.encode({"text": "a slice of pizza", "instruction": PROMPTS["image"]}, processor)
-    np.testing.assert_allclose(said[5], expected, atol=1e-5)
+    np.testing.assert_allclose(instructed[5], expected, atol=1e-5)
 
 
 def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,20 +117,20 @@ def test_a_second_run_embeds_only_what_is_new(corpus: Path, tmp_path: Path, monk
     report(corpus, output)
     before = files(output)
     assert [name[:6] for name in before] == ["000000", "000001", "000002"]
-    done = report(corpus, output)
-    assert (done["embedded"], done["kept"]) == (0, 6) and files(output) == before
+    result = report(corpus, output)
+    assert (result["embedded"], result["kept"]) == (0, 6) and files(output) == before
     Image.new("RGB", (40, 30), "black").save(corpus / "c.png")
     (corpus / "note.txt").unlink()
-    (output / ".left.part").touch()  # of a killed run
-    done = report(corpus, output)
-    assert (done["embedded"], done["kept"]) == (3, 2)
+    (output / ".left.part").touch()  # left by a killed run
+    result = report(corpus, output)
+    assert (result["embedded"], result["kept"]) == (3, 2)
     after = files(output)
     assert len(after) == 3 and set(after) & set(before) == {min(before)} and after[min(before)] == before[min(before)]
     table = pd.read_parquet(output)
     assert list(table["id"]) == ["a.png", "b.png", "c.png", "d.png", "e.png"]
-    report(corpus, tmp_path / "anew")
-    anew = pd.read_parquet(tmp_path / "anew")
-    np.testing.assert_allclose(np.stack(table["embedding"]), np.stack(anew["embedding"]), atol=1e-5)
+    report(corpus, tmp_path / "fresh")
+    fresh = pd.read_parquet(tmp_path / "fresh")
+    np.testing.assert_allclose(np.stack(table["embedding"]), np.stack(fresh["embedding"]), atol=1e-5)
 
 
 def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: Path, monkeypatch) -> None:
@@ -137,28 +139,29 @@ def test_rejected_entries_are_listed_with_their_reasons(corpus: Path, tmp_path: 
     (corpus / "d.png").write_text("no image")
     (corpus / "e.png").unlink()
     (corpus / "e.png").symlink_to("nowhere")
-    listing = tmp_path / "vectors.rejected.jsonl"
-    for kept in (0, 3):  # the list is whole, also where nothing was left to do
-        done = report(corpus, tmp_path / "vectors")
-        assert (done["embedded"], done["kept"], done["rejected"]) == (3 - kept, kept, 3)
-        rejected = {row["id"]: row["reason"] for row in map(json.loads, listing.read_text().splitlines())}
+    rejected_file = tmp_path / "vectors.rejected.jsonl"
+    for kept in (0, 3):  # the list is complete even when nothing was left to embed
+        result = report(corpus, tmp_path / "vectors")
+        assert (result["embedded"], result["kept"], result["rejected"]) == (3 - kept, kept, 3)
+        rejected = {row["id"]: row["reason"] for row in map(json.loads, rejected_file.read_text().splitlines())}
         assert list(rejected) == ["a.png", "d.png", "e.png"]
         assert "a.png is empty" in rejected["a.png"] and "not a readable image" in rejected["d.png"]
         assert "is a symbolic link to nowhere" in rejected["e.png"]
     assert list(pd.read_parquet(tmp_path / "vectors")["id"]) == ["b.png", "c.png", "note.txt"]
-    said = run(corpus, tmp_path / "vectors").stdout
-    assert "0 entries embedded into" in said and "3 were there, 3 rejected" in said and str(listing) in said
-    for output in ("vectors", "strict"):  # whether the entry was met before or not
+    output = run(corpus, tmp_path / "vectors").stdout
+    assert "0 entries embedded into" in output and "3 kept from an earlier run, 3 rejected" in output
+    assert str(rejected_file) in output
+    for output in ("vectors", "strict"):  # whether or not the entry was rejected before
         strict = run(corpus, tmp_path / output, "--strict")
         assert strict.exit_code == 1 and strict.stderr.count("entry 'a.png': its image") == 1
     for name in "ade":
         (corpus / f"{name}.png").unlink()
     assert report(corpus, tmp_path / "vectors")["rejected"] == 0
-    assert not listing.exists()
+    assert not rejected_file.exists()
     assert run(corpus, tmp_path / "vectors", "--strict").exit_code == 0
 
 
-def test_a_lance_dataset_holds_the_same(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lance_dataset_has_the_same_content(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 4)
     report(corpus, tmp_path / "vectors")
     report(corpus, tmp_path / "vectors.lance")
@@ -168,10 +171,10 @@ def test_a_lance_dataset_holds_the_same(corpus: Path, tmp_path: Path, monkeypatc
     np.testing.assert_allclose(np.stack(table["embedding"].to_pylist()), np.stack(expected["embedding"]), atol=1e-5)
     assert json.loads(table.schema.metadata[b"unime"])["revision"] == fingerprint(TINY)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "vectors", "vectors.lance"]
-    assert "vectors.lance exists: remove it, or name another output" in refusal(corpus, tmp_path / "vectors.lance")
+    assert "vectors.lance exists: remove it, or choose another output" in refusal(corpus, tmp_path / "vectors.lance")
 
 
-def test_wrong_use_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> None:
+def test_wrong_usage_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "vectors"
     report(corpus, output)
     before = files(output)
@@ -181,19 +184,22 @@ def test_wrong_use_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) -> N
     (tmp_path / "other" / "a.txt").write_text("a")
     assert f"holds embeddings with the source '{corpus}'" in refusal(tmp_path / "other", output)
     assert files(output) == before
-    assert f"lies in the source {corpus} and would become part of it" in refusal(corpus, corpus / "vectors")
-    foreign = refusal("openmoji", corpus)
-    assert f"{corpus} holds " in foreign and "which is not a file of embeddings: choose a new folder" in foreign
+    assert f"is inside the source {corpus} and would become part of it" in refusal(corpus, corpus / "vectors")
+    not_embeddings = refusal("openmoji", corpus)
+    assert (
+        f"{corpus} holds " in not_embeddings
+        and "which is not a file of embeddings: choose a new folder" in not_embeddings
+    )
     assert "there is no folder or file" in refusal(tmp_path / "gone", tmp_path / "new")
     assert "there is no prompt 'nice': choose from query, document, image" in refusal(corpus, "x", "--prompt", "nice")
     assert "exclude each other" in refusal(corpus, "x", "--prompt", "image", "--instruction", "a")
-    assert "truncate_dim must be between 1 and 192, got 0" in refusal(corpus, tmp_path / "new", "--dimensions", 0)
+    assert "truncate_dim must be between 1 and 192, got 0" in refusal(corpus, tmp_path / "new", "--truncate-dim", 0)
     assert "this machine cannot compute on cuda:99: " in refusal(corpus, tmp_path / "new", "--device", "cuda:99")
     assert "this machine cannot compute on nonsense: " in refusal(corpus, tmp_path / "new", "--device", "nonsense")
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(
+def test_a_killed_run_resumes_without_losing_or_repeating_entries(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     images, output = tmp_path / "images", tmp_path / "vectors"
@@ -213,8 +219,8 @@ def test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled(
     before = files(output)
     kept = sum(pq.read_metadata(path).num_rows for path in output.glob("0*.parquet"))
     assert 2048 <= kept < 3773
-    done = report(images, output)
-    assert (done["kept"], done["embedded"]) == (kept, 3773 - kept)
+    result = report(images, output)
+    assert (result["kept"], result["embedded"]) == (kept, 3773 - kept)
     after = files(output)
     assert all(after[name] == changed for name, changed in before.items() if name.endswith(".parquet"))
     assert len(after) == 4 and not list(output.glob(".*"))

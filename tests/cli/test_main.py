@@ -1,4 +1,4 @@
-"""The command `unime`, as its user types it."""
+"""The command `unime` on the command line."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from typer.testing import CliRunner, Result
 
-from unime import UniMEModel, load_model, processor_from_backbone, save_checkpoint
-from unime.cli.main import app, main
+from unime import UniMEModel, __version__, load_model, processor_from_backbone, save_checkpoint
+from unime.cli.commands import app
+from unime.cli.main import main
 from unime.trainers import load_adapter
 
 
@@ -29,13 +30,13 @@ def unime(*words: object) -> Result:
 
 @pytest.fixture
 def checkpoint(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
-    """Write a random model with its processor."""
+    """Save a random model with its processor."""
     torch.manual_seed(0)
     model = UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava")))
     return save_checkpoint(model.eval(), processor_from_backbone(str(tiny_model("llava"))), tmp_path / "checkpoint")
 
 
-def test_info_says_what_a_checkpoint_is():
+def test_info_describes_a_checkpoint():
     described = json.loads(unime("info", TINY, "--json").stdout)
     model, _ = load_model(TINY)
     assert described["parameters"] == sum(weight.numel() for weight in model.parameters())
@@ -52,13 +53,13 @@ def test_every_bad_row_is_reported(tmp_path: Path):
 
     def check(name: str, *options: str) -> Result:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        # The other settings of the recipe are passed over.
+        # The other settings of the recipe are ignored.
         recipe = ROOT / "recipes" / "llava-1.6-7b" / "stage2.yaml"
-        data = ("--dataset", tmp_path / name, "--image_root", tmp_path)
+        data = ("--dataset", tmp_path / name, "--image-root", tmp_path)
         return unime("check-data", recipe, "--workers", 0, *options, *data)
 
     good = check("good.jsonl")
-    assert (good.exit_code, good.stdout) == (0, "all 6 rows can be trained on\n")
+    assert (good.exit_code, good.stdout) == (0, "all 6 rows are valid\n")
     rows[1]["positive"] = {"image": "gone.png"}
     rows[3]["positive"] = rows[3]["query"]
     rows[4]["query"] = {"instruction": "What is it?"}
@@ -66,11 +67,11 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     gone, same, empty, count = bad.stdout.splitlines()
     assert bad.exit_code == 1 and count == "3 of 6 rows are bad"
     assert gone.startswith("bad.jsonl, row 1, positive: cannot read the image") and "it does not exist" in gone
-    assert same == "bad.jsonl, row 3: the query is its own positive; mend or remove the row"
+    assert same == "bad.jsonl, row 3: the query equals its positive; fix or remove the row"
     assert empty.startswith("bad.jsonl, row 4, query: ") and "'text' or 'image'" in empty
-    told = check("bad.jsonl", "--json")
-    assert told.exit_code == 1
-    assert json.loads(told.stdout) == {"rows": 6, "bad": [gone, same, empty]}
+    listed = check("bad.jsonl", "--max_shown", 1, "--json")
+    assert listed.exit_code == 1
+    assert json.loads(listed.stdout) == {"rows": 6, "bad": [gone, same, empty]}
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def adapter(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_merge_keeps_what_the_adapter_does(checkpoint: Path, adapter: Path, tmp_path: Path):
+def test_merging_keeps_the_effect_of_the_adapter(checkpoint: Path, adapter: Path, tmp_path: Path):
     merged = unime("merge", checkpoint, adapter, tmp_path / "merged")
     assert merged.exit_code == 0 and merged.stdout == f"merged into {tmp_path / 'merged'}\n"
     items = ["one text", {"text": "another", "instruction": "Find it:"}]
@@ -99,37 +100,104 @@ def test_merge_keeps_what_the_adapter_does(checkpoint: Path, adapter: Path, tmp_
 def test_a_merge_that_changes_the_embeddings_is_refused(checkpoint: Path, adapter: Path, monkeypatch, tmp_path: Path):
     monkeypatch.setattr("unime.trainers.adapter.merge_adapter", lambda adapted: adapted.unload())  # loses the adapter
     refused = unime("merge", checkpoint, adapter, tmp_path / "merged")
-    assert isinstance(refused.exception, ValueError) and "embeds otherwise (cosine" in str(refused.exception)
+    assert isinstance(refused.exception, ValueError) and "changed the embeddings (cosine" in str(refused.exception)
     assert not (tmp_path / "merged").exists()
 
 
-def test_eval_then_card(checkpoint: Path, tmp_path: Path):
+def test_a_card_is_written_from_an_evaluation(checkpoint: Path, tmp_path: Path):
     output = tmp_path / "evaluation"
     done = unime("eval", "--model", f"Mine={checkpoint}", "--benchmark", "openmoji", "--size", 10, "--output", output)
     assert done.exit_code == 0, done.output
     results = json.loads((output / "results.json").read_text())["Mine"]
     assert results["run"]["command"].startswith("python -m unime.eval --model ")
-    (tmp_path / "notes.md").write_text("Knows nothing.")
+    (tmp_path / "notes.md").write_text("An untrained model.")
     written = unime("card", checkpoint, "--evaluation", output, "--notes", tmp_path / "notes.md", "--dataset", "a/b")
     assert written.exit_code == 0 and str(checkpoint / "README.md") in written.stdout
     card = (checkpoint / "README.md").read_text()
-    assert "Knows nothing." in card and (output / "table.md").read_text().strip() in card
+    assert "An untrained model." in card and (output / "table.md").read_text().strip() in card
     metadata = metadata_load(checkpoint / "README.md")
     assert metadata["datasets"] == ["a/b"]
-    scores = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in metadata["model-index"][0]["results"]}
+    scores = {
+        result["dataset"]["config"]: result["metrics"][0]["value"] for result in metadata["model-index"][0]["results"]
+    }
     assert scores["mean of tasks"] == round(100 * results["overall"], 2)
     refused = unime("card", checkpoint, "--evaluation", output, "--title", "Yours")
     assert "has no column 'Yours': it has Mine" in str(refused.exception)
 
 
-def test_wrong_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_invalid_input_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr("sys.argv", ["unime", "info", str(ROOT / "checkpoints" / "tiny-backbone")])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "is of type 'llava', no UniME checkpoint" in capsys.readouterr().err
+    assert "has the type 'llava' and is not a UniME checkpoint" in capsys.readouterr().err
 
 
 def test_help_names_every_command():
-    help = unime("--help").stdout
-    assert all(name in help for name in ("eval", "check-data", "merge", "card", "info"))
+    names = ("embed", "index", "search", "serve", "export", "eval", "check-data", "merge", "card", "info")
+    for option in ("-h", "--help"):
+        assert all(f"\n  {name} " in unime(option).stdout for name in names)
+
+
+def test_the_version_is_that_of_the_package():
+    assert unime("--version").stdout == f"unime {__version__}\n"
+
+
+def test_underscores_in_options_are_accepted():
+    refused = unime("serve", "--batch_items", 0)
+    assert refused.exit_code == 2 and "Invalid value for '--batch-items'" in refused.stderr
+
+
+def test_the_help_of_eval_names_the_command():
+    for option in ("-h", "--help"):
+        shown = unime("eval", option)
+        assert shown.exit_code == 0 and shown.stdout.startswith("usage: unime eval ")
+
+
+def test_the_default_model_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(unime("info", "--json").stdout)["checkpoint"] == TINY
+
+
+COMMANDS_WITH_A_DEFAULT = [
+    ("info",),
+    ("embed", "images", "vectors"),
+    ("index", "images", "index"),
+    ("serve", "--port", "0"),
+    ("export", "--output", "exported"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS_WITH_A_DEFAULT, ids=lambda words: words[0])
+def test_without_a_checkout_a_missing_model_is_reported(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("unime.cli.options.__file__", str(tmp_path / "cli" / "options.py"))
+    monkeypatch.chdir(tmp_path)
+    refused = unime(*words)
+    assert isinstance(refused.exception, ValueError)
+    assert str(refused.exception).startswith("name a model, the folder or Hub id of a checkpoint: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "{gone}"),
+        ("embed", "{corpus}", "vectors", "--model", "{gone}"),
+        ("index", "{corpus}", "index", "--model", "{gone}"),
+        ("serve", "--port", "0", "--model", "{gone}"),
+        ("export", "--output", "exported", "--model", "{gone}"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_model_folder_that_does_not_exist_is_reported_without_asking_the_hub(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("a")
+    for gone in (str(tmp_path / "gone"), "./gone/model"):
+        refused = unime(*(word.format(gone=gone, corpus=tmp_path / "corpus") for word in words))
+        assert isinstance(refused.exception, (ValueError, OSError)), refused.output
+        assert str(refused.exception).startswith(f"there is no folder {gone}: ")

@@ -1,4 +1,4 @@
-"""`unime index` and `unime search`, as their user types them."""
+"""`unime index` and `unime search` on the command line."""
 
 import json
 import random
@@ -12,7 +12,8 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from unime.cli import search as commands
+from unime.cli.embed import index
+from unime.cli.search import search
 from unime.openmoji.catalogue import catalogue
 from unime.openmoji.views import View
 
@@ -24,34 +25,35 @@ CHROMIUM += "--disable-background-networking --disable-component-update --disabl
 CATEGORIES = {"Food & Drink": 25, "Animals & Nature": 25}
 
 app = typer.Typer(pretty_exceptions_enable=False)
-app.command()(commands.index)
-app.command()(commands.search)
+app.command()(index)
+app.command()(search)
 
 
 def unime(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def sentence(*words: object) -> str:
-    """What the command says of wrong input."""
+def refusal(*words: object) -> str:
+    """Return the message with which the command refuses its input."""
     error = unime(*words).exception
     assert isinstance(error, (ValueError, OSError)) and "\n" not in str(error)
     return str(error)
 
 
-def found(*words: object) -> list[dict]:
+def hits(*words: object) -> list[dict]:
+    """Search, and return the hits."""
     return json.loads(unime("search", *words, "--json").stdout)["hits"]
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw images of food and of animals, pizza and dog among them, into a folder with their categories."""
+    """Write images of food and animals, including a pizza and a dog, with their categories as metadata."""
     folder, rng = tmp_path_factory.mktemp("images"), random.Random(0)
     with (folder / "metadata.jsonl").open("w") as metadata:
         for category, count in CATEGORIES.items():
             entries = [entry for entry in catalogue() if entry.category == category]
-            known = [entry for entry in entries if entry.name in ("pizza", "dog")]
-            for entry in known + rng.sample([entry for entry in entries if entry not in known], count - len(known)):
+            fixed = [entry for entry in entries if entry.name in ("pizza", "dog")]
+            for entry in fixed + rng.sample([entry for entry in entries if entry not in fixed], count - len(fixed)):
                 name = f"{entry.name.replace(' ', '-')}.png"
                 View.sample(entry.index, rng).render().save(folder / name)
                 metadata.write(json.dumps({"file_name": name, "category": category}) + "\n")
@@ -65,24 +67,24 @@ def indexed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_slice_of_pizza_is_the_first_that_is_found(indexed: Path, images: Path):
-    first = found(indexed, "a slice of pizza", "--k", 3)[0]
+def test_the_best_hit_for_a_slice_of_pizza_is_the_pizza(indexed: Path, images: Path):
+    first = hits(indexed, "a slice of pizza", "--k", 3)[0]
     assert (first["rank"], first["id"], first["image"]) == (1, "pizza.png", str(images / "pizza.png"))
     assert first["metadata"] == {"category": "Food & Drink"}
     printed = unime("search", indexed, "a slice of pizza", "--k", 3).stdout
     assert f"{first['score']:.3f}" in printed and "pizza.png" in printed and "these are all" not in printed
 
 
-def test_a_filter_a_image_and_a_change_of_it_are_searched_for(indexed: Path, images: Path):
-    animals = found(indexed, "a slice of pizza", "--where", "category = 'Animals & Nature'", "-k", 100)
+def test_filters_images_and_modified_images_can_be_searched(indexed: Path, images: Path):
+    animals = hits(indexed, "a slice of pizza", "--where", "category = 'Animals & Nature'", "-k", 100)
     assert len(animals) == 25 and {hit["metadata"]["category"] for hit in animals} == {"Animals & Nature"}
-    alike = found(indexed, "--image", images / "dog.png", "-k", 2)
-    assert alike[0]["id"] == "dog.png" and alike[0]["score"] == pytest.approx(1, abs=1e-5)
+    similar = hits(indexed, "--image", images / "dog.png", "-k", 2)
+    assert similar[0]["id"] == "dog.png" and similar[0]["score"] == pytest.approx(1, abs=1e-5)
     composed = json.loads(unime("search", indexed, "with a hat", "--image", images / "dog.png", "--json").stdout)
     assert composed["query"]["instruction"].startswith("Given an image, find a similar everyday image")
     assert composed["query"]["text"] == "with a hat" and composed["entries"] == 50
-    asked = json.loads(unime("search", indexed, "dog", "--instruction", "Find:", "--json").stdout)["query"]
-    assert asked["instruction"] == "Find:"
+    query = json.loads(unime("search", indexed, "dog", "--instruction", "Find:", "--json").stdout)["query"]
+    assert query["instruction"] == "Find:"
 
 
 def test_the_index_follows_its_source(images: Path, tmp_path: Path):
@@ -114,7 +116,7 @@ def test_the_index_follows_its_source(images: Path, tmp_path: Path):
     assert "a note about cheese" in everything and "these are all 2 entries" in everything
 
 
-def test_wrong_use_is_one_sentence(indexed: Path, images: Path, tmp_path: Path):
+def test_wrong_usage_is_refused_in_one_sentence(indexed: Path, images: Path, tmp_path: Path):
     (tmp_path / "x.txt").write_text("no image")
     other = tmp_path / "other"
     shutil.copytree(TINY, other)
@@ -127,40 +129,40 @@ def test_wrong_use_is_one_sentence(indexed: Path, images: Path, tmp_path: Path):
         (("search", indexed, "--image", tmp_path / "x.txt"), "x.txt: it is not a readable image"),
         (("search", indexed, "dog", "--model", other), f"{other} is another model"),
         (("index", images, indexed, "--model", other), f"{other} is another model"),
-        (("index", images, indexed, "--instruction", "Find:"), "was made with the instruction None"),
+        (("index", images, indexed, "--instruction", "Find:"), "was created with the instruction None"),
         (("index", images, images), f"{images} exists and is not an empty folder"),
         (("search", indexed, "dog", "--device", "cuda:77"), "this machine cannot compute on cuda:77: "),
     ]:
-        assert reason in sentence(*words)
+        assert reason in refusal(*words)
     assert unime("search", indexed, "dog", "-k", 0).exit_code == 2
 
 
-def test_an_empty_index_and_an_empty_result_are_stated(indexed: Path, tmp_path: Path):
+def test_an_empty_index_and_an_empty_result_are_reported(indexed: Path, tmp_path: Path):
     source = tmp_path / "texts.jsonl"
     source.write_text(json.dumps({"id": "a", "text": " "}) + "\n")
     assert unime("index", source, tmp_path / "index", "--model", TINY).exit_code == 0
     result = unime("search", tmp_path / "index", "dog")
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'index'} holds no entries\n")
     nothing = unime("search", indexed, "dog", "--where", "category = 'x'")
-    assert (nothing.exit_code, nothing.stdout) == (0, f"{indexed} holds no entries that pass the condition\n")
+    assert (nothing.exit_code, nothing.stdout) == (0, f"{indexed} holds no entries that meet the condition\n")
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Path:
-    """Register a browser that notes what it is to open."""
-    noted = tmp_path / "opened"
+    """Register a browser that records the address that it should open, and return the file with the address."""
+    record = tmp_path / "opened"
     script = tmp_path / "browser"
-    script.write_text(f'#!/bin/sh\nprintf %s "$1" > {noted}\n')
+    script.write_text(f'#!/bin/sh\nprintf %s "$1" > {record}\n')
     script.chmod(0o755)
-    webbrowser.register("noting", None, webbrowser.GenericBrowser([str(script), "%s"]), preferred=True)
-    yield noted
-    webbrowser._tryorder.remove("noting")
+    webbrowser.register("recording", None, webbrowser.GenericBrowser([str(script), "%s"]), preferred=True)
+    yield record
+    webbrowser._tryorder.remove("recording")
 
 
 EVIL = '<script>document.title = "taken"</script> & "quoted"'
 
 
-def test_the_gallery_shows_query_images_and_scores_and_escapes_them(tmp_path: Path, images: Path, opened: Path):
+def test_the_results_page_shows_query_images_and_scores_and_escapes_them(tmp_path: Path, images: Path, opened: Path):
     source, folder = tmp_path / "rows.jsonl", tmp_path / "index"
     rows = [
         {"id": EVIL, "text": EVIL, "<script>": EVIL},
@@ -169,31 +171,31 @@ def test_the_gallery_shows_query_images_and_scores_and_escapes_them(tmp_path: Pa
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert unime("index", source, folder, "--model", TINY, "--image-root", images).exit_code == 0
     result = unime("search", folder, EVIL, "--image", images / "pizza.png", "--instruction", EVIL, "--open")
-    page = folder / "gallery.html"
+    page = folder / "results.html"
     assert result.stdout.splitlines()[-1] == str(page) and opened.read_text() == page.as_uri()
     html = page.read_text()
     assert EVIL not in html and html.count("&lt;script&gt;") >= 5  # query, instruction, id, text and metadata
     assert html.count('src="data:image/webp;base64,') == 2  # the query's and the dog's
     assert "http" not in html and "<script" not in html
-    scores = [f"{hit['score']:.3f}" for hit in found(folder, EVIL, "--image", images / "pizza.png")]
+    scores = [f"{hit['score']:.3f}" for hit in hits(folder, EVIL, "--image", images / "pizza.png")]
     assert len(scores) == 2
 
 
-def test_the_gallery_names_a_image_that_is_gone(tmp_path: Path, images: Path, opened: Path):
+def test_the_results_page_names_an_image_that_is_gone(tmp_path: Path, images: Path, opened: Path):
     source, folder = tmp_path / "source", tmp_path / "index"
     source.mkdir()
     shutil.copy(images / "dog.png", source / "dog.png")
     unime("index", source, folder, "--model", TINY)
     (source / "dog.png").unlink()
     assert unime("search", folder, "dog", "--open").exit_code == 0
-    html = (folder / "gallery.html").read_text()
+    html = (folder / "results.html").read_text()
     assert f"This image can no longer be read: {source / 'dog.png'}" in html and "<img" not in html
 
 
 @pytest.mark.slow
-def test_the_gallery_fits_a_narrow_screen_and_runs_nothing(tmp_path: Path, indexed: Path, opened: Path):
+def test_the_results_page_fits_a_narrow_screen_and_runs_no_script(tmp_path: Path, indexed: Path, opened: Path):
     unime("search", indexed, f"a slice of pizza {EVIL}", "--open")
-    page = (indexed / "gallery.html").as_uri()
+    page = (indexed / "results.html").as_uri()
     shot = tmp_path / "page.png"
     for width in (1280, 420):
         command = [*CHROMIUM, f"--screenshot={shot}", f"--window-size={width},900", page]
@@ -201,17 +203,17 @@ def test_the_gallery_fits_a_narrow_screen_and_runs_nothing(tmp_path: Path, index
         with Image.open(shot) as image:
             assert image.size == (width, 900)
             right = image.convert("RGB").crop((width - 12, 0, width, 900))
-            # The margin is free but for the cards' faint shadows: nothing overflows.
+            # The margin shows only the faint shadows of the cards: nothing overflows.
             assert all(highest - lowest < 10 for lowest, highest in right.getextrema())
     shown = subprocess.run([*CHROMIUM, "--dump-dom", page], capture_output=True, text=True, check=True, timeout=120)
     assert "<title>a slice of pizza &lt;script&gt;" in shown.stdout  # the script in the query did not run
 
 
 @pytest.mark.slow
-def test_pizza_is_found_among_all_images_of_the_world(tmp_path: Path):
+def test_named_images_are_found_among_all_openmoji_images(tmp_path: Path):
     folder = tmp_path / "index"
     assert unime("index", "openmoji", folder, "--model", TINY).exit_code == 0
-    for asked, right in {"a slice of pizza": "pizza", "rocket": "rocket", "a dog": "dog"}.items():
-        assert right in found(folder, asked, "-k", 1)[0]["id"]
-    # All images are in the index, so that the gallery needs no file.
-    assert all(hit["image"] is None for hit in found(folder, "pizza"))
+    for query, name in {"a slice of pizza": "pizza", "rocket": "rocket", "a dog": "dog"}.items():
+        assert name in hits(folder, query, "-k", 1)[0]["id"]
+    # All images are in the index, so the results page needs no other file.
+    assert all(hit["image"] is None for hit in hits(folder, "pizza"))

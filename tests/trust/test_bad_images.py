@@ -1,4 +1,4 @@
-"""Every kind of image at every door: the same image is seen everywhere, or one sentence says why none is."""
+"""Every interface sees the same image in a file, or refuses the file with a one-sentence error."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from unime import UniMEModel, micro_batches, processor_from_backbone
 from unime.checkpoint import PROMPTS
-from unime.cli import embed, search
+from unime.cli import embed
 from unime.data.collator import ContrastiveCollator
 from unime.data.jsonl import load_rows
 from unime.eval.benchmarks.caption_retrieval import urban1k
@@ -41,22 +41,22 @@ Loaded = tuple[UniMEModel, ProcessorMixin]
 
 FILES = {name: file for name, (file, _) in (GOOD | BAD).items()}
 DAMAGED = ["truncated jpeg", "truncated png", "truncated gif", "false size"]
-LAZY = [*DAMAGED, "pixels that are not numbers", "32-bit integers"]  # Pillow opens these, and reads no pixel yet
-SERVED = [name for name in BAD if name not in ("zero bytes", "web page", "svg", "postscript")]  # tests/serve has those
+LAZY = [*DAMAGED, "pixels that are not numbers", "32-bit integers"]  # Pillow opens these, and fails to decode them
+SERVED = [name for name in BAD if name not in ("zero bytes", "web page", "svg", "postscript")]  # tested in tests/serve
 
 
-def same(image: Image.Image, shown: Image.Image) -> bool:
-    return image.mode == "RGB" and image.size == shown.size and image.tobytes() == shown.tobytes()
+def same_pixels(image: Image.Image, expected: Image.Image) -> bool:
+    return image.mode == "RGB" and image.size == expected.size and image.tobytes() == expected.tobytes()
 
 
-def alone(name: str) -> dict[str, Any]:
-    """A good image as a corpus has it embedded."""
+def corpus_item(name: str) -> dict[str, Any]:
+    """Return a good image as the item that a corpus embeds."""
     return {"image": GOOD[name][1], "instruction": PROMPTS["image"]}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write every file, and each into a row of training data and an image of an evaluation set; all have one name."""
+    """Write every file to a folder, and refer to it from a training row and from an evaluation set."""
     folder = tmp_path_factory.mktemp("odd")
     for part in ("images", "set/image", "set/caption"):
         (folder / part).mkdir(parents=True)
@@ -81,16 +81,16 @@ def training(folder: Path) -> Sequence[dict[str, Any]]:
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-training row")
 def test_a_training_row_shows_the_image(name: str, training: Any, tiny: Loaded) -> None:
     row = training[list(FILES).index(name)]
-    assert same(row["positive"]["image"][0], GOOD[name][1])
+    assert same_pixels(row["positive"]["image"][0], GOOD[name][1])
     collate = ContrastiveCollator(partial(micro_batches, tiny[1]))
-    (_, found), (_, wanted) = (
-        collate([one])["micro_batches"] for one in (row, row | {"positive": {"image": GOOD[name][1]}})
+    (_, tensors), (_, expected) = (
+        collate([r])["micro_batches"] for r in (row, row | {"positive": {"image": GOOD[name][1]}})
     )
-    assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-training row")
-def test_a_training_row_says_what_is_wrong_with_its_image(
+def test_the_error_of_a_training_row_names_its_bad_image(
     name: str, training: Any, error_message: ErrorMessage
 ) -> None:
     number = list(FILES).index(name)
@@ -106,13 +106,13 @@ def test_a_training_row_says_what_is_wrong_with_its_image(
 def test_an_evaluation_embeds_the_image(name: str, folder: Path, encode: Encode) -> None:
     images = urban1k(folder / "set")[0].candidates
     number = list(FILES).index(name)
-    assert same(images[number]["image"], GOOD[name][1])
+    assert same_pixels(images[number]["image"], GOOD[name][1])
     (vector,) = EmbeddingCache(encode)([images[number]])
     np.testing.assert_allclose(vector, encode(GOOD[name][1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_says_what_is_wrong_with_its_image(name: str, folder: Path, error_message: ErrorMessage) -> None:
+def test_the_error_of_an_evaluation_names_its_bad_image(name: str, folder: Path, error_message: ErrorMessage) -> None:
     number = list(FILES).index(name)
     message = error_message(lambda: urban1k(folder / "set")[0].candidates[number])
     assert message.startswith("urban1k: cannot read the image ") and message.endswith("or remove the row")
@@ -124,13 +124,13 @@ def test_an_evaluation_says_what_is_wrong_with_its_image(name: str, folder: Path
 
 @pytest.fixture(scope="module")
 def index(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Index all files; returns the vectors of the good ones and the reasons of the bad ones."""
-    return _of_command(search.index, folder / "images", folder / "index", folder / "index" / "rejected.jsonl")
+    """Index all files; return the embeddings of the good ones and the reasons of the bad ones."""
+    return _of_command(embed.index, folder / "images", folder / "index", folder / "index" / "rejected.jsonl")
 
 
 @pytest.fixture(scope="module")
 def table(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Embed all files into Parquet; returns the vectors of the good ones and the reasons of the bad ones."""
+    """Embed all files into Parquet; return the embeddings of the good ones and the reasons of the bad ones."""
     return _of_command(embed.embed, folder / "images", folder / "table", folder / "table.rejected.jsonl")
 
 
@@ -146,21 +146,21 @@ def _of_command(command: Callable, source: Path, output: Path, rejected: Path) -
         vectors = dict(zip(read["id"], read["embedding"], strict=True))
     listed = map(json.loads, rejected.read_text().splitlines())
     reasons = {row["id"]: row["reason"] for row in listed}
-    assert vectors.keys() | reasons.keys() == {f"{name}.png" for name in FILES}  # nothing is lost
+    assert vectors.keys() | reasons.keys() == {f"{name}.png" for name in FILES}  # every file is accounted for
     return vectors, reasons
 
 
-@pytest.mark.parametrize("door", ["index", "table"])
+@pytest.mark.parametrize("output", ["index", "table"])
 @pytest.mark.parametrize("name", GOOD)
-def test_a_corpus_embeds_the_image(name: str, door: str, encode: Encode, request: pytest.FixtureRequest) -> None:
-    vectors, _ = request.getfixturevalue(door)
-    np.testing.assert_allclose(vectors[f"{name}.png"], encode(alone(name)), atol=1e-5)
+def test_a_corpus_embeds_the_image(name: str, output: str, encode: Encode, request: pytest.FixtureRequest) -> None:
+    vectors, _ = request.getfixturevalue(output)
+    np.testing.assert_allclose(vectors[f"{name}.png"], encode(corpus_item(name)), atol=1e-5)
 
 
-@pytest.mark.parametrize("door", ["index", "table"])
+@pytest.mark.parametrize("output", ["index", "table"])
 @pytest.mark.parametrize("name", BAD)
-def test_a_corpus_lists_the_image_as_rejected(name: str, door: str, request: pytest.FixtureRequest) -> None:
-    _, reasons = request.getfixturevalue(door)
+def test_a_corpus_lists_the_image_as_rejected(name: str, output: str, request: pytest.FixtureRequest) -> None:
+    _, reasons = request.getfixturevalue(output)
     reason = reasons[f"{name}.png"]
     assert reason.startswith(f"entry '{name}.png': ") and BAD[name][1] in reason and "\n" not in reason
     assert "remove the " in reason
@@ -169,14 +169,14 @@ def test_a_corpus_lists_the_image_as_rejected(name: str, door: str, request: pyt
 # The server
 
 
-def shown(file: bytes) -> list[dict]:
+def image_message(file: bytes) -> list[dict]:
     url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-server")
 def test_the_server_embeds_the_image(name: str, ask: Callable, encode: Encode) -> None:
-    np.testing.assert_allclose(ask(shown(GOOD[name][0])), encode(GOOD[name][1]), atol=1e-5)
+    np.testing.assert_allclose(ask(image_message(GOOD[name][0])), encode(GOOD[name][1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SERVED, ids=lambda name: f"{name}-server")
@@ -186,7 +186,7 @@ def test_the_server_refuses_the_image(name: str, ask: Callable) -> None:
         reason = "is damaged or truncated: send it again"
     elif name == "decompression bomb":
         reason = "is far too large: make it smaller"
-    assert ask(shown(BAD[name][0])) == f"item 0: the image {reason}"
+    assert ask(image_message(BAD[name][0])) == f"item 0: the image {reason}"
 
 
 # The page
@@ -194,7 +194,7 @@ def test_the_server_refuses_the_image(name: str, ask: Callable) -> None:
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-page")
 def test_the_page_opens_the_image(name: str, folder: Path) -> None:
-    assert same(open_upload(str(folder / "images" / f"{name}.png")), GOOD[name][1])
+    assert same_pixels(open_upload(str(folder / "images" / f"{name}.png")), GOOD[name][1])
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: f"{name}-page")
@@ -207,7 +207,7 @@ def test_the_page_refuses_the_image(name: str, folder: Path, error_message: Erro
     assert caught.value.message == f"{escape(name)}.png {sizes if name == 'decompression bomb' else unread}"
 
 
-# encode, of what its user has opened
+# encode, with images that the user has opened
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-encode")
@@ -217,7 +217,7 @@ def test_encode_sees_the_image(name: str, encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("name", LAZY, ids=lambda name: f"{name}-encode")
-def test_encode_says_what_is_wrong_with_the_image(name: str, encode: Encode, error_message: ErrorMessage) -> None:
+def test_the_error_of_encode_names_the_bad_image(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     opened = Image.open(BytesIO(BAD[name][0]))
     message = error_message(lambda: encode(["a cat", opened]))
     assert message.startswith("item 1: its image cannot be read (") and BAD[name][1] in message
@@ -235,7 +235,7 @@ def backbone(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_backbone_takes_odd_shapes_or_says_why_not(
+def test_every_backbone_accepts_or_refuses_extreme_shapes(
     backbone: Any, shape: str, error_message: ErrorMessage
 ) -> None:
     name, model, processor = backbone
@@ -252,7 +252,9 @@ def test_every_backbone_takes_odd_shapes_or_says_why_not(
 
 
 @pytest.mark.parametrize("side", [(0, 3), (3, 0), (0, 0)], ids="{0[0]}x{0[1]}-encode".format)
-def test_a_image_without_pixels_is_refused(side: tuple[int, int], encode: Encode, error_message: ErrorMessage) -> None:
+def test_an_image_without_pixels_is_refused(
+    side: tuple[int, int], encode: Encode, error_message: ErrorMessage
+) -> None:
     message = error_message(lambda: encode(Image.new("RGB", side)))
     assert message == (
         f"item 0: its image cannot be read (it is empty ({side[0]} x {side[1]} pixels): use an image with pixels): "
@@ -260,19 +262,19 @@ def test_a_image_without_pixels_is_refused(side: tuple[int, int], encode: Encode
     )
 
 
-# sentence-transformers, which takes an image as Pillow opened it
+# sentence-transformers, which takes an image as Pillow opens it
 
 
 @pytest.fixture(scope="module")
-def peer() -> SentenceTransformer:
+def sentence_transformer() -> SentenceTransformer:
     return SentenceTransformer(TINY, trust_remote_code=True, model_kwargs={"dtype": "float32"})
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-sentence-transformers")
-def test_sentence_transformers_sees_the_image_once_it_is_prepared(
-    name: str, folder: Path, peer: SentenceTransformer, encode: Encode
+def test_sentence_transformers_sees_the_prepared_image(
+    name: str, folder: Path, sentence_transformer: SentenceTransformer, encode: Encode
 ) -> None:
     with Image.open(folder / "images" / f"{name}.png") as image:
         prepared = [to_rgb(image)] if name == "16 bit" else [to_rgb(image), ImageOps.exif_transpose(image)]
-        vectors = peer.encode(prepared)
+        vectors = sentence_transformer.encode(prepared)
     np.testing.assert_allclose(vectors, [encode(GOOD[name][1])] * len(prepared), atol=1e-5)

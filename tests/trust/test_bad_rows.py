@@ -1,4 +1,4 @@
-"""Every kind of bad row and bad dataset that training may meet: one sentence that names it, or a stated result."""
+"""Every kind of bad row and dataset in training: a one-sentence error that names it, or a defined result."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value, config
 from PIL import Image
 from typer.testing import CliRunner
 
-from unime.cli.main import app
+from unime.cli.commands import app
 from unime.data.sources import DataArguments, open_rows, open_texts
 
 
@@ -18,24 +18,24 @@ ErrorMessage = Callable[..., str]
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "stage2.yaml"
 GOOD = {"query": {"text": "a cat"}, "positive": {"image": "0.png", "text": "Katze"}}
-NO_OBJECT = " is not a JSON object: fix or remove the line"
-NO_ITEM = "expected an item such as {'text': ...}, got "
+NOT_AN_OBJECT = " is not a JSON object: fix or remove the line"
+NOT_AN_ITEM = "expected an item such as {'text': ...}, got "
 
-# name -> (a row, or a line as it stands in the file; what is said after "rows.jsonl, row 1")
+# name -> (row, or line of the file; error message after "rows.jsonl, row 1")
 ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
-    "broken JSON": (b'{"query": {"tex', NO_OBJECT),
-    "JSON list": (b"[1, 2]", NO_OBJECT),
-    "JSON number": (b"3", NO_OBJECT),
-    "blank line": (b"", NO_OBJECT),
-    "bytes that are no UTF-8": (b'{"query": {"text": "\xe4"}, "positive": {"text": "b"}}', NO_OBJECT),
-    "bytes of nothing": (b"\0" * 9, NO_OBJECT),
-    "JSON 100,000 deep": (b"[" * 100_000, NO_OBJECT),
-    "query missing": ({"positive": {"text": "b"}}, f", query: {NO_ITEM}NoneType: fix the row"),
-    "query null": (GOOD | {"query": None}, f", query: {NO_ITEM}NoneType: fix the row"),
-    "query a string": (GOOD | {"query": "a"}, f", query: {NO_ITEM}str: fix the row"),
-    "query a list": (GOOD | {"query": ["a"]}, f", query: {NO_ITEM}list: fix the row"),
-    "positive missing": ({"query": {"text": "a"}}, f", positive: {NO_ITEM}NoneType: fix the row"),
-    "positive a number": (GOOD | {"positive": 3}, f", positive: {NO_ITEM}int: fix the row"),
+    "broken JSON": (b'{"query": {"tex', NOT_AN_OBJECT),
+    "JSON list": (b"[1, 2]", NOT_AN_OBJECT),
+    "JSON number": (b"3", NOT_AN_OBJECT),
+    "blank line": (b"", NOT_AN_OBJECT),
+    "bytes that are not UTF-8": (b'{"query": {"text": "\xe4"}, "positive": {"text": "b"}}', NOT_AN_OBJECT),
+    "bytes of nothing": (b"\0" * 9, NOT_AN_OBJECT),
+    "JSON 100,000 deep": (b"[" * 100_000, NOT_AN_OBJECT),
+    "query missing": ({"positive": {"text": "b"}}, f", query: {NOT_AN_ITEM}NoneType: fix the row"),
+    "query null": (GOOD | {"query": None}, f", query: {NOT_AN_ITEM}NoneType: fix the row"),
+    "query a string": (GOOD | {"query": "a"}, f", query: {NOT_AN_ITEM}str: fix the row"),
+    "query a list": (GOOD | {"query": ["a"]}, f", query: {NOT_AN_ITEM}list: fix the row"),
+    "positive missing": ({"query": {"text": "a"}}, f", positive: {NOT_AN_ITEM}NoneType: fix the row"),
+    "positive a number": (GOOD | {"positive": 3}, f", positive: {NOT_AN_ITEM}int: fix the row"),
     "item without content": (GOOD | {"query": {}}, ", query: expected 'text' or 'image'"),
     "item with an instruction alone": (
         GOOD | {"query": {"instruction": "Find:"}},
@@ -69,10 +69,10 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
         ": 'negatives' must be a list of items, got dict: fix the row",
     ),
     "negatives a number": (GOOD | {"negatives": 0}, ": 'negatives' must be a list of items, got int: fix the row"),
-    "negatives of strings": (GOOD | {"negatives": ["b"]}, f", negative 0: {NO_ITEM}str: fix the row"),
+    "negatives of strings": (GOOD | {"negatives": ["b"]}, f", negative 0: {NOT_AN_ITEM}str: fix the row"),
     "negatives with a null": (
         GOOD | {"negatives": [{"text": "b"}, None]},
-        f", negative 1: {NO_ITEM}NoneType: fix the row",
+        f", negative 1: {NOT_AN_ITEM}NoneType: fix the row",
     ),
     "negative without content": (GOOD | {"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
     "negative image missing": (
@@ -86,8 +86,8 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
 }
 
 
-def written(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
-    """Write rows and an image that they may name."""
+def write_rows(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
+    """Write rows, and an image that they may refer to."""
     Image.new("RGB", (24, 24), "red").save(folder / "0.png")
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (folder / "rows.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
@@ -96,9 +96,11 @@ def written(folder: Path, *rows: dict[str, Any] | bytes) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
 @pytest.mark.parametrize("kind", ROWS)
-def test_a_bad_row_is_named_when_it_is_read(kind: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage):
+def test_reading_a_bad_row_raises_an_error_that_names_it(
+    kind: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage
+):
     bad, reason = ROWS[kind]
-    dataset = open_rows(DataArguments(str(written(tmp_path, GOOD, bad, GOOD)), streaming=streaming))
+    dataset = open_rows(DataArguments(str(write_rows(tmp_path, GOOD, bad, GOOD)), streaming=streaming))
     assert error_message(lambda: list(dataset)).startswith(f"rows.jsonl, row 1{reason}")
     if not streaming:
         assert [dataset[row]["where"] for row in (0, 2)] == ["rows.jsonl, row 0", "rows.jsonl, row 2"]
@@ -108,21 +110,21 @@ def test_a_bad_row_is_named_when_it_is_read(kind: str, streaming: bool, tmp_path
 def test_a_bad_row_is_listed_by_check_data_and_left_out_of_training(kind: str, tmp_path: Path):
     same = {"query": {"text": "a cat"}, "positive": {"text": "a cat"}}
     bad, reason = ROWS.get(kind, (same, ": the query equals its positive; fix or remove the row"))
-    path, listed = written(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}), tmp_path / "rejected.jsonl"
+    path, listed = write_rows(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}), tmp_path / "rejected.jsonl"
     command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected-file", listed]
     checked = CliRunner().invoke(app, [str(word) for word in command])
     assert checked.exit_code == 1, checked.output
     problem, count = checked.stdout.splitlines()
     assert problem.startswith(f"rows.jsonl, row 1{reason}") and count == "1 of 3 rows are bad"
     assert [json.loads(line) for line in listed.read_text().splitlines()] == [{"row": 1, "reason": problem}]
-    kept = open_rows(DataArguments(str(path), rejected_file=str(listed)))
-    assert [row["query"]["text"] for row in kept] == ["a cat", "a dog"]
-    assert len(kept.with_format(None)["task"][:]) == 2  # blocks of one task need it
+    remaining = open_rows(DataArguments(str(path), rejected_file=str(listed)))
+    assert [row["query"]["text"] for row in remaining] == ["a cat", "a dog"]
+    assert len(remaining.with_format(None)["task"][:]) == 2  # task blocks need the column
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
 @pytest.mark.parametrize(
-    ("row", "found"),
+    ("row", "expected"),
     [
         ({"query": {"text": "2020-01-01"}}, {"query": {"text": "2020-01-01"}}),
         ({"query": {"text": "1"}}, {"query": {"text": "1"}}),
@@ -138,19 +140,19 @@ def test_a_bad_row_is_listed_by_check_data_and_left_out_of_training(kind: str, t
         ({"query": {"text": "שלום 🐈 \u2028 \x85 \r\n"}}, {"query": {"text": "שלום 🐈 \u2028 \x85 \r\n"}}),
     ],
     ids=[
-        "text like a date", "text like a number", "nulls for what is not there", "no negatives", "a negative twice",
+        "text like a date", "text like a number", "nulls for missing parts", "no negatives", "a negative twice",
         "label a number", "empty label", "no task", "task a number", "columns of the user", "a million characters",
-        "separators of lines in a text",
+        "line separators in a text",
     ],
 )  # fmt: skip
-def test_an_odd_row_is_taken_as_it_is_written(
-    row: dict[str, Any], found: dict[str, Any], streaming: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_an_unusual_row_is_read_as_written(
+    row: dict[str, Any], expected: dict[str, Any], streaming: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    path = written(tmp_path, GOOD, GOOD | row)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as some editors on Windows save
-    by_place = {one["where"]: one for one in open_rows(DataArguments(str(path), streaming=streaming))}
+    path = write_rows(tmp_path, GOOD, GOOD | row)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))  # as some Windows editors save it
+    by_place = {row["where"]: row for row in open_rows(DataArguments(str(path), streaming=streaming))}
     read = by_place["rows.jsonl, row 1"]
-    assert {key: read[key] for key in found} == found and by_place["rows.jsonl, row 0"]["query"] == GOOD["query"]
+    assert {key: read[key] for key in expected} == expected and by_place["rows.jsonl, row 0"]["query"] == GOOD["query"]
     assert ("stage 2 does not use the columns where, source" in caplog.text) == ("source" in row)
 
 
@@ -199,7 +201,9 @@ TEXTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["file", "stream"])
 @pytest.mark.parametrize("kind", TEXTS)
-def test_a_bad_text_of_stage_1_is_named(kind: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage):
+def test_the_error_of_a_bad_text_of_stage_1_names_it(
+    kind: str, streaming: bool, tmp_path: Path, error_message: ErrorMessage
+):
     bad, reason = TEXTS[kind]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"text": "a", "teacher": [1, 2]}, bad)))
@@ -209,14 +213,16 @@ def test_a_bad_text_of_stage_1_is_named(kind: str, streaming: bool, tmp_path: Pa
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataArguments]:
-    """Give a function that writes a dataset as the Hub has them, and says how its columns are read."""
-    # After a stream `datasets` sleeps for five seconds, lest its threads disturb a process that ends.
+    """Return a function that writes a dataset in the layout of the Hub and returns settings that read it."""
+    # `datasets` sleeps for five seconds after a stream, to let its threads end.
     monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
-    def write(columns: dict[str, list], read: dict[str, Any], features: Features | None = None, **more: Any) -> Any:
+    def write(
+        columns: dict[str, list], column_map: dict[str, Any], features: Features | None = None, **more: Any
+    ) -> Any:
         (tmp_path / "hub").mkdir()
         Dataset.from_dict(columns, features).to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
-        return DataArguments(dataset=str(tmp_path / "hub"), columns=read, **more)
+        return DataArguments(dataset=str(tmp_path / "hub"), columns=column_map, **more)
 
     return write
 
@@ -246,14 +252,14 @@ PAIR = {"query.text": "a", "positive.text": "b"}
         "column missing", "no positive", "unknown part", "several columns",
     ],
 )  # fmt: skip
-def test_a_bad_table_is_named(
+def test_the_error_of_a_bad_table_names_it(
     columns: dict[str, list], read: dict[str, Any], reason: str, table: Callable, error_message: ErrorMessage
 ):
     data = table(columns, read)
     assert reason in error_message(lambda: list(open_rows(data)))
 
 
-def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, error_message: ErrorMessage):
+def test_the_error_of_a_bad_row_in_a_streamed_table_names_it(table: Callable, error_message: ErrorMessage):
     stream = open_rows(table({"a": ["x", None], "b": ["y", "z"]}, PAIR, streaming=True))
     assert error_message(lambda: list(stream)).startswith("hub, row 1, query: expected 'text' or 'image'")
 
@@ -278,26 +284,26 @@ def test_a_bad_row_of_a_streamed_table_is_named(table: Callable, error_message: 
     ],
     ids=["split", "configuration", "side", "mined stream", "rejected stream"],
 )
-def test_wrong_settings_of_a_table_are_named(
+def test_the_error_of_a_wrong_table_setting_names_it(
     more: dict[str, Any], reason: str, table: Callable, error_message: ErrorMessage
 ):
     assert reason in error_message(lambda: open_rows(table({"a": ["x"], "b": ["y"]}, PAIR, **more)))
 
 
-def test_a_file_that_is_no_table_is_named(table: Callable, error_message: ErrorMessage):
+def test_the_error_of_a_damaged_table_names_it(table: Callable, error_message: ErrorMessage):
     data = table({"a": ["x"], "b": ["y"]}, PAIR)
     file = Path(data.dataset, "train-00000-of-00001.parquet")
-    file.write_bytes(file.read_bytes()[:-9])  # as of a download that was cut off
+    file.write_bytes(file.read_bytes()[:-9])  # as after an interrupted download
     assert f"{data.dataset} cannot be read as a table (" in error_message(lambda: open_rows(data))
 
 
-def test_a_table_without_rows_is_named(table: Callable, error_message: ErrorMessage):
+def test_the_error_of_an_empty_table_names_it(table: Callable, error_message: ErrorMessage):
     data = table({"a": [], "b": []}, PAIR, Features({"a": Value("string"), "b": Value("string")}))
     assert f"{data.dataset} cannot be read as a table (" in error_message(lambda: open_rows(data))
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
-def test_columns_may_be_called_as_ours_and_read_twice(streaming: bool, table: Callable):
+def test_source_columns_may_have_the_names_of_row_columns_and_be_read_twice(streaming: bool, table: Callable):
     columns = {"where": ["in Rome"], "task": ["a task"], "kind": [1]}
     features = Features({"where": Value("string"), "task": Value("string"), "kind": ClassLabel(names=["cat", "dog"])})
     read = {"query.text": "where", "positive.text": "task", "task": "kind", "label": "kind"}
@@ -308,10 +314,11 @@ def test_columns_may_be_called_as_ours_and_read_twice(streaming: bool, table: Ca
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
 @pytest.mark.parametrize(
-    ("texts", "got"), [(["a", None], "row 1: 'text' must be a string, got NoneType"), ([1, 2], "row 0: 'text' must")]
+    ("texts", "reason"),
+    [(["a", None], "row 1: 'text' must be a string, got NoneType"), ([1, 2], "row 0: 'text' must")],
 )
-def test_a_column_that_holds_no_texts_is_named(
-    texts: list[Any], got: str, streaming: bool, table: Callable, error_message: ErrorMessage
+def test_the_error_of_a_column_without_texts_names_the_row(
+    texts: list[Any], reason: str, streaming: bool, table: Callable, error_message: ErrorMessage
 ):
     data = table({"sentence": texts}, {"text": "sentence"}, streaming=streaming)
-    assert f"hub, {got}" in error_message(lambda: list(open_texts(data)))
+    assert f"hub, {reason}" in error_message(lambda: list(open_texts(data)))

@@ -1,4 +1,4 @@
-"""Nothing leaves this machine, and nothing comes in, unless a Hub id was given."""
+"""Nothing connects to another machine unless the user gives a Hub id."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from unime import load_model, save_checkpoint
-from unime.cli.main import app
+from unime.cli.commands import app
 from unime.data.teacher import PACKAGED_TEACHER, load_teacher, precompute_teacher
 from unime.openmoji.dataset import openmoji_rows
 from unime.serve.application import create_app
@@ -30,51 +30,51 @@ from unime.trainers import (
 
 
 TINY = str(Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny")
-watched: list[str] | None = None
+attempts: list[str] | None = None
 
 
-def watch(event: str, arguments: tuple) -> None:
-    """Refuse a look-up of a name and a connection while they are watched; Python calls this of its sockets."""
-    if watched is None or event not in ("socket.getaddrinfo", "socket.connect", "socket.sendto"):
+def refuse_connections(event: str, arguments: tuple) -> None:
+    """Refuse and record name look-ups and connections during a test; Python calls this hook for every socket."""
+    if attempts is None or event not in ("socket.getaddrinfo", "socket.connect", "socket.sendto"):
         return
     target = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
     host = target[0] if isinstance(target, tuple) else target
     if isinstance(target, (str, bytes)) and event != "socket.getaddrinfo" or host in (None, "127.0.0.1", "localhost"):
-        return  # a socket of the file system, or this machine's own
-    watched.append(f"{event} {host}")
+        return  # a Unix socket or this machine
+    attempts.append(f"{event} {host}")
     raise OSError(f"a test forbids {event} to {host}")
 
 
 @pytest.fixture(autouse=True)
-def nothing_asked_for() -> Iterator[None]:
-    """Fail a test in which another machine was spoken to, though that was not forbidden to the libraries."""
-    global watched
+def no_connections() -> Iterator[None]:
+    """Fail a test that tries to connect to another machine, without telling the libraries to stay offline."""
+    global attempts
     assert not huggingface_hub.constants.HF_HUB_OFFLINE, "unset HF_HUB_OFFLINE: the Hub's client would not even try"
-    watched = []
+    attempts = []
     yield
-    spoken, watched = watched, None
-    assert spoken == []
+    refused, attempts = attempts, None
+    assert refused == []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def watchman() -> None:
-    sys.addaudithook(watch)  # until the process ends
+def audit_hook() -> None:
+    sys.addaudithook(refuse_connections)  # until the process ends
 
 
 def unime(*words: object) -> str:
-    done = CliRunner().invoke(app, list(map(str, words)))
-    assert done.exit_code == 0, (done.output, done.exception)
-    return done.output
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
 
 
-def test_the_watchman_sees_a_question_to_the_hub():
+def test_the_audit_hook_notices_a_request_to_the_hub():
     with pytest.raises(Exception, match="a test forbids socket.getaddrinfo|offline|cannot|Cannot"):
         huggingface_hub.HfApi().model_info("org/name")
-    assert watched and watched[0].startswith("socket.getaddrinfo")
-    watched.clear()
+    assert attempts and attempts[0].startswith("socket.getaddrinfo")
+    attempts.clear()
 
 
-def test_commands_on_what_is_here(tmp_path: Path):
+def test_commands_on_local_files_do_not_connect(tmp_path: Path):
     (tmp_path / "texts").mkdir()
     for name in "ab":
         (tmp_path / "texts" / f"{name}.txt").write_text(f"a text of {name}")
@@ -86,7 +86,7 @@ def test_commands_on_what_is_here(tmp_path: Path):
     unime("card", save_checkpoint(*load_model(TINY), tmp_path / "checkpoint"))
 
 
-def test_an_index_does_not_make_its_reader_download_the_model_that_it_names(tmp_path: Path):
+def test_the_model_of_an_index_is_not_downloaded_automatically(tmp_path: Path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a text")
     unime("index", tmp_path / "texts", tmp_path / "index", "--model", TINY)
@@ -95,11 +95,13 @@ def test_an_index_does_not_make_its_reader_download_the_model_that_it_names(tmp_
     record.write_text(json.dumps(json.loads(record.read_text()) | hostile))
     for words in (["search", tmp_path / "index", "a text"], ["index", tmp_path / "texts", tmp_path / "index"]):
         error = CliRunner().invoke(app, list(map(str, words))).exception
-        assert str(error).startswith("the model stranger/model of ") and "is not downloaded automatically" in str(error)
+        assert str(error).startswith("the model stranger/model of ") and "is not downloaded automatically" in str(
+            error
+        )
         assert "\n" not in str(error)
 
 
-def test_training_from_what_is_here(tiny_model: Callable[[str], Path], tmp_path: Path):
+def test_training_on_local_files_does_not_connect(tiny_model: Callable[[str], Path], tmp_path: Path):
     settings = {"per_device_train_batch_size": 4, "max_steps": 1, "report_to": "none", "use_cpu": True}
     model, processor = load_model(str(tiny_model("llava")))
     data = openmoji_rows("train", 8)
@@ -113,21 +115,21 @@ def test_training_from_what_is_here(tiny_model: Callable[[str], Path], tmp_path:
     teacher = load_teacher(PACKAGED_TEACHER)
 
     texts = datasets.Dataset.from_dict({"text": [f"text {number}" for number in range(8)]})
-    taught = precompute_teacher(texts, teacher.encode, f"{PACKAGED_TEACHER} {tmp_path}")
+    with_teacher = precompute_teacher(texts, teacher.encode, f"{PACKAGED_TEACHER} {tmp_path}")
     model, processor = load_model(str(tmp_path / "merged"))
     args = DistillationConfig(str(tmp_path / "distilled"), **settings)
-    trainer = DistillationTrainer(model, args, train_dataset=taught, processing_class=processor)
+    trainer = DistillationTrainer(model, args, train_dataset=with_teacher, processing_class=processor)
     trainer.train()
     trainer.save_model()
 
 
-def test_the_server_with_an_address_that_nobody_allowed_it_to_fetch():
+def test_the_server_does_not_fetch_image_urls_by_default():
     service = EmbeddingService("unime-tiny", Embedder(*load_model(TINY, dtype="float32")), Limits(), max_wait=0)
     with TestClient(create_app(service)) as client:
         part = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
         body = {"messages": [{"role": "user", "content": [part]}]}
         answer = client.post("/v1/embeddings", json=body)
         assert (answer.status_code, "fetches no images" in answer.text) == (400, True)
-        for path in ("/docs", "/redoc"):  # FastAPI's pages would have a browser fetch scripts from elsewhere
+        for path in ("/docs", "/redoc"):  # FastAPI's pages make a browser fetch scripts from a CDN
             assert client.get(path).status_code == 404
         assert client.get("/openapi.json").status_code == 200
