@@ -1,51 +1,82 @@
 PYTHON ?= python3
+# Where `make install` takes torch from; empty: the package index. CPU-only wheels: https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+# Further arguments of pytest in `make test`: make test TEST_ARGS="tests/data -x"
+TEST_ARGS ?=
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
+# Strict: a tree of links under build/, which type checkers and IDEs can follow.
+EDITABLE := --config-settings editable_mode=strict --editable
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench trust study audit lint format clean
+.PHONY: help install demo test test-slow bench trust study audit lint types docs format clean FORCE
 
-help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-# Made anew only when the requirements or the pins change. torch first, so that pip never weighs another version of it.
-.venv/installed: pyproject.toml constraints.txt
+install: .venv/installed ## create .venv with every extra and the development tools (about 6 GB)
+
+# torch comes first, so that pip never considers another version of it.
+.venv/dependencies: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --constraint constraints.txt torch torchvision
-	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev]"
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP_INSTALL) $(EDITABLE) ".[all,dev]"
+	touch $@
+
+# The tree of links must follow files that are added or removed.
+.venv/package-files: FORCE .venv/dependencies
+	@git ls-files --cached --others --exclude-standard -- '*.py' '*.jinja' '*.css' 'model_cards/*.md' \
+		':!tests' ':!recipes' ':!benchmarks' ':!checkpoints' ':!metrics' > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+.venv/installed: .venv/package-files
+	$(PIP_INSTALL) --quiet --no-deps $(EDITABLE) .
 	touch $@
 
 demo: .venv/installed ## train on real images for minutes, print the table, write runs/demo/report.html
 	$(BIN)/python recipes/demo.py
 
-test: .venv/installed ## run the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
+test: .venv/installed ## run the test suite
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 $(TEST_ARGS)
 
-test-slow: .venv/installed ## run what takes long: kills, load, Ray, a real browser (Chromium must be there)
-	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
+test-slow: .venv/installed ## run the slow tests: kills, load, Ray, a real browser (needs chromium)
+	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
-# One after the other: two at a time would slow each other.
-bench: .venv/installed ## measure speed and memory beside peers, half an hour on an idle machine: benchmarks/results
-	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,bench]"
-	for name in encode training memory growth limit bits; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+# One after the other: two at a time would slow each other down.
+bench: .venv/installed ## measure speed and memory beside other libraries, half an hour on an idle machine
+	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,bench]"
+	for name in encode training memory scaling hardware_limit precision; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-trust: .venv/installed ## count what tests/trust tries, with five minutes of load each: benchmarks/trust.json
-	$(BIN)/pip install --constraint constraints.txt --editable ".[all,dev,slow]"
+trust: .venv/installed ## count the cases of tests/trust, with five minutes of load each: benchmarks/trust.json
+	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust.py
 
-study: .venv/installed ## ask what is not answered yet of recipes/study, two minutes a run: studies/README.md
+study: .venv/installed ## run the cells of recipes/study that have no result yet, two minutes a run
 	$(BIN)/python recipes/study.py recipes/study/*.yaml
 
-audit: .venv/installed ## look for known vulnerabilities in the pins
+audit: .venv/installed ## look for known vulnerabilities in the pinned versions
 	$(BIN)/python tests/trust/audit.py
 
-lint: .venv/installed ## check style
+# The first codespell looks for misspellings, the second for the words of .vocabulary, also inside identifiers.
+lint: .venv/installed ## check style, spelling, vocabulary, workflows and CITATION.cff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
+	git ls-files -z | xargs -0 $(BIN)/codespell --dictionary .vocabulary --regex '[A-Z]?[a-z]+|[A-Z]+(?![a-z])'
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
-format: .venv/installed ## mend style
+types: .venv/installed ## check types
+	$(BIN)/mypy
+
+# Not .venv/bin/mkdocs: it would look for the package beside itself and take the command `unime` for it.
+docs: .venv/installed ## build the documentation into site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+format: .venv/installed ## fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove the environment and what builds and runs leave behind
-	rm -rf .venv build dist unime.egg-info runs .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the environment and all that builds and runs leave behind
+	rm -rf .venv build dist site unime.egg-info runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
