@@ -20,36 +20,36 @@ browser = pytest.fixture(scope="module")(chromium)
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of the tiny backbone of a name in `tiny_models.TWINS`, or "text-only"; made once, to be read only."""
+    """Return a function from the name of a tiny model (or "text-only") to its folder, which tests must not change."""
     return cache(lambda name: make_tiny_model(name, tmp_path_factory.mktemp("tiny_models") / name))
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
 def family(request: pytest.FixtureRequest) -> str:
-    """The name of each family of backbones in turn."""
+    """Return the name of each backbone family in turn."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def processor(family: str, tiny_model: Callable[[str], Path]) -> ProcessorMixin:
-    """The processor of each family in turn."""
+    """Return UniME's processor for each backbone family in turn."""
     return processor_from_backbone(tiny_model(family))
 
 
 @pytest.fixture(scope="session")
 def llava(tiny_model: Callable[[str], Path]) -> ProcessorMixin:
-    """The processor of one family, where the others would do the same."""
+    """Return UniME's processor for one family, for tests in which the family does not matter."""
     return processor_from_backbone(tiny_model("llava"))
 
 
 @pytest.fixture(scope="session")
 def script() -> Callable[[Path], ModuleType]:
-    """Give a function that imports a script, without running it."""
+    """Return a function that imports a script without running its `main`."""
 
     def load(path: Path) -> ModuleType:
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses look for the annotations' names
+        sys.modules[spec.name] = module  # dataclasses look up annotations there
         spec.loader.exec_module(module)
         return module
 

@@ -1,4 +1,4 @@
-"""One folder holds everything, and AutoModel and SentenceTransformer load it where this package is not installed."""
+"""A checkpoint is one folder that AutoModel and SentenceTransformer load without this package."""
 
 import json
 import os
@@ -14,15 +14,16 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoProcessor
-from without_package import NOT_INSTALLED
+from without_package import BLOCK_UNIME
 
 import unime.checkpoint
 from unime import UniMEModel, load_model, processor_from_backbone, push_checkpoint, save_checkpoint
 from unime.checkpoint import PROMPTS
+from unime.checkpoint_safety import read_config
 
 
-LOADED_ELSEWHERE = ["llava", "llava-onevision", "qwen2-vl"]
-FILES = {
+BACKBONES = ["llava", "llava-onevision", "qwen2-vl"]
+CHECKPOINT_FILES = {
     "1_Pooling/config.json",
     "2_Normalize/config.json",
     "README.md",
@@ -45,8 +46,8 @@ FILES = {
 }
 INSTRUCTION = "Represent the given image with the following question:"
 
-# Runs where `unime` cannot be imported; arguments: the folder of images and checkpoints, the checkpoints' names.
-ELSEWHERE = """
+# Runs where `unime` cannot be imported. Arguments: the folder of images and checkpoints, the names of the checkpoints.
+WITHOUT_UNIME = """
 from pathlib import Path
 
 import numpy as np
@@ -81,50 +82,50 @@ assert "unime" not in sys.modules
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with a checkpoint of each backbone in `LOADED_ELSEWHERE`."""
+    """Return a folder with a checkpoint of each backbone in `BACKBONES`."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    for name in LOADED_ELSEWHERE:
+    for name in BACKBONES:
         save_checkpoint(*load_model(tiny_model(name)), folder / name)
     return folder
 
 
 @pytest.fixture(scope="module")
-def elsewhere(checkpoints: Path) -> Path:
-    """Give the same folder after a fresh interpreter without `unime` has embedded items with every checkpoint."""
+def embedded_without_unime(checkpoints: Path) -> Path:
+    """Return the same folder after an interpreter without `unime` has embedded items with every checkpoint."""
     (checkpoints / "instruction.txt").write_text(INSTRUCTION)
-    for colour, size in (("red", (40, 56)), ("blue", (64, 24))):
-        Image.new("RGB", size, colour).save(checkpoints / f"{colour}.png")
+    for color, size in (("red", (40, 56)), ("blue", (64, 24))):
+        Image.new("RGB", size, color).save(checkpoints / f"{color}.png")
     environment = os.environ | {"HF_MODULES_CACHE": str(checkpoints / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", NOT_INSTALLED + ELSEWHERE, str(checkpoints), *LOADED_ELSEWHERE]
+    command = [sys.executable, "-P", "-c", BLOCK_UNIME + WITHOUT_UNIME, str(checkpoints), *BACKBONES]
     run = subprocess.run(command, cwd=checkpoints, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "custom code" not in run.stdout + run.stderr  # trusted once, nobody is asked again
+    assert "custom code" not in run.stdout + run.stderr  # trusted once, and not asked about again
     return checkpoints
 
 
-@pytest.mark.parametrize("name", LOADED_ELSEWHERE)
-def test_a_checkpoint_embeds_the_same_where_the_package_is_not_installed(name: str, elsewhere: Path) -> None:
-    red, blue = (Image.open(elsewhere / image) for image in ("red.png", "blue.png"))
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_checkpoint_gives_the_same_embeddings_without_the_package(name: str, embedded_without_unime: Path) -> None:
+    red, blue = (Image.open(embedded_without_unime / image) for image in ("red.png", "blue.png"))
     items = [{"text": "a cat"}, {"image": red}, {"image": blue, "text": "Is it blue?"}]
     items += [{"text": "see <image> and <|im_end|>"}, {"image": blue}]
-    model = UniMEModel.from_pretrained(elsewhere / name)
+    model = UniMEModel.from_pretrained(embedded_without_unime / name)
     plain = model.encode(items)
     instructed = model.encode([item | {"instruction": INSTRUCTION} for item in items])
     named = model.encode([item | {"instruction": PROMPTS["text_to_image"]} for item in items])
     assert np.abs(plain - instructed).max() > 0.01 and np.abs(named - instructed).max() > 0.01
-    there = np.load(elsewhere / f"{name}.npz")
-    assert int(there["width"]) == plain.shape[1]
+    without_unime = np.load(embedded_without_unime / f"{name}.npz")
+    assert int(without_unime["width"]) == plain.shape[1]
     for key in ("auto", "sentences", "sentences_query"):
-        np.testing.assert_allclose(there[key], plain, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(without_unime[key], plain, atol=1e-5, err_msg=key)
     for key in ("auto_instruction", "sentences_instruction"):
-        np.testing.assert_allclose(there[key], instructed, atol=1e-5, err_msg=key)
-    np.testing.assert_allclose(there["sentences_named"], named, atol=1e-5)
+        np.testing.assert_allclose(without_unime[key], instructed, atol=1e-5, err_msg=key)
+    np.testing.assert_allclose(without_unime["sentences_named"], named, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOADED_ELSEWHERE)
-def test_a_checkpoint_is_exactly_these_files(name: str, checkpoints: Path) -> None:
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_checkpoint_consists_of_exactly_these_files(name: str, checkpoints: Path) -> None:
     folder = checkpoints / name
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == CHECKPOINT_FILES
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"] == {
         "AutoConfig": "configuration_unime.UniMEConfig",
@@ -135,7 +136,7 @@ def test_a_checkpoint_is_exactly_these_files(name: str, checkpoints: Path) -> No
         assert code.read_text() == (Path(unime.checkpoint.__file__).parent / code.name).read_text()
 
 
-def test_sentence_transformers_is_told_of_its_own_classes_only(checkpoints: Path) -> None:
+def test_sentence_transformers_needs_only_its_own_classes(checkpoints: Path) -> None:
     folder = checkpoints / "llava"
     modules = json.loads((folder / "modules.json").read_text())
     assert [module["type"].split(".")[-1] for module in modules] == ["Transformer", "Pooling", "Normalize"]
@@ -147,12 +148,12 @@ def test_sentence_transformers_is_told_of_its_own_classes_only(checkpoints: Path
 
 
 def front_matter(card: str) -> dict:
-    """Parse the YAML between the first two lines of dashes."""
+    """Return the YAML between the first two lines of dashes."""
     _, head, _ = card.split("---\n", 2)
     return yaml.safe_load(head)
 
 
-def test_the_card_has_front_matter_and_says_what_the_model_is(checkpoints: Path) -> None:
+def test_the_model_card_has_metadata_and_describes_the_model(checkpoints: Path) -> None:
     card = (checkpoints / "llava" / "README.md").read_text()
     assert front_matter(card)["library_name"] == "sentence-transformers"
     assert "unime" in front_matter(card)["tags"]
@@ -160,7 +161,7 @@ def test_the_card_has_front_matter_and_says_what_the_model_is(checkpoints: Path)
     assert all(f"`{name}`" in card for name in PROMPTS)
 
 
-def test_a_card_of_ones_own_is_kept(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_given_model_card_is_written_unchanged(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     save_checkpoint(*load_model(tiny_model("llava")), tmp_path, card="---\ntags: []\n---\nMine.\n")
     assert (tmp_path / "README.md").read_text() == "---\ntags: []\n---\nMine.\n"
 
@@ -168,48 +169,46 @@ def test_a_card_of_ones_own_is_kept(tiny_model: Callable[[str], Path], tmp_path:
 def test_unmerged_adapters_are_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     model, processor = load_model(tiny_model("llava"))
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-    for carrier in (adapted, model):
+    for unmerged in (adapted, model):
         with pytest.raises(ValueError, match="LoRA adapters: merge them"):
-            save_checkpoint(carrier, processor, tmp_path / "checkpoint")
+            save_checkpoint(unmerged, processor, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
     save_checkpoint(adapted.merge_and_unload(), processor, tmp_path / "checkpoint")
     assert type(load_model(tmp_path / "checkpoint")[0]) is UniMEModel
 
 
-def test_a_processor_without_a_template_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_processor_without_a_chat_template_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     model, processor = load_model(tiny_model("llava"))
     processor.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         save_checkpoint(model, processor, tmp_path / "checkpoint")
 
 
-def test_a_backbone_and_a_checkpoint_are_loaded_by_one_function(
-    tiny_model: Callable[[str], Path], checkpoints: Path
-) -> None:
-    wrapped, its_processor = load_model(tiny_model("llava"), dtype=torch.float32)
+def test_load_model_loads_backbones_and_checkpoints(tiny_model: Callable[[str], Path], checkpoints: Path) -> None:
+    wrapped, backbone_processor = load_model(tiny_model("llava"), dtype=torch.float32)
     saved, processor = load_model(checkpoints / "llava", dtype=torch.float32, attn_implementation="eager")
     assert type(wrapped) is type(saved) is UniMEModel
     assert saved.backbone.config._attn_implementation == "eager"
-    assert processor.chat_template == its_processor.chat_template
-    ours, theirs = wrapped.state_dict(), saved.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert processor.chat_template == backbone_processor.chat_template
+    expected, actual = wrapped.state_dict(), saved.state_dict()
+    assert actual.keys() == expected.keys() and all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
-def test_a_text_only_backbone_is_refused_in_one_sentence(tiny_model: Callable[[str], Path]) -> None:
+def test_a_text_only_backbone_is_refused(tiny_model: Callable[[str], Path]) -> None:
     for load in (load_model, UniMEModel.from_backbone):
         with pytest.raises(ValueError, match="is of type 'qwen3', which transformers does not list as an image-text"):
             load(tiny_model("text-only"))
 
 
-def test_a_checkpoint_saved_again_is_the_same(checkpoints: Path, tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_is_saved_unchanged(checkpoints: Path, tmp_path: Path) -> None:
     save_checkpoint(*load_model(checkpoints / "qwen2-vl"), tmp_path)
-    for name in FILES - {"config.json"}:
+    for name in CHECKPOINT_FILES - {"config.json"}:
         assert (tmp_path / name).read_bytes() == (checkpoints / "qwen2-vl" / name).read_bytes(), name
     assert AutoProcessor.from_pretrained(tmp_path).chat_template is not None
 
 
 class RecordedHub:
-    """Takes the calls that would go to the Hub, and keeps what they carry."""
+    """Replacement of `HfApi` that records calls instead of sending them to the Hub."""
 
     repositories: dict[str, bool] = {}
     uploaded: dict[str, set[str]] = {}
@@ -223,18 +222,36 @@ class RecordedHub:
         return f"https://huggingface.co/{repo_id}/commit/1"
 
 
-def test_what_is_pushed_is_what_is_saved(tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_files_of_a_checkpoint_are_pushed(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(unime.checkpoint, "HfApi", RecordedHub)
-    address = push_checkpoint(*load_model(tiny_model("llava")), "someone/unime-tiny", private=True)
-    assert address == "https://huggingface.co/someone/unime-tiny/commit/1"
+    url = push_checkpoint(*load_model(tiny_model("llava")), "someone/unime-tiny", private=True)
+    assert url == "https://huggingface.co/someone/unime-tiny/commit/1"
     assert RecordedHub.repositories == {"someone/unime-tiny": True}
-    assert RecordedHub.uploaded == {"someone/unime-tiny": FILES}
+    assert RecordedHub.uploaded == {"someone/unime-tiny": CHECKPOINT_FILES}
 
 
-def test_the_committed_checkpoint_carries_the_present_code() -> None:
+def test_the_committed_checkpoint_contains_the_current_code() -> None:
     root = Path(__file__).resolve().parents[1]
-    for name in sorted(name for name in FILES if name.endswith("_unime.py")):
-        copied = root / "checkpoints" / "unime-tiny" / name
-        assert copied.read_text() == (root / name).read_text(), f"copy {name} anew"
+    for name in sorted(name for name in CHECKPOINT_FILES if name.endswith("_unime.py")):
+        copy = root / "checkpoints" / "unime-tiny" / name
+        assert copy.read_text() == (root / name).read_text(), f"copy {name} into the checkpoint again"
     template = processor_from_backbone(str(root / "checkpoints" / "tiny-backbone")).chat_template
-    assert (root / "checkpoints" / "unime-tiny" / "chat_template.jinja").read_text() == template, "write it anew"
+    assert (root / "checkpoints" / "unime-tiny" / "chat_template.jinja").read_text() == template, "write it again"
+
+
+@pytest.mark.parametrize("load", [load_model, read_config])
+@pytest.mark.parametrize("path", ["./nope", "a/b/c", "checkpoints/typo"])
+def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(
+    path: str, load: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        pytest.fail("transformers would ask the Hub for this path")
+
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for auto_class in ("AutoConfig", "AutoProcessor", "AutoModel"):
+        monkeypatch.setattr(f"transformers.{auto_class}.from_pretrained", fail)
+    with pytest.raises(FileNotFoundError, match=f"^there is no folder {path}: check the path of the checkpoint"):
+        load(path)

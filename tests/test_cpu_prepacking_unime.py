@@ -1,4 +1,4 @@
-"""Packed weights give the same vectors, and nothing of them is left behind."""
+"""Prepacked weights give the same embeddings, and the model is unchanged afterwards."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from unime.cpu_prepacking_unime import can_prepack, prepacked_weights
 
 
 pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="weights are packed for AVX-512 only"
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="weights are prepacked for AVX-512 only"
 )
 ITEMS = ["a cat", "a dog and " * 30, {"text": "a bird", "image": Image.new("RGB", (40, 56), "red")}]
 
@@ -29,72 +29,70 @@ def llava(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin
     return UniMEModel.from_backbone(tiny_model("llava")).eval(), processor_from_backbone(tiny_model("llava"))
 
 
-def replaced(model: UniMEModel) -> int:
-    """The number of linear layers that are not as `torch.nn` has them."""
+def count_replaced(model: UniMEModel) -> int:
+    """Return the number of linear layers with a replaced `forward`."""
     return sum("forward" in vars(module) for module in model.modules() if isinstance(module, nn.Linear))
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_vectors_are_those_of_plain_weights(
+def test_prepacked_weights_give_the_embeddings_of_plain_weights(
     name: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = UniMEModel.from_backbone(tiny_model(name)), processor_from_backbone(tiny_model(name))
     monkeypatch.setattr(modeling_unime, "prepacked_weights", lambda _: nullcontext())
     plain = model.encode(ITEMS, processor)
     monkeypatch.undo()
-    found = []
-    hook = model.register_forward_pre_hook(lambda *_: found.append(replaced(model)))
+    counts = []
+    hook = model.register_forward_pre_hook(lambda *_: counts.append(count_replaced(model)))
     monkeypatch.setattr(modeling_unime, "MIN_PREPACKING_TOKENS", 1)
     np.testing.assert_allclose(model.encode(ITEMS, processor), plain, atol=1e-5)
     hook.remove()
-    assert set(found) == {sum(type(module) is nn.Linear for module in model.modules())} and replaced(model) == 0
+    assert set(counts) == {sum(type(module) is nn.Linear for module in model.modules())} and count_replaced(model) == 0
 
 
-def test_few_tokens_are_not_worth_it(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_weights_are_not_prepacked_for_few_tokens(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, processor = llava
-    found = []
-    hook = model.register_forward_pre_hook(lambda *_: found.append(replaced(model)))
+    counts = []
+    hook = model.register_forward_pre_hook(lambda *_: counts.append(count_replaced(model)))
     model.encode("a cat", processor)
-    assert found == [0]
-    model.encode([f"{number} cats and dogs" for number in range(200)], processor)
+    assert counts == [0]
+    model.encode([f"{count} cats and dogs" for count in range(200)], processor)
     hook.remove()
-    assert all(found[1:]) and len(found) > 2
+    assert all(counts[1:]) and len(counts) > 2
 
 
-def test_weights_are_plain_again_after_an_error(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_the_plain_weights_are_restored_after_an_error(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, _ = llava
     with pytest.raises(RuntimeError, match="stop"), prepacked_weights(model):
-        assert replaced(model)
+        assert count_replaced(model)
         raise RuntimeError("stop")
-    assert replaced(model) == 0
+    assert count_replaced(model) == 0
 
 
-def test_what_another_has_replaced_stays(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_a_forward_that_is_already_replaced_is_kept(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, _ = llava
     first, *others = [module for module in model.modules() if type(module) is nn.Linear]
     first.forward = hooked = partial(nn.functional.linear, weight=first.weight, bias=first.bias)
     with prepacked_weights(model):
-        assert first.forward is hooked and replaced(model) == len(others) + 1
-        with prepacked_weights(model):  # as `encode` in a process whose server has packed them
+        assert first.forward is hooked and count_replaced(model) == len(others) + 1
+        with prepacked_weights(model):  # such as `encode` in a server that has prepacked the weights
             pass
-        assert replaced(model) == len(others) + 1
-    assert first.forward is hooked and replaced(model) == 1
+        assert count_replaced(model) == len(others) + 1
+    assert first.forward is hooked and count_replaced(model) == 1
     del first.forward
 
 
-def test_threads_may_embed_with_one_model(
-    llava: tuple[UniMEModel, ProcessorMixin], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_may_share_a_model(llava: tuple[UniMEModel, ProcessorMixin], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = llava
     expected = model.encode(ITEMS, processor)
     monkeypatch.setattr(modeling_unime, "MIN_PREPACKING_TOKENS", 1)
     with ThreadPoolExecutor(4) as threads:
-        for vectors in threads.map(lambda _: model.encode(ITEMS, processor), range(24)):
-            np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    assert replaced(model) == 0
+        for embeddings in threads.map(lambda _: model.encode(ITEMS, processor), range(24)):
+            np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    assert count_replaced(model) == 0
 
 
-def test_other_numbers_compiled_layers_and_large_models_stay_as_they_are(
+def test_other_dtypes_compiled_layers_and_large_models_are_not_prepacked(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = UniMEModel.from_backbone(tiny_model("llava"))
@@ -108,4 +106,4 @@ def test_other_numbers_compiled_layers_and_large_models_stay_as_they_are(
     assert not can_prepack(model)
     half = UniMEModel.from_backbone(tiny_model("llava"), dtype=torch.bfloat16)
     with prepacked_weights(half):
-        assert replaced(half) == 0
+        assert count_replaced(half) == 0

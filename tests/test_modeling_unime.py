@@ -1,4 +1,4 @@
-"""The model: one unit vector per item, the same however it is batched, padded, loaded, saved or adapted."""
+"""The model gives one unit vector per item, however the item is batched or padded and the model loaded or saved."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
-from tiny_models import LAYER
+from tiny_models import LAYER_SIZES
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
@@ -17,11 +17,11 @@ from unime import UniMEModel, micro_batches, modeling_unime, processor_from_back
 from unime.processing_unime import to_item_dict, to_messages
 
 
-WIDTH = LAYER["hidden_size"]
+WIDTH = LAYER_SIZES["hidden_size"]
 
 
 def make_image(seed: int, width: int = 40, height: int = 56) -> Image.Image:
-    """Return an image of coarse coloured noise."""
+    """Return an image of coarse colored noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
 
@@ -36,7 +36,7 @@ ITEMS = [
     {"image": make_image(5), "text": "Is it red?", "instruction": "Represent the given image with the question:"},
     "日本",
 ]
-MIXED = [ITEMS[i] for i in (1, 2, 5, 6)]  # images of several shapes, for tests that need one batch
+IMAGE_ITEMS = [ITEMS[i] for i in (1, 2, 5, 6)]  # images of several shapes, for tests that need one batch
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +46,27 @@ def folder(family: str, tiny_model: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> UniMEModel:
-    """Give the model in evaluation mode, to be left as it is."""
+    """Return the model in evaluation mode; tests must not change it."""
     return UniMEModel.from_backbone(folder).eval()
 
 
 def one_batch(processor: ProcessorMixin, items: list) -> dict[str, Tensor]:
-    """Return the tensors of items of one kind: all with images or none."""
+    """Return the tensors of items that form one batch: all of them with images, or none."""
     ((_, tensors),) = micro_batches(processor, items, micro_batch_tokens=10**6)
     return dict(tensors)
 
 
-def test_a_backbone_is_loaded_as_it_is_without_its_head(model: UniMEModel, folder: Path) -> None:
+def test_the_backbone_keeps_its_weights_and_loses_its_head(model: UniMEModel, folder: Path) -> None:
     native = AutoModelForImageTextToText.from_pretrained(folder)
-    ours, theirs = model.backbone.state_dict(), native.model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    actual, expected = model.backbone.state_dict(), native.model.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in actual)
     assert native.get_output_embeddings() is not None and model.get_output_embeddings() is None
     assert model.get_input_embeddings() is model.backbone.get_input_embeddings()
 
 
-def test_forward_gives_unit_vectors_in_float32_and_no_logits(model: UniMEModel, processor: ProcessorMixin) -> None:
-    tensors = one_batch(processor, MIXED)
+def test_forward_returns_unit_vectors_in_float32_and_no_logits(model: UniMEModel, processor: ProcessorMixin) -> None:
+    tensors = one_batch(processor, IMAGE_ITEMS)
     output = model(**tensors)
     assert list(output) == ["embeddings", "last_hidden_state"]
     assert output.embeddings.shape == (4, WIDTH) and output.embeddings.dtype == torch.float32
@@ -80,15 +80,15 @@ def test_different_items_get_different_embeddings(model: UniMEModel, processor: 
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 200, 10**6])
-def test_a_batch_of_n_is_n_batches_of_one(
+def test_a_batch_of_n_gives_the_embeddings_of_n_batches_of_one(
     model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int
 ) -> None:
-    alone = np.stack([model.encode(item, processor) for item in ITEMS])
-    together = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens)
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    expected = np.stack([model.encode(item, processor) for item in ITEMS])
+    embeddings = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
-def test_rows_of_text_among_rows_with_pictures_are_embedded_as_alone(
+def test_a_batch_of_texts_and_images_gives_the_embeddings_of_separate_batches(
     model: UniMEModel, processor: ProcessorMixin
 ) -> None:
     image = make_image(0)
@@ -99,15 +99,15 @@ def test_rows_of_text_among_rows_with_pictures_are_embedded_as_alone(
     np.testing.assert_allclose(embeddings, model.encode(items, processor), atol=1e-5)
 
 
-def test_left_and_right_padding_give_the_same_vectors(model: UniMEModel, folder: Path) -> None:
-    for items in (ITEMS[0::7] + [ITEMS[3]], MIXED):
+def test_left_and_right_padding_give_the_same_embeddings(model: UniMEModel, folder: Path) -> None:
+    for items in (ITEMS[0::7] + [ITEMS[3]], IMAGE_ITEMS):
         embeddings = []
         for side in ("left", "right"):
             processor = processor_from_backbone(folder)
             processor.tokenizer.padding_side = side
-            spelt = [to_item_dict(item) for item in items]
-            prompts = processor.apply_chat_template([to_messages(item) for item in spelt], tokenize=False)
-            images = [item["images"] for item in spelt]
+            normalized = [to_item_dict(item) for item in items]
+            prompts = processor.apply_chat_template([to_messages(item) for item in normalized], tokenize=False)
+            images = [item["images"] for item in normalized]
             tensors = processor(
                 text=prompts, images=images if any(images) else None, padding=True, return_tensors="pt"
             )
@@ -116,32 +116,32 @@ def test_left_and_right_padding_give_the_same_vectors(model: UniMEModel, folder:
         torch.testing.assert_close(*embeddings, atol=1e-5, rtol=0)
 
 
-def test_an_embedding_is_the_last_hidden_state_of_the_native_model(model: UniMEModel, folder: Path) -> None:
+def test_an_embedding_is_the_normalized_last_hidden_state_of_the_native_model(model: UniMEModel, folder: Path) -> None:
     native = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = processor_from_backbone(folder)
     processor.tokenizer.padding_side = "left"
-    tensors = one_batch(processor, MIXED)
+    tensors = one_batch(processor, IMAGE_ITEMS)
     states = native(**tensors, output_hidden_states=True).hidden_states[-1][:, -1]
     expected = torch.nn.functional.normalize(states, dim=-1)
     torch.testing.assert_close(model(**tensors).embeddings, expected, atol=1e-5, rtol=0)
 
 
-def test_leading_dimensions_are_kept_and_normalised_again(model: UniMEModel, processor: ProcessorMixin) -> None:
-    whole = model.encode(MIXED, processor)[:, :8]
-    expected = whole / np.linalg.norm(whole, axis=1, keepdims=True)
-    np.testing.assert_allclose(model.encode(MIXED, processor, truncate_dim=8), expected, atol=1e-6)
-    tensors = one_batch(processor, MIXED)
-    forward = model(**tensors, truncate_dim=8).embeddings
-    torch.testing.assert_close(forward.norm(dim=-1), torch.ones(4))
-    torch.testing.assert_close(forward, torch.nn.functional.normalize(model(**tensors).embeddings[:, :8], dim=-1))
+def test_truncated_embeddings_are_normalized(model: UniMEModel, processor: ProcessorMixin) -> None:
+    leading = model.encode(IMAGE_ITEMS, processor)[:, :8]
+    expected = leading / np.linalg.norm(leading, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.encode(IMAGE_ITEMS, processor, truncate_dim=8), expected, atol=1e-6)
+    tensors = one_batch(processor, IMAGE_ITEMS)
+    truncated = model(**tensors, truncate_dim=8).embeddings
+    torch.testing.assert_close(truncated.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(truncated, torch.nn.functional.normalize(model(**tensors).embeddings[:, :8], dim=-1))
 
 
-@pytest.mark.parametrize("dimensions", [0, WIDTH + 1])
-def test_dimensions_that_the_model_does_not_have_are_refused(
-    model: UniMEModel, processor: ProcessorMixin, dimensions: int
+@pytest.mark.parametrize("truncate_dim", [0, WIDTH + 1])
+def test_an_invalid_number_of_dimensions_is_refused(
+    model: UniMEModel, processor: ProcessorMixin, truncate_dim: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"truncate_dim must be between 1 and {WIDTH}, got {dimensions}"):
-        model.encode("a cat", processor, truncate_dim=dimensions)
+    with pytest.raises(ValueError, match=f"truncate_dim must be between 1 and {WIDTH}, got {truncate_dim}"):
+        model.encode("a cat", processor, truncate_dim=truncate_dim)
 
 
 def gradients(model: UniMEModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -152,9 +152,9 @@ def gradients(model: UniMEModel, tensors: dict[str, Tensor]) -> dict[str, Tensor
     return {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
 
 
-def test_gradient_checkpointing_leaves_the_gradients_as_they_are(folder: Path, processor: ProcessorMixin) -> None:
+def test_activation_checkpointing_does_not_change_the_gradients(folder: Path, processor: ProcessorMixin) -> None:
     model = UniMEModel.from_backbone(folder).train()
-    tensors = one_batch(processor, MIXED)
+    tensors = one_batch(processor, IMAGE_ITEMS)
     plain = gradients(model, tensors)
     model.activation_checkpointing_enable()
     assert model.is_activation_checkpointing
@@ -163,27 +163,27 @@ def test_gradient_checkpointing_leaves_the_gradients_as_they_are(folder: Path, p
     torch.testing.assert_close(checkpointed, plain)
 
 
-def test_the_attention_implementation_arrives_at_every_part(
+def test_every_part_uses_the_requested_attention_implementation(
     model: UniMEModel, folder: Path, processor: ProcessorMixin, tmp_path: Path
 ) -> None:
     eager = UniMEModel.from_backbone(folder, attn_implementation="eager").eval()
     model.save_pretrained(tmp_path)
-    again = UniMEModel.from_pretrained(tmp_path, attn_implementation="eager")
-    for wanted, loaded in (("sdpa", model), ("eager", eager), ("eager", again)):
+    saved = UniMEModel.from_pretrained(tmp_path, attn_implementation="eager")
+    for expected, loaded in (("sdpa", model), ("eager", eager), ("eager", saved)):
         parts = [part for part in loaded.modules() if isinstance(part, PreTrainedModel)]
-        assert len(parts) >= 4  # the whole, the backbone, its vision tower and its language model
-        assert {part.config._attn_implementation for part in parts} == {wanted}
+        assert len(parts) >= 4  # UniME, the backbone, its vision tower and its language model
+        assert {part.config._attn_implementation for part in parts} == {expected}
     np.testing.assert_allclose(eager.encode(ITEMS, processor), model.encode(ITEMS, processor), atol=1e-5)
 
 
-def test_half_precision_is_kept_in_the_weights_and_not_in_the_embeddings(
+def test_weights_keep_half_precision_and_embeddings_are_float32(
     model: UniMEModel, folder: Path, processor: ProcessorMixin, tmp_path: Path
 ) -> None:
     half = UniMEModel.from_backbone(folder, dtype=torch.bfloat16).eval()
     half.save_pretrained(tmp_path)
     for loaded in (half, UniMEModel.from_pretrained(tmp_path)):
         assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-        output = loaded(**one_batch(processor, MIXED))
+        output = loaded(**one_batch(processor, IMAGE_ITEMS))
         assert output.embeddings.dtype == torch.float32
         torch.testing.assert_close(output.embeddings.norm(dim=-1), torch.ones(4))
 
@@ -194,33 +194,33 @@ def test_a_device_map_is_passed_through(model: UniMEModel, folder: Path, process
     assert np.array_equal(mapped.encode(ITEMS, processor), model.encode(ITEMS, processor))
 
 
-def test_low_rank_adapters_train_and_merge(folder: Path, processor: ProcessorMixin) -> None:
+def test_lora_adapters_train_and_merge(folder: Path, processor: ProcessorMixin) -> None:
     adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     adapted = get_peft_model(UniMEModel.from_backbone(folder), adapters)
-    tensors = one_batch(processor, MIXED)
-    trained = gradients(adapted, tensors)
-    assert trained and all("lora_" in key for key in trained)
-    assert all(gradient.abs().sum() > 0 for key, gradient in trained.items() if "vision" not in key)
-    before = adapted.eval()(**tensors).embeddings
+    tensors = one_batch(processor, IMAGE_ITEMS)
+    adapter_gradients = gradients(adapted, tensors)
+    assert adapter_gradients and all("lora_" in key for key in adapter_gradients)
+    assert all(gradient.abs().sum() > 0 for key, gradient in adapter_gradients.items() if "vision" not in key)
+    expected = adapted.eval()(**tensors).embeddings
     merged = adapted.merge_and_unload()
     assert type(merged) is UniMEModel
-    torch.testing.assert_close(merged(**tensors).embeddings, before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(merged(**tensors).embeddings, expected, atol=1e-5, rtol=0)
 
 
-def test_a_saved_model_is_read_back_to_the_bit(
+def test_a_saved_model_is_loaded_bit_for_bit(
     model: UniMEModel, folder: Path, processor: ProcessorMixin, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path)
-    again = UniMEModel.from_pretrained(tmp_path)
-    ours, theirs = model.state_dict(), again.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    # As copies: in a mapped file weights lie at any address, and some CPUs round the product of one row by it.
-    again, model = deepcopy(again), deepcopy(model)
-    assert np.array_equal(again.encode(ITEMS, processor), model.encode(ITEMS, processor))
+    loaded = UniMEModel.from_pretrained(tmp_path)
+    expected, actual = model.state_dict(), loaded.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    # Copies, because the alignment of memory-mapped weights affects the rounding of one-row products on some CPUs.
+    loaded, model = deepcopy(loaded), deepcopy(model)
+    assert np.array_equal(loaded.encode(ITEMS, processor), model.encode(ITEMS, processor))
 
 
-def test_a_configuration_gives_random_weights_in_the_wanted_dtype(folder: Path, processor: ProcessorMixin) -> None:
+def test_a_configuration_gives_random_weights_in_the_requested_dtype(folder: Path, processor: ProcessorMixin) -> None:
     config = AutoConfig.from_pretrained(folder)
     random = UniMEModel.from_backbone(config, dtype=torch.bfloat16, attn_implementation="eager")
     assert {parameter.dtype for parameter in random.parameters()} == {torch.bfloat16}
@@ -228,29 +228,29 @@ def test_a_configuration_gives_random_weights_in_the_wanted_dtype(folder: Path, 
     assert random.encode(ITEMS, processor).shape == (len(ITEMS), WIDTH)
 
 
-def test_encode_keeps_the_order_of_the_items(model: UniMEModel, processor: ProcessorMixin) -> None:
+def test_encode_returns_embeddings_in_the_order_of_the_items(model: UniMEModel, processor: ProcessorMixin) -> None:
     forwards = model.encode(ITEMS, processor, micro_batch_tokens=100)
     backwards = model.encode(ITEMS[::-1], processor, micro_batch_tokens=100)
     assert forwards.shape == (len(ITEMS), WIDTH) and forwards.dtype == np.float32
     np.testing.assert_allclose(backwards[::-1], forwards, atol=1e-5)
 
 
-def test_encode_of_one_item_gives_one_vector(model: UniMEModel, processor: ProcessorMixin) -> None:
+def test_encode_returns_one_vector_for_a_single_item(model: UniMEModel, processor: ProcessorMixin) -> None:
     for item in ITEMS[:3]:
         assert model.encode(item, processor).shape == (WIDTH,)
         np.testing.assert_allclose(model.encode([item], processor)[0], model.encode(item, processor), atol=1e-6)
 
 
-def test_encode_of_nothing_gives_no_rows(model: UniMEModel, processor: ProcessorMixin) -> None:
+def test_encode_returns_no_rows_for_no_items(model: UniMEModel, processor: ProcessorMixin) -> None:
     assert model.encode([], processor).shape == (0, WIDTH)
 
 
-def test_encode_does_not_take_a_generator(model: UniMEModel, processor: ProcessorMixin) -> None:
+def test_encode_refuses_a_generator(model: UniMEModel, processor: ProcessorMixin) -> None:
     with pytest.raises(ValueError, match="item 0: expected a str, a PIL image or a dict.* got generator"):
         model.encode((item for item in ITEMS), processor)
 
 
-def test_encode_leaves_each_part_in_its_mode(folder: Path, processor: ProcessorMixin) -> None:
+def test_encode_restores_the_training_mode_of_each_part(folder: Path, processor: ProcessorMixin) -> None:
     model = UniMEModel.from_backbone(folder).train()
     model.get_input_embeddings().eval()
     before = [part.training for part in model.modules()]
@@ -260,12 +260,12 @@ def test_encode_leaves_each_part_in_its_mode(folder: Path, processor: ProcessorM
     assert [part.training for part in model.modules()] == before and any(before) and not all(before)
 
 
-def test_encode_works_through_long_lists_window_by_window(
+def test_encode_processes_long_lists_in_windows(
     model: UniMEModel, processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = model.encode(ITEMS, processor)
+    expected = model.encode(ITEMS, processor)
     monkeypatch.setattr(modeling_unime, "ENCODE_WINDOW_ITEMS", 3)
-    np.testing.assert_allclose(model.encode(ITEMS, processor), whole, atol=1e-5)
+    np.testing.assert_allclose(model.encode(ITEMS, processor), expected, atol=1e-5)
     with pytest.raises(ValueError, match="item 7: 'text' must be a str"):
         model.encode([*ITEMS[:7], {"text": 3}], processor)
 
@@ -276,13 +276,13 @@ def test_equal_items_are_embedded_once(
     monkeypatch.setattr(modeling_unime, "ENCODE_WINDOW_ITEMS", 5)  # equal items in several windows
     copies = [item.copy() if isinstance(item, Image.Image) else item for item in ITEMS]
     as_dict = {"text": ITEMS[0]}
-    rows = []
+    batch_sizes = []
     hook = model.register_forward_pre_hook(
-        lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+        lambda _, __, inputs: batch_sizes.append(len(inputs["input_ids"])), with_kwargs=True
     )
     embeddings = model.encode([*ITEMS, *copies, as_dict], processor)
     hook.remove()
-    assert sum(rows) == len(ITEMS)
+    assert sum(batch_sizes) == len(ITEMS)
     assert np.array_equal(embeddings[: len(ITEMS)], embeddings[len(ITEMS) : -1])
     assert np.array_equal(embeddings[0], embeddings[-1])
     np.testing.assert_allclose(embeddings[: len(ITEMS)], model.encode(ITEMS, processor), atol=1e-5)
@@ -293,14 +293,15 @@ def test_encode_uses_the_processor_saved_with_the_checkpoint(
 ) -> None:
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    again = UniMEModel.from_pretrained(tmp_path)
-    np.testing.assert_allclose(again.encode(ITEMS), model.encode(ITEMS, processor), atol=1e-6)
+    loaded = UniMEModel.from_pretrained(tmp_path)
+    np.testing.assert_allclose(loaded.encode(ITEMS), model.encode(ITEMS, processor), atol=1e-6)
     with pytest.raises(ValueError, match=r"call encode\(items, processor\)"):
         UniMEModel(model.config).encode(ITEMS)
 
 
-def test_forward_returns_the_outputs_that_are_asked_for(folder: Path, processor: ProcessorMixin) -> None:
-    model = UniMEModel.from_backbone(folder, attn_implementation="eager").eval()  # others compute no attention weights
+def test_forward_returns_the_requested_outputs(folder: Path, processor: ProcessorMixin) -> None:
+    # Other attention implementations return no attention weights.
+    model = UniMEModel.from_backbone(folder, attn_implementation="eager").eval()
     batch = one_batch(processor, ["a cat", "a longer text about a dog"])
     with torch.no_grad():
         output = model(**batch, output_hidden_states=True, output_attentions=True)

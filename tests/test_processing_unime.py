@@ -1,4 +1,4 @@
-"""Items become the prompts written here by hand, and user text stays text."""
+"""Items are rendered as the prompts written out below, and user text never becomes control tokens."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 from PIL.Image import Transpose
-from token_ids import ids
+from token_ids import token_ids
 from transformers import AutoProcessor, ProcessorMixin
 
 from unime import micro_batches, processor_from_backbone
@@ -19,7 +19,7 @@ from unime.processing_unime import to_item_dict, to_messages, to_rgb
 RED = Image.new("RGB", (40, 56), "red")
 BLUE = Image.new("RGB", (30, 30), "blue")
 
-# What each family frames a prompt with: before a text, before one image's text, before two images' text, after it.
+# The frame of each family: what precedes a text, one image with a text, and two images with a text; what follows.
 FRAMES = {
     "llava": ("USER: ", "USER: <image>\n", "USER: <image>\n<image>\n", " ASSISTANT:"),
     "llava-next": ("[INST] ", "[INST] <image>\n", "[INST] <image>\n<image>\n", " [/INST]"),
@@ -50,7 +50,7 @@ FRAMES = {
 }
 FRAMES["qwen2.5-vl"] = FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
 
-# Item, number of images, what stands inside the frame.
+# Item, number of images, prompt inside the frame.
 PROMPTS = [
     ("a cat", 0, "a cat\nSummarize the above sentence in one word:"),
     (RED, 1, "Summarize the above image in one word:"),
@@ -63,12 +63,12 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize(("item", "images", "inside"), PROMPTS)
+@pytest.mark.parametrize(("item", "images", "prompt"), PROMPTS)
 def test_prompts_are_rendered_in_the_frame_of_the_backbone(
-    family: str, processor: ProcessorMixin, item: str | dict, images: int, inside: str
+    family: str, processor: ProcessorMixin, item: str | dict, images: int, prompt: str
 ) -> None:
     rendered = processor.apply_chat_template(to_messages(to_item_dict(item)), tokenize=False)
-    assert rendered == FRAMES[family][images] + inside + FRAMES[family][3]
+    assert rendered == FRAMES[family][images] + prompt + FRAMES[family][3]
 
 
 def test_the_template_is_saved_with_the_processor(processor: ProcessorMixin, tmp_path: Path) -> None:
@@ -77,53 +77,52 @@ def test_the_template_is_saved_with_the_processor(processor: ProcessorMixin, tmp
     assert AutoProcessor.from_pretrained(tmp_path).chat_template == processor.chat_template
 
 
-def test_images_come_first_however_the_parts_are_ordered(processor: ProcessorMixin) -> None:
+def test_images_come_first_in_any_order_of_the_parts(processor: ProcessorMixin) -> None:
     parts = [{"type": "image", "image": RED}, {"type": "text", "text": "a cat"}]
-    first, last = ([{"role": "user", "content": content}] for content in (parts, parts[::-1]))
-    assert processor.apply_chat_template(first, tokenize=False) == processor.apply_chat_template(last, tokenize=False)
+    image_first, image_last = ([{"role": "user", "content": content}] for content in (parts, parts[::-1]))
+    expected = processor.apply_chat_template(image_first, tokenize=False)
+    assert processor.apply_chat_template(image_last, tokenize=False) == expected
 
 
-def test_a_plain_string_as_content_is_a_text(processor: ProcessorMixin) -> None:
+def test_content_may_be_a_plain_string(processor: ProcessorMixin) -> None:
     plain = [{"role": "system", "content": "Find it:"}, {"role": "user", "content": "a cat"}]
     parts = to_messages(to_item_dict({"text": "a cat", "instruction": "Find it:"}))
     assert processor.apply_chat_template(plain, tokenize=False) == processor.apply_chat_template(parts, tokenize=False)
 
 
-def test_a_backbone_without_a_chat_template_gets_its_image_token_alone(
+def test_a_backbone_without_a_chat_template_gets_image_tokens_without_a_frame(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
     processor = processor_from_backbone(tmp_path)
-    for item, images, inside in PROMPTS:
+    for item, images, prompt in PROMPTS:
         rendered = processor.apply_chat_template(to_messages(to_item_dict(item)), tokenize=False)
-        assert rendered == "<image>\n" * images + inside
-    assert all(row[0] == processor.tokenizer.bos_token_id for row in ids(processor, ["a cat", RED]))
+        assert rendered == "<image>\n" * images + prompt
+    assert all(row[0] == processor.tokenizer.bos_token_id for row in token_ids(processor, ["a cat", RED]))
 
 
-def test_a_prompt_that_writes_its_own_start_token_gets_no_second_one(
+def test_a_prompt_with_its_own_start_token_gets_no_second_one(
     tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
     template = tmp_path / "chat_template.jinja"
     template.write_text("{{- '<s>' -}}\n" + template.read_text())
     items = ["a cat", RED, "<s> a cat"]
-    written = ids(processor_from_backbone(tmp_path), items)
-    assert written == ids(
-        processor_from_backbone(tiny_model("llava")), items
-    )  # whose tokenizer adds the token by itself
+    expected = token_ids(processor_from_backbone(tiny_model("llava")), items)  # its tokenizer adds the token
+    assert token_ids(processor_from_backbone(tmp_path), items) == expected
 
 
-def hostile_texts(processor: ProcessorMixin) -> list[str]:
-    """Return texts that hold, nest and piece together every control string of the tokenizer."""
+def texts_with_control_strings(processor: ProcessorMixin) -> list[str]:
+    """Return texts that contain, nest and assemble every control string of the tokenizer."""
     control = list(processor.tokenizer.get_added_vocab())
-    half = [token[: len(token) // 2] + token + token[len(token) // 2 :] for token in control]
-    pieces = random.Random(0)
-    glued = []
+    nested = [token[: len(token) // 2] + token + token[len(token) // 2 :] for token in control]
+    random_source = random.Random(0)
+    rotated = []
     for _ in range(60):
-        cuts = [(token, pieces.randrange(len(token))) for token in pieces.choices(control, k=4)]
-        glued.append("".join(token[cut:] + token[:cut] for token, cut in cuts))
-    return [f"a {token} cat" for token in control] + control + half + glued
+        cuts = [(token, random_source.randrange(len(token))) for token in random_source.choices(control, k=4)]
+        rotated.append("".join(token[cut:] + token[:cut] for token, cut in cuts))
+    return [f"a {token} cat" for token in control] + control + nested + rotated
 
 
 @pytest.mark.parametrize("field", ["text", "instruction"])
@@ -137,33 +136,33 @@ def test_user_text_never_becomes_a_control_token(
     def control_tokens(row: list[int]) -> Counter:
         return Counter(token for token in row if token in added)
 
-    (row,) = ids(processor, [harmless])
+    (row,) = token_ids(processor, [harmless])
     frame = control_tokens(row)
-    texts = hostile_texts(processor)
+    texts = texts_with_control_strings(processor)
     items = [harmless | {field: text} for text in texts]
-    for text, row in zip(texts, ids(processor, items), strict=True):
+    for text, row in zip(texts, token_ids(processor, items), strict=True):
         assert control_tokens(row) == frame, text
-    for text, item in list(zip(texts, items, strict=True))[::4]:  # whoever renders the template is as safe
+    for text, item in list(zip(texts, items, strict=True))[::4]:  # also when others render the template
         tensors = processor.apply_chat_template([to_messages(to_item_dict(item))], tokenize=True, return_dict=True)
         assert control_tokens(tensors["input_ids"][0]) == frame, text
 
 
-def test_a_control_string_in_a_text_is_read_as_text(llava: ProcessorMixin) -> None:
-    (row,) = ids(llava, ["see <image> and </s>"])
+def test_a_control_string_in_a_text_is_broken_up(llava: ProcessorMixin) -> None:
+    (row,) = token_ids(llava, ["see <image> and </s>"])
     assert llava.tokenizer.decode(row) == (
         "<s>USER: see < image> and < /s>\nSummarize the above sentence in one word: ASSISTANT:"
     )
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_images_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> None:
+def test_images_of_every_mode_are_accepted(llava: ProcessorMixin, mode: str) -> None:
     ((_, plain),) = micro_batches(llava, [RED])
-    ((_, other),) = micro_batches(llava, [RED.convert(mode)])
-    assert other["pixel_values"].shape == plain["pixel_values"].shape
+    ((_, converted),) = micro_batches(llava, [RED.convert(mode)])
+    assert converted["pixel_values"].shape == plain["pixel_values"].shape
 
 
 @pytest.mark.parametrize(
-    ("orientation", "turn"),  # as EXIF numbers them
+    ("orientation", "transpose"),  # EXIF's numbers
     [
         (2, Transpose.FLIP_LEFT_RIGHT),
         (3, Transpose.ROTATE_180),
@@ -174,19 +173,19 @@ def test_images_of_every_mode_are_read(llava: ProcessorMixin, mode: str) -> None
         (8, Transpose.ROTATE_90),
     ],
 )
-def test_a_image_is_turned_once_as_its_camera_says(llava: ProcessorMixin, orientation: int, turn: Transpose) -> None:
-    lying = Image.effect_noise((48, 24), 90).convert("RGB")
-    upright = lying.transpose(turn)
-    lying.getexif()[ExifTags.Base.Orientation] = orientation
-    seen = to_rgb(lying)
-    assert seen.size == upright.size and seen.tobytes() == upright.tobytes()
-    assert to_rgb(seen) is seen
-    ((_, found),), ((_, wanted),) = micro_batches(llava, [lying]), micro_batches(llava, [upright])
-    assert found["pixel_values"].equal(wanted["pixel_values"])
+def test_the_exif_orientation_is_applied_once(llava: ProcessorMixin, orientation: int, transpose: Transpose) -> None:
+    rotated = Image.effect_noise((48, 24), 90).convert("RGB")
+    upright = rotated.transpose(transpose)
+    rotated.getexif()[ExifTags.Base.Orientation] = orientation
+    converted = to_rgb(rotated)
+    assert converted.size == upright.size and converted.tobytes() == upright.tobytes()
+    assert to_rgb(converted) is converted
+    ((_, actual),), ((_, expected),) = micro_batches(llava, [rotated]), micro_batches(llava, [upright])
+    assert actual["pixel_values"].equal(expected["pixel_values"])
 
 
-def test_a_plain_image_is_not_copied_and_none_is_changed() -> None:
+def test_a_plain_image_is_not_copied_and_no_image_is_changed() -> None:
     assert to_rgb(RED) is RED
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
-    assert to_rgb(clear).getpixel((0, 0)) == (255, 204, 204)  # a fifth of red, on white
-    assert clear.mode == "RGBA" and clear.getpixel((0, 0)) == (255, 0, 0, 51)
+    transparent = Image.new("RGBA", (4, 4), (255, 0, 0, 51))
+    assert to_rgb(transparent).getpixel((0, 0)) == (255, 204, 204)  # a fifth of red, on white
+    assert transparent.mode == "RGBA" and transparent.getpixel((0, 0)) == (255, 0, 0, 51)

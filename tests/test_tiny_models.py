@@ -1,4 +1,4 @@
-"""The tiny models are native checkpoints that the Auto classes load, and their embeddings tell items apart."""
+"""The tiny models are native checkpoints that the Auto classes load and that tell items apart."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,9 @@ def test_a_tiny_model_is_a_native_image_text_checkpoint(name: str, tiny_model: C
     processor = AutoProcessor.from_pretrained(tiny_model(name))
     model = AutoModelForImageTextToText.from_pretrained(tiny_model(name)).eval()
     states = []
-    for colour in ("red", "blue"):
+    for color in ("red", "blue"):
         parts = [
-            {"type": "image", "image": Image.new("RGB", (40, 64), colour)},
+            {"type": "image", "image": Image.new("RGB", (40, 64), color)},
             {"type": "text", "text": "a pizza 日本"},
         ]
         tensors = processor.apply_chat_template(
@@ -33,6 +33,6 @@ def test_a_tiny_model_is_a_native_image_text_checkpoint(name: str, tiny_model: C
     assert torch.cosine_similarity(states[0], states[1], dim=0) < 0.999
 
 
-def test_a_tiny_model_is_the_same_each_time(tiny_model: Callable[[str], Path]) -> None:
+def test_a_tiny_model_is_built_once(tiny_model: Callable[[str], Path]) -> None:
     assert tiny_model("llava") is tiny_model("llava")
     assert not (tiny_model("text-only") / "processor_config.json").exists()

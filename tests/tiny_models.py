@@ -1,7 +1,7 @@
-"""Tiny random tiny models of real backbones: native image-text checkpoints, made offline in a moment.
+"""Tiny random models of real architectures: native image-text checkpoints, built offline in moments.
 
-Every tiny model has the classes, special tokens, chat layout and image slicing of the checkpoint it stands for, and random
-weights wide enough (`INITIALIZER_RANGE`) that different items get clearly different embeddings.
+Each tiny model has the classes, special tokens, chat template and image tiling of the checkpoint that it represents.
+Its random weights vary enough (`INITIALIZER_RANGE`) to give different items clearly different embeddings.
 """
 
 from collections.abc import Callable
@@ -58,16 +58,24 @@ from transformers import (
 
 
 INITIALIZER_RANGE = 0.2
-LAYER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-TILE = 24  # pixels; with patches of 8 pixels a tile gives nine tokens
-PATCH = 8
-VISION = LAYER | {"image_size": TILE, "patch_size": PATCH, "initializer_range": INITIALIZER_RANGE}
-GRID = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
+LAYER_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TILE_PIXELS = 24  # a tile has nine patches, thus nine tokens
+PATCH_PIXELS = 8
+VISION_SIZES = LAYER_SIZES | {
+    "image_size": TILE_PIXELS,
+    "patch_size": PATCH_PIXELS,
+    "initializer_range": INITIALIZER_RANGE,
+}
+GRID_PINPOINTS = [
+    [TILE_PIXELS, 2 * TILE_PIXELS],
+    [2 * TILE_PIXELS, TILE_PIXELS],
+    [2 * TILE_PIXELS, 2 * TILE_PIXELS],
+]
 
 
-def text_sizes(tokenizer: PreTrainedTokenizerFast) -> dict:
-    """Return the arguments that the configs of all language models share."""
-    return LAYER | {
+def text_config_arguments(tokenizer: PreTrainedTokenizerFast) -> dict:
+    """Return the arguments that the configurations of all language models share."""
+    return LAYER_SIZES | {
         "num_key_value_heads": 2,
         "head_dim": 8,
         "max_position_embeddings": 4096,
@@ -80,24 +88,26 @@ def text_sizes(tokenizer: PreTrainedTokenizerFast) -> dict:
 
 
 def chat_template(name: str) -> str:
-    """Return the chat layout of the real checkpoint."""
+    """Return the chat template of the real checkpoint."""
     return (Path(__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
 
 
 def llava() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """LLaVA-1.5: CLIP, an MLP and Llama."""
-    words = llama_tokenizer()
+    """Build LLaVA-1.5: CLIP, an MLP and Llama."""
+    tokenizer = llama_tokenizer()
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION),
-        text_config=LlamaConfig(**text_sizes(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        image_seq_length=(TILE // PATCH) ** 2,
+        vision_config=CLIPVisionConfig(**VISION_SIZES),
+        text_config=LlamaConfig(**text_config_arguments(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(TILE_PIXELS // PATCH_PIXELS) ** 2,
     )
-    images = CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE})
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": TILE_PIXELS}, crop_size={"height": TILE_PIXELS, "width": TILE_PIXELS}
+    )
     processor = LlavaProcessor(
-        images,
-        words,
-        patch_size=PATCH,
+        image_processor,
+        tokenizer,
+        patch_size=PATCH_PIXELS,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=chat_template("llava"),
@@ -106,21 +116,23 @@ def llava() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """LLaVA-1.6-Mistral-7B: an image is a thumbnail and up to four tiles."""
-    words = llama_tokenizer()
+    """Build LLaVA-1.6-Mistral-7B: an image becomes a thumbnail and up to four tiles."""
+    tokenizer = llama_tokenizer()
     config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**VISION),
-        text_config=MistralConfig(**text_sizes(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=GRID,
+        vision_config=CLIPVisionConfig(**VISION_SIZES),
+        text_config=MistralConfig(**text_config_arguments(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=GRID_PINPOINTS,
     )
-    images = LlavaNextImageProcessor(
-        size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, image_grid_pinpoints=GRID
+    image_processor = LlavaNextImageProcessor(
+        size={"shortest_edge": TILE_PIXELS},
+        crop_size={"height": TILE_PIXELS, "width": TILE_PIXELS},
+        image_grid_pinpoints=GRID_PINPOINTS,
     )
     processor = LlavaNextProcessor(
-        images,
-        words,
-        patch_size=PATCH,
+        image_processor,
+        tokenizer,
+        patch_size=PATCH_PIXELS,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=chat_template("llava-next"),
@@ -129,107 +141,122 @@ def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """LLaVA-OneVision-Qwen2-7B: SigLIP, tiles, and a video processor."""
-    words = qwen_tokenizer("<image>", "<video>")
+    """Build LLaVA-OneVision-Qwen2-7B: SigLIP, tiles, and a video processor."""
+    tokenizer = qwen_tokenizer("<image>", "<video>")
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
-        text_config=Qwen2Config(**text_sizes(words)),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        video_token_index=words.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=GRID,
+        vision_config=SiglipVisionConfig(**VISION_SIZES, vision_use_head=False),
+        text_config=Qwen2Config(**text_config_arguments(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=GRID_PINPOINTS,
     )
     processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(size={"height": TILE, "width": TILE}, image_grid_pinpoints=GRID),
-        words,
-        LlavaOnevisionVideoProcessor(size={"height": TILE, "width": TILE}),
-        num_image_tokens=(TILE // PATCH) ** 2,
+        LlavaOnevisionImageProcessor(
+            size={"height": TILE_PIXELS, "width": TILE_PIXELS}, image_grid_pinpoints=GRID_PINPOINTS
+        ),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size={"height": TILE_PIXELS, "width": TILE_PIXELS}),
+        num_image_tokens=(TILE_PIXELS // PATCH_PIXELS) ** 2,
         vision_feature_select_strategy="full",
         chat_template=chat_template("llava-onevision"),
     )
     return LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def qwen_vl_config(words: PreTrainedTokenizerFast) -> dict:
-    """Return what the configs of Qwen2-VL and Qwen3-VL share."""
+def qwen_vl_config_arguments(tokenizer: PreTrainedTokenizerFast) -> dict:
+    """Return the arguments that the configurations of Qwen2-VL and Qwen3-VL share."""
     return {
-        "text_config": text_sizes(words) | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
-        "image_token_id": words.convert_tokens_to_ids("<|image_pad|>"),
-        "video_token_id": words.convert_tokens_to_ids("<|video_pad|>"),
-        "vision_start_token_id": words.convert_tokens_to_ids("<|vision_start|>"),
-        "vision_end_token_id": words.convert_tokens_to_ids("<|vision_end|>"),
+        "text_config": text_config_arguments(tokenizer)
+        | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
     }
 
 
-def qwen_vl_images() -> Qwen2VLImageProcessor:
-    """Return a processor that cuts an image of any shape into 4 to 16 tokens of 16 x 16 pixels."""
-    return Qwen2VLImageProcessor(patch_size=PATCH, size={"shortest_edge": 4 * 16**2, "longest_edge": 16 * 16**2})
+def qwen_vl_image_processor() -> Qwen2VLImageProcessor:
+    """Return a processor that turns an image of any shape into 4 to 16 tokens of 16 x 16 pixels."""
+    return Qwen2VLImageProcessor(
+        patch_size=PATCH_PIXELS, size={"shortest_edge": 4 * 16**2, "longest_edge": 16 * 16**2}
+    )
 
 
 def qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Qwen2-VL: native resolution, flattened patches, three-axis rotary positions."""
-    words = qwen_vl_tokenizer()
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": PATCH}
-    config = Qwen2VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
-    video = Qwen2VLVideoProcessor(patch_size=PATCH)
-    processor = Qwen2VLProcessor(qwen_vl_images(), words, video, chat_template=chat_template("qwen-vl"))
+    """Build Qwen2-VL: native resolution, flattened patches, three-axis rotary positions."""
+    tokenizer = qwen_vl_tokenizer()
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": PATCH_PIXELS}
+    config = Qwen2VLConfig(
+        vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config_arguments(tokenizer)
+    )
+    video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS)
+    processor = Qwen2VLProcessor(qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl"))
     return Qwen2VLForConditionalGeneration(config), processor
 
 
 def qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Qwen2.5-VL: as Qwen2-VL, and most vision layers attend within windows."""
-    words = qwen_vl_tokenizer()
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH}
+    """Build Qwen2.5-VL: as Qwen2-VL, and most vision layers attend within windows."""
+    tokenizer = qwen_vl_tokenizer()
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH_PIXELS}
     vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
-    config = Qwen2_5_VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
-    video = Qwen2VLVideoProcessor(patch_size=PATCH)
-    processor = Qwen2_5_VLProcessor(qwen_vl_images(), words, video, chat_template=chat_template("qwen-vl"))
+    config = Qwen2_5_VLConfig(
+        vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config_arguments(tokenizer)
+    )
+    video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS)
+    processor = Qwen2_5_VLProcessor(
+        qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl")
+    )
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Qwen3-VL: as Qwen2-VL, and early vision layers feed the language model's too."""
-    words = qwen_vl_tokenizer()
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH}
+    """Build Qwen3-VL: as Qwen2-VL, and early vision layers also feed into the language model's layers."""
+    tokenizer = qwen_vl_tokenizer()
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH_PIXELS}
     vision |= {"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-    config = Qwen3VLConfig(vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config(words))
-    video = Qwen3VLVideoProcessor(patch_size=PATCH)
-    processor = Qwen3VLProcessor(qwen_vl_images(), words, video, chat_template=chat_template("qwen-vl"))
+    config = Qwen3VLConfig(
+        vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config_arguments(tokenizer)
+    )
+    video = Qwen3VLVideoProcessor(patch_size=PATCH_PIXELS)
+    processor = Qwen3VLProcessor(qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl"))
     return Qwen3VLForConditionalGeneration(config), processor
 
 
-def idefics_sizes(words: PreTrainedTokenizerFast) -> dict:
-    """Return what the configs of Idefics3 and SmolVLM share: 4 tokens from a 32-pixel tile."""
+def idefics_config_arguments(tokenizer: PreTrainedTokenizerFast) -> dict:
+    """Return the arguments that the configurations of Idefics3 and SmolVLM share: 4 tokens per 32-pixel tile."""
     return {
-        "vision_config": VISION | {"image_size": 32},
-        "text_config": LlamaConfig(**text_sizes(words)),
-        "image_token_id": words.convert_tokens_to_ids("<image>"),
-        "pad_token_id": words.pad_token_id,
+        "vision_config": VISION_SIZES | {"image_size": 32},
+        "text_config": LlamaConfig(**text_config_arguments(tokenizer)),
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "pad_token_id": tokenizer.pad_token_id,
         "scale_factor": 2,
     }
 
 
 def smolvlm() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """SmolVLM: an image is a grid of tiles and a thumbnail, each with its own marker token."""
+    """Build SmolVLM: an image becomes a grid of tiles and a thumbnail, each with its own marker token."""
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    words = idefics_tokenizer("<|im_start|>", "<|im_end|>", unlisted=["<global-img>", *tiles])
-    images = SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    tokenizer = idefics_tokenizer("<|im_start|>", "<|im_end|>", unlisted=["<global-img>", *tiles])
+    image_processor = SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     video = SmolVLMVideoProcessor(size={"longest_edge": 32}, max_image_size={"longest_edge": 32})
-    processor = SmolVLMProcessor(images, words, video, image_seq_len=4, chat_template=chat_template("smolvlm"))
-    return SmolVLMForConditionalGeneration(SmolVLMConfig(**idefics_sizes(words))), processor
+    processor = SmolVLMProcessor(
+        image_processor, tokenizer, video, image_seq_len=4, chat_template=chat_template("smolvlm")
+    )
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**idefics_config_arguments(tokenizer))), processor
 
 
 def idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Idefics3-8B-Llama3: as SmolVLM, and the tiles' markers are ordinary text."""
-    words = idefics_tokenizer("<|begin_of_text|>", "<|end_of_text|>")
-    images = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = Idefics3Processor(images, words, image_seq_len=4, chat_template=chat_template("idefics3"))
-    return Idefics3ForConditionalGeneration(Idefics3Config(**idefics_sizes(words))), processor
+    """Build Idefics3-8B-Llama3: as SmolVLM, but the markers of the tiles are ordinary text."""
+    tokenizer = idefics_tokenizer("<|begin_of_text|>", "<|end_of_text|>")
+    image_processor = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=4, chat_template=chat_template("idefics3"))
+    return Idefics3ForConditionalGeneration(Idefics3Config(**idefics_config_arguments(tokenizer))), processor
 
 
 def text_only() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Qwen3: a language model without images, which cannot be a backbone."""
-    words = qwen_tokenizer()
-    return Qwen3ForCausalLM(Qwen3Config(**text_sizes(words))), words
+    """Build Qwen3: a language model without image input, which cannot be a backbone."""
+    tokenizer = qwen_tokenizer()
+    return Qwen3ForCausalLM(Qwen3Config(**text_config_arguments(tokenizer))), tokenizer
 
 
 TINY_MODELS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
@@ -245,7 +272,7 @@ TINY_MODELS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
 
 
 def make_tiny_model(name: str, folder: Path) -> Path:
-    """Write the tiny model `name` (one of `TWINS`, or "text-only") into `folder` and return `folder`."""
+    """Write the tiny model `name` (one of `TINY_MODELS`, or "text-only") to `folder` and return `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = text_only() if name == "text-only" else TINY_MODELS[name]()

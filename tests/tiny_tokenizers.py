@@ -1,4 +1,4 @@
-"""Tokenizers of the tiny models: byte-level BPEs of a few hundred tokens with the special tokens of real checkpoints."""
+"""Tokenizers of the tiny models: byte-level BPE with few tokens and the special tokens of real checkpoints."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 
-LINES = [
+TRAINING_TEXTS = [
     "Summarize the above sentence in one word:",
     "Summarize the above image in one word:",
     "Find an image that matches the given caption.",
@@ -19,9 +19,14 @@ LINES = [
 def tokenizer(
     special: list[str], pad: str, eos: str, bos: str | None = None, unlisted: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE of a few hundred tokens, so that any text can be encoded; `bos` begins every text.
+    """Return a byte-level BPE tokenizer with a few hundred tokens, which can encode any text.
 
-    `unlisted` are special tokens that `all_special_tokens` does not name, as the tile markers of SmolVLM.
+    Args:
+        special: Special tokens.
+        pad: Padding token.
+        eos: End-of-sequence token.
+        bos: Beginning-of-sequence token, which starts every text.
+        unlisted: Special tokens that `all_special_tokens` does not list, such as the tile markers of SmolVLM.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -29,7 +34,7 @@ def tokenizer(
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special_tokens = [*special, *unlisted]
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special_tokens, initial_alphabet=alphabet)
-    bpe.train_from_iterator(LINES, trainer)
+    bpe.train_from_iterator(TRAINING_TEXTS, trainer)
     if bos:
         bpe.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bpe.token_to_id(bos))]
@@ -46,7 +51,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def qwen_tokenizer(*special: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with the special tokens of Qwen2 and those given."""
+    """Return a tokenizer with the special tokens of Qwen2 and additional ones."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special]
     return tokenizer(special, pad="<|endoftext|>", eos="<|im_end|>")
 

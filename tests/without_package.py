@@ -1,18 +1,18 @@
-"""What tests share that run checkpoints in an interpreter where the package cannot be imported."""
+"""Code that makes the package impossible to import, for tests that load checkpoints without it."""
 
-# The first lines of such a script.
-NOT_INSTALLED = """
+# The first lines of a script.
+BLOCK_UNIME = """
 import sys
 from importlib import import_module
 
 
-class NotInstalled:
+class UnimeBlocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "unime":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-sys.meta_path.insert(0, NotInstalled())
+sys.meta_path.insert(0, UnimeBlocker())
 try:
     import_module("unime")
 except ModuleNotFoundError:

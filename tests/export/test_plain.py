@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from tiny_models import TINY_MODELS
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
-from without_package import NOT_INSTALLED
+from without_package import BLOCK_UNIME
 
 from unime import UniMEModel, load_model
 from unime.checkpoint import PROMPTS
@@ -90,7 +90,7 @@ def check(names: list[str], source: Callable[[str], tuple[UniMEModel, ProcessorM
     for name in names:
         export_plain(*source(name), folder / name)
     environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-c", NOT_INSTALLED + WITHOUT_UNIME, str(folder), *names]
+    command = [sys.executable, "-P", "-c", BLOCK_UNIME + WITHOUT_UNIME, str(folder), *names]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "MISSING" not in run.stderr and "UNEXPECTED" not in run.stderr, run.stderr
