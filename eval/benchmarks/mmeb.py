@@ -1,10 +1,10 @@
-"""MMEB (Jiang et al., arXiv 2410.05160): 36 sets of 1,000 queries, each with candidates of its own.
+"""MMEB (Jiang et al., arXiv 2410.05160): 36 subsets of 1,000 queries, each query with its own candidates.
 
-Files: `TIGER-Lab/MMEB-eval`, a configuration per set, split `test`, and its `images.zip` unpacked. The first candidate
-of a row is the right one. Published strings hold `<|image_1|>`, the instruction and the text at once; here they become
-items, whose instruction the chat template places. Means as the leaderboard takes them: over the sets of a meta-task,
-over the 20 sets whose training data MMEB-train holds (IND) and the 16 others (OOD), and over all 36, *the* overall.
-The mean of the four meta-tasks, which UniME's paper prints as "Overall", is there under its own name.
+Files: `TIGER-Lab/MMEB-eval`, one configuration per subset, split `test`, and its `images.zip`, unpacked. The first
+candidate of a row is the positive. Published strings hold `<|image_1|>`, the instruction and the text together; they
+are split into items, and the chat template places the instruction. Means follow the leaderboard: per meta-task, over
+the 20 subsets with training data in MMEB-train (IND) and the other 16 (OOD), and over all 36 (`overall`). The mean of
+the four meta-tasks, which UniME's paper prints as "Overall", is reported as `mean_of_meta_tasks`.
 """
 
 import os
@@ -22,7 +22,7 @@ from ..tasks import RetrievalTask
 _IMAGE, _CROP = INSTRUCTIONS["CIRR"][1], INSTRUCTIONS["MSCOCO"][1]
 _REGION = "Select the portion of the image that follows the language expressions"
 
-# What MMEB-train holds is asked as there; ImageNet is spelt otherwise, and the crops of MSCOCO are asked otherwise.
+# Subsets of MMEB-train keep its instructions, except that ImageNet has another spelling and MSCOCO another query.
 _IND = {
     "classification": ("ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397"),
     "vqa": ("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W"),
@@ -38,7 +38,7 @@ _IND = {
     ),
     "grounding": ("MSCOCO",),
 }
-_ASKED = INSTRUCTIONS | {
+_IND_INSTRUCTIONS = INSTRUCTIONS | {
     "ImageNet-1K": INSTRUCTIONS["ImageNet_1K"],
     "MSCOCO": ("Crop the image to to isolate the object labeled as", _CROP),
 }
@@ -69,11 +69,11 @@ _OOD = {
         "Visual7W-Pointing": ("Select the portion of the image that answers the question", _CROP),
     },
 }
-# set -> (meta-task, whether MMEB-train has it, instruction of its queries, of its candidates or None), as published
+# subset -> (meta-task, whether MMEB-train has it, query instruction, candidate instruction or None), as published
 SETS = {
-    name: (meta_task, name in names, *asked)
+    name: (meta_task, name in names, *instructions)
     for meta_task, names in _IND.items()
-    for name, asked in ({name: _ASKED[name] for name in names} | _OOD[meta_task]).items()
+    for name, instructions in ({name: _IND_INSTRUCTIONS[name] for name in names} | _OOD[meta_task]).items()
 }
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 
@@ -87,62 +87,65 @@ def tasks(
     """Open MMEB; images are read when they are embedded.
 
     Args:
-        source (`str`, *optional*, defaults to the Hub's): Hub id, or a folder with the same layout.
-        image_root (`str` or `Path`, *optional*, defaults to the working folder): Where `images.zip` was unpacked.
-        subsets (`Sequence[str]`, *optional*, defaults to all of `SETS`): The sets.
-        target_prompts (`bool`, *optional*, defaults to `False`):
-            Give candidates without an instruction that of their meta-task, as the training may have done.
+        source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-eval"`): Hub id, or a folder with the same layout.
+        image_root (`str` or `Path`, *optional*, defaults to the working directory): Folder of the unpacked
+            `images.zip`.
+        subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `SETS`.
+        target_prompts (`bool`, *optional*, defaults to `False`): Give candidates without an instruction the
+            instruction of their meta-task, for models that were trained with `target_prompts`.
 
     Raises:
-        ValueError: There is no such set, it lacks a column, a row has no candidates, or images are missing.
+        ValueError: A subset is unknown or lacks a column, a row has no candidates, or images are missing.
     """
     return [_task(name, source, Path(image_root), target_prompts) for name in select_subsets(subsets, SETS, "MMEB")]
 
 
 def _task(name: str, source: str, root: Path, target_prompts: bool) -> RetrievalTask:
-    meta_task, in_distribution, of_query, of_candidate = SETS[name]
-    prompt = BY_META_TASK[meta_task] if target_prompts and of_candidate is None else None
+    meta_task, in_distribution, query_instruction, candidate_instruction = SETS[name]
+    target_prompt = BY_META_TASK[meta_task] if target_prompts and candidate_instruction is None else None
     rows = open_hub_table(f"MMEB {name}", source, COLUMNS, name)
     check_text_columns(f"MMEB {name}", rows, ("qry_text",), ("tgt_text",))
     queries, pools = [], []
-    numbers: dict[tuple[str, str], int] = {}  # text and path of a candidate -> its number: each is embedded once
-    for number, row in enumerate(rows):
+    indices: dict[tuple[str, str], int] = {}  # (text, image path) of a candidate -> its index; each is embedded once
+    for row_index, row in enumerate(rows):
         paths = row["tgt_img_path"] or []
         if not len(row["tgt_text"]) == len(paths) > 0:
             raise ValueError(
-                f"MMEB {name}, row {number} has {len(row['tgt_text'])} texts and {len(paths)} images "
-                "as candidates: give equally many of both, and at least one"
+                f"MMEB {name}, row {row_index}: expected equally many candidate texts and images and at least one, "
+                f"got {len(row['tgt_text'])} texts and {len(paths)} images"
             )
-        queries.append(mmeb_item(row["qry_text"], row["qry_img_path"], of_query))
+        queries.append(mmeb_item(row["qry_text"], row["qry_img_path"], query_instruction))
         candidates = zip(row["tgt_text"], paths, strict=True)
-        pools.append([numbers.setdefault(candidate, len(numbers)) for candidate in candidates])
-    _check_images(name, root, [item["image"] for item in queries], [path for _, path in numbers])
+        pools.append([indices.setdefault(candidate, len(indices)) for candidate in candidates])
+    _check_images(name, root, [item["image"] for item in queries], [path for _, path in indices])
 
-    def stored(items: list[dict]) -> LazyItems:
+    def lazy_items(items: list[dict]) -> LazyItems:
         return LazyItems(
             items, lambda path: read_image(path, f"MMEB {name}", root), lambda path: file_identity(root / path)
         )
 
+    candidates = (mmeb_item(text, path, candidate_instruction) for text, path in indices)
     return RetrievalTask(
         name,
         meta_task,
-        stored(queries),
-        stored([with_instruction(mmeb_item(text, path, of_candidate), prompt) for text, path in numbers]),
+        lazy_items(queries),
+        lazy_items([with_instruction(item, target_prompt) for item in candidates]),
         [pool[:1] for pool in pools],
         pools,
         distribution="IND" if in_distribution else "OOD",
     )
 
 
-def _check_images(name: str, root: Path, of_queries: list[str | None], of_candidates: list[str]) -> None:
-    """Refuse a set whose images are not there before any is embedded."""
-    places = [(f"row {row}", path) for row, path in enumerate(of_queries)]
-    places += [("a candidate", path) for path in of_candidates]
-    for where, path in places:
+def _check_images(name: str, root: Path, query_paths: list[str | None], candidate_paths: list[str]) -> None:
+    """Raise an error for the first missing image, before any is embedded."""
+    paths = [(f"row {row}", path) for row, path in enumerate(query_paths)]
+    paths += [("a candidate", path) for path in candidate_paths]
+    for place, path in paths:
         if not path or os.path.exists(root / path):
             continue
-        first = root / Path(path).parts[0]
-        reason = f"there is no image {root / path}" if first.exists() else f"there is no folder {first}"
+        folder = root / Path(path).parts[0]
+        missing = f"the image {root / path}" if folder.exists() else f"the folder {folder}"
         raise ValueError(
-            f"MMEB {name}, {where}: {reason}: unpack images.zip of MMEB-eval, and give its place as image_root"
+            f"MMEB {name}, {place}: {missing} does not exist; unpack images.zip of MMEB-eval and give its folder as "
+            "mmeb_images"
         )

@@ -1,12 +1,11 @@
-"""MMEB-V2's videos: 18 sets, in which a video is a few of its frames, evenly spaced.
+"""The 18 video subsets of MMEB-V2; a video is represented by a few evenly spaced frames.
 
-Files: the questions of a set are a dataset on the Hub, with the columns that `SETS` names. The frames are the archives
-of `video-tasks/frames` in `TIGER-Lab/MMEB-V2`, unpacked as VLM2Vec's `download_data.sh` does: a folder of images per
-video. Videos to classify and captions are compared with all candidates of their set, as is published; those of
-Something-Something, questions and moments with the candidates of their row. The score is hit@1. Repositories, columns,
-folders and the eight frames are what VLM2Vec's evaluation reads; the datasets themselves could not be opened when this
-was written, so a file with other columns is refused by name. VLM2Vec passes over videos of MSVD and YouCook2 that lack
-frames; here they are an error.
+Files: the questions of a subset are a Hub dataset with the columns listed in `SETS`. The frames are the archives of
+`video-tasks/frames` in `TIGER-Lab/MMEB-V2`, unpacked as by VLM2Vec's `download_data.sh`: one folder of images per
+video. Classification and caption queries are compared with all candidates of their subset; Something-Something,
+questions and moments with the candidates of their row. Metric: hit@1. Repositories, columns, folders and the number of
+frames (8) follow VLM2Vec's evaluation code; they have not been checked against the datasets themselves, so other
+columns are an error. VLM2Vec skips videos of MSVD and YouCook2 without frames; here they are an error.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from ...data.hub_tables import select_subsets
 from ...data.image_files import read_image
 from ..lazy_items import LazyItems, file_identity
 from ..tasks import RetrievalTask
-from .mmeb_v2 import open_set
+from .mmeb_v2 import open_subset
 from .video_classes import BREAKFAST, HMDB51, KINETICS_700, UCF101
 from .video_questions import (
     Frames,
@@ -25,8 +24,8 @@ from .video_questions import (
     Question,
     Row,
     activitynet_qa,
-    classified,
-    described,
+    caption_query,
+    class_query,
     didemo,
     egoschema,
     moment,
@@ -38,7 +37,7 @@ from .video_questions import (
 )
 
 
-FRAMES = 8  # of a video, as VLM2Vec takes them
+MAX_FRAMES = 8  # per video, as in VLM2Vec
 _MVBENCH = tuple(
     """
     action_antonym action_count action_localization action_prediction action_sequence character_order
@@ -51,16 +50,19 @@ _MVBENCH = tuple(
 
 @dataclass(frozen=True)
 class VideoSet:
-    """Where a set is published, and what its rows ask.
+    """Location of a subset, and how its rows become queries.
 
     Args:
         meta_task (`str`): One of `tasks.META_TASKS`.
         repository (`str`): Hub id of the questions.
-        folders (`tuple[str, ...]`): Where its frames may be: as the archives hold them, as VLM2Vec expects them.
-        columns (`tuple[str, ...]`): What is read of a row.
-        read (`Callable`): A row and the set's frames -> its question; a `ValueError` says what is wrong with the row.
-        split, configs: As `datasets.load_dataset` takes them; a row has the name of its configuration as `subset`.
-        classes (`tuple[str, ...]`): Candidates besides those of the rows.
+        folders (`tuple[str, ...]`): Possible folders of the frames: as in the archives, and as VLM2Vec expects them.
+        columns (`tuple[str, ...]`): Columns that `read` uses.
+        read (`Callable`): Takes a row and the frames of the subset, returns a [`Question`]. Raises `ValueError` if the
+            row is invalid.
+        split (`str`, *optional*, defaults to `"test"`): Split, as in `datasets.load_dataset`.
+        configs (`tuple`, *optional*): Configurations, as in `datasets.load_dataset`. Rows get the name of theirs as
+            `subset`.
+        classes (`tuple[str, ...]`, *optional*): Candidates in addition to those of the rows.
     """
 
     meta_task: str
@@ -73,8 +75,8 @@ class VideoSet:
     classes: tuple[str, ...] = ()
 
     @property
-    def shared(self) -> bool:
-        """Whether all queries are compared with all candidates, and not with those of their row."""
+    def shares_candidates(self) -> bool:
+        """Return whether queries are compared with all candidates, instead of only those of their row."""
         return self.meta_task == "retrieval" or bool(self.classes)
 
 
@@ -88,7 +90,7 @@ SETS = {
         "VLM2Vec/Kinetics-700",
         ("video_cls/K700",),
         ("video_id", "pos_text"),
-        classified("Recognize the category of the video content.", KINETICS_700),
+        class_query("Recognize the category of the video content.", KINETICS_700),
         classes=KINETICS_700,
     ),
     "SmthSmthV2": VideoSet(
@@ -103,7 +105,7 @@ SETS = {
         "VLM2Vec/HMDB51",
         ("video_cls/HMDB51",),
         ("video_id", "pos_text"),
-        classified("What actions or objects interactions are the person in the video doing?", HMDB51),
+        class_query("What actions or objects interactions are the person in the video doing?", HMDB51),
         classes=HMDB51,
     ),
     "UCF101": VideoSet(
@@ -111,7 +113,7 @@ SETS = {
         "VLM2Vec/UCF101",
         ("video_cls/UCF101",),
         ("video_id", "pos_text"),
-        classified("What activities or sports are being performed by the person in the video?", UCF101),
+        class_query("What activities or sports are being performed by the person in the video?", UCF101),
         classes=UCF101,
     ),
     "Breakfast": VideoSet(
@@ -119,7 +121,7 @@ SETS = {
         "VLM2Vec/Breakfast",
         ("video_cls/Breakfast",),
         ("video_id", "pos_text"),
-        classified("Recognize the breakfast type that the person is cooking in the video.", BREAKFAST),
+        class_query("Recognize the breakfast type that the person is cooking in the video.", BREAKFAST),
         classes=BREAKFAST,
     ),
     "MVBench": VideoSet(
@@ -167,7 +169,7 @@ SETS = {
         "VLM2Vec/MSR-VTT",
         _retrieval("MSR-VTT"),
         ("video_id", "caption"),
-        described("Find a video that contains the following visual content:", "video_id", "caption"),
+        caption_query("Find a video that contains the following visual content:", "video_id", "caption"),
         configs=("test_1k",),
     ),
     "MSVD": VideoSet(
@@ -175,21 +177,21 @@ SETS = {
         "VLM2Vec/MSVD",
         _retrieval("MSVD"),
         ("video_id", "caption"),
-        described("Find the video snippet that corresponds to the given summary:", "video_id", "caption"),
+        caption_query("Find the video snippet that corresponds to the given summary:", "video_id", "caption"),
     ),
     "VATEX": VideoSet(
         "retrieval",
         "VLM2Vec/VATEX",
         _retrieval("VATEX"),
         ("videoID", "enCap"),
-        described("Select a video that fits the description provided:", "videoID", "enCap"),
+        caption_query("Select a video that fits the description provided:", "videoID", "enCap"),
     ),
     "YouCook2": VideoSet(
         "retrieval",
         "lmms-lab/YouCook2",
         _retrieval("YouCook2"),
         ("id", "sentence"),
-        described("Find a video that demonstrates the following action while making a recipe:", "id", "sentence"),
+        caption_query("Find a video that demonstrates the following action while making a recipe:", "id", "sentence"),
         "val",
     ),
     "QVHighlight": VideoSet(
@@ -216,78 +218,81 @@ def tasks(
     source: str | Path | None = None,
     frame_root: str | Path = "MMEB-V2/video-tasks/frames",
     subsets: Sequence[str] | None = None,
-    frames: int = FRAMES,
+    frames: int = MAX_FRAMES,
 ) -> list[RetrievalTask]:
-    """Open the sets; frames are read when they are embedded.
+    """Open the subsets; frames are read when they are embedded.
 
     Args:
-        source (`str` or `Path`, *optional*, defaults to the Hub):
-            Folder with copies of the datasets, each under its Hub id: `source/VLM2Vec/UCF101`.
+        source (`str` or `Path`, *optional*, defaults to the Hub): Folder with copies of the datasets, each under its
+            Hub id: `source/VLM2Vec/UCF101`.
         frame_root (`str` or `Path`, *optional*): `video-tasks/frames` of MMEB-V2, unpacked.
-        subsets (`Sequence[str]`, *optional*, defaults to all of `SETS`): The sets.
-        frames (`int`, *optional*, defaults to 8): Most frames of a video.
+        subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `SETS`.
+        frames (`int`, *optional*, defaults to 8): Maximum number of frames per video, at least 1.
 
     Raises:
-        ValueError: There is no such set, it lacks a column, frames are missing, or a row has no right candidate.
+        ValueError: A subset is unknown or lacks a column, frames are missing, or a row has no positive.
     """
     if frames < 1:
-        raise ValueError(f"a video of {frames} frames cannot be embedded: take at least 1")
+        raise ValueError(f"expected at least 1 frame per video, got frames={frames}")
     return [
         _task(name, source, Path(frame_root), frames) for name in select_subsets(subsets, SETS, "MMEB-V2's videos")
     ]
 
 
-def _task(name: str, source: str | Path | None, frame_root: Path, count: int) -> RetrievalTask:
-    published = SETS[name]
-    places = [frame_root / folder for folder in published.folders]
-    root = next((place for place in places if place.is_dir()), None)
+def _task(name: str, source: str | Path | None, frame_root: Path, max_frames: int) -> RetrievalTask:
+    video_set = SETS[name]
+    folders = [frame_root / folder for folder in video_set.folders]
+    root = next((folder for folder in folders if folder.is_dir()), None)
     if root is None:
         raise ValueError(
-            f"MMEB-V2 {name}: there is no folder {' or '.join(map(str, places))}: unpack the archives of "
-            "video-tasks/frames of TIGER-Lab/MMEB-V2, and give its place as frame_root"
+            f"MMEB-V2 {name}: the folder {' or '.join(map(str, folders))} does not exist; unpack the archives of "
+            "video-tasks/frames of TIGER-Lab/MMEB-V2 and give their folder as mmeb_v2_frames"
         )
-    candidates: dict[str, tuple[int, Item]] = {}  # what a candidate is -> its number: each is embedded once
+    candidates: dict[str, tuple[int, Item]] = {}  # content of a candidate -> (its index, item); each is embedded once
 
-    def number(item: Item) -> int:
+    def index(item: Item) -> int:
         return candidates.setdefault(repr(sorted(item.items())), (len(candidates), item))[0]
 
-    for label in published.classes:
-        number({"text": label})
+    for label in video_set.classes:
+        index({"text": label})
     queries, positives, pools = [], [], []
-    for where, row in _rows(name, source):
+    for place, row in _rows(name, source):
         try:
-            question = published.read(row, Frames(root, count))
-            if not (published.shared or question.wrong):
-                raise ValueError("it has no wrong candidate")
+            question = video_set.read(row, Frames(root, max_frames))
+            if not (video_set.shares_candidates or question.negatives):
+                raise ValueError("the row has no negative")
         except ValueError as error:
-            raise ValueError(f"MMEB-V2 {name}, {where}: {error}") from None
-        except (TypeError, AttributeError, LookupError) as error:  # a column of another type
-            raise ValueError(f"MMEB-V2 {name}, {where} is not as published ({error}): copy the set again") from None
+            raise ValueError(f"MMEB-V2 {name}, {place}: {error}") from None
+        except (TypeError, AttributeError, LookupError) as error:  # a column has another type
+            raise ValueError(
+                f"MMEB-V2 {name}, {place}: the row differs from the published layout ({error}); copy the dataset again"
+            ) from None
         queries.append(question.query)
-        positives.append(list(dict.fromkeys(map(number, question.right))))
-        pools.append(list(dict.fromkeys([*positives[-1], *map(number, question.wrong)])))
+        positives.append(list(dict.fromkeys(map(index, question.positives))))
+        pools.append(list(dict.fromkeys([*positives[-1], *map(index, question.negatives)])))
 
-    def identity(path: str) -> str:  # frames of all videos have the same names, and one archive gives them one time
+    def identity(path: str) -> str:
+        # Include the folder: frames of all videos share names, and an archive may give them one modification time.
         return f"{name}/{Path(path).parent.relative_to(root)}/{file_identity(path)}"
 
-    def stored(items: list[Item]) -> LazyItems:
+    def lazy_items(items: list[Item]) -> LazyItems:
         return LazyItems(items, lambda path: read_image(path, f"MMEB-V2 {name}", root), identity)
 
     return RetrievalTask(
         name,
-        published.meta_task,
-        stored(queries),
-        stored([item for _, item in candidates.values()]),
+        video_set.meta_task,
+        lazy_items(queries),
+        lazy_items([item for _, item in candidates.values()]),
         positives,
-        None if published.shared else pools,
+        None if video_set.shares_candidates else pools,
     )
 
 
 def _rows(name: str, source: str | Path | None) -> Iterator[tuple[str, Row]]:
-    """Rows of a set, each with where it stands, for errors."""
-    published = SETS[name]
-    for config in published.configs:
-        rows = open_set(name, published.repository, published.columns, config, published.split, source)
-        part = f"{config} " if len(published.configs) > 1 else ""
-        for number, row in enumerate(rows):
-            yield f"{part}row {number}", row | {"subset": config}
+    """Yield the rows of a subset, each with its place for error messages."""
+    video_set = SETS[name]
+    for config in video_set.configs:
+        rows = open_subset(name, video_set.repository, video_set.columns, config, video_set.split, source)
+        prefix = f"{config} " if len(video_set.configs) > 1 else ""
+        for row_index, row in enumerate(rows):
+            yield f"{prefix}row {row_index}", row | {"subset": config}

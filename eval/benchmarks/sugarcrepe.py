@@ -1,7 +1,8 @@
-"""SugarCrepe (Hsieh et al., arXiv 2306.14610): images of COCO with a caption, and one that a small edit made false.
+"""SugarCrepe (Hsieh et al., arXiv 2306.14610): COCO images, each with its caption and a minimally edited false one.
 
-Right if and only if the image is strictly nearer to its caption. A group (replace, swap, add) is the plain mean of
-its kinds, whatever their sizes. Prompts of images and texts are those of the paper, without instruction.
+A row is correct if and only if the image is strictly closer to its caption. The score of a group (replace, swap, add)
+is the unweighted mean of its perturbations. Items have no instruction: the prompts for images and for texts are the
+paper's.
 """
 
 import os
@@ -17,10 +18,11 @@ KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "a
 
 
 def tasks(folder: str | Path, image_root: str | Path) -> list[CompositionalTask]:
-    """Open the seven files.
+    """Open the seven perturbations.
 
     Args:
-        folder (`str` or `Path`): `data/` of the SugarCrepe repository: `add_att.json`, ..., `swap_obj.json`.
+        folder (`str` or `Path`): `data/` of the SugarCrepe repository, which holds `add_att.json`, ...,
+            `swap_obj.json`.
         image_root (`str` or `Path`): COCO's `val2017`.
 
     Raises:
@@ -31,25 +33,25 @@ def tasks(folder: str | Path, image_root: str | Path) -> list[CompositionalTask]
 
 def _task(kind: str, path: Path, root: Path) -> CompositionalTask:
     if not path.exists():
-        raise ValueError(f"there is no file {path}: give the folder data/ of SugarCrepe")
+        raise ValueError(f"the file {path} does not exist; give the folder data/ of the SugarCrepe repository")
     rows = read_json("SugarCrepe", path, dict)
-    for number, row in rows.items():
+    for row_id, row in rows.items():
         texts = {key: value for key, value in row.items() if isinstance(value, str)} if isinstance(row, dict) else {}
         missing = [key for key in ("filename", "caption", "negative_caption") if key not in texts]
         if missing:
-            raise ValueError(f"{path.name}, row {number} lacks {', '.join(missing)}")
+            raise ValueError(f"{path.name}, row {row_id}: missing {', '.join(missing)}; use the published file")
         if not os.path.exists(root / row["filename"]):
             raise ValueError(
-                f"{path.name}, row {number}: there is no image {root / row['filename']}: give COCO's val2017"
+                f"{path.name}, row {row_id}: the image {root / row['filename']} does not exist; give COCO's val2017"
             )
 
-    def stored(key: str, part: str) -> LazyItems:
+    def lazy_items(row_key: str, item_key: str) -> LazyItems:
         return LazyItems(
-            [{part: row[key]} for row in rows.values()],
+            [{item_key: row[row_key]} for row in rows.values()],
             lambda name: read_image(name, f"SugarCrepe {kind}", root),
             lambda name: file_identity(root / name),
         )
 
     return CompositionalTask(
-        kind, stored("filename", "image"), stored("caption", "text"), stored("negative_caption", "text")
+        kind, lazy_items("filename", "image"), lazy_items("caption", "text"), lazy_items("negative_caption", "text")
     )

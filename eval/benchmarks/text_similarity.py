@@ -1,13 +1,13 @@
-"""The quality of text embeddings, which stage 1 is for: judged similarity, inference, and agreement with the teacher.
+"""Benchmarks of text embeddings, which stage 1 trains.
 
-- `sts`: the seven sets of semantic textual similarity in mteb's layout (`sentence1`, `sentence2`, `score`, split
-  `test`): Spearman's correlation of cosines and judgements.
-- `nli`: triplets of SNLI and MultiNLI (`anchor`, `positive`, `negative`, configuration `triplet`, split `test`): a
-  premise looks for what follows from it among the hypotheses of all, its own contradictions among them; hit@1.
-- `agreement`: Spearman's correlation of our cosines and the teacher's over random pairs of texts of the OpenMoji world
-  that no training has seen.
+- `sts`: Seven datasets of semantic textual similarity in mteb's layout (`sentence1`, `sentence2`, `score`, split
+  `test`). Metric: Spearman correlation of cosine similarities and human scores.
+- `nli`: Triplets of SNLI and MultiNLI (`anchor`, `positive`, `negative`, configuration `triplet`, split `test`). Each
+  premise retrieves its entailed hypotheses among all hypotheses, its own contradictions included. Metric: hit@1.
+- `agreement`: Spearman correlation of the model's and the teacher's cosine similarities over random pairs of held-out
+  OpenMoji texts.
 
-No instructions: texts get the one-word prompt that stage 1 trains.
+Items have no instruction: texts get the one-word prompt of stage 1.
 """
 
 import random
@@ -23,73 +23,78 @@ STS = {
     "STSBenchmark": "stsbenchmark-sts",
     "SICK-R": "sickr-sts",
 }
-PREMISES = 1000
-HELD_OUT = 1000
+NLI_PREMISES = 1000
+AGREEMENT_TEXTS = 1000
+PAIRS_PER_TEXT = 5
 
 
 def sts(source: str = "mteb", subsets: Sequence[str] | None = None) -> list[SimilarityTask]:
-    """Open the sets of `STS`.
+    """Open the datasets of `STS`.
 
     Args:
-        source (`str`, *optional*, defaults to `"mteb"`): Organisation on the Hub, or a folder, with the datasets.
-        subsets (`Sequence[str]`, *optional*, defaults to all): Some of the sets.
+        source (`str`, *optional*, defaults to `"mteb"`): Hub organization, or a folder, that holds the datasets.
+        subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `STS`.
 
     Raises:
-        ValueError: There is no such set, or it lacks a column.
+        ValueError: A subset is unknown, or lacks a column.
     """
-    return [_judged(name, f"{source}/{STS[name]}") for name in select_subsets(subsets, STS, "similarities")]
+    return [_sts_task(name, f"{source}/{STS[name]}") for name in select_subsets(subsets, STS, "similarities")]
 
 
-def _judged(name: str, place: str) -> SimilarityTask:
-    rows = open_hub_table(name, place, ("sentence1", "sentence2", "score"))
+def _sts_task(name: str, path: str) -> SimilarityTask:
+    rows = open_hub_table(name, path, ("sentence1", "sentence2", "score"))
     check_text_columns(name, rows, ("sentence1", "sentence2"))
     first, second = ([{"text": text} for text in rows[column]] for column in ("sentence1", "sentence2"))
     return SimilarityTask(name, first, second, list(rows["score"]))
 
 
-def nli(source: str = "sentence-transformers/all-nli", premises: int = PREMISES) -> list[RetrievalTask]:
-    """Open the first triplets of AllNLI: those of so many distinct premises.
+def nli(source: str = "sentence-transformers/all-nli", premises: int = NLI_PREMISES) -> list[RetrievalTask]:
+    """Open the first triplets of AllNLI.
+
+    Args:
+        source (`str`, *optional*, defaults to `"sentence-transformers/all-nli"`): Hub id or folder.
+        premises (`int`, *optional*, defaults to 1000): Number of distinct premises to read.
 
     Raises:
-        ValueError: It lacks a column.
+        ValueError: A column is missing.
     """
     rows = open_hub_table("AllNLI", source, ("anchor", "positive", "negative"), "triplet")
     check_text_columns("AllNLI", rows, ("anchor", "positive", "negative"))
-    follows: dict[str, set[str]] = {}
-    hypotheses: dict[str, int] = {}
+    entailed: dict[str, set[str]] = {}  # premise -> hypotheses
+    hypotheses: dict[str, int] = {}  # hypothesis -> its index among the candidates
     for row in rows:
-        if row["anchor"] not in follows and len(follows) == premises:
+        if row["anchor"] not in entailed and len(entailed) == premises:
             break
-        follows.setdefault(row["anchor"], set()).add(row["positive"])
+        entailed.setdefault(row["anchor"], set()).add(row["positive"])
         for text in (row["positive"], row["negative"]):
             hypotheses.setdefault(text, len(hypotheses))
     return [
         RetrievalTask(
             "NLI",
             "text",
-            [{"text": premise} for premise in follows],
+            [{"text": premise} for premise in entailed],
             [{"text": hypothesis} for hypothesis in hypotheses],
-            [[hypotheses[text] for text in right] for right in follows.values()],
+            [[hypotheses[text] for text in positives] for positives in entailed.values()],
         )
     ]
 
 
-def agreement(teacher: str, seed: int = 0, size: int = HELD_OUT) -> list[SimilarityTask]:
-    """Compare with a teacher on held-out texts of the OpenMoji world.
+def agreement(teacher: str, seed: int = 0, size: int = AGREEMENT_TEXTS) -> list[SimilarityTask]:
+    """Compare the model with a teacher on held-out OpenMoji texts.
 
     Args:
-        teacher (`str`): A SentenceTransformer's folder, Hub id or package, as stage 1 takes it.
-        seed (`int`, *optional*, defaults to 0): Of the texts and of their pairs.
-        size (`int`, *optional*, defaults to 1000): How many texts; five times as many pairs.
+        teacher (`str`): Folder, Hub id or package of a SentenceTransformer, as in stage 1.
+        seed (`int`, *optional*, defaults to 0): Seed of the texts and of their pairs.
+        size (`int`, *optional*, defaults to 1000): Number of texts; there are five times as many pairs.
     """
-    # Here, so that the other benchmarks need neither the world's packages nor sentence-transformers.
+    # Lazy: the other benchmarks need neither the extra `openmoji` nor sentence-transformers.
     from ...data.teacher import load_teacher
     from ...openmoji.dataset import openmoji_texts
 
-    held_out = list(openmoji_texts("test", size, seed=seed)["text"])
-    vectors = load_teacher(teacher).encode(held_out, normalize_embeddings=True, show_progress_bar=False)
-    source = random.Random(seed)
-    pairs = [source.sample(range(len(held_out)), 2) for _ in range(5 * size)]
-    first, second = ([{"text": held_out[pair[side]]} for pair in pairs] for side in (0, 1))
-    similarities = [float(vectors[one] @ vectors[other]) for one, other in pairs]
+    texts = list(openmoji_texts("test", size, seed=seed)["text"])
+    embeddings = load_teacher(teacher).encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    rng = random.Random(seed)
+    pairs = [rng.sample(range(len(texts)), 2) for _ in range(PAIRS_PER_TEXT * size)]
+    first, second = ([{"text": texts[pair[side]]} for pair in pairs] for side in (0, 1))
+    similarities = [float(embeddings[left] @ embeddings[right]) for left, right in pairs]
     return [SimilarityTask(f"agreement with {Path(teacher).name}", first, second, similarities)]

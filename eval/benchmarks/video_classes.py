@@ -1,8 +1,8 @@
-"""The classes of MMEB-V2's video sets: what every video of a set may be, whether or not one of its videos is that.
+"""Class names of the MMEB-V2 video classification datasets, spelled as in their labels.
 
-Written as the sets' own labels are. Kinetics-700 (Carreira et al., arXiv 1907.06987), UCF101 (Soomro et al.,
-arXiv 1212.0402), HMDB51 (Kuehne et al., ICCV 2011), Breakfast (Kuehne et al., CVPR 2014). Something-Something brings
-the candidates of each video along.
+They are candidates even if no video of the subset has the class. Kinetics-700 (Carreira et al., arXiv 1907.06987),
+UCF101 (Soomro et al., arXiv 1212.0402), HMDB51 (Kuehne et al., ICCV 2011), Breakfast (Kuehne et al., CVPR 2014).
+Something-Something has its own candidates in every row.
 """
 
 KINETICS_700 = tuple(

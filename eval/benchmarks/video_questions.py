@@ -1,7 +1,8 @@
-"""What the rows of MMEB-V2's video sets ask: for each layout a function from a row and its frames to a question.
+"""The queries and candidates in the rows of MMEB-V2's video subsets: one reader per layout.
 
-Texts and instructions are those of VLM2Vec's evaluation (arXiv 2507.04590), its oddities too: candidates of MVBench
-keep their letters and others do not, and EgoSchema's options follow the question without a blank.
+A reader takes a row and the frames of the subset and returns a [`Question`]. Texts and instructions are copied from
+VLM2Vec's evaluation code (arXiv 2507.04590), oddities included: MVBench candidates keep their letters and others do
+not, and EgoSchema's options follow the question without a space.
 """
 
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 
-IMAGES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _ANSWER = (
     "Given a video and a question, select the most accurate answer from the provided candidates. "
     "Return only the exact text of your chosen answer. Question:"
@@ -23,54 +24,59 @@ _WATCH = "Understand the content of the provided video."
 _WATCH_CLIP = "Understand the content of the provided video clip."
 
 Row = Mapping[str, Any]
-Item = dict[str, Any]  # as `StoredItems` holds it: the frames as paths
+Item = dict[str, Any]  # as in `LazyItems`: frames are paths
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a set's videos: below `root` a folder of images for each, of which `count` are taken."""
+    """The frames of a subset's videos.
+
+    Args:
+        root (`Path`): Folder with one folder of images per video.
+        count (`int`): Maximum number of frames per video.
+    """
 
     root: Path
     count: int
 
     def of(self, video: object) -> list[str]:
-        """Paths of evenly spaced frames, first and last among them; all where a video has fewer."""
+        """Return paths of `count` evenly spaced frames, the first and last included; all if there are fewer."""
         folder = self.root / str(video)
         frames = sorted(
-            (path for path in self._inside(folder) if path.suffix.lower() in IMAGES),
+            (path for path in self._list(folder) if path.suffix.lower() in IMAGE_SUFFIXES),
             key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
         )
         if not frames:
-            raise ValueError(f"the folder {folder} holds no images: unpack the frames again")
+            raise ValueError(f"the folder {folder} has no images; unpack the frames again")
         if len(frames) > self.count:
-            frames = [frames[frame] for frame in np.linspace(0, len(frames) - 1, self.count, dtype=int)]
+            frames = [frames[index] for index in np.linspace(0, len(frames) - 1, self.count, dtype=int)]
         return [str(path) for path in frames]
 
     def clips(self, video: str) -> list[str]:
-        """The videos that lie in the folder of a video, in the order of their names."""
-        return sorted(f"{video}/{path.name}" for path in self._inside(self.root / video) if path.is_dir())
+        """Return the clips in the folder of a video, sorted by name."""
+        return sorted(f"{video}/{path.name}" for path in self._list(self.root / video) if path.is_dir())
 
-    def _inside(self, folder: Path) -> list[Path]:
+    def _list(self, folder: Path) -> list[Path]:
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}: unpack the frames of MMEB-V2 again")
+            raise ValueError(f"the folder {folder} does not exist; unpack the frames of MMEB-V2 again")
         return list(folder.iterdir())
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a row asks: its query, the right candidates, and the wrong ones it brings along."""
+    """The content of a row: its query, its positives, and the negatives listed in the row."""
 
     query: Item
-    right: list[Item]
-    wrong: list[Item] = field(default_factory=list)
+    positives: list[Item]
+    negatives: list[Item] = field(default_factory=list)
 
 
-def classified(instruction: str, classes: tuple[str, ...]) -> Callable[[Row, Frames], Question]:
-    """A video and its class, `pos_text`."""
+def class_query(instruction: str, classes: tuple[str, ...]) -> Callable[[Row, Frames], Question]:
+    """Return a reader of rows with a video and its class, `pos_text`."""
 
     def read(row: Row, frames: Frames) -> Question:
         if row["pos_text"] not in classes:
-            raise ValueError(f"its class {row['pos_text']!r} is none of the {len(classes)} of the set")
+            raise ValueError(f"the class {row['pos_text']!r} is not among the {len(classes)} classes of the dataset")
         query = {"image": frames.of(row["video_id"]), "instruction": instruction}
         return Question(query, [{"text": row["pos_text"]}])
 
@@ -78,23 +84,24 @@ def classified(instruction: str, classes: tuple[str, ...]) -> Callable[[Row, Fra
 
 
 def something_something(row: Row, frames: Frames) -> Question:
-    """A video, what happens in it, and what else may: `neg_text` holds the right candidate too."""
+    """Read a video, its action `pos_text`, and the candidate actions `neg_text`, which include the positive."""
     instruction = "What actions or object interactions are being performed by the person in the video?"
     query = {"image": frames.of(row["video_id"]), "instruction": instruction}
-    return _chosen(query, row["neg_text"], row["pos_text"])
+    return _multiple_choice(query, row["neg_text"], row["pos_text"])
 
 
-def _chosen(query: Item, options: Sequence[str], right: str) -> Question:
-    if right not in options:
-        raise ValueError(f"its answer {right!r} is none of its candidates {list(options)}")
-    return Question(query, [{"text": right}], [{"text": option} for option in options if option != right])
+def _multiple_choice(query: Item, options: Sequence[str], answer: str) -> Question:
+    if answer not in options:
+        raise ValueError(f"the answer {answer!r} is not among the candidates {list(options)}")
+    return Question(query, [{"text": answer}], [{"text": option} for option in options if option != answer])
 
 
-def _asked(text: str, frames: list[str], options: Mapping[str, str], answer: object) -> Question:
-    """A question with its answers by letter or number, of which one is right."""
+def _keyed_choice(text: str, frames: list[str], options: Mapping[str, str], answer: object) -> Question:
+    """Return a question about a video; `options` maps letters or numbers to candidates, `answer` is a key of it."""
     if str(answer) not in options:
-        raise ValueError(f"its answer {answer!r} is none of {', '.join(options)}")
-    return _chosen({"text": text, "image": frames, "instruction": _ANSWER}, [*options.values()], options[str(answer)])
+        raise ValueError(f"the answer {answer!r} is not one of {', '.join(options)}")
+    query = {"text": text, "image": frames, "instruction": _ANSWER}
+    return _multiple_choice(query, [*options.values()], options[str(answer)])
 
 
 def _numbered(options: Sequence[str]) -> dict[str, str]:
@@ -105,16 +112,16 @@ def _lettered(options: Sequence[str]) -> list[str]:
     return [f"({letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
 
 
-def _bare(options: Sequence[str]) -> list[str]:
-    """Options without their letters: 'A. Three dogs.' -> 'Three dogs'."""
+def _without_letters(options: Sequence[str]) -> list[str]:
+    """Remove the letters of options: 'A. Three dogs.' -> 'Three dogs'."""
     return [(option.partition(". ")[2] or option).strip(". ") for option in options]
 
 
 def mvbench(row: Row, frames: Frames) -> Question:
-    """A question, its `candidates`, and the right one of them in full."""
+    """Read a question, its `candidates`, and the text of the correct one."""
     options = _lettered(row["candidates"])
     text = "\n".join([row["question"], "Options:", *options])
-    return _asked(
+    return _keyed_choice(
         text,
         frames.of(f"{row['subset']}/{row['video']}"),
         dict(zip(row["candidates"], options, strict=True)),
@@ -123,33 +130,36 @@ def mvbench(row: Row, frames: Frames) -> Question:
 
 
 def video_mme(row: Row, frames: Frames) -> Question:
-    """A question, its `options`, 'A. Three dogs.', and the letter of the right one."""
+    """Read a question, its `options` ('A. Three dogs.'), and the letter of the correct one."""
     text = "\n".join([row["question"], *row["options"]])
-    options = dict(zip(ascii_uppercase, _bare(row["options"]), strict=False))
-    return _asked(text, frames.of(row["videoID"]), options, row["answer"])
+    options = dict(zip(ascii_uppercase, _without_letters(row["options"]), strict=False))
+    return _keyed_choice(text, frames.of(row["videoID"]), options, row["answer"])
 
 
 def next_qa(row: Row, frames: Frames) -> Question:
-    """A question, its options `a0` to `a4`, and the number of the right one."""
+    """Read a question, its options `a0` to `a4`, and the number of the correct one."""
     options = [row[f"a{option}"] for option in range(5)]
     text = "\n".join([row["question"], "Options:", *_lettered(options)])
-    return _asked(text, frames.of(row["video"]), _numbered(options), row["answer"])
+    return _keyed_choice(text, frames.of(row["video"]), _numbered(options), row["answer"])
 
 
 def egoschema(row: Row, frames: Frames) -> Question:
-    """A question, its options in `option`, 'A. Three dogs.', and the number of the right one."""
+    """Read a question, its options in `option` ('A. Three dogs.'), and the number of the correct one."""
     text = row["question"] + " ".join(row["option"])
-    return _asked(text, frames.of(row["video_idx"]), _numbered(_bare(row["option"])), row["answer"])
+    return _keyed_choice(text, frames.of(row["video_idx"]), _numbered(_without_letters(row["option"])), row["answer"])
 
 
 def activitynet_qa(row: Row, frames: Frames) -> Question:
-    """A question to which the answer is 'yes' or 'no'."""
+    """Read a yes-or-no question."""
     text = f"{row['question']}? (A) yes; (B) no."
-    return _asked(text, frames.of(f"v_{row['video_name']}"), {"yes": "yes", "no": "no"}, row["answer"])
+    return _keyed_choice(text, frames.of(f"v_{row['video_name']}"), {"yes": "yes", "no": "no"}, row["answer"])
 
 
-def described(instruction: str, video: str, caption: str) -> Callable[[Row, Frames], Question]:
-    """A caption, or several of which the first is taken, and its video: the columns of both."""
+def caption_query(instruction: str, video: str, caption: str) -> Callable[[Row, Frames], Question]:
+    """Return a reader of rows with a caption and its video, given the names of both columns.
+
+    A list of captions counts as its first one.
+    """
 
     def read(row: Row, frames: Frames) -> Question:
         text = row[caption] if isinstance(row[caption], str) else row[caption][0]
@@ -160,41 +170,49 @@ def described(instruction: str, video: str, caption: str) -> Callable[[Row, Fram
 
 
 def didemo(row: Row, frames: Frames) -> Question:
-    """A caption and the path of its video, whose folder of frames has the name of the file."""
-    describe = described("Find a video that includes the following described scenes:", "video", "caption")
-    return describe(row | {"video": Path(row["video"]).stem}, frames)
+    """Read a caption and the path of its video; the folder of its frames has the stem of the path as its name."""
+    read = caption_query("Find a video that includes the following described scenes:", "video", "caption")
+    return read(row | {"video": Path(row["video"]).stem}, frames)
 
 
 def moment(row: Row, frames: Frames) -> Question:
-    """The folder of a video holds its frames in `query`, and clips: those named `positive...` and others."""
+    """Read a description of a moment; the video's folder has its frames in `query` and clips as further folders.
+
+    Clips named `positive...` are positives, all others are negatives.
+    """
     video = Path(row["video_path"]).stem
     clips = [clip for clip in frames.clips(video) if clip != f"{video}/query"]
-    right = [clip for clip in clips if clip.startswith(f"{video}/positive")]
-    if not 0 < len(right) < len(clips):
-        raise ValueError(f"{len(right)} of the {len(clips)} clips in {frames.root / video} are right: unpack it again")
+    positives = [clip for clip in clips if clip.startswith(f"{video}/positive")]
+    if not 0 < len(positives) < len(clips):
+        raise ValueError(
+            f"expected positive and negative clips in {frames.root / video}, got {len(positives)} positives among "
+            f"{len(clips)} clips; unpack the frames again"
+        )
     instruction = "Find the clip that corresponds to the described scene in the given video:"
     query = {"text": row["query"], "image": frames.of(f"{video}/query"), "instruction": instruction}
     items = {clip: {"image": frames.of(clip), "instruction": _WATCH} for clip in clips}
-    return Question(query, [items[clip] for clip in right], [items[clip] for clip in clips if clip not in right])
+    return Question(
+        query, [items[clip] for clip in positives], [items[clip] for clip in clips if clip not in positives]
+    )
 
 
 def moment_seeker(row: Row, frames: Frames) -> Question:
-    """A text alone, or with an image `query_...`, or with a video; videos and clips lie in `video_frames`."""
+    """Read a text, alone or with an image `query_...` or a video; videos and clips are folders of `video_frames`."""
 
-    def of(path: str) -> list[str]:
+    def frames_of(path: str) -> list[str]:
         return frames.of(f"video_frames/{path.split('.mp4')[0].replace('/', '_')}")
 
     def clips(entries: Sequence[Row]) -> list[Item]:
-        return [{"image": of(entry["output_path"]), "instruction": _WATCH_CLIP} for entry in entries]
+        return [{"image": frames_of(entry["output_path"]), "instruction": _WATCH_CLIP} for entry in entries]
 
-    query, given = {"text": row["query"]}, row["input_frames"] or ""
-    if given.endswith(".mp4"):
+    query, media = {"text": row["query"]}, row["input_frames"] or ""
+    if media.endswith(".mp4"):
         instruction = "Find the clip that corresponds to the given sentence and video segment:"
-        query |= {"image": of(given), "instruction": instruction}
-    elif given.endswith(".jpg"):
-        image = frames.root / f"query_{given}"
+        query |= {"image": frames_of(media), "instruction": instruction}
+    elif media.endswith(".jpg"):
+        image = frames.root / f"query_{media}"
         if not image.exists():
-            raise ValueError(f"there is no image {image}: unpack the frames of MMEB-V2 again")
+            raise ValueError(f"the image {image} does not exist; unpack the frames of MMEB-V2 again")
         instruction = "Select the video clip that aligns with the given text and image:"
         query |= {"image": [str(image)], "instruction": instruction}
     else:

@@ -1,1 +1,1 @@
-"""Encoders to evaluate: UniME, CLIP, SigLIP, SentenceTransformers, and UniME for mteb."""
+"""Encoders to evaluate: UniME, CLIP, SigLIP and SentenceTransformers, and UniME for mteb."""

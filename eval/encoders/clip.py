@@ -1,7 +1,7 @@
-"""CLIP as a peer: the same items, trainer and metrics, with two towers and a 77-token text limit.
+"""CLIP as a baseline for the same items, trainer and metrics, with two towers and a 77-token text limit.
 
-An item with text and image becomes the normalised sum of both normalised features (score fusion, UniIR's CLIP_SF and
-the CLIP of MMEB's tables). An instruction stands before the text, as in MMEB, and shares the 77 tokens with it.
+The embedding of an item with text and image is the normalized sum of both normalized features (score fusion: UniIR's
+CLIP_SF, and CLIP in MMEB's tables). An instruction is prepended to the text, as in MMEB, and shares its 77 tokens.
 """
 
 import copy
@@ -28,6 +28,9 @@ from transformers.utils import ModelOutput
 from ...processing_unime import Item, to_item_dict, to_rgb
 
 
+ENCODE_WINDOW_ITEMS = 4096  # limits the pixels in memory
+
+
 @dataclass
 class CLIPEmbedderOutput(ModelOutput):
     """Output of [`CLIPEmbedder`].
@@ -40,11 +43,11 @@ class CLIPEmbedderOutput(ModelOutput):
 
 
 class CLIPEmbedder(CLIPModel):
-    """A `CLIPModel` whose forward gives one embedding per item; loads and saves any CLIP checkpoint as it is."""
+    """A `CLIPModel` that returns one embedding per item; loads and saves standard CLIP checkpoints."""
 
     def __init__(self, config: CLIPConfig):
         super().__init__(config)
-        self.logit_scale.requires_grad_(False)  # the loss brings its own temperature
+        self.logit_scale.requires_grad_(False)  # the loss has its own temperature
 
     def forward(
         self,
@@ -52,17 +55,18 @@ class CLIPEmbedder(CLIPModel):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
     ) -> CLIPEmbedderOutput:
-        """Embed a micro-batch whose items all have a text, all an image, or all both.
+        """Embed a micro-batch in which every item has a text, every item has an image, or every item has both.
 
         Args:
-            input_ids, attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*): Texts, padded on the right.
+            input_ids (`Tensor` of shape `(batch, tokens)`, *optional*): Tokens, padded on the right.
+            attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*): 1 for tokens, 0 for padding.
             pixel_values (`Tensor` of shape `(batch, 3, height, width)`, *optional*): One image per item.
         """
         features = []
         if input_ids is not None:
             hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            # The last attended token is the end of the text. `CLIPTextModel` itself looks for the greatest token id
-            # where a configuration says `eos_token_id` 2, which holds for OpenAI's vocabulary only.
+            # The last attended token ends the text. `CLIPTextModel` itself takes the greatest token id if the
+            # configuration has `eos_token_id` 2, which is correct for OpenAI's vocabulary only.
             end = attention_mask.sum(dim=1) - 1
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), end]
             features.append(normalize(self.text_projection(pooled).float(), dim=-1))
@@ -78,10 +82,10 @@ class CLIPEmbedder(CLIPModel):
         """Embed items.
 
         Args:
-            items (`list`): Texts, images, or dicts with `text`, `image` and `instruction`.
-            processor (`CLIPProcessor`): Saved beside the model.
-            batch_size (`int`): Items per micro-batch.
-            show_progress_bar (`bool`): Show progress.
+            items (`Sequence[Item]`): Texts, images, or dicts with `text`, `image` and `instruction`.
+            processor (`CLIPProcessor`): The processor saved with the model.
+            batch_size (`int`, *optional*, defaults to 64): Items per micro-batch.
+            show_progress_bar (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
         Returns:
             `np.ndarray` of shape `(len(items), projection_dim)`, float32: Unit vectors in the order of `items`.
@@ -90,11 +94,11 @@ class CLIPEmbedder(CLIPModel):
         training = self.training
         self.eval()
         with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
-            window = 4096  # prepared at a time, so that pixels of a large set never lie in memory at once
-            for start in range(0, len(items), window):
-                for indices, batch in clip_micro_batches(processor, items[start : start + window], batch_size):
+            for start in range(0, len(items), ENCODE_WINDOW_ITEMS):
+                window = items[start : start + ENCODE_WINDOW_ITEMS]
+                for indices, batch in clip_micro_batches(processor, window, batch_size):
                     output = self(**batch.to(self.device))
-                    embeddings[[start + i for i in indices]] = output.embeddings.cpu().numpy()
+                    embeddings[[start + index for index in indices]] = output.embeddings.cpu().numpy()
                     progress.update(len(indices))
         self.train(training)
         return embeddings
@@ -103,42 +107,48 @@ class CLIPEmbedder(CLIPModel):
 def clip_micro_batches(
     processor: CLIPProcessor, items: Sequence[Item], batch_size: int = 64
 ) -> list[tuple[list[int], BatchFeature]]:
-    """Sort items by (parts, tokens) and cut them into micro-batches of one kind; the `prepare` of the collators.
+    """Sort items by modality and length and split them into micro-batches of one modality.
+
+    This is the `prepare` function of the collators for CLIP.
 
     Args:
         processor (`CLIPProcessor`): Any fast tokenizer with an end-of-sequence token, and an image processor. Texts
-            are cut at the tokenizer's `model_max_length`, as CLIP does: what comes later is not seen.
-        items (`list`): The items, with one image each at most.
-        batch_size (`int`): Items per micro-batch.
+            are truncated to the tokenizer's `model_max_length`, as in CLIP.
+        items (`Sequence[Item]`): The items, with at most one image each.
+        batch_size (`int`, *optional*, defaults to 64): Items per micro-batch.
 
     Returns:
-        `list[tuple[list[int], BatchFeature]]`: Positions of the items and tensors of the model, per micro-batch.
-    """
-    spelt = []
-    for position, item in enumerate(items):
-        try:
-            spelt.append(to_item_dict(item))
-        except ValueError as error:
-            raise ValueError(f"item {position}: {error}") from None
-        pictures = len(spelt[-1]["images"])
-        if pictures > 1:
-            raise ValueError(f"item {position} has {pictures} images, but CLIP takes one: give it one, or join them")
-    texts = [" ".join(part for part in (item["instruction"], item["text"]) if part) for item in spelt]
-    silent = [bool(item["images"]) and not text for item, text in zip(spelt, texts, strict=True)]  # an image alone
-    token_lists = _token_lists(processor.tokenizer, texts) if texts else []
-    tokens = [[] if quiet else ids for quiet, ids in zip(silent, token_lists, strict=True)]
+        `list[tuple[list[int], BatchFeature]]`: Indices of the items and inputs of the model, per micro-batch.
 
-    def kind(position: int) -> tuple[bool, bool]:
-        return bool(tokens[position]), bool(spelt[position]["images"])
+    Raises:
+        ValueError: An item is invalid or has several images; the message names it.
+    """
+    dicts = []
+    for index, item in enumerate(items):
+        try:
+            dicts.append(to_item_dict(item))
+        except ValueError as error:
+            raise ValueError(f"item {index}: {error}") from None
+        num_images = len(dicts[-1]["images"])
+        if num_images > 1:
+            raise ValueError(f"item {index} has {num_images} images, but CLIP takes one; give one, or join them")
+    texts = [" ".join(part for part in (item["instruction"], item["text"]) if part) for item in dicts]
+    token_lists = _token_lists(processor.tokenizer, texts) if texts else []
+    tokens = [
+        [] if item["images"] and not text else ids for item, text, ids in zip(dicts, texts, token_lists, strict=True)
+    ]
+
+    def modality(index: int) -> tuple[bool, bool]:
+        return bool(tokens[index]), bool(dicts[index]["images"])
 
     batches = []
-    for some in sorted({kind(position) for position in range(len(spelt))}):
-        positions = [position for position in range(len(spelt)) if kind(position) == some]
-        positions.sort(key=lambda position: len(tokens[position]))
-        for start in range(0, len(positions), batch_size):
-            group = positions[start : start + batch_size]
-            images = [spelt[position]["images"] for position in group]
-            batches.append((group, _tensors(processor, [tokens[position] for position in group], images)))
+    for wanted in sorted({modality(index) for index in range(len(dicts))}):
+        indices = [index for index in range(len(dicts)) if modality(index) == wanted]
+        indices.sort(key=lambda index: len(tokens[index]))
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            images = [dicts[index]["images"] for index in batch]
+            batches.append((batch, _tensors(processor, [tokens[index] for index in batch], images)))
     return batches
 
 
@@ -150,18 +160,22 @@ def tiny_clip(
     layers: int = 4,
     heads: int = 4,
     dimensions: int = 192,
-    micro_batch_tokens: int = 77,
+    max_length: int = 77,
 ) -> tuple[CLIPEmbedder, CLIPProcessor]:
-    """Make a small random CLIP, both towers of the same shape, and its processor.
+    """Create a tiny random CLIP with two towers of the same shape, and its processor.
 
-    The defaults have 4.7 M parameters with a vocabulary of 4,096 tokens, as many as the tiny backbone.
+    With a vocabulary of 4,096 tokens the defaults give 4.7 M parameters, as many as the tiny backbone.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): With an end-of-sequence token; a copy is kept, cut at `micro_batch_tokens`.
-        image_size, patch_size (`int`): In pixels, of square images.
-        width, layers, heads (`int`): Of each tower; the hidden layers of its MLPs are 3.5 times as wide.
-        dimensions (`int`): Of the embedding.
-        max_tokens (`int`): CLIP's limit of 77.
+        tokenizer (`PreTrainedTokenizerBase`): A tokenizer with an end-of-sequence token; a copy of it truncates to
+            `max_length`.
+        image_size (`int`, *optional*, defaults to 96): Height and width of images in pixels.
+        patch_size (`int`, *optional*, defaults to 32): Height and width of patches in pixels.
+        width (`int`, *optional*, defaults to 192): Hidden size of each tower; its MLPs are 3.5 times as wide.
+        layers (`int`, *optional*, defaults to 4): Layers of each tower.
+        heads (`int`, *optional*, defaults to 4): Attention heads of each tower.
+        dimensions (`int`, *optional*, defaults to 192): Embedding dimension.
+        max_length (`int`, *optional*, defaults to 77): Maximum number of text tokens, start and end included.
     """
     tower = {
         "hidden_size": width,
@@ -174,7 +188,7 @@ def tiny_clip(
         text_config={
             **tower,
             "vocab_size": len(tokenizer),
-            "max_position_embeddings": micro_batch_tokens,
+            "max_position_embeddings": max_length,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
@@ -184,16 +198,18 @@ def tiny_clip(
     )
     size = {"height": image_size, "width": image_size}
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = micro_batch_tokens
+    tokenizer.model_max_length = max_length
     return CLIPEmbedder(config), CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), tokenizer)
 
 
 def _token_lists(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Tokenise as CLIP does, start and end of text included; control tokens in a text are read as text."""
+    """Tokenize as CLIP does, with start and end of text; control tokens in a text are tokenized as plain text."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    room = tokenizer.model_max_length - len(start) - 1
-    options = {"add_special_tokens": False, "split_special_tokens": True, "truncation": True, "max_length": room}
-    return [[*start, *ids, tokenizer.eos_token_id] for ids in tokenizer(texts, **options)["input_ids"]]
+    max_text_tokens = tokenizer.model_max_length - len(start) - 1
+    token_lists = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, truncation=True, max_length=max_text_tokens
+    )["input_ids"]
+    return [[*start, *ids, tokenizer.eos_token_id] for ids in token_lists]
 
 
 def _tensors(processor: CLIPProcessor, tokens: list[list[int]], images: list[list[Image.Image]]) -> BatchFeature:
@@ -203,9 +219,6 @@ def _tensors(processor: CLIPProcessor, tokens: list[list[int]], images: list[lis
         tensors["input_ids"] = pad_sequence(rows, batch_first=True, padding_value=processor.tokenizer.eos_token_id)
         tensors["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     if images[0]:
-        pictures = [to_rgb(image) for (image,) in images]
-        tensors["pixel_values"] = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        rgb_images = [to_rgb(image) for (image,) in images]
+        tensors["pixel_values"] = processor.image_processor(rgb_images, return_tensors="pt")["pixel_values"]
     return tensors
-
-
-__all__ = ["CLIPEmbedder", "CLIPEmbedderOutput", "clip_micro_batches", "tiny_clip"]

@@ -1,4 +1,4 @@
-"""Whatever embeds items, behind one function: UniME, a native backbone, CLIP, SigLIP, or any SentenceTransformer."""
+"""One loader for every encoder: UniME, a native backbone, CLIP, SigLIP, or any SentenceTransformer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from ...checkpoint import load_model
 from ...checkpoint_safety import forbid_remote_code, read_config
 from ...configuration_unime import UniMEConfig
+from ...extras import require_extra
 from ...processing_unime import Item, to_item_dict
 from ..tasks import Encode
 from .clip import CLIPEmbedder
@@ -21,7 +22,12 @@ from .siglip import siglip_encode
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded model: what embeds items with it, and its processor where it has one of transformers'."""
+    """A loaded model.
+
+    Args:
+        encode (`Encode`): Takes items, returns `(N, D)` float32 unit vectors.
+        processor (`ProcessorMixin`, *optional*): Processor of a transformers model.
+    """
 
     encode: Encode
     processor: ProcessorMixin | None = None
@@ -34,62 +40,68 @@ def load_encoder(
     max_length: int | None = None,
     micro_batch_tokens: int | None = None,
 ) -> Encoder:
-    """Load a model.
+    """Load an encoder.
 
     Args:
-        path (`str`): Folder or Hub id of a UniME checkpoint, a native image-text backbone, a CLIP, a SigLIP, or else
-            of a SentenceTransformer; one whose parts lie in subfolders only is a SentenceTransformer too.
-        dtype (`str`, *optional*, defaults to `"float32"`): Type of its weights.
-        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Where it computes.
-        max_length (`int`, *optional*): UniME: most tokens of one item. Others have limits of their own.
-        max_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): UniME: of a micro-batch.
+        path (`str`): Folder or Hub id of a UniME checkpoint, a native image-text backbone, a CLIP, a SigLIP, or a
+            SentenceTransformer.
+        dtype (`str`, *optional*, defaults to `"float32"`): Data type of the weights.
+        device (`str` or `torch.device`, *optional*, defaults to `"cpu"`): Device of the model.
+        max_length (`int`, *optional*): Maximum number of tokens per item; only for UniME and native backbones.
+        micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Token budget of a
+            micro-batch; only for UniME and native backbones.
 
     Raises:
-        ValueError: Its weights are a pickle, or it wants to run code of its own.
+        ValueError: The weights are a pickle, or the model needs code of its own.
     """
-    alone = Path(path, "modules.json").exists() and not Path(path, "config.json").exists()
-    kind = "" if alone else read_config(path).model_type
-    if kind == "clip":
+    # A SentenceTransformer may have all its parts in subfolders.
+    has_config = Path(path, "config.json").exists() or not Path(path, "modules.json").exists()
+    model_type = read_config(path).model_type if has_config else ""
+    if model_type == "clip":
         with forbid_remote_code(path):
             processor = CLIPProcessor.from_pretrained(path, trust_remote_code=False)
             model = CLIPEmbedder.from_pretrained(path, use_safetensors=True, dtype=dtype).to(device)
         return Encoder(partial(model.encode, processor=processor), processor)
-    if kind in ("siglip", "siglip2"):
+    if model_type in ("siglip", "siglip2"):
         with forbid_remote_code(path):
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
             model = AutoModel.from_pretrained(path, use_safetensors=True, dtype=dtype).to(device).eval()
         return Encoder(partial(siglip_encode, model=model, processor=processor), processor)
-    if kind == UniMEConfig.model_type or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if model_type == UniMEConfig.model_type or model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         model, processor = load_model(path, dtype=dtype)
         encode = partial(
             model.to(device).encode, processor=processor, max_length=max_length, micro_batch_tokens=micro_batch_tokens
         )
         return Encoder(encode, processor)
-    return Encoder(sentence_transformer(path, dtype, device))
+    return Encoder(_load_sentence_transformer(path, dtype, device))
 
 
-def sentence_transformer(path: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Encode:
-    """Load a SentenceTransformer; an item's instruction becomes its prompt."""
+def _load_sentence_transformer(path: str, dtype: str, device: str | torch.device) -> Encode:
+    """Load a SentenceTransformer; the instruction of an item becomes its prompt."""
+    require_extra("sentence-transformers", "sentence_transformers")
+
     from sentence_transformers import SentenceTransformer
 
     with forbid_remote_code(path):
         model = SentenceTransformer(path, device=str(device), model_kwargs={"dtype": dtype, "use_safetensors": True})
 
     def encode(items: Sequence[Item]) -> np.ndarray:
-        spelt = [to_item_dict(item) for item in items]
+        dicts = [to_item_dict(item) for item in items]
         embeddings = np.zeros((len(items), model.get_sentence_embedding_dimension()), dtype=np.float32)
-        for instruction in dict.fromkeys(item["instruction"] for item in spelt):
-            own = [position for position, item in enumerate(spelt) if item["instruction"] == instruction]
-            inputs = [_input(spelt[position]) for position in own]
+        for instruction in dict.fromkeys(item["instruction"] for item in dicts):
+            indices = [index for index, item in enumerate(dicts) if item["instruction"] == instruction]
+            inputs = [_to_input(dicts[index]) for index in indices]
             prompt = f"{instruction} " if instruction else None
-            embeddings[own] = model.encode(inputs, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
+            embeddings[indices] = model.encode(
+                inputs, prompt=prompt, normalize_embeddings=True, show_progress_bar=False
+            )
         return embeddings
 
     return encode
 
 
-def _input(item: dict) -> object:
-    """An item as sentence-transformers takes it: a text alone as it is, so that text models take it too."""
+def _to_input(item: dict) -> object:
+    """Convert an item for sentence-transformers; a text alone stays a string, so that text models accept it."""
     if not item["images"]:
         return item["text"]
     image = item["images"][0] if len(item["images"]) == 1 else item["images"]

@@ -1,4 +1,4 @@
-"""A UniME checkpoint in mteb (MTEB and its image tasks): the encoder, and the `ModelMeta` of a submission.
+"""UniME for mteb (MTEB and its image tasks): the encoder, and the `ModelMeta` of a submission.
 
     import mteb
     from unime.eval.encoders.mteb_encoder import model_meta
@@ -9,9 +9,9 @@
     print(results.to_dataframe())
     print(meta.to_python())
 
-mteb keeps scores per name and revision under `runs/mteb/results`, and computes none a second time. To submit, put the
-part of this file above `model_meta`, which runs without this package, and the printed `ModelMeta` into a file of
-`mteb/models/model_implementations`, and the folder of scores into mteb's repository of results.
+mteb stores scores by name and revision in `runs/mteb/results` and does not compute them again. To submit a model, copy
+the part of this file above `model_meta`, which runs without this package, and the printed `ModelMeta` into a file of
+`mteb/models/model_implementations`, and the folder of scores into mteb's results repository.
 """
 
 from collections.abc import Iterator
@@ -30,37 +30,40 @@ from mteb.types import PromptType
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
 
-from ...checkpoint import fingerprint as revision_of
+from ...batching_unime import default_max_length
+from ...checkpoint import fingerprint
 from ...checkpoint_safety import forbid_remote_code, read_config
 
 
-WINDOW = 512  # items held, images decoded, and sorted at a time; mteb's own batches may be as small as one image
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of one parameter, by safetensors' names of types
+ENCODE_WINDOW_ITEMS = 512  # items to collect and sort at a time; mteb's own batches may hold a single image
+BYTES_PER_PARAMETER = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # by safetensors type
 
 
 class UniMEEncoder(AbsEncoder):
-    """Embeds mteb's batches: what a row holds of text and image is one item, mteb's instruction is the item's.
+    """An mteb encoder: the text and image of a row form one item, and mteb's instruction becomes the item's.
 
-    The instruction is the first of: that of `prompts` (by mteb's order: task and side, task, task type and side, task
-    type, side), that of the task for this side, none. A task's single prompt is for queries and for what has no side,
-    never for documents. Without an instruction the checkpoint's one-word prompt stands, as it does where mteb runs
-    the folder as a SentenceTransformer.
+    The instruction is the first that exists of: the one in `prompts` (in mteb's order: task and side, task, task type
+    and side, task type, side), the task's for this side, none. A task's only prompt applies to queries and to tasks
+    without sides, never to documents. Without an instruction the checkpoint's one-word prompt is used, as when mteb
+    runs the folder as a SentenceTransformer.
 
     Args:
-        name (`str`): Hub id, or a folder's name of the form `organization/model`.
+        name (`str`): Hub id, or for a folder its name as `organization/model`.
         revision (`str`, *optional*): Commit of the Hub id.
-        device (`str`, *optional*, defaults to the GPU where there is one): Where it computes.
-        path (`str`, *optional*, defaults to `name`): Folder that is read in place of the Hub.
+        device (`str`, *optional*, defaults to the GPU if there is one): Device of the model.
+        path (`str`, *optional*, defaults to `name`): Folder to read instead of the Hub.
         prompts (`dict[str, str]`, *optional*): Instructions by task, task type or side, such as
             `{"document": "Represent the given image.", "Any2AnyRetrieval-query": "Find an image of:"}`.
-        max_length (`int`, *optional*, defaults to the tokenizer's): Most tokens of one item.
-        max_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Of a micro-batch.
-        embed_dim (`int`, *optional*): Leading dimensions to keep (Matryoshka).
-        trust_remote_code (`bool`, *optional*): Run the checkpoint's own code, where this package is not installed.
+        max_length (`int`, *optional*, defaults to the tokenizer's): Maximum number of tokens per item.
+        micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Token budget of a
+            micro-batch.
+        embed_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka).
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the checkpoint's own code if this package is
+            not installed.
         kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `attn_implementation`, ...).
 
     Raises:
-        KeyError: A key of `prompts` names no task, task type or side.
+        KeyError: A key of `prompts` is not a task, task type or side.
     """
 
     def __init__(
@@ -96,30 +99,33 @@ class UniMEEncoder(AbsEncoder):
         batch_size: int | None = None,
         show_progress_bar: bool = True,
     ) -> np.ndarray:
-        """Embed all rows that mteb gives.
+        """Embed the rows of a task.
 
         Args:
             inputs (`DataLoader`): Batches with a column `text`, a column `image`, or both.
-            task_metadata (`TaskMetadata`): Names the task and holds its prompt.
-            hf_split, hf_subset (`str`): Which part of the task; the embedding does not depend on it.
-            prompt_type (`PromptType`, *optional*): Query or document; absent where the task has no sides.
-            batch_size (`int`, *optional*): Size of mteb's batches; the token budget `micro_batch_tokens` counts here.
-            show_progress_bar (`bool`, *optional*, defaults to `True`): Show progress.
+            task_metadata (`TaskMetadata`): Name and prompt of the task.
+            hf_split (`str`): Split of the task; ignored.
+            hf_subset (`str`): Subset of the task; ignored.
+            prompt_type (`PromptType`, *optional*): Query or document; `None` if the task has no sides.
+            batch_size (`int`, *optional*): Size of mteb's batches; ignored, `micro_batch_tokens` applies instead.
+            show_progress_bar (`bool`, *optional*, defaults to `True`): Show a progress bar.
 
         Returns:
             `np.ndarray` of shape `(rows, dimensions)`, float32: Unit vectors in the order of the rows.
 
         Raises:
-            ValueError: A batch has neither of the two columns.
+            ValueError: A batch has neither column.
         """
         items = _items(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type))
-        parts = []
-        while window := list(islice(items, WINDOW)):
-            parts.append(self.model.encode(window, self.processor, show_progress_bar=show_progress_bar, **self.limits))
-        return np.concatenate(parts)
+        embeddings = []
+        while window := list(islice(items, ENCODE_WINDOW_ITEMS)):
+            embeddings.append(
+                self.model.encode(window, self.processor, show_progress_bar=show_progress_bar, **self.limits)
+            )
+        return np.concatenate(embeddings)
 
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str | None:
-        """The instruction of a task's queries, of its documents, or of its items where it has no sides."""
+        """Return the instruction of a task's queries, of its documents, or of its items if it has no sides."""
         name = self.get_prompt_name(task, prompt_type)
         if name is not None:
             return self.model_prompts[name]
@@ -133,53 +139,56 @@ def _items(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[d
         columns = [column for column in ("text", "image") if column in batch]
         if not columns:
             raise ValueError(
-                f"task '{task}' gives {', '.join(batch)}, but UniME embeds texts and images: leave this task out"
+                f"task '{task}' has the columns {', '.join(batch)}, but UniME embeds text and image; skip this task"
             )
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True)) | {"instruction": instruction}
 
 
 def model_meta(path: str, name: str | None = None, revision: str | None = None, **fields: Any) -> ModelMeta:
-    """Fill mteb's description of a model from a checkpoint; `mteb.evaluate(model_meta(...), tasks)` runs it.
+    """Create mteb's description of a checkpoint; `mteb.evaluate(model_meta(...), tasks)` runs it.
 
     Args:
         path (`str`): Folder or Hub id of a UniME checkpoint.
-        name (`str`, *optional*, defaults to `path`): Its Hub id, `organization/model`.
-        revision (`str`, *optional*, defaults to the Hub's newest commit, or a hash of the folder's files' names, sizes
-            and times): What mteb keeps scores under, beside the name.
-        fields: Other fields of `mteb.ModelMeta`, or other values than the checkpoint's: `release_date`,
-            `training_datasets` (mteb's names), `public_training_code`, `loader_kwargs` (such as `{"prompts": {...}}`,
-            arguments of [`UniMEEncoder`]), `embed_dim` (a list, for Matryoshka), ...
+        name (`str`, *optional*, defaults to `path`): Its Hub id, `organization/model`. Required for a folder.
+        revision (`str`, *optional*): Key under which mteb stores scores, with the name. Defaults to the newest commit
+            on the Hub, or for a folder to a hash of its files' names, sizes and modification times.
+        fields: Fields of `mteb.ModelMeta` to add or override: `release_date`, `training_datasets` (mteb's names),
+            `public_training_code`, `loader_kwargs` (arguments of [`UniMEEncoder`], such as `{"prompts": {...}}`),
+            `embed_dim` (a list, for Matryoshka), ...
 
     Raises:
-        ValueError: The path holds no UniME checkpoint, or a folder has no name of the form `organization/model`.
+        ValueError: The path is not a UniME checkpoint, or a folder has no name of the form `organization/model`.
     """
     local = Path(path).is_dir()
     if local and (name is None or "/" not in name):
-        raise ValueError(f"the folder {path} needs a name for mteb: pass name='organization/model', got {name!r}")
+        raise ValueError(f"the folder {path} needs a name for mteb; pass name='organization/model', got {name!r}")
     folder = path if local else snapshot_download(path, revision=revision)
     config = read_config(folder)
     if config.model_type != "unime":
         raise ValueError(
-            f"{path} is of type '{config.model_type}', no UniME checkpoint: write one with `unime.save_checkpoint`"
+            f"{path} has model_type '{config.model_type}' and is not a UniME checkpoint; create one with "
+            "`unime.save_checkpoint`"
         )
     text_config = config.backbone_config.get_text_config()
     with forbid_remote_code(folder):
-        tokenizer = AutoProcessor.from_pretrained(folder, trust_remote_code=False).tokenizer
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     card = ModelCardData(**(metadata_load(Path(folder, "README.md")) or {}), ignore_metadata_errors=True)
-    parameters = get_local_safetensors_metadata(folder).parameter_count
+    parameter_count = get_local_safetensors_metadata(folder).parameter_count
     name = name or path
-    known = {
-        # Without the folder's own path in `loader_kwargs`, what is printed and stored fits other machines too.
+    defaults = {
+        # The path is not part of `loader_kwargs`, so that the printed and stored description fits other machines.
         "loader": partial(UniMEEncoder, path=str(folder)),
         "name": name,
-        "revision": (revision or revision_of(path)) if local else Path(folder).name,  # the latter is the commit
+        "revision": (revision or fingerprint(path)) if local else Path(folder).name,  # a snapshot is named by commit
         "release_date": None,
         "languages": None,
-        "n_parameters": sum(parameters.values()),
+        "n_parameters": sum(parameter_count.values()),
         "n_embedding_parameters": text_config.vocab_size * text_config.hidden_size,
-        "memory_usage_mb": round(sum(BYTES.get(kind, 1) * count for kind, count in parameters.items()) / 2**20),
-        "micro_batch_tokens": min(tokenizer.model_max_length, text_config.max_position_embeddings),
+        "memory_usage_mb": round(
+            sum(BYTES_PER_PARAMETER.get(dtype, 1) * count for dtype, count in parameter_count.items()) / 2**20
+        ),
+        "max_tokens": default_max_length(processor, config.backbone_config),
         "embed_dim": config.hidden_size,
         "license": None if card.license == "other" else card.license,
         "open_weights": True,
@@ -193,4 +202,4 @@ def model_meta(path: str, name: str | None = None, revision: str | None = None, 
         "adapted_from": card.base_model if isinstance(card.base_model, str) else None,
         "modalities": ["image", "text"],
     }
-    return ModelMeta(**known | fields)
+    return ModelMeta(**defaults | fields)

@@ -1,4 +1,4 @@
-"""SigLIP as a peer: two towers and a 64-token text limit; an image with a text is the sum of both, as for CLIP."""
+"""SigLIP as a baseline: two towers and a 64-token text limit; image plus text is the sum of both, as for CLIP."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ from ...processing_unime import Item, to_item_dict, to_rgb
 def siglip_encode(
     items: Sequence[Item], model: SiglipModel | Siglip2Model, processor: ProcessorMixin, batch_size: int = 64
 ) -> np.ndarray:
-    """Embed items with a SigLIP or SigLIP 2 as it is published.
+    """Embed items with a published SigLIP or SigLIP 2.
 
     Args:
-        items (`list`): Texts, images, or dicts with `text`, `image` (one) and `instruction`, which stands before the
-            text and shares its tokens.
-        model (`SiglipModel` or `Siglip2Model`): In evaluation mode.
+        items (`Sequence[Item]`): Texts, images, or dicts with `text`, `image` (one) and `instruction`. The instruction
+            is prepended to the text; with an image alone it is ignored.
+        model (`SiglipModel` or `Siglip2Model`): The model, in evaluation mode.
         processor (`ProcessorMixin`): Its processor.
-        batch_size (`int`, *optional*, defaults to 64): Items of one forward pass.
+        batch_size (`int`, *optional*, defaults to 64): Items per forward pass.
 
     Returns:
         `np.ndarray` of shape `(len(items), dimensions)`, float32: Unit vectors.
@@ -29,35 +29,36 @@ def siglip_encode(
     Raises:
         ValueError: An item has several images.
     """
-    spelt = [to_item_dict(item) for item in items]
-    texts = [" ".join(part for part in (item["instruction"], item["text"]) if part) for item in spelt]
-    # An image that comes with an instruction only is an image: a contrastive tower takes no orders.
-    texts = [
-        None if item["images"] and item["text"] is None else text for item, text in zip(spelt, texts, strict=True)
-    ]
-    for position, item in enumerate(spelt):
+    dicts = [to_item_dict(item) for item in items]
+    for index, item in enumerate(dicts):
         if len(item["images"]) > 1:
-            raise ValueError(f"item {position} has {len(item['images'])} images, but SigLIP takes one: join them")
-    with_text = [position for position, text in enumerate(texts) if text is not None]
-    with_image = [position for position, item in enumerate(spelt) if item["images"]]
+            raise ValueError(f"item {index} has {len(item['images'])} images, but SigLIP takes one; join them")
+    texts = [
+        None
+        if item["images"] and item["text"] is None
+        else " ".join(part for part in (item["instruction"], item["text"]) if part)
+        for item in dicts
+    ]
+    with_text = [index for index, text in enumerate(texts) if text is not None]
+    with_image = [index for index, item in enumerate(dicts) if item["images"]]
     embeddings = np.zeros((len(items), model.config.text_config.projection_size), dtype=np.float32)
-    for positions, embed in (
-        (with_text, lambda some: _texts(model, processor, [texts[position] for position in some])),
-        (with_image, lambda some: _images(model, processor, [spelt[position]["images"][0] for position in some])),
+    for indices, embed in (
+        (with_text, lambda batch: _embed_texts(model, processor, [texts[index] for index in batch])),
+        (with_image, lambda batch: _embed_images(model, processor, [dicts[index]["images"][0] for index in batch])),
     ):
-        for start in range(0, len(positions), batch_size):
-            some = positions[start : start + batch_size]
-            embeddings[some] += normalize(embed(some).float(), dim=-1).cpu().numpy()
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            embeddings[batch] += normalize(embed(batch).float(), dim=-1).cpu().numpy()
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
-def _texts(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, texts: list[str]) -> torch.Tensor:
-    # The towers were trained on texts padded to the full length, and have no mask.
+def _embed_texts(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, texts: list[str]) -> torch.Tensor:
+    # The towers were trained on texts padded to the full length, without a mask.
     length = model.config.text_config.max_position_embeddings
     inputs = processor(text=texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return model.get_text_features(**inputs.to(model.device)).pooler_output
 
 
-def _images(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, images: list) -> torch.Tensor:
+def _embed_images(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, images: list) -> torch.Tensor:
     inputs = processor(images=[to_rgb(image) for image in images], return_tensors="pt")
     return model.get_image_features(**inputs.to(model.device, model.dtype)).pooler_output

@@ -1,1 +1,1 @@
-"""What an evaluation writes: tables, the HTML report, and model cards."""
+"""The output of an evaluation: tables, the HTML report, and model cards."""

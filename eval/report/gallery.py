@@ -1,4 +1,4 @@
-"""What a report shows of a task: queries with their five best candidates, probes with both captions."""
+"""The examples of a report: queries with their best candidates, and images with both captions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..tasks import CompositionalTask, RetrievalTask, SimilarityTask
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate as a query saw it."""
+    """A candidate with its similarity to the query, and whether it is a positive."""
 
     item: Item
     score: float
@@ -19,7 +19,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, its five best candidates, its best right candidate and how many wrong ones stand before that."""
+    """A query, its best candidates, its best positive, and the number of negatives ranked before it."""
 
     query: Item
     top: list[Candidate]
@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Probe:
-    """An image with its true and its false caption, and the similarity to each."""
+    """A row of a compositional task: an image with its true and its false caption, and the similarity to each."""
 
     image: Item
     caption: Item
@@ -40,7 +40,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Evenly spaced examples of one task, and its hardest mistakes, worst first."""
+    """Evenly spaced examples of a task, and its largest errors, largest first."""
 
     name: str
     examples: list[Answer] | list[Probe]
@@ -52,11 +52,12 @@ def build_galleries(
     tasks: Sequence[RetrievalTask | SimilarityTask],
     compositional_tasks: Sequence[CompositionalTask] = (),
 ) -> list[Gallery]:
-    """Looks up the items behind the rankings of `tasks.evaluate`, for `report.write_report`.
+    """Look up the items of the rankings of `tasks.evaluate`, for `html_report.write_report`.
 
     Args:
-        rankings (`Mapping`): The second value of `evaluate`, or what was read back from its JSON.
-        tasks, compositional_tasks: What was evaluated; of pairs nothing is shown.
+        rankings (`Mapping`): The second value that `evaluate` returns, or the same read from JSON.
+        tasks (`Sequence[RetrievalTask | SimilarityTask]`): The evaluated tasks; similarity tasks have no gallery.
+        compositional_tasks (`Sequence[CompositionalTask]`, *optional*): The evaluated compositional tasks.
     """
 
     def answer(task: RetrievalTask, record: Mapping[str, Any]) -> Answer:
@@ -72,12 +73,15 @@ def build_galleries(
         row = record["row"]
         return Probe(task.images[row], task.captions[row], task.negatives[row], record["true"], record["false"])
 
-    searches = [task for task in tasks if isinstance(task, RetrievalTask)]
-    shown = []
-    for kind, ranked, make in (("retrieval", searches, answer), ("compositional", compositional_tasks, probe)):
-        for task in ranked:
+    retrieval_tasks = [task for task in tasks if isinstance(task, RetrievalTask)]
+    galleries = []
+    for kind, ranked_tasks, build in (
+        ("retrieval", retrieval_tasks, answer),
+        ("compositional", compositional_tasks, probe),
+    ):
+        for task in ranked_tasks:
             records = rankings[kind][task.name]
-            examples = [make(task, record) for record in records["examples"]]
-            mistakes = [make(task, record) for record in records["mistakes"]]
-            shown.append(Gallery(task.name, examples, mistakes))
-    return shown
+            examples = [build(task, record) for record in records["examples"]]
+            mistakes = [build(task, record) for record in records["mistakes"]]
+            galleries.append(Gallery(task.name, examples, mistakes))
+    return galleries

@@ -1,4 +1,4 @@
-"""What a model card says of an evaluation: metadata that the Hub reads, and tables that people read."""
+"""The model card of an evaluated checkpoint: metadata for the Hub, and tables for readers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,29 +17,29 @@ from ..benchmarks import BENCHMARKS
 
 Results = Mapping[str, Any]
 
-METRICS = {"hit@1": "hit_at_1", "ndcg@5": "ndcg_at_5", "spearman": "cosine_spearman"}  # here -> on the Hub
+METRICS = {"hit@1": "hit_at_1", "ndcg@5": "ndcg_at_5", "spearman": "cosine_spearman"}  # ours -> the Hub's
 
 
 def scores(results: Results) -> list[tuple[str, str, float]]:
-    """The scores of a model on a benchmark as `(task, metric, per cent)`: every task, kind and mean."""
-    found = [(name, METRICS[task["metric"]], task[task["metric"]]) for name, task in results["tasks"].items()]
-    found += [(kind, "accuracy", accuracy) for kind, accuracy in results["compositional"].items()]
-    if results["tasks"]:
-        used = {metric for _, metric, _ in found[: len(results["tasks"])]}
-        found.append(("mean of tasks", used.pop() if len(used) == 1 else "mean", results["overall"]))
-    found += [(f"mean of {group}", "accuracy", mean) for group, mean in results["compositional_groups"].items()]
-    return [(name, metric, round(100 * share, 2)) for name, metric, share in found]
+    """Return every score of a model on a benchmark, means included, as `(task, metric, percent)`."""
+    shares = [(name, METRICS[task["metric"]], task[task["metric"]]) for name, task in results["tasks"].items()]
+    metrics = {metric for _, metric, _ in shares}
+    shares += [(name, "accuracy", accuracy) for name, accuracy in results["compositional"].items()]
+    if metrics:
+        shares.append(("mean of tasks", metrics.pop() if len(metrics) == 1 else "mean", results["overall"]))
+    shares += [(f"mean of {group}", "accuracy", mean) for group, mean in results["compositional_groups"].items()]
+    return [(name, metric, round(100 * share, 2)) for name, metric, share in shares]
 
 
 def model_index(results: Results) -> list[EvalResult]:
-    """The scores as entries of a card's `model-index`."""
+    """Return the scores as entries of a card's `model-index`."""
     benchmark = results["benchmark"]
     return [
         EvalResult(
             task_type="retrieval",
             dataset_type=BENCHMARKS[benchmark].dataset or benchmark,
             dataset_name=f"{benchmark} {name}",
-            dataset_config=name,  # the Hub takes entries of one configuration for one task
+            dataset_config=name,  # the Hub merges entries with equal configurations
             metric_type=metric,
             metric_value=value,
         )
@@ -48,7 +48,7 @@ def model_index(results: Results) -> list[EvalResult]:
 
 
 def eval_results(results: Results) -> str | None:
-    """The scores as a file of `.eval_results/`; None where the benchmark is no dataset of the Hub."""
+    """Return the scores as a file of `.eval_results/`, or `None` if the benchmark is not a dataset on the Hub."""
     dataset = BENCHMARKS[results["benchmark"]].dataset
     if dataset is None:
         return None
@@ -62,21 +62,21 @@ def eval_results(results: Results) -> str | None:
 
 
 def training_table(stages: Sequence[Mapping[str, Any]]) -> str:
-    """The settings of each stage that differ from the defaults, as a Markdown table."""
+    """Return the settings of each training stage that differ from the defaults, as a Markdown table."""
     rows = [["", *(stage["trainer"].removesuffix("Trainer") for stage in stages)]]
     rows += [[name, *(stage[name] for stage in stages)] for name in ("started from", "rows", "processes", "steps")]
     names = dict.fromkeys(name for stage in stages for name in stage["arguments"])
     rows += [[f"`{name}`", *(stage["arguments"].get(name, "") for stage in stages)] for name in names]
     if any("adapter" in stage for stage in stages):
         adapters = [stage.get("adapter", {}) for stage in stages]
-        rows.append(["LoRA", *(", ".join(f"{key} {value}" for key, value in one.items()) for one in adapters)])
+        rows.append(["LoRA", *(", ".join(f"{key} {value}" for key, value in adapter.items()) for adapter in adapters)])
     rows = [list(map(_cell, row)) for row in rows]
     rows.insert(1, ["---"] * (1 + len(stages)))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _cell(value: Any) -> str:
-    """What the record of the checkpoint that was started from may say, which others wrote, as one cell of text."""
+    """Return a value as one table cell, escaped: the training record of a base checkpoint may be untrusted."""
     return escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
 
 
@@ -89,22 +89,22 @@ def evaluated_card(
     commands: str | Path | None = None,
     **metadata: Any,
 ) -> dict[str, str]:
-    """Write the card of a checkpoint and what stands beside it.
+    """Create the card of a checkpoint and the files that belong to it.
 
     Args:
-        model ([`UniMEModel`]): The model; what it was trained with lies where it was loaded from.
-        name (`str`): What it is called in the metadata.
-        evaluations (`Sequence`, *optional*): Folders that `unime.eval` wrote.
-        title (`str`, *optional*, defaults to the first): The model's column there.
-        notes (`str` or `Path`, *optional*): Markdown file on the results, data, limits and licences.
-        commands (`str` or `Path`, *optional*): The shell script that made it.
+        model ([`UniMEModel`]): The model; its training record is read from the folder that it was loaded from.
+        name (`str`): Name of the model in the metadata.
+        evaluations (`Sequence`, *optional*): Folders written by `unime eval`.
+        title (`str`, *optional*, defaults to the first): The model's column in the evaluations.
+        notes (`str` or `Path`, *optional*): Markdown file on results, data, limits and licenses.
+        commands (`str` or `Path`, *optional*): The shell script that trained the model.
         metadata: Passed to [`~unime.checkpoint.model_card`] (`license`, `base_model`, `datasets`, ...).
 
     Returns:
-        `dict[str, str]`: Name of each file in the checkpoint's folder -> its text.
+        `dict[str, str]`: File name in the checkpoint's folder -> text.
 
     Raises:
-        ValueError: An evaluation has no column of the title.
+        ValueError: An evaluation has no column with the title.
     """
     index, sections, files = [], "", {}
     record = Path(model.name_or_path, TRAINING_RECORD)
@@ -112,14 +112,14 @@ def evaluated_card(
         files[TRAINING_RECORD] = record.read_text()
     for evaluation in map(Path, evaluations):
         columns = json.loads((evaluation / "results.json").read_text())
-        own = columns.get(title or next(iter(columns)))
-        if own is None:
+        results = columns.get(title or next(iter(columns)))
+        if results is None:
             raise ValueError(f"{evaluation} has no column '{title}': it has {', '.join(columns)}")
-        index += model_index(own)
-        sections += f"## Results on {own['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
-        files[f"results-{own['benchmark']}.json"] = json.dumps(columns, indent=2) + "\n"
-        if (entries := eval_results(own)) is not None:
-            files[f".eval_results/{own['benchmark']}.yaml"] = entries
+        index += model_index(results)
+        sections += f"## Results on {results['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
+        files[f"results-{results['benchmark']}.json"] = json.dumps(columns, indent=2) + "\n"
+        if (entries := eval_results(results)) is not None:
+            files[f".eval_results/{results['benchmark']}.yaml"] = entries
     if notes is not None:
         sections += Path(notes).read_text().strip() + "\n\n"
     if record.is_file():
@@ -132,7 +132,12 @@ def evaluated_card(
 
 
 def write_files(folder: str | Path, files: Mapping[str, str]) -> None:
-    """Write texts into a folder by their names, which may have folders of their own."""
+    """Write texts into a folder; file names may include subfolders.
+
+    Args:
+        folder (`str` or `Path`): The folder.
+        files (`Mapping[str, str]`): File name -> text.
+    """
     for name, text in files.items():
         path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)

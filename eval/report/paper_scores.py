@@ -1,18 +1,18 @@
-"""What others published on the benchmarks, in per cent: to stand beside our scores, never measured by this package.
+"""Scores published by others, in percent, to compare ours with; none of them was measured with this package.
 
-From UniME's paper (arXiv 2504.17432 v4), table 1 for MMEB and table 2 for retrieval and SugarCrepe, and from that of
-UniME-V2 (arXiv 2510.13515), whose figures are of Qwen2-VL and LLaVA-OneVision. To read them rightly:
+From UniME's paper (arXiv 2504.17432 v4), table 1 for MMEB and table 2 for retrieval and SugarCrepe, and from the paper
+of UniME-V2 (arXiv 2510.13515), whose models are based on Qwen2-VL and LLaVA-OneVision. Notes:
 
-- MMEB: "Overall" is not taken over. In all rows of table 1 but that of LLaVA-OneVision it is the mean of the four
-  meta-tasks. The mean of 36 sets, which our `overall` is, follows from them, (10 c + 10 v + 12 r + 4 g) / 36, up to
-  0.1 (VLM2Vec on LLaVA-1.6: 60.06, but 60.03 by the scores of the sets in table 9).
-- Table 2 prints the rows of CLIP ViT-L and of OpenCLIP ViT-bigG under each other's name: 79.5 (replace) and 74.9 (add)
-  are the means of SugarCrepe's own figures for OpenAI's ViT-L-14, 86.5 and 88.4 those for bigG (swap is near, not
-  equal). Here the names are put right.
-- Text to image comes first, as in table 2: 67.3 and 37.0 are CLIP's image retrieval in E5-V's paper. UniME-V2's
-  paper heads these columns the other way round.
-- UniME's authors say that all their figures, VLM2Vec's included, are at 336 x 336 pixels. The papers of VLM2Vec and
-  E5-V print higher ones of their own (Flickr30K: 80.3 and 94.6; 79.5 and 88.2).
+- MMEB: The column "Overall" is not copied. In all rows of table 1 but LLaVA-OneVision's it is the mean of the four
+  meta-tasks. The mean of 36 subsets, our `overall`, follows from the meta-tasks up to 0.1:
+  (10 c + 10 v + 12 r + 4 g) / 36. For VLM2Vec on LLaVA-1.6 it gives 60.06; the subsets in table 9 give 60.03.
+- Table 2 prints CLIP ViT-L and OpenCLIP ViT-bigG under each other's name: 79.5 (replace) and 74.9 (add) are the means
+  of SugarCrepe's own scores for OpenAI's ViT-L-14, 86.5 and 88.4 those for bigG (swap is close, not equal). The names
+  are corrected here.
+- Text to image comes first, as in table 2: 67.3 and 37.0 are CLIP's image retrieval in E5-V's paper. UniME-V2's paper
+  labels these columns in the opposite order.
+- According to UniME's authors, all their scores, VLM2Vec's included, use 336 x 336 pixels. The papers of VLM2Vec and
+  E5-V print higher scores (Flickr30K: 80.3 and 94.6; 79.5 and 88.2).
 - "Stage 1 only" was trained on texts alone; E5-V and those rows are zero-shot, as are CLIP, OpenCLIP and EVA-CLIP.
 """
 
@@ -22,15 +22,15 @@ from typing import Any
 
 
 Results = Mapping[str, Any]
-PerCent = tuple[float, ...]
+Percents = tuple[float, ...]
 
 UNIME, UNIME_V2 = "arXiv 2504.17432", "arXiv 2510.13515"
-DRAWN = ("CLIP ViT-L", "VLM2Vec (LLaVA-1.6)", "UniME (LLaVA-1.6)")  # rows that a chart shows
+CHART_MODELS = ("CLIP ViT-L", "VLM2Vec (LLaVA-1.6)", "UniME (LLaVA-1.6)")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One published score: its title, and where `tasks.evaluate` puts ours, which is a fraction of 1."""
+    """A published score: its title, and a function that reads ours (a fraction of 1) from `tasks.evaluate`."""
 
     title: str
     ours: Callable[[Results], float]
@@ -41,29 +41,29 @@ class Published:
     """The published scores of a benchmark.
 
     Args:
-        axes (`tuple[Axis, ...]`): What the scores are of, the first `drawn` being fit for a chart.
-        drawn (`int`): How many axes a chart has; the others are means over them.
-        sources (`Mapping[str, Mapping[str, PerCent]]`): Paper and table -> model -> a score per axis, in per cent.
-        tasks (`int`): How many tasks and kinds of probes the scores are about: all of the benchmark.
-        note (`str`): What to know when they are compared.
-        chance (`float`, *optional*, defaults to 0): What guessing scores, in per cent; the centre of a chart.
+        axes (`tuple[Axis, ...]`): Meaning of the scores; the last ones may be means over the others.
+        drawn (`int`): Number of leading axes to draw in a chart.
+        sources (`Mapping[str, Mapping[str, Percents]]`): Paper and table -> model -> one score per axis in percent.
+        tasks (`int`): Number of tasks in the whole benchmark.
+        note (`str`): What to know for a comparison.
+        chance (`float`, *optional*, defaults to 0): Score of random guesses in percent; the center of a chart.
     """
 
     axes: tuple[Axis, ...]
     drawn: int
-    sources: Mapping[str, Mapping[str, PerCent]]
+    sources: Mapping[str, Mapping[str, Percents]]
     tasks: int
     note: str
     chance: float = 0
 
     @property
-    def shown(self) -> dict[str, PerCent]:
-        """The rows that a chart shows, on its axes; all of them are of the first source."""
+    def shown(self) -> dict[str, Percents]:
+        """Return the rows to draw in a chart, on its axes; all are from the first source."""
         rows = next(iter(self.sources.values()))
-        return {model: rows[model][: self.drawn] for model in DRAWN}
+        return {model: rows[model][: self.drawn] for model in CHART_MODELS}
 
 
-# Classification, questions, retrieval, grounding; means of the 20 sets of MMEB-train and of the 16 others.
+# Classification, questions, retrieval, grounding; means of the 20 IND and of the 16 OOD subsets.
 _MMEB = {
     "CLIP ViT-L": (42.8, 9.1, 53.0, 51.8, 37.1, 38.7),
     "OpenCLIP ViT-bigG": (52.3, 14.0, 50.5, 60.3, 38.9, 45.8),
@@ -88,8 +88,8 @@ _MMEB_V2 = {
     "UniME-V2 (Qwen2-VL-7B)": (64.0, 60.1, 73.1, 82.8, 72.0, 63.0),
     "UniME-V2 (LLaVA-OneVision)": (65.3, 67.6, 72.9, 90.2, 74.8, 66.7),
 }
-# R@1, text to image and image to text, of Flickr30K, COCO, ShareGPT4V and Urban1K; replace, swap and add.
-_SETS = ("flickr30k", "coco", "sharegpt4v", "urban1k")
+# R@1 text to image and image to text on Flickr30K, COCO, ShareGPT4V and Urban1K; SugarCrepe's replace, swap and add.
+_RETRIEVAL_SETS = ("flickr30k", "coco", "sharegpt4v", "urban1k")
 _RETRIEVAL = {
     "CLIP ViT-L": (67.3, 87.2, 37.0, 58.1, 81.8, 84.0, 47.0, 47.0, 79.5, 62.7, 74.9),
     "OpenCLIP ViT-bigG": (79.5, 92.9, 51.3, 67.3, 90.1, 93.6, 77.8, 80.7, 86.5, 68.9, 88.4),
@@ -115,22 +115,22 @@ _RETRIEVAL_V2 = {
 }
 
 
-def _with_mean_of_sets(rows: Mapping[str, PerCent]) -> dict[str, PerCent]:
-    """Appends the mean of MMEB's 36 sets, from the means of its 10, 10, 12 and 4."""
+def _with_mean_of_subsets(rows: Mapping[str, Percents]) -> dict[str, Percents]:
+    """Append the mean of MMEB's 36 subsets, given the means of its 10, 10, 12 and 4."""
     return {
         model: (*row, round((10 * row[0] + 10 * row[1] + 12 * row[2] + 4 * row[3]) / 36, 1))
         for model, row in rows.items()
     }
 
 
-def _columns(first: int, last: int) -> dict[str, dict[str, PerCent]]:
-    """A range of the columns of retrieval, of both sources."""
+def _retrieval_columns(first: int, last: int) -> dict[str, dict[str, Percents]]:
+    """Return a range of columns of the retrieval tables of both sources."""
     sources = {f"{UNIME}, table 2": _RETRIEVAL, UNIME_V2: _RETRIEVAL_V2}
     return {source: {model: row[first:last] for model, row in rows.items()} for source, rows in sources.items()}
 
 
 def meta_task_axis(title: str, name: str) -> Axis:
-    """The mean of a meta-task."""
+    """Return the axis of the mean of a meta-task."""
     return Axis(title, lambda results: results["meta_tasks"][name])
 
 
@@ -143,12 +143,12 @@ def _task(title: str, name: str) -> Axis:
 
 
 def group_axis(title: str, name: str) -> Axis:
-    """The mean of a group of probes."""
+    """Return the axis of the mean of a group of compositional tasks."""
     return Axis(title, lambda results: results["compositional_groups"][name])
 
 
-_CLIPS = f"{UNIME} prints CLIP ViT-L and OpenCLIP ViT-bigG under each other's name; here they are put right."
-_PIXELS = f"By its authors, all figures of {UNIME} are at 336 × 336 pixels, those of VLM2Vec included."
+_CLIPS = f"{UNIME} prints CLIP ViT-L and OpenCLIP ViT-bigG under each other's name; the names are corrected here."
+_PIXELS = f"According to its authors, all scores in {UNIME}, VLM2Vec's included, use 336 × 336 pixels."
 
 PUBLISHED = {
     "mmeb": Published(
@@ -162,25 +162,25 @@ PUBLISHED = {
             Axis("Mean of 36", lambda results: results["overall"]),
         ),
         4,
-        {f"{UNIME}, table 1": _with_mean_of_sets(_MMEB), UNIME_V2: _with_mean_of_sets(_MMEB_V2)},
+        {f"{UNIME}, table 1": _with_mean_of_subsets(_MMEB), UNIME_V2: _with_mean_of_subsets(_MMEB_V2)},
         36,
-        "The mean of 36 is computed here from the published meta-tasks (10, 10, 12 and 4 sets), up to 0.1; "
-        f"the “Overall” of {UNIME} is the mean of the four, but for LLaVA-OneVision. {_PIXELS}",
+        "The mean of 36 is computed from the published meta-tasks (10, 10, 12 and 4 subsets), up to 0.1; "
+        f"the “Overall” of {UNIME} is the mean of the four, except for LLaVA-OneVision. {_PIXELS}",
     ),
     **{
         name: Published(
             (_task("Text → image, R@1", f"{name}_t2i"), _task("Image → text, R@1", f"{name}_i2t")),
             2,
-            _columns(2 * number, 2 * number + 2),
+            _retrieval_columns(2 * index, 2 * index + 2),
             2,
             f"{_CLIPS} {_PIXELS}",
         )
-        for number, name in enumerate(_SETS)
+        for index, name in enumerate(_RETRIEVAL_SETS)
     },
     "sugarcrepe": Published(
         (group_axis("Replace", "replace"), group_axis("Swap", "swap"), group_axis("Add", "add")),
         3,
-        _columns(8, 11),
+        _retrieval_columns(8, 11),
         7,
         f"{_CLIPS} {_PIXELS}",
         chance=50,

@@ -1,4 +1,4 @@
-"""`python -m unime.eval`: one command, any models, any benchmarks, and nothing computed twice."""
+"""The command: several models and benchmarks at once, and no embedding is computed twice."""
 
 import importlib
 import json
@@ -18,8 +18,8 @@ from transformers import (
     SiglipProcessor,
 )
 
+from unime.eval.benchmarks.sugarcrepe import KINDS
 from unime.eval.encoders.loading import load_encoder
-from unime.openmoji.perturbations import KINDS
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,8 @@ command = importlib.import_module("unime.eval.__main__")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
-    def start(*words: object) -> Path:
-        command.main([str(word) for word in (*words, "--output_dir", tmp_path / "out")])
+    def start(*arguments: object) -> Path:
+        command.main([str(word) for word in (*arguments, "--output", tmp_path / "out")])
         return tmp_path / "out"
 
     return start
@@ -51,30 +51,39 @@ def siglip(tmp_path: Path) -> Path:
     return tmp_path / "siglip"
 
 
-def test_a_second_run_embeds_nothing_and_finds_the_same(
+def test_a_second_run_embeds_nothing_and_has_the_same_results(
     run: Callable[..., Path], siglip: Path, capsys: pytest.CaptureFixture
 ):
-    words = ["--models", f"UniME={ROOT / 'checkpoints' / 'unime-tiny'}", siglip, "--size", 20, "--highlight", "UniME"]
-    output = run(*words)
+    arguments = [
+        "--models",
+        f"UniME={ROOT / 'checkpoints' / 'unime-tiny'}",
+        siglip,
+        "--size",
+        20,
+        "--highlight",
+        "UniME",
+    ]
+    output = run(*arguments)
     first = json.loads((output / "results.json").read_text())
     printed = capsys.readouterr().out
-    assert (output / "table.md").read_text().strip() in printed and " a second\n" in printed
+    assert (output / "table.md").read_text().strip() in printed and " items/s\n" in printed
     assert "<img" in (output / "report.html").read_text()
-    second = json.loads((run(*words) / "results.json").read_text())
-    assert "0 items, all of them known from before" in capsys.readouterr().out
+    second = json.loads((run(*arguments) / "results.json").read_text())
+    assert "all embeddings were cached" in capsys.readouterr().out
     assert list(first) == ["UniME", "siglip"]
-    for title, found in first.items():
+    for title, results in first.items():
         again = second[title]
-        assert found["embedded"]["items"] > 300 and again["embedded"]["items"] == 0
-        assert all(found[part] == again[part] for part in ("tasks", "compositional", "overall"))
-        told = found["run"]
-        assert told["revision"] == again["run"]["revision"] and told["dtype"] == "float32" and told["seed"] == 0
-        assert torch.__version__.startswith(told["libraries"]["torch"]) and "T" in told["date"]
-    told = first["UniME"]["run"]
-    assert "in one word:" in told["prompts"] and told["pixels"]["size"] == {"height": 96, "width": 96}
+        assert results["embedded"]["items"] > 300 and again["embedded"]["items"] == 0
+        assert all(results[part] == again[part] for part in ("tasks", "compositional", "overall"))
+        metadata = results["run"]
+        assert metadata["revision"] == again["run"]["revision"]
+        assert metadata["dtype"] == "float32" and metadata["seed"] == 0
+        assert torch.__version__.startswith(metadata["libraries"]["torch"]) and "T" in metadata["date"]
+    metadata = first["UniME"]["run"]
+    assert "in one word:" in metadata["prompts"] and metadata["pixels"]["size"] == {"height": 96, "width": 96}
 
 
-def test_several_benchmarks_have_a_folder_each(run: Callable[..., Path], tmp_path: Path):
+def test_several_benchmarks_have_one_folder_each(run: Callable[..., Path], tmp_path: Path):
     for part in ("image", "caption"):
         (tmp_path / part).mkdir()
     for number in range(3):
@@ -93,32 +102,48 @@ def test_several_benchmarks_have_a_folder_each(run: Callable[..., Path], tmp_pat
         json.loads((output / name / "results.json").read_text())["unime-tiny"]["embedded"]["items"]
         for name in ("urban1k", "sugarcrepe")
     ]
-    assert counts == [6, 2]  # the image of the probes is one of Urban1K's: known by then
+    assert counts == [6, 2]  # SugarCrepe's image was already embedded for Urban1K
     assert "urban1k_t2i" in (output / "urban1k" / "table.md").read_text()
     assert "replace_rel" in (output / "sugarcrepe" / "table.md").read_text()
     assert "Mean of tasks" not in (output / "sugarcrepe" / "table.md").read_text()
-    assert "One word apart" in (output / "sugarcrepe" / "report.html").read_text()
+    assert "Compositional understanding" in (output / "sugarcrepe" / "report.html").read_text()
 
 
-def test_a_benchmark_that_is_not_there_is_refused(run: Callable[..., Path]):
-    with pytest.raises(ValueError, match="there is no benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
+def test_unknown_benchmarks_and_highlights_are_refused(run: Callable[..., Path]):
+    with pytest.raises(ValueError, match="unknown benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
         run("--models", "anything", "--benchmarks", "imagenet")
-    with pytest.raises(ValueError, match="the highlight 'Stage 3' is none of the models: anything"):
+    with pytest.raises(ValueError, match="highlight 'Stage 3' is not the title of a model; choose from anything"):
         run("--models", "anything", "--highlight", "Stage 3")
 
 
-def test_siglip_embeds_as_it_is_published(siglip: Path):
+def test_the_help_names_the_program_that_the_user_ran(capsys: pytest.CaptureFixture):
+    for prog in ("unime eval", "python -m unime.eval"):
+        with pytest.raises(SystemExit):
+            command.main(["--help"], *([prog] if prog == "unime eval" else []))
+        assert capsys.readouterr().out.startswith(f"usage: {prog} ")
+
+
+@pytest.mark.parametrize("option", ["--output", "--output-dir", "--output_dir"])
+def test_options_have_hyphens_or_underscores(option: str, monkeypatch: pytest.MonkeyPatch):
+    parsed = {}
+    monkeypatch.setattr(command, "evaluate_models", lambda models, highlight, args, *rest: parsed.update(vars(args)))
+    command.main(["--model", "a", "--benchmark", "sts", option, "here", "--embedding-cache", "there"])
+    assert (parsed["models"], parsed["benchmarks"]) == (["a"], ["sts"])
+    assert (parsed["output"], parsed["embedding_cache"]) == ("here", "there")
+
+
+def test_siglip_embeds_as_published(siglip: Path):
     encode = load_encoder(str(siglip)).encode
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    items = ["a cat", picture, {"image": picture, "text": "a cat"}, {"image": picture, "instruction": "Find:"}]
-    text, image, both, instructed = encode(items)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    items = ["a cat", image, {"image": image, "text": "a cat"}, {"image": image, "instruction": "Find:"}]
+    text_only, image_only, both, instructed = encode(items)
     model, processor = SiglipModel.from_pretrained(siglip), SiglipProcessor.from_pretrained(siglip)
-    inputs = processor(text=["a cat"], images=[picture], padding="max_length", max_length=16, return_tensors="pt")
+    inputs = processor(text=["a cat"], images=[image], padding="max_length", max_length=16, return_tensors="pt")
     with torch.no_grad():
         output = model(**inputs)
-    np.testing.assert_allclose(text, output.text_embeds[0], atol=1e-5)
-    np.testing.assert_allclose(image, output.image_embeds[0], atol=1e-5)
-    np.testing.assert_allclose(both, (text + image) / np.linalg.norm(text + image), atol=1e-5)
-    np.testing.assert_allclose(instructed, image, atol=1e-5)
+    np.testing.assert_allclose(text_only, output.text_embeds[0], atol=1e-5)
+    np.testing.assert_allclose(image_only, output.image_embeds[0], atol=1e-5)
+    np.testing.assert_allclose(both, (text_only + image_only) / np.linalg.norm(text_only + image_only), atol=1e-5)
+    np.testing.assert_allclose(instructed, image_only, atol=1e-5)
     with pytest.raises(ValueError, match="item 0 has 2 images, but SigLIP takes one"):
-        encode([{"image": [picture, picture]}])
+        encode([{"image": [image, image]}])

@@ -1,4 +1,4 @@
-"""Caption retrieval and SugarCrepe on small files of the published layout."""
+"""Caption retrieval and SugarCrepe on small files in the published layout."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from PIL import Image as Images
 
 from unime.eval.benchmarks import sugarcrepe
 from unime.eval.benchmarks.caption_retrieval import coco, flickr30k, sharegpt4v, urban1k
+from unime.eval.benchmarks.sugarcrepe import KINDS
 from unime.eval.tasks import evaluate
-from unime.openmoji.perturbations import KINDS
 
 
 def image(number: int) -> Images.Image:
@@ -20,7 +20,7 @@ def image(number: int) -> Images.Image:
 
 
 def encode(items):
-    """Embed an item as the first number that its text says, or its image's grey; `none` is beside them all."""
+    """Embed an item as the first number in its text or the gray of its image; `none` has a dimension of its own."""
     numbers = []
     for item in items:
         words = [word for word in item.get("text", "").split() if word.isdigit()]
@@ -32,7 +32,7 @@ def encode(items):
 
 @pytest.fixture
 def captioned(tmp_path: Path) -> Callable[[list[list[str]]], str]:
-    """Write a dataset as `royokong/flickr30k_test` and `royokong/coco_test` are: `image` and a list `text`."""
+    """Write a dataset with the columns of `royokong/flickr30k_test` and `royokong/coco_test`: `image` and `text`."""
 
     def write(texts: list[list[str]]) -> str:
         features = Features({"image": Image(), "text": List(Value("string"))})
@@ -44,7 +44,7 @@ def captioned(tmp_path: Path) -> Callable[[list[list[str]]], str]:
     return write
 
 
-def test_a_image_is_found_by_any_of_its_five_captions(captioned: Callable[[list[list[str]]], str]):
+def test_an_image_is_found_by_any_of_its_five_captions(captioned: Callable[[list[list[str]]], str]):
     texts = [[f"a {number}", "none", f"the {number}", "none", "none"] for number in range(4)]
     texts[3] = ["none"] * 5
     t2i, i2t = flickr30k(captioned(texts))
@@ -52,12 +52,12 @@ def test_a_image_is_found_by_any_of_its_five_captions(captioned: Callable[[list[
     assert (len(t2i.queries), len(t2i.candidates)) == (20, 4) == (len(i2t.candidates), len(i2t.queries))
     assert t2i.positives[7] == [1] and i2t.positives[1] == [5, 6, 7, 8, 9]
     results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
-    assert results["tasks"]["flickr30k_t2i"]["R@1"] == 6 / 20  # two captions of three images say their number
-    assert results["tasks"]["flickr30k_i2t"]["R@1"] == 3 / 4  # one hit of five counts as found
+    assert results["tasks"]["flickr30k_t2i"]["R@1"] == 6 / 20  # two captions each of three images have their number
+    assert results["tasks"]["flickr30k_i2t"]["R@1"] == 3 / 4  # one hit of five is enough
     assert results["tasks"]["flickr30k_t2i"]["R@5"] == 1.0  # four images
 
 
-def test_coco_takes_five_captions_of_six(captioned: Callable[[list[list[str]]], str]):
+def test_coco_uses_five_captions_of_six(captioned: Callable[[list[list[str]]], str]):
     t2i, i2t = coco(captioned([[f"{number} {word}" for word in "abcdef"] for number in range(3)]))
     assert len(t2i.queries) == 15 and [query["text"] for query in t2i.queries][4:6] == ["0 e", "1 a"]
     assert i2t.queries[2]["image"].getpixel((0, 0)) == (40, 40, 40) and "instruction" not in i2t.queries[2]
@@ -69,14 +69,14 @@ def test_long_captions_are_read_as_published(tmp_path: Path):
         path = tmp_path / "coco" / "train2017" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         image(number).save(path)
-        said = [{"from": "human", "value": "Describe.\n<image>"}, {"from": "gpt", "value": f"{number} is\nhere.\n"}]
-        items.append({"id": str(number), "image": f"coco/train2017/{number}.jpg", "conversations": said})
+        turns = [{"from": "human", "value": "Describe.\n<image>"}, {"from": "gpt", "value": f"{number} is\nhere.\n"}]
+        items.append({"id": str(number), "image": f"coco/train2017/{number}.jpg", "conversations": turns})
     (tmp_path / "share.json").write_text(json.dumps(items + [items[0]] * 1000))
     t2i, i2t = sharegpt4v(tmp_path / "share.json", tmp_path)
     assert len(t2i.queries) == 1000 and t2i.queries[1] == {"text": "1 is here. "}
     assert t2i.meta_task == i2t.meta_task == "long" and i2t.positives[2] == [2]
     (tmp_path / "coco" / "train2017" / "1.jpg").unlink()
-    with pytest.raises(ValueError, match="^sharegpt4v, row 1: there is no image .*1.jpg: give the folder"):
+    with pytest.raises(ValueError, match="^sharegpt4v, row 1: the image .*1.jpg does not exist; give the folder"):
         sharegpt4v(tmp_path / "share.json", tmp_path)
 
 
@@ -93,13 +93,13 @@ def test_a_caption_of_urban1k_is_its_first_line(tmp_path: Path):
     (tmp_path / "caption" / "9.txt").unlink()
     with pytest.raises(ValueError, match="urban1k: the image 9.jpg has no caption .*9.txt"):
         urban1k(tmp_path)
-    with pytest.raises(ValueError, match="there are no images .*image/.*jpg: give the folder"):
+    with pytest.raises(ValueError, match="no images match .*image/.*jpg; give the folder"):
         urban1k(tmp_path / "caption")
 
 
 @pytest.fixture
 def crepe(tmp_path: Path) -> Path:
-    """Write SugarCrepe's seven files: of three rows each, the kind `swap_obj` gets one wrong, `add_att` two."""
+    """Write SugarCrepe's seven files of three rows, so that `swap_obj` has one error and `add_att` two."""
     (tmp_path / "val2017").mkdir()
     for number in range(3):
         image(number).save(tmp_path / "val2017" / f"{number:012d}.jpg")
@@ -107,8 +107,8 @@ def crepe(tmp_path: Path) -> Path:
         wrong = {"swap_obj": 1, "add_att": 2}.get(kind, 0)
         rows = {}
         for number in range(3):
-            right, other = f"{number} is there", "none"
-            caption, negative = (other, right) if number < wrong else (right, other)
+            matching, other = f"{number} is there", "none"
+            caption, negative = (other, matching) if number < wrong else (matching, other)
             rows[str(number)] = {
                 "filename": f"{number:012d}.jpg",
                 "caption": caption,
@@ -118,7 +118,7 @@ def crepe(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_groups_of_sugarcrepe_are_plain_means_of_their_kinds(crepe: Path):
+def test_groups_of_sugarcrepe_are_unweighted_means_of_their_perturbations(crepe: Path):
     results, _ = evaluate(encode, [], sugarcrepe.tasks(crepe, crepe / "val2017"), model="numbers", progress=False)
     assert results["compositional"]["swap_obj"] == pytest.approx(2 / 3)
     assert results["compositional_groups"] == {
@@ -129,13 +129,13 @@ def test_groups_of_sugarcrepe_are_plain_means_of_their_kinds(crepe: Path):
     assert results["overall"] is None and results["tasks"] == {}
 
 
-def test_files_of_sugarcrepe_that_are_not_whole_are_refused(crepe: Path):
+def test_incomplete_files_of_sugarcrepe_are_refused(crepe: Path):
     (crepe / "val2017" / "000000000002.jpg").unlink()
-    with pytest.raises(ValueError, match="^replace_obj.json, row 2: there is no image .*give COCO's val2017"):
+    with pytest.raises(ValueError, match="^replace_obj.json, row 2: the image .* does not exist; give COCO's val2017"):
         sugarcrepe.tasks(crepe, crepe / "val2017")
     (crepe / "replace_obj.json").write_text(json.dumps({"0": {"filename": "000000000000.jpg", "caption": "a"}}))
-    with pytest.raises(ValueError, match="^replace_obj.json, row 0 lacks negative_caption"):
+    with pytest.raises(ValueError, match="^replace_obj.json, row 0: missing negative_caption"):
         sugarcrepe.tasks(crepe, crepe / "val2017")
     (crepe / "replace_obj.json").unlink()
-    with pytest.raises(ValueError, match="there is no file .*replace_obj.json: give the folder data/ of SugarCrepe"):
+    with pytest.raises(ValueError, match="the file .*replace_obj.json does not exist; give the folder data/ of"):
         sugarcrepe.tasks(crepe, crepe / "val2017")

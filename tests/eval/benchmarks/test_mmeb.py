@@ -1,4 +1,4 @@
-"""MMEB-eval in miniature: all 36 sets in the published layout, with texts, images and both as targets."""
+"""A miniature MMEB-eval: all 36 subsets in the published layout, with texts, images and both as candidates."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +14,26 @@ from unime.eval.embedding_cache import EmbeddingCache
 from unime.eval.tasks import evaluate
 
 
-WORDS = 8  # queries of a set, each about a number; its image has the number's grey
+WORDS = 8  # queries of a subset, each about a number; the image has the number's gray
 
 Publish = Callable[..., Path]
 
 
 def row(name: str, number: int) -> dict[str, object]:
-    """A row as published: `<|image_1|>`, instruction and text in one string, the right candidate first."""
-    meta_task, _, of_query, of_candidate = SETS[name]
+    """Return a published row: `<|image_1|>`, instruction and text in one string, the positive first."""
+    meta_task, _, query_instruction, candidate_instruction = SETS[name]
     image = f"images/{name}/{number}.png"
     queries_text = name.endswith("_t2i") or name in ("VisDial", "Wiki-SS-NQ", "WebQA", "EDIS")
-    # Raw strings of EDIS and WebQA carry the token though the query is a text.
+    # Published EDIS and WebQA queries have the token although they are texts.
     token = "<|image_1|>\n" if not queries_text or name in ("WebQA", "EDIS") else ""
     text = f" number {number}" if queries_text or meta_task == "vqa" else ""
     others = [(number + step) % WORDS for step in (1, 2, 3)]
-    images = of_candidate is not None
-    said = f"\n{of_candidate}\n" if images else ""
+    images = candidate_instruction is not None
+    instruction = f"\n{candidate_instruction}\n" if images else ""
     return {
-        "qry_text": f"{token}{of_query}{text}\n",
+        "qry_text": f"{token}{query_instruction}{text}\n",
         "qry_img_path": "" if queries_text else image,
-        "tgt_text": [f"<|image_1|>{said}" if images else f"number {each}" for each in (number, *others)],
+        "tgt_text": [f"<|image_1|>{instruction}" if images else f"number {each}" for each in (number, *others)],
         "tgt_img_path": [f"images/{name}/{each}.png" if images else "" for each in (number, *others)],
     }
 
@@ -49,8 +49,8 @@ def publish(tmp_path: Path) -> Publish:
             configs.append(f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test-*\n")
             for number in range(WORDS if images else 0):
                 (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
-                grey = (30 * number,) * 3
-                Image.new("RGB", (4, 4), grey).save(tmp_path / "images" / name / f"{number}.png")
+                gray = (30 * number,) * 3
+                Image.new("RGB", (4, 4), gray).save(tmp_path / "images" / name / f"{number}.png")
         (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
         return tmp_path
 
@@ -58,7 +58,7 @@ def publish(tmp_path: Path) -> Publish:
 
 
 def encode(items):
-    """Embed an item as the number that its text or its image says, one axis each."""
+    """Embed an item as the number in its text or the gray of its image, one dimension each."""
     numbers = []
     for item in items:
         words = [word for word in item.get("text", "").split() if word.isdigit()]
@@ -66,22 +66,22 @@ def encode(items):
     return np.eye(WORDS, dtype=np.float32)[numbers]
 
 
-def test_all_36_sets_run_and_their_means_are_the_leaderboard_s(publish: Publish):
+def test_all_36_subsets_run_and_their_means_follow_the_leaderboard(publish: Publish):
     folder = publish(list(SETS))
-    found = tasks(str(folder), folder)
+    opened = tasks(str(folder), folder)
     seen = []
 
     def counting(items):
         seen.extend(items)
         return encode(items)
 
-    # One set is spoilt: its queries look like their neighbours.
-    def spoilt(items):
+    # Queries of one subset get the embedding of their neighbor.
+    def with_errors(items):
         rows = counting(items)
         wrong = [item.get("instruction") == SETS["NIGHTS"][2] for item in items]
         return np.where(np.array(wrong)[:, None], np.roll(rows, 1, axis=1), rows)
 
-    results, _ = evaluate(EmbeddingCache(spoilt), found, model="numbers", benchmark="mmeb", progress=False)
+    results, _ = evaluate(EmbeddingCache(with_errors), opened, model="numbers", benchmark="mmeb", progress=False)
     assert len(results["tasks"]) == 36
     assert {name for name, task in results["tasks"].items() if task["hit@1"] < 1} == {"NIGHTS"}
     assert results["overall"] == pytest.approx(35 / 36)
@@ -89,11 +89,11 @@ def test_all_36_sets_run_and_their_means_are_the_leaderboard_s(publish: Publish)
     assert results["distributions"] == {"IND": pytest.approx(19 / 20), "OOD": 1.0}
     assert [task["candidates"] for task in results["tasks"].values()] == [4] * 36
     assert not any("<|image_1|>" in (item.get("text") or "") for item in seen)
-    # Eight queries and eight distinct candidates of each set, though its rows name 32.
-    assert all(len(task.queries) == len(task.candidates) == WORDS for task in found)
+    # Each subset has eight queries and eight distinct candidates, although its rows list 32.
+    assert all(len(task.queries) == len(task.candidates) == WORDS for task in opened)
 
 
-def test_strings_are_taken_apart_as_published(publish: Publish):
+def test_published_strings_are_split_into_items(publish: Publish):
     folder = publish(["WebQA", "OVEN", "RefCOCO-Matching", "MSCOCO", "ImageNet-1K"])
     by_name = {task.name: task for task in tasks(str(folder), folder, ["WebQA", "RefCOCO-Matching", "ImageNet-1K"])}
     assert list(by_name) == ["WebQA", "RefCOCO-Matching", "ImageNet-1K"]
@@ -108,15 +108,15 @@ def test_strings_are_taken_apart_as_published(publish: Publish):
     assert by_name["ImageNet-1K"].positives[3] == by_name["ImageNet-1K"].pools[3][:1]
 
 
-def test_candidates_without_an_instruction_get_one_when_asked(publish: Publish):
+def test_candidates_without_an_instruction_get_one_with_target_prompts(publish: Publish):
     folder = publish(list(SETS))
     for task in tasks(str(folder), folder, target_prompts=True):
-        own = SETS[task.name][3]
-        of_kind = {"classification": "Represent the class label:", "vqa": "Represent the answer:"}
-        expected = own or of_kind.get(task.meta_task, "Represent the image caption:")
+        published = SETS[task.name][3]
+        by_meta_task = {"classification": "Represent the class label:", "vqa": "Represent the answer:"}
+        expected = published or by_meta_task.get(task.meta_task, "Represent the image caption:")
         assert {item["instruction"] for item in task.candidates} == {expected}
-        # As it was trained: in MMEB-train the set has the same.
-        assert own or TARGET_PROMPTS.get(task.name.replace("-1K", "_1K"), expected) == expected
+        # MMEB-train uses the same.
+        assert published or TARGET_PROMPTS.get(task.name.replace("-1K", "_1K"), expected) == expected
 
 
 def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):
@@ -137,14 +137,14 @@ def test_wrong_files_are_refused_in_one_sentence(publish: Publish, tmp_path: Pat
 
 def test_missing_images_are_named_before_anything_is_embedded(publish: Publish):
     folder = publish(["OK-VQA", "CIRR"], images=False)
-    sentence = r"^MMEB OK-VQA, row 0: there is no folder .*images: unpack images.zip of MMEB-eval, and give its place"
+    sentence = r"^MMEB OK-VQA, row 0: the folder .*images does not exist; unpack images.zip of MMEB-eval and give"
     with pytest.raises(ValueError, match=sentence):
         tasks(str(folder), folder, ["OK-VQA"])
     (folder / "images" / "CIRR").mkdir(parents=True)
     for number in range(WORDS):
         Image.new("RGB", (4, 4)).save(folder / "images" / "CIRR" / f"{number}.png")
     (folder / "images" / "CIRR" / "5.png").unlink()
-    with pytest.raises(ValueError, match=r"^MMEB CIRR, row 5: there is no image .*CIRR/5.png"):
+    with pytest.raises(ValueError, match=r"^MMEB CIRR, row 5: the image .*CIRR/5.png does not exist"):
         tasks(str(folder), folder, ["CIRR"])
     (folder / "images" / "CIRR" / "5.png").write_bytes(b"no image")
     (task,) = tasks(str(folder), folder, ["CIRR"])
@@ -154,5 +154,8 @@ def test_missing_images_are_named_before_anything_is_embedded(publish: Publish):
 
 def test_rows_without_candidates_are_named(publish: Publish):
     folder = publish(["CIRR"], change=lambda row: row | {"tgt_text": row["tgt_text"][:2]})
-    with pytest.raises(ValueError, match="MMEB CIRR, row 0 has 2 texts and 4 images as candidates"):
+    with pytest.raises(
+        ValueError,
+        match="MMEB CIRR, row 0: expected equally .* got 2 texts and 4 images",
+    ):
         tasks(str(folder), folder, ["CIRR"])

@@ -1,4 +1,4 @@
-"""MMEB-V2's visual documents in miniature: all 24 sets in the published layout, each page a shade of grey."""
+"""Miniature visual documents of MMEB-V2: all 24 subsets in the published layout, each page a shade of gray."""
 
 import math
 import re
@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, Features, Value
 from PIL import Image
 
-from unime.eval.benchmarks.mmeb_v2_documents import CANDIDATE, QUERY, SETS, tasks
+from unime.eval.benchmarks.mmeb_v2_documents import CANDIDATE_INSTRUCTION, QUERY_INSTRUCTION, SETS, tasks
 from unime.eval.embedding_cache import EmbeddingCache
 from unime.eval.tasks import evaluate
 
@@ -22,12 +22,12 @@ Publish = Callable[..., Path]
 
 
 def page_id(name: str, page: int) -> int | str:
-    """Ids as published: file names in VisRAG, numbers elsewhere."""
+    """Return a published id: a file name in VisRAG, a number elsewhere."""
     return f"paper_{page}.jpg" if name.startswith("VisRAG") else page
 
 
 def tables(name: str) -> dict[str, dict[str, list]]:
-    """Two queries: the order of numbers in a query is the order in which `encode` ranks the pages."""
+    """Return two queries with pages; `encode` ranks the pages in the order of the numbers in a query."""
     kind = str if name.startswith("VisRAG") else int
     return {
         "queries": {
@@ -43,7 +43,7 @@ def tables(name: str) -> dict[str, dict[str, list]]:
         "qrels": {
             "query-id": [kind(10), kind(11), kind(11), kind(11), kind(11)],
             "corpus-id": [page_id(name, page) for page in (0, 1, 2, 3, 2)],
-            "score": [1, 2, 1, 0, 1],  # a judgement of 0 is none, one made twice counts once
+            "score": [1, 2, 1, 0, 1],  # a score of 0 is ignored, and of a duplicate the higher counts
         },
     }
 
@@ -72,7 +72,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
 
 
 def encode(items):
-    """Embed a page as the axis of its grey, a query as its numbers, of which the first weighs most."""
+    """Embed a page as the dimension of its gray, a query as its numbers, the first with the largest weight."""
     rows = np.zeros((len(items), PAGES), dtype=np.float32)
     for row, item in zip(rows, items, strict=True):
         if "image" in item:
@@ -83,10 +83,10 @@ def encode(items):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_all_24_sets_run_and_score_graded_ndcg(publish: Publish):
-    found = tasks(publish(list(SETS)))
-    results, rankings = evaluate(EmbeddingCache(encode), found, model="greys", benchmark="documents", progress=False)
-    # The first query finds its page at once. The second sees 2 (1), 3 (nothing), 1 (2), the best order being 2, 1.
+def test_all_24_subsets_run_and_score_graded_ndcg(publish: Publish):
+    opened = tasks(publish(list(SETS)))
+    results, rankings = evaluate(EmbeddingCache(encode), opened, model="grays", benchmark="documents", progress=False)
+    # The first query ranks its page first. The second ranks relevances 2, 0, 1; the ideal order is 2, 1.
     second = (1 / math.log2(2) + 0 / math.log2(3) + 2 / math.log2(4)) / (2 / math.log2(2) + 1 / math.log2(3))
     score = pytest.approx((1 + second) / 2)
     assert len(results["tasks"]) == 24 == len(rankings["retrieval"])
@@ -98,21 +98,23 @@ def test_all_24_sets_run_and_score_graded_ndcg(publish: Publish):
     assert [groups.count(group) for group in dict.fromkeys(groups)] == [10, 4, 6, 4]
 
 
-def test_queries_and_pages_carry_the_published_instructions(publish: Publish):
+def test_queries_and_pages_have_the_published_instructions(publish: Publish):
     names = ["VisRAG_PlotQA", "ViDoRe_esg_reports_v2_multilingual"]
     chart, report = tasks(publish(names), names)
-    assert chart.queries[1] == {"text": "pages 2 3 1", "instruction": QUERY}
-    assert chart.candidates[5]["instruction"] == CANDIDATE and chart.candidates[5]["image"].size == (4, 4)
+    assert chart.queries[1] == {"text": "pages 2 3 1", "instruction": QUERY_INSTRUCTION}
+    assert chart.candidates[5]["instruction"] == CANDIDATE_INSTRUCTION and chart.candidates[5]["image"].size == (4, 4)
     assert (report.positives, report.relevance) == ([[0], [1, 2]], [[1.0], [2.0, 1.0]])
-    assert len(report.queries) == 2  # every language is asked
+    assert len(report.queries) == 2  # all languages are evaluated
     assert len(set(chart.candidates.keys())) == PAGES
 
 
-def test_what_is_not_as_published_is_refused_in_one_sentence(publish: Publish, tmp_path: Path):
+def test_files_in_another_layout_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):
     reason = "unknown subset 'ViDoRe' of MMEB-V2's visual documents: choose from ViDoRe_arxiv"
     with pytest.raises(ValueError, match=reason):
         tasks(subsets=["ViDoRe"])
-    with pytest.raises(ValueError, match="ViDoSeek-doc, queries: there is no folder .*copy the dataset VLM2Vec/ViDoS"):
+    with pytest.raises(
+        ValueError, match="ViDoSeek-doc, queries: the folder .* does not exist; copy the dataset VLM2V"
+    ):
         tasks(tmp_path, ["ViDoSeek-doc"])
 
     def rename(published: dict) -> None:
@@ -134,13 +136,13 @@ def test_what_is_not_as_published_is_refused_in_one_sentence(publish: Publish, t
             "image",
             4,
             None,
-            "^MMEB-V2 MMLongBench-page, corpus row 4 has no image: copy the dataset again$",
+            "^MMEB-V2 MMLongBench-page, corpus row 4: no image; copy the dataset again$",
         ),
-        ("qrels", "corpus-id", 1, 77, "^MMEB-V2 MMLongBench-page, qrels row 1: the corpus holds no 77: give corpus"),
-        ("qrels", "score", 0, 0, "^MMEB-V2 MMLongBench-page, queries row 0: qrels hold nothing relevant for the que"),
+        ("qrels", "corpus-id", 1, 77, "^MMEB-V2 MMLongBench-page, qrels row 1: the corpus has no page 77; use corpus"),
+        ("qrels", "score", 0, 0, "^MMEB-V2 MMLongBench-page, queries row 0: qrels have no relevant page for the que"),
     ],
 )
-def test_gaps_name_set_and_row(publish: Publish, config: str, column: str, row: int, value: Any, sentence: str):
+def test_missing_values_are_refused(publish: Publish, config: str, column: str, row: int, value: Any, sentence: str):
     def change(published: dict) -> None:
         published[config][column][row] = value
 
@@ -148,7 +150,7 @@ def test_gaps_name_set_and_row(publish: Publish, config: str, column: str, row: 
         tasks(publish(["MMLongBench-page"], change), ["MMLongBench-page"])
 
 
-def test_a_broken_page_is_named_when_it_is_read(publish: Publish):
+def test_the_error_for_a_broken_page_names_its_row(publish: Publish):
     def change(published: dict) -> None:
         published["corpus"]["image"][3] = {"bytes": b"no image", "path": None}
 
@@ -157,7 +159,7 @@ def test_a_broken_page_is_named_when_it_is_read(publish: Publish):
         task.candidates[3]
 
 
-def test_an_id_that_comes_twice_is_one_page(publish: Publish):
+def test_an_id_that_occurs_twice_is_one_page(publish: Publish):
     def change(published: dict) -> None:
         published["corpus"]["corpus-id"][5] = 4
 

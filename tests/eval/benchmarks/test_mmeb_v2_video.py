@@ -1,4 +1,4 @@
-"""MMEB-V2's videos in miniature: all 18 sets in the published layout, the frames of a video in one shade of grey."""
+"""Miniature videos of MMEB-V2: all 18 subsets in the published layout, each video in one shade of gray."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from unime.eval.tasks import evaluate
 from unime.processing_unime import to_item_dict
 
 
-VIDEOS = 4  # of a set; each is about a number, which its frames show and its texts say
+VIDEOS = 4  # per subset; each is about a number, which is its gray and part of its texts
 CLASSES = {"K700": KINETICS_700, "HMDB51": HMDB51, "UCF101": UCF101, "Breakfast": BREAKFAST}
 OPTIONS = [f"number {number}" for number in range(5)]
 
@@ -28,10 +28,10 @@ Publish = Callable[..., tuple[Path, Path]]
 
 
 def row(name: str, number: int) -> dict[str, Any]:
-    """A row as published, about a number."""
+    """Return a published row about a number."""
     letter, text = "ABCDE"[number], f"number {number}"
-    lettered = [f"{'ABCDE'[option]}. {said}." for option, said in enumerate(OPTIONS)]
-    described = {"caption": text, "video": f"somewhere/v{number}.mp4", "video_id": f"v{number}"}
+    lettered = [f"{'ABCDE'[option]}. {text}." for option, text in enumerate(OPTIONS)]
+    captioned = {"caption": text, "video": f"somewhere/v{number}.mp4", "video_id": f"v{number}"}
     clip = {"query": text, "video_path": f"somewhere/v{number}.mp4"}
     match name:
         case "K700" | "HMDB51" | "UCF101" | "Breakfast":
@@ -43,16 +43,16 @@ def row(name: str, number: int) -> dict[str, Any]:
         case "Video-MME":
             return {"videoID": f"v{number}", "question": "Which?", "options": lettered, "answer": letter}
         case "NExTQA":
-            options = {f"a{option}": said for option, said in enumerate(OPTIONS)}
+            options = {f"a{option}": text for option, text in enumerate(OPTIONS)}
             return {"video": number, "question": "Which?", "answer": number, **options}
         case "EgoSchema":
             return {"video_idx": f"v{number}", "question": "Which?", "option": lettered, "answer": str(number)}
         case "ActivityNetQA":
             return {"video_name": f"{number}", "question": "is it even", "answer": ["yes", "no"][number % 2]}
         case "DiDeMo" | "MSR-VTT":
-            return described
+            return captioned
         case "MSVD":
-            return described | {"caption": [text, "number 0"]}
+            return captioned | {"caption": [text, "number 0"]}
         case "VATEX":
             return {"videoID": f"v{number}", "enCap": [text, "number 0"]}
         case "YouCook2":
@@ -60,14 +60,17 @@ def row(name: str, number: int) -> dict[str, Any]:
         case "QVHighlight" | "Charades-STA":
             return clip
         case "MomentSeeker":
-            given = ["", f"asked_{number}.jpg", f"movie/{number}.mp4", ""][number]
-            right = [{"output_path": f"clips/{number}.mp4"}, {"output_path": "clips/far.mp4"}]  # one of two is enough
-            wrong = [{"output_path": f"clips/{(number + step) % VIDEOS}.mp4"} for step in (1, 2)]
-            return {"query": text, "input_frames": given, "positive_frames": right, "negative_frames": wrong}
+            media = ["", f"asked_{number}.jpg", f"movie/{number}.mp4", ""][number]
+            positives = [
+                {"output_path": f"clips/{number}.mp4"},
+                {"output_path": "clips/far.mp4"},
+            ]  # one of two is enough
+            negatives = [{"output_path": f"clips/{(number + step) % VIDEOS}.mp4"} for step in (1, 2)]
+            return {"query": text, "input_frames": media, "positive_frames": positives, "negative_frames": negatives}
 
 
 def videos(name: str) -> dict[str, int]:
-    """Folders of frames below that of the set, and the numbers that they show."""
+    """Return the frame folders of a subset -> the number that they show."""
     each = range(VIDEOS)
     match name:
         case "SmthSmthV2" | "NExTQA":
@@ -107,47 +110,47 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
             for video, number in videos(name).items():
                 (root / video).mkdir(parents=True)
                 for frame in range(2):
-                    grey(number).save(root / video / f"frame_{frame}.png")
+                    gray(number).save(root / video / f"frame_{frame}.png")
             if name == "MomentSeeker":
-                grey(1).save(root / "query_asked_1.jpg")
+                gray(1).save(root / "query_asked_1.jpg")
         return source, frame_root
 
     return write
 
 
-def grey(number: int) -> Image.Image:
+def gray(number: int) -> Image.Image:
     return Image.new("RGB", (4, 4), (30 * number,) * 3)
 
 
 def encode(items):
-    """Embed what the frames show, or else what the text says, one axis each; classes that no video has share one."""
+    """Embed the number of the frames, or else of the text, one dimension each; classes without a video share one."""
     numbers = []
     for item in items:
         images, text = to_item_dict(item)["images"], item.get("text", "")
-        said = re.findall(r"\d", text)
+        digits = re.findall(r"\d", text)
         if images:
             shown = {round(np.asarray(image)[0, 0, 0] / 30) for image in images}
             assert len(shown) == 1
             numbers.append(shown.pop())
         elif text in ("yes", "no"):
             numbers.append(5 + (text == "no"))
-        elif said:
-            numbers.append(int(said[0]))
+        elif digits:
+            numbers.append(int(digits[0]))
         else:
             numbers.append(min(min(names.index(text) for names in CLASSES.values() if text in names), 7))
     return np.eye(8, dtype=np.float32)[numbers]
 
 
-def test_all_18_sets_run_and_every_video_is_found(publish: Publish):
-    found = tasks(*publish(list(SETS)))
-    results, _ = evaluate(EmbeddingCache(encode), found, model="greys", benchmark="video", progress=False)
+def test_all_18_subsets_run_and_every_video_is_found(publish: Publish):
+    opened = tasks(*publish(list(SETS)))
+    results, _ = evaluate(EmbeddingCache(encode), opened, model="grays", benchmark="video", progress=False)
     assert {name: task["hit@1"] for name, task in results["tasks"].items()} == dict.fromkeys(SETS, 1.0)
     assert results["overall"] == 1.0 and results["distributions"] == {}
     assert set(results["meta_tasks"]) == {"classification", "vqa", "retrieval", "moments"}
     counts = {name: task["candidates"] for name, task in results["tasks"].items()}
     assert counts["K700"] == 700 and counts["HMDB51"] == 51 and counts["UCF101"] == 101 and counts["Breakfast"] == 10
     assert {counts[name] for name in ("MSR-VTT", "MSVD", "DiDeMo", "VATEX", "YouCook2")} == {VIDEOS}
-    local = {name: counts[name] for name in SETS if not SETS[name].shared}
+    local = {name: counts[name] for name in SETS if not SETS[name].shares_candidates}
     assert local == {
         **dict.fromkeys(("SmthSmthV2", "MVBench", "Video-MME", "NExTQA", "EgoSchema"), 5),
         "ActivityNetQA": 2,
@@ -156,23 +159,23 @@ def test_all_18_sets_run_and_every_video_is_found(publish: Publish):
         "MomentSeeker": 4,
     }
     assert results["tasks"]["MVBench"]["queries"] == 20 * VIDEOS
-    assert sum(len(task.queries) for task in found) == (17 + 20) * VIDEOS
+    assert sum(len(task.queries) for task in opened) == (17 + 20) * VIDEOS
 
 
-def test_a_set_that_is_mistaken_scores_by_its_own_pool(publish: Publish):
-    def mistaken(items):
+def test_a_query_is_compared_with_its_own_pool(publish: Publish):
+    def with_errors(items):
         rows = encode(items)
         wrong = [item.get("instruction", "").startswith("What actions or object interactions") for item in items]
         return np.where(np.array(wrong)[:, None], np.roll(rows, 1, axis=1), rows)
 
     names = ["SmthSmthV2", "HMDB51"]
-    found = tasks(*publish(names), names)
-    results, _ = evaluate(EmbeddingCache(mistaken), found, model="greys", benchmark="video", progress=False)
+    opened = tasks(*publish(names), names)
+    results, _ = evaluate(EmbeddingCache(with_errors), opened, model="grays", benchmark="video", progress=False)
     assert [task["hit@1"] for task in results["tasks"].values()] == [0.0, 1.0]
     assert results["tasks"]["SmthSmthV2"]["R@5"] == 1.0  # of five candidates
 
 
-def test_questions_are_worded_as_published(publish: Publish):
+def test_questions_have_the_published_wording(publish: Publish):
     names = ["MVBench", "Video-MME", "NExTQA", "EgoSchema", "ActivityNetQA"]
     by_name = {task.name: task for task in tasks(*publish(names), names)}
     lettered = "(A) number 0\n(B) number 1\n(C) number 2\n(D) number 3\n(E) number 4"
@@ -189,7 +192,7 @@ def test_questions_are_worded_as_published(publish: Publish):
         assert {item["text"] for item in by_name[name].candidates} == set(OPTIONS)
 
 
-def test_moments_are_asked_by_text_image_or_video(publish: Publish):
+def test_moments_are_queried_by_text_image_or_video(publish: Publish):
     (task,) = tasks(*publish(["MomentSeeker"]), ["MomentSeeker"])
     asked = [
         (to_item_dict(query)["instruction"].split()[-2], len(to_item_dict(query)["images"])) for query in task.queries
@@ -198,32 +201,32 @@ def test_moments_are_asked_by_text_image_or_video(publish: Publish):
     assert task.positives[1] == task.pools[1][:2] and len(task.pools[1]) == 4
 
 
-def test_frames_are_evenly_spaced_and_in_the_order_of_their_numbers(tmp_path: Path):
+def test_frames_are_evenly_spaced_and_sorted_by_number(tmp_path: Path):
     (tmp_path / "v").mkdir()
     for frame in range(20):
-        grey(0).save(tmp_path / "v" / f"frame_{frame}.png")
+        gray(0).save(tmp_path / "v" / f"frame_{frame}.png")
     (tmp_path / "v" / "notes.txt").write_text("no image")
 
     def names(count: int) -> list[int]:
         return [int(Path(path).stem.removeprefix("frame_")) for path in Frames(tmp_path, count).of("v")]
 
-    assert names(8) == [0, 2, 5, 8, 10, 13, 16, 19]  # 19 i / 7, cut
+    assert names(8) == [0, 2, 5, 8, 10, 13, 16, 19]  # 19 i / 7, truncated
     assert names(3) == [0, 9, 19] and names(1) == [0]
     assert names(20) == names(64) == list(range(20))
 
 
-def test_the_number_of_frames_and_the_other_place_of_a_folder(publish: Publish):
+def test_the_number_of_frames_and_the_second_folder_are_respected(publish: Publish):
     source, frame_root = publish(["MSR-VTT"], place=1)
     (task,) = tasks(source, frame_root, ["MSR-VTT"], frames=1)
     assert len(task.candidates[0]["image"]) == 1
-    with pytest.raises(ValueError, match="a video of 0 frames cannot be embedded: take at least 1"):
+    with pytest.raises(ValueError, match="expected at least 1 frame per video, got frames=0"):
         tasks(source, frame_root, ["MSR-VTT"], frames=0)
 
 
-def test_videos_are_told_apart_though_an_archive_gave_their_frames_one_time(publish: Publish):
+def test_videos_are_distinct_even_if_all_frames_have_one_modification_time(publish: Publish):
     source, frame_root = publish(["MSR-VTT"])
     for frame in frame_root.rglob("*.png"):
-        grey(0).save(frame)
+        gray(0).save(frame)
         os.utime(frame, (1, 1))
     (task,) = tasks(source, frame_root, ["MSR-VTT"])
     assert len(set(task.candidates.keys())) == VIDEOS
@@ -232,7 +235,7 @@ def test_videos_are_told_apart_though_an_archive_gave_their_frames_one_time(publ
 def test_missing_frames_are_named_before_anything_is_embedded(publish: Publish, tmp_path: Path):
     source, frame_root = publish(["UCF101", "MomentSeeker", "QVHighlight"])
     with pytest.raises(
-        ValueError, match=r"^MMEB-V2 UCF101: there is no folder \S+nowhere/video_cls/UCF101: unpack the"
+        ValueError, match=r"^MMEB-V2 UCF101: the folder \S+nowhere/video_cls/UCF101 does not exist; unpack the"
     ):
         tasks(source, tmp_path / "nowhere", ["UCF101"])
     (frame_root / "video_cls/UCF101/v2/frame_1.png").write_bytes(b"no image")
@@ -241,41 +244,54 @@ def test_missing_frames_are_named_before_anything_is_embedded(publish: Publish, 
         task.queries[2]
     for frame in (frame_root / "video_cls/UCF101/v2").iterdir():
         frame.unlink()
-    with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: the folder .*v2 holds no images: unpack the fram"):
+    with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: the folder .*v2 has no images; unpack the fram"):
         tasks(source, frame_root, ["UCF101"])
     (frame_root / "video_cls/UCF101/v2").rmdir()
-    with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: there is no folder .*v2: unpack the frames of MMEB"):
+    with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: the folder .*v2 does not exist; unpack the frames"):
         tasks(source, frame_root, ["UCF101"])
     (frame_root / "video_mret/MomentSeeker/query_asked_1.jpg").unlink()
-    with pytest.raises(ValueError, match="^MMEB-V2 MomentSeeker, row 1: there is no image .*query_asked_1.jpg: unp"):
+    with pytest.raises(
+        ValueError, match="^MMEB-V2 MomentSeeker, row 1: the image .*query_asked_1.jpg does not exist; unp"
+    ):
         tasks(source, frame_root, ["MomentSeeker"])
     (frame_root / "video_mret/QVHighlight/v3/positive_10_20").rename(frame_root / "video_mret/QVHighlight/v3/other")
-    with pytest.raises(ValueError, match="^MMEB-V2 QVHighlight, row 3: 0 of the 3 clips in .*v3 are right: unpack it"):
+    with pytest.raises(
+        ValueError,
+        match="^MMEB-V2 QVHighlight, row 3: expected positive and .* in .*v3, got 0 positives among 3 clips; unpack",
+    ):
         tasks(source, frame_root, ["QVHighlight"])
 
 
 @pytest.mark.parametrize(
     ("name", "changed", "sentence"),
     [
-        ("UCF101", {"pos_text": "Sleeping"}, "^MMEB-V2 UCF101, row 0: its class 'Sleeping' is none of the 101 of the"),
+        (
+            "UCF101",
+            {"pos_text": "Sleeping"},
+            "^MMEB-V2 UCF101, row 0: the class 'Sleeping' is not among the 101 classes",
+        ),
         (
             "SmthSmthV2",
             {"pos_text": "nothing"},
-            "^MMEB-V2 SmthSmthV2, row 0: its answer 'nothing' is none of its cand",
+            "^MMEB-V2 SmthSmthV2, row 0: the answer 'nothing' is not among the cand",
         ),
-        ("SmthSmthV2", {"neg_text": ["number 0"]}, "^MMEB-V2 SmthSmthV2, row 0: it has no wrong candidate$"),
-        ("MVBench", {"answer": "none"}, "^MMEB-V2 MVBench, action_antonym row 0: its answer 'none' is none of number"),
-        ("Video-MME", {"answer": ""}, "^MMEB-V2 Video-MME, row 0: its answer '' is none of A, B, C, D, E$"),
-        ("EgoSchema", {"answer": None}, "^MMEB-V2 EgoSchema, row 0: its answer None is none of 0, 1, 2, 3, 4$"),
+        ("SmthSmthV2", {"neg_text": ["number 0"]}, "^MMEB-V2 SmthSmthV2, row 0: the row has no negative$"),
+        (
+            "MVBench",
+            {"answer": "none"},
+            "^MMEB-V2 MVBench, action_antonym row 0: the answer 'none' is not one of number",
+        ),
+        ("Video-MME", {"answer": ""}, "^MMEB-V2 Video-MME, row 0: the answer '' is not one of A, B, C, D, E$"),
+        ("EgoSchema", {"answer": None}, "^MMEB-V2 EgoSchema, row 0: the answer None is not one of 0, 1, 2, 3, 4$"),
     ],
 )
-def test_rows_without_a_right_answer_are_named(publish: Publish, name: str, changed: dict, sentence: str):
+def test_rows_without_a_valid_answer_are_refused(publish: Publish, name: str, changed: dict, sentence: str):
     source, frame_root = publish([name], lambda row: row | changed)
     with pytest.raises(ValueError, match=sentence):
         tasks(source, frame_root, [name])
 
 
-def test_other_columns_are_refused_by_name(publish: Publish):
+def test_other_columns_are_refused(publish: Publish):
     def rename(row: dict) -> dict:
         return {"class" if column == "pos_text" else column: value for column, value in row.items()}
 
@@ -289,5 +305,5 @@ def test_other_columns_are_refused_by_name(publish: Publish):
         tasks(subsets=["Kinetics"])
 
 
-def test_classes_are_as_many_as_published():
+def test_the_number_of_classes_is_as_published():
     assert [len(set(names)) for names in CLASSES.values()] == [700, 51, 101, 10]

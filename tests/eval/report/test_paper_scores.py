@@ -1,4 +1,4 @@
-"""What is published: the figures against sums done by hand, and where ours are read."""
+"""Published scores: checks against sums worked out by hand, and the axes that read ours."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def mmeb(model, source=TABLE_1):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_row_has_a_score_in_per_cent_on_every_axis(name):
+def test_every_row_has_a_score_in_percent_on_every_axis(name):
     published = PUBLISHED[name]
     assert name in BENCHMARKS
     assert list(published.sources) == [TABLE_1 if name == "mmeb" else TABLE_2, V2]
@@ -26,13 +26,13 @@ def test_every_row_has_a_score_in_per_cent_on_every_axis(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_charts_show_a_few_rows_of_unimes_paper(name):
+def test_charts_show_three_rows_of_unimes_paper(name):
     published = PUBLISHED[name]
     assert list(published.shown) == ["CLIP ViT-L", "VLM2Vec (LLaVA-1.6)", "UniME (LLaVA-1.6)"]
     assert all(len(row) == published.drawn for row in published.shown.values())
 
 
-def test_the_mean_of_36_is_of_sets_and_not_the_printed_mean_of_meta_tasks():
+def test_the_mean_of_36_is_over_subsets_and_not_the_printed_mean_of_meta_tasks():
     assert mmeb("UniME (LLaVA-1.6)")[-1] == 63.6  # (606 + 529 + 814.8 + 340.4) / 36; "Overall" is printed as 66.6
     assert mmeb("UniME (Phi-3.5-V)")[-1] == 61.3  # (548 + 559 + 774 + 327.2) / 36; 64.2
     assert mmeb("UniME (LLaVA-OneVision)")[-1] == 70.7  # (668 + 666 + 847.2 + 363.6) / 36; 70.7
@@ -41,14 +41,14 @@ def test_the_mean_of_36_is_of_sets_and_not_the_printed_mean_of_meta_tasks():
 
 
 @pytest.mark.parametrize("source", PUBLISHED["mmeb"].sources)
-def test_the_mean_of_36_agrees_with_those_of_20_and_16(source):
-    """Both ways lead to it, up to the rounding of six figures: a mistyped one would not."""
+def test_the_mean_of_36_agrees_with_the_means_of_20_and_16(source):
+    """Agreement up to the rounding of six numbers; a typo would break it."""
     for model, (*_, ind, ood, mean) in PUBLISHED["mmeb"].sources[source].items():
         assert mean == pytest.approx((20 * ind + 16 * ood) / 36, abs=0.2), model
 
 
 def test_retrieval_adds_up_to_the_papers_ablation():
-    """Its table 3 has the means of UniME on Phi-3.5-V: short 70.4, long 94.1, compositional 84.8."""
+    """Table 3 of the paper has means of UniME on Phi-3.5-V: short 70.4, long 94.1, compositional 84.8."""
 
     def scores(*names):
         return [score for name in names for score in PUBLISHED[name].sources[TABLE_2]["UniME (Phi-3.5-V)"]]
@@ -58,14 +58,14 @@ def test_retrieval_adds_up_to_the_papers_ablation():
     assert sum(scores("sugarcrepe")) == pytest.approx(254.3)  # 3 x 84.77
 
 
-def test_the_names_of_the_two_clips_are_put_right():
-    """By SugarCrepe's own figures of replace (object, attribute, relation) for OpenAI's ViT-L-14 and for bigG."""
+def test_the_names_of_the_two_clips_are_corrected():
+    """SugarCrepe's own scores of replace (object, attribute, relation) for OpenAI's ViT-L-14 and for bigG."""
     rows = PUBLISHED["sugarcrepe"].sources[TABLE_2]
     assert rows["CLIP ViT-L"][0] == pytest.approx((94.07 + 79.19 + 65.15) / 3, abs=0.05)
     assert rows["OpenCLIP ViT-bigG"][0] == pytest.approx((96.67 + 88.07 + 74.75) / 3, abs=0.05)
 
 
-def test_text_to_image_comes_first_as_ours_is_read():
+def test_text_to_image_comes_first_in_published_and_our_scores():
     flickr = PUBLISHED["flickr30k"]
     assert flickr.sources[TABLE_2]["CLIP ViT-L"] == (67.3, 87.2)  # image retrieval, then text retrieval
     results = {"tasks": {"flickr30k_t2i": {"R@1": 0.25}, "flickr30k_i2t": {"R@1": 0.5}}}
@@ -73,7 +73,7 @@ def test_text_to_image_comes_first_as_ours_is_read():
     assert [axis.title for axis in flickr.axes] == ["Text → image, R@1", "Image → text, R@1"]
 
 
-def test_ours_stand_on_the_axes_of_mmeb_and_sugarcrepe():
+def test_axes_of_mmeb_and_sugarcrepe_read_our_scores():
     results = {
         "meta_tasks": {"classification": 0.1, "vqa": 0.2, "retrieval": 0.3, "grounding": 0.4},
         "distributions": {"IND": 0.5, "OOD": 0.6},

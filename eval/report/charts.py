@@ -1,0 +1,204 @@
+"""The charts of a report as SVG, drawn by matplotlib, to be inlined into HTML.
+
+Colors are the custom properties of the report's style sheet, so that charts follow its light and dark theme. Equal
+data gives equal SVG.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+
+SMOOTHING = 0.8  # weight of the past in the exponential mean
+UNITS_PER_INCH = 72  # of matplotlib's SVG
+# Colors for matplotlib -> the custom properties of the style sheet that replace them.
+_COLORS = {
+    "highlight": "#010101",
+    **{f"other-{index}": f"#01020{index}" for index in range(5)},
+    "soft": "#010301",
+    "hair": "#010302",
+}
+_PROPERTIES = {color: f"var(--{name})" for name, color in _COLORS.items()}
+_DASHES = ((2, 4), (7, 4), (12, 4, 2, 4))  # of references; the style sheet repeats them for the legend
+_CLASSES = ("outline", "reference", "ring")  # matplotlib's group ids that become classes
+_SETTINGS = {
+    "font.size": 13,  # as in the style sheet, which replaces the font: matplotlib computes the space for labels
+    "lines.scale_dashes": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "unime",
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """A line chart.
+
+    Args:
+        title (`str`): The measured quantity.
+        svg (`str`): The chart, without title and legend.
+        last (`Mapping[str, str]`): Title of each line -> last value of its running mean, rounded.
+    """
+
+    title: str
+    svg: str
+    last: Mapping[str, str]
+
+
+def curve(log_history: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    """Return the `(step, value)` points that a `transformers.Trainer` logged under a key."""
+    return [(entry["step"], entry[key]) for entry in log_history if key in entry]
+
+
+def line_chart(
+    title: str, curves: Mapping[str, Sequence[tuple[float, float]]], colors: Mapping[str, str], name: str
+) -> LineChart | None:
+    """Draw curves and their running means over steps.
+
+    Args:
+        title (`str`): The measured quantity.
+        curves (`Mapping`): Title of each line -> its `(step, value)` points, by step. Points that are not finite are
+            left out.
+        colors (`Mapping[str, str]`): Title of each line -> its color: `highlight` (the default) or `other-0` to
+            `other-4`.
+        name (`str`): Prefix of the ids in the SVG, unique on the page.
+
+    Returns:
+        [`LineChart`], or `None` if there is nothing to draw.
+    """
+    curves = {line: [point for point in points if math.isfinite(point[1])] for line, points in curves.items()}
+    curves = {line: points for line, points in curves.items() if points}
+    if not curves:
+        return None
+    last = {}
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.spines[:].set_visible(False)
+        axes.grid(axis="y", color=_COLORS["hair"], linewidth=1, clip_on=False)
+        axes.tick_params(length=0, pad=8)
+        axes.locator_params(nbins=5)
+        axes.margins(x=0.02)
+        for line, points in curves.items():
+            steps, values = zip(*points, strict=True)
+            means = _running_mean(values)
+            last[line] = f"{means[-1]:.3g}"
+            style = {"color": _COLORS[colors.get(line, "highlight")], "clip_on": False}
+            axes.plot(steps, values, linewidth=1.2, alpha=0.3, **style)
+            axes.plot(steps, means, linewidth=2.6, **style)
+            axes.plot(steps[-1:], means[-1:], marker="o", markersize=7, **style)
+
+    svg = _svg(draw, (480, 240), name, label=f"{title}: {', '.join(curves)}")
+    return LineChart(title, svg, last)
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Return the exponential mean with Adam's bias correction, so that it does not start near zero."""
+    mean, weight, means = 0.0, 0.0, []
+    for value in values:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        means.append(mean / weight)
+    return means
+
+
+def radar(
+    axes: Sequence[str],
+    scores: Mapping[str, Sequence[float]],
+    references: Mapping[str, Sequence[float]],
+    colors: Mapping[str, str],
+    name: str,
+    center: float = 0,
+) -> str:
+    """Draw scores on axes that begin at the top and go clockwise.
+
+    Args:
+        axes (`Sequence[str]`): Title of each axis, at least three.
+        scores (`Mapping[str, Sequence[float]]`): Title of each outline -> its score on each axis in percent.
+        references (`Mapping[str, Sequence[float]]`): The same for outlines to compare with, drawn dashed.
+        colors (`Mapping[str, str]`): Title of each outline in `scores` -> its color: `highlight` or `other-0` to
+            `other-4`. The highlight is drawn last.
+        name (`str`): Prefix of the ids in the SVG, unique on the page.
+        center (`float`, *optional*, defaults to 0): Score in the center in percent; lower scores are drawn there too.
+
+    Returns:
+        `str`: The SVG.
+
+    Raises:
+        ValueError: There are fewer than three axes, or an outline does not have one finite score per axis.
+    """
+    if len(axes) < 3:
+        raise ValueError(f"a radar chart needs at least three axes, got {len(axes)}; draw bars")
+    for title, row in [*scores.items(), *references.items()]:
+        if len(row) != len(axes) or not all(map(math.isfinite, row)):
+            raise ValueError(
+                f"the outline '{title}' has the scores {list(row)}; give {len(axes)} finite ones, one per axis"
+            )
+    angles = [2 * math.pi * index / len(axes) for index in range(len(axes))]
+
+    def closed(row: Sequence[float]) -> tuple[list[float], list[float]]:
+        row = [min(max(score, center), 100) for score in row]
+        return [*angles, angles[0]], [*row, row[0]]
+
+    def draw(figure: Any) -> None:
+        polar = figure.add_subplot(projection="polar")
+        polar.set_theta_zero_location("N")
+        polar.set_theta_direction(-1)
+        polar.set_ylim(center, 100)
+        polar.spines[:].set_visible(False)
+        polar.set_xticks(angles, [""] * len(axes))
+        rings = [center + (100 - center) * ring / 5 for ring in range(1, 6)]
+        polar.set_yticks(rings, [""] * len(rings))
+        polar.grid(color=_COLORS["hair"], linewidth=1, clip_on=False)
+        for row, dashes in zip(references.values(), _DASHES * len(references), strict=False):
+            style = {"color": _COLORS["soft"], "linewidth": 1.6, "linestyle": (0, dashes)}
+            polar.plot(*closed(row), **style, clip_on=False, gid="reference")
+        for title in sorted(scores, key=lambda title: colors[title] == "highlight"):
+            color, is_highlight = _COLORS[colors[title]], colors[title] == "highlight"
+            style = {"linewidth": 2.8, "marker": "o", "markersize": 7} if is_highlight else {"linewidth": 1.8}
+            polar.fill(*closed(scores[title]), color=color, alpha=0.14 if is_highlight else 0.06, clip_on=False)
+            polar.plot(*closed(scores[title]), color=color, **style, clip_on=False, gid="outline")
+        for ring in rings:
+            offset = {"xytext": (4, -1), "textcoords": "offset points", "va": "top"}
+            polar.annotate(f"{ring:g}", (0, ring), **offset, fontsize=11, gid="ring")
+        for title, angle in zip(axes, angles, strict=True):
+            across = math.sin(angle)
+            side = "center" if abs(across) < 0.1 else "left" if across > 0 else "right"
+            polar.text(angle, center + (100 - center) * 1.12, title, ha=side, va="center", fontsize=15)
+
+    titles = f"{', '.join(axes)}: {', '.join([*scores, *(f'{title} (published)' for title in references)])}"
+    return _svg(draw, (440, 440), name, label=titles)
+
+
+def _svg(draw: Callable[[Any], None], size: tuple[int, int], name: str, label: str) -> str:
+    """Return the figure that `draw` fills as an `<svg>` element to inline into the report."""
+    from matplotlib import rc_context  # imported when a chart is drawn
+    from matplotlib.figure import Figure
+
+    file = io.BytesIO()
+    with rc_context(_SETTINGS):
+        figure = Figure(figsize=[length / UNITS_PER_INCH for length in size], frameon=False)
+        draw(figure)
+        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    root = ElementTree.fromstring(file.getvalue())
+    svg = ElementTree.Element("svg", {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label})
+    svg.extend(child for child in root if child.tag.endswith("}g"))  # without metadata and matplotlib's style sheet
+    for element in svg.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        group = element.attrib.pop("id", None)
+        if element.tag == "path" and group is not None:  # a marker
+            element.set("id", f"{name}-{group}")
+        elif group in _CLASSES:
+            element.set("class", group)
+        if "href" in element.attrib:
+            element.set("href", f"#{name}-{element.attrib['href'][1:]}")
+        if "style" in element.attrib:
+            style = dict(declaration.split(": ") for declaration in element.attrib["style"].split("; "))
+            if element.tag == "text":  # the page sets font and color
+                style = {"text-anchor": style.get("text-anchor", "start")}
+            element.set("style", "; ".join(f"{key}: {_PROPERTIES.get(value, value)}" for key, value in style.items()))
+    return ElementTree.tostring(svg, encoding="unicode")
