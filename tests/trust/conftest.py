@@ -1,4 +1,4 @@
-"""What the tables of bad inputs share: the committed model, a server of it, and what is said of wrong input."""
+"""Fixtures of the bad-input tests: the committed model, a server that runs it, and error messages."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +21,13 @@ TINY = str(Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny")
 
 @pytest.fixture(scope="session")
 def tiny() -> tuple[UniMEModel, ProcessorMixin]:
-    """Give the committed model and its processor, to be left as they are."""
+    """Return the committed model and its processor; tests must not change them."""
     return load_model(TINY, dtype="float32")
 
 
 @pytest.fixture(scope="session")
 def encode(tiny: tuple[UniMEModel, ProcessorMixin]) -> Callable[[Any], np.ndarray]:
-    """Embed with the committed model."""
+    """Return a function that embeds items with the committed model."""
     model, processor = tiny
     return lambda items: model.encode(items, processor)
 
@@ -48,14 +48,14 @@ def error_message() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def ask(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[Any], np.ndarray | str]]:
-    """Ask the server for one item: its vector, or the sentence with which the server refuses it."""
+    """Return a function that requests one item from the server: its embedding, or the error message."""
     with TestClient(create_app(EmbeddingService("unime-tiny", Embedder(*tiny), Limits(), max_wait=0))) as client:
 
         def embed(item: Any) -> np.ndarray | str:
             answer = client.post("/v1/embeddings", json={"input": [item]})
             if answer.status_code == 200:
-                (one,) = answer.json()["data"]
-                return np.array(one["embedding"], np.float32)
+                (entry,) = answer.json()["data"]
+                return np.array(entry["embedding"], np.float32)
             assert answer.status_code == 400, answer.text
             message = answer.json()["error"]["message"]
             assert "\n" not in message

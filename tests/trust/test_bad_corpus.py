@@ -1,4 +1,4 @@
-"""Every kind of bad table of a corpus: a bad entry is listed and the others are embedded, a bad table is refused."""
+"""Bad corpora: a bad entry is rejected and the others are embedded; a bad table is refused."""
 
 import json
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from unime.index.index import REJECTED_FILE, Index
 
 ErrorMessage = Callable[..., str]
 
-# name -> (a line between two good ones, the id that it is listed under, why)
+# name -> (line between two good ones, id of its entry, reason of its rejection)
 LINES: dict[str, tuple[bytes, str, str]] = {
     "broken JSON": (b'{"text": "a', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "JSON list": (b"[1]", "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "JSON 100,000 deep": (b"[" * 100_000, "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "blank line": (b"", "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
-    "bytes that are no UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
+    "bytes that are not UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "text a number": (b'{"text": 3}', "1", "its text has type int: make it a string"),
     "text a list": (b'{"text": ["a"]}', "1", "its text has type list: make it a string"),
     "text null": (b'{"text": null}', "1", "it has neither a text nor an image: add one of them or remove it"),
@@ -34,14 +34,14 @@ LINES: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_path: Path, tiny: Any):
+def test_a_bad_line_is_rejected_and_the_others_are_indexed(kind: str, tmp_path: Path, tiny: Any):
     line, name, reason = LINES[kind]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a cat"}\r\n' + line + b'\r\n{"text": "a dog"}\r\n')
     store = Index.create(tmp_path / "index", TINY, None)
     synced = store.update(open_corpus(path), lambda: tiny)
     assert (synced.embedded, synced.rejected, len(store)) == (2, 1, 2)
-    (rejected,) = [json.loads(one) for one in (tmp_path / "index" / REJECTED_FILE).read_text().splitlines()]
+    (rejected,) = [json.loads(line) for line in (tmp_path / "index" / REJECTED_FILE).read_text().splitlines()]
     assert rejected["id"] == name
     assert rejected["reason"].startswith(f"entry {name!r}: {reason.format(path=path, folder=tmp_path)}")
 
@@ -64,9 +64,9 @@ def test_a_bad_line_is_listed_and_the_others_are_in_the_index(kind: str, tmp_pat
             "rows 0 and 1 (counted from 0) have the same id '1': make ids unique, or name another column",
         ),
     ],
-    ids=["empty", "blank", "columns missing", "id twice", "id that is the number of another row"],
+    ids=["empty", "blank", "columns missing", "id twice", "id equal to the number of another row"],
 )
-def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: Path, error_message: ErrorMessage):
+def test_a_bad_jsonl_file_is_refused(content: bytes, reason: str, tmp_path: Path, error_message: ErrorMessage):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     assert error_message(lambda: open_corpus(path)) == reason.format(path=path)
@@ -81,9 +81,9 @@ def test_a_bad_file_of_lines_is_refused(content: bytes, reason: str, tmp_path: P
         ({"image": [1]}, "0", "entry '0': its image has type int: give one path"),
         ({"image": [b"no image"]}, "0", "entry '0': "),
     ],
-    ids=["text a number", "text a list", "neither text nor image", "image a number", "bytes that are no image"],
+    ids=["text a number", "text a list", "neither text nor image", "image a number", "bytes that are not an image"],
 )
-def test_a_bad_row_of_a_table_is_named(
+def test_the_error_of_a_bad_row_in_a_table_names_it(
     columns: dict[str, list], name: str, reason: str, tmp_path: Path, error_message: ErrorMessage
 ):
     Dataset.from_dict(columns).to_parquet(tmp_path / "rows.parquet")

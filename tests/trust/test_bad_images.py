@@ -244,7 +244,7 @@ def test_every_backbone_accepts_or_refuses_extreme_shapes(
         message = error_message(lambda: model.encode(["a cat", {"image": image, "text": "a cat"}], processor))
         size = f"{image.width} x {image.height}"
         assert message.startswith(f"item 1: the model's processor does not accept an image of {size} pixels (")
-        assert "aspect ratio must be smaller than 200" in message and message.endswith("): cut or scale it")
+        assert "aspect ratio must be smaller than 200" in message and message.endswith("): crop or resize it")
     else:
         vectors = model.encode([image, "a cat", image], processor)
         assert np.array_equal(vectors[0], vectors[2]) and np.isfinite(vectors).all()
@@ -258,7 +258,7 @@ def test_an_image_without_pixels_is_refused(
     message = error_message(lambda: encode(Image.new("RGB", side)))
     assert message == (
         f"item 0: its image cannot be read (it is empty ({side[0]} x {side[1]} pixels): use an image with pixels): "
-        "mend or replace it"
+        "repair or replace it"
     )
 
 

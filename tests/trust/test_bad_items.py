@@ -1,4 +1,4 @@
-"""Everything that is no item, at the doors that take items: one sentence names it, whatever stands beside it."""
+"""Invalid items: every interface that takes items refuses them with an error that names the item."""
 
 import io
 from collections import UserDict
@@ -26,37 +26,37 @@ Encode = Callable[[Any], np.ndarray]
 Loaded = tuple[UniMEModel, ProcessorMixin]
 
 RED = Image.new("RGB", (40, 24), "red")
-KIND = "expected a str, a PIL image or a dict with 'text' and/or 'image', got "
-NOTHING = "expected 'text' or 'image' (or both), got the keys "
+WRONG_TYPE = "expected a str, a PIL image or a dict with 'text' and/or 'image', got "
+NO_CONTENT = "expected 'text' or 'image' (or both), got the keys "
 IMAGE = "'image' must be a PIL image or a list of them, got "
 UNKNOWN = "; valid keys are text, image, instruction"
 
-# name -> (what is given, what is said of it)
+# name -> (invalid item, error message)
 ITEMS: dict[str, tuple[Any, str]] = {
-    "none": (None, KIND + "NoneType"),
-    "integer": (7, KIND + "int"),
-    "truth value": (True, KIND + "bool"),
-    "not a number": (float("nan"), KIND + "float"),
-    "missing value of pandas": (pd.NA, KIND + "NAType"),
-    "bytes": (b"a cat", KIND + "bytes"),
-    "bytearray": (bytearray(b"a cat"), KIND + "bytearray"),
-    "path": (Path("cat.png"), KIND + "PosixPath"),
-    "open file": (io.BytesIO(b"a cat"), KIND + "BytesIO"),
-    "token ids": ([1, 2, 3], KIND + "list"),
-    "nested list": (["a cat", "a dog"], KIND + "list"),
-    "nested lists": ([["a cat"], [RED]], KIND + "list"),
-    "tuple of text and image": (("a cat", RED), KIND + "tuple"),
-    "set": ({"a cat"}, KIND + "set"),
-    "generator": ((text for text in ["a cat"]), KIND + "generator"),
-    "array": (np.zeros((24, 40, 3), np.uint8), KIND + "ndarray"),
-    "array of nan": (np.full((24, 40, 3), np.nan), KIND + "ndarray"),
-    "tensor of inf": (torch.full((3, 24, 40), torch.inf), KIND + "Tensor"),
-    "object": (SimpleNamespace(text="a cat"), KIND + "SimpleNamespace"),
-    "type": (str, KIND + "type"),
-    "empty dict": ({}, NOTHING + "[]"),
-    "nothing but nones": ({"text": None, "image": None}, NOTHING + "['image', 'text']"),
-    "no images": ({"image": []}, NOTHING + "['image']"),
-    "instruction alone": ({"instruction": "Find it:"}, NOTHING + "['instruction']"),
+    "none": (None, WRONG_TYPE + "NoneType"),
+    "integer": (7, WRONG_TYPE + "int"),
+    "truth value": (True, WRONG_TYPE + "bool"),
+    "not a number": (float("nan"), WRONG_TYPE + "float"),
+    "missing value of pandas": (pd.NA, WRONG_TYPE + "NAType"),
+    "bytes": (b"a cat", WRONG_TYPE + "bytes"),
+    "bytearray": (bytearray(b"a cat"), WRONG_TYPE + "bytearray"),
+    "path": (Path("cat.png"), WRONG_TYPE + "PosixPath"),
+    "open file": (io.BytesIO(b"a cat"), WRONG_TYPE + "BytesIO"),
+    "token ids": ([1, 2, 3], WRONG_TYPE + "list"),
+    "nested list": (["a cat", "a dog"], WRONG_TYPE + "list"),
+    "nested lists": ([["a cat"], [RED]], WRONG_TYPE + "list"),
+    "tuple of text and image": (("a cat", RED), WRONG_TYPE + "tuple"),
+    "set": ({"a cat"}, WRONG_TYPE + "set"),
+    "generator": ((text for text in ["a cat"]), WRONG_TYPE + "generator"),
+    "array": (np.zeros((24, 40, 3), np.uint8), WRONG_TYPE + "ndarray"),
+    "array of nan": (np.full((24, 40, 3), np.nan), WRONG_TYPE + "ndarray"),
+    "tensor of inf": (torch.full((3, 24, 40), torch.inf), WRONG_TYPE + "Tensor"),
+    "object": (SimpleNamespace(text="a cat"), WRONG_TYPE + "SimpleNamespace"),
+    "type": (str, WRONG_TYPE + "type"),
+    "empty dict": ({}, NO_CONTENT + "[]"),
+    "nothing but nones": ({"text": None, "image": None}, NO_CONTENT + "['image', 'text']"),
+    "no images": ({"image": []}, NO_CONTENT + "['image']"),
+    "instruction alone": ({"instruction": "Find it:"}, NO_CONTENT + "['instruction']"),
     "unknown key": ({"text": "a cat", "img": RED}, "unknown item key 'img'" + UNKNOWN),
     "video": ({"text": "a cat", "video": "cat.mp4"}, "unknown item key 'video'" + UNKNOWN),
     "key in capitals": ({"Text": "a cat"}, "unknown item key 'Text'" + UNKNOWN),
@@ -77,19 +77,19 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "truth value as image": ({"image": False}, IMAGE + "bool"),
     "none among images": ({"image": [RED, None]}, IMAGE + "NoneType"),
     "nested images": ({"image": [[RED]]}, IMAGE + "list"),
-    "generator of images": ({"image": (one for one in [RED])}, IMAGE + "generator"),
+    "generator of images": ({"image": (image for image in [RED])}, IMAGE + "generator"),
 }
 NUMBERS = "its mode {} has no RGB meaning: save it with 8 or 16 bits per channel"
-OPENED = {  # what Pillow opens or makes, and no model can see
+UNSUPPORTED_IMAGES = {  # Pillow supports these images, but they have no RGB meaning
     "float image": (Image.new("F", (40, 24), 0.5), NUMBERS.format("F")),
     "nan image": (Image.new("F", (40, 24), float("nan")), NUMBERS.format("F")),
     "infinite image": (Image.new("F", (40, 24), float("inf")), NUMBERS.format("F")),
     "32-bit image": (Image.new("I", (40, 24), 70_000), NUMBERS.format("I")),
     "premultiplied grey": (Image.new("La", (40, 24)), "conversion from La to L not supported"),
 }
-TAKEN: dict[str, tuple[Any, Any]] = {  # name -> (unusual, but an item; what it is equal to)
+UNUSUAL: dict[str, tuple[Any, Any]] = {  # name -> (unusual item, usual item that is equal to it)
     "str of numpy": (np.str_("a cat"), "a cat"),
-    "mapping that is no dict": (UserDict(text="a cat"), "a cat"),
+    "mapping that is not a dict": (UserDict(text="a cat"), "a cat"),
     "mapping that cannot be changed": (MappingProxyType({"text": "a cat"}), "a cat"),
     "nones beside a text": ({"text": "a cat", "image": None, "instruction": None}, "a cat"),
     "empty instruction": ({"text": "a cat", "instruction": ""}, "a cat"),
@@ -101,22 +101,24 @@ TAKEN: dict[str, tuple[Any, Any]] = {  # name -> (unusual, but an item; what it 
 }
 
 
-def moved(item: Any) -> Any:
-    """A generator is used up by who takes it first: each test gets its own."""
+def fresh(item: Any) -> Any:
+    """Return a new generator in place of a generator, because each test must consume its own."""
     return (text for text in ["a cat"]) if type(item).__name__ == "generator" else item
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-encode")
-def test_encode_names_what_is_no_item(name: str, encode: Encode, error_message: ErrorMessage) -> None:
+def test_the_error_of_encode_names_an_invalid_item(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     item, reason = ITEMS[name]
-    assert error_message(lambda: encode(["a cat", RED, moved(item)])).startswith(f"item 2: {reason}")
-    if not isinstance(item, list | tuple | bytearray):  # which by themselves are lists of items
-        assert error_message(lambda: encode(moved(item))).startswith(f"item 0: {reason}")
+    assert error_message(lambda: encode(["a cat", RED, fresh(item)])).startswith(f"item 2: {reason}")
+    if not isinstance(item, list | tuple | bytearray):  # on their own, these are sequences of items
+        assert error_message(lambda: encode(fresh(item))).startswith(f"item 0: {reason}")
 
 
-@pytest.mark.parametrize("name", OPENED, ids=lambda name: f"{name}-encode")
-def test_encode_names_what_no_model_can_see(name: str, encode: Encode, error_message: ErrorMessage) -> None:
-    image, reason = OPENED[name]
+@pytest.mark.parametrize("name", UNSUPPORTED_IMAGES, ids=lambda name: f"{name}-encode")
+def test_the_error_of_encode_names_an_image_without_rgb_meaning(
+    name: str, encode: Encode, error_message: ErrorMessage
+) -> None:
+    image, reason = UNSUPPORTED_IMAGES[name]
     for item in (image, {"image": [RED, image], "text": "a cat"}):
         message = error_message(lambda item=item: encode(["a cat", item]))
         assert message.startswith(f"item 1: its image cannot be read ({reason}")
@@ -124,26 +126,26 @@ def test_encode_names_what_no_model_can_see(name: str, encode: Encode, error_mes
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-evaluation")
-def test_an_evaluation_refuses_what_is_no_item(name: str, encode: Encode, error_message: ErrorMessage) -> None:
+def test_an_evaluation_refuses_an_invalid_item(name: str, encode: Encode, error_message: ErrorMessage) -> None:
     item, reason = ITEMS[name]
-    assert reason in error_message(lambda: EmbeddingCache(encode)(["a cat", moved(item)]))
+    assert reason in error_message(lambda: EmbeddingCache(encode)(["a cat", fresh(item)]))
 
 
 @pytest.mark.parametrize("name", ITEMS, ids=lambda name: f"{name}-training row")
-def test_a_collator_refuses_what_is_no_item(name: str, tiny: Loaded, error_message: ErrorMessage) -> None:
+def test_a_collator_refuses_an_invalid_item(name: str, tiny: Loaded, error_message: ErrorMessage) -> None:
     item, reason = ITEMS[name]
-    row = {"query": "a cat", "positive": moved(item), "negatives": [], "task": "t", "label": None, "where": "row 7"}
+    row = {"query": "a cat", "positive": fresh(item), "negatives": [], "task": "t", "label": None, "where": "row 7"}
     collate = ContrastiveCollator(partial(micro_batches, tiny[1]))
     assert reason in error_message(lambda: collate([row]))
 
 
-@pytest.mark.parametrize("name", TAKEN, ids=lambda name: f"{name}-encode")
-def test_what_is_unusual_and_an_item_is_taken(name: str, encode: Encode) -> None:
-    item, usual = TAKEN[name]
+@pytest.mark.parametrize("name", UNUSUAL, ids=lambda name: f"{name}-encode")
+def test_an_unusual_item_is_accepted(name: str, encode: Encode) -> None:
+    item, usual = UNUSUAL[name]
     np.testing.assert_allclose(encode([item])[0], encode([usual])[0], atol=1e-6)
 
 
-def test_a_mapping_by_itself_is_one_item(encode: Encode) -> None:
+def test_a_single_mapping_is_one_item(encode: Encode) -> None:
     assert encode(UserDict(text="a cat")).shape == encode(MappingProxyType({"text": "a cat"})).shape == (192,)
 
 
@@ -151,7 +153,7 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"mode {mode}-encode")
-def test_a_image_of_any_mode_is_seen_among_images_of_others(mode: str, encode: Encode) -> None:
+def test_images_of_all_modes_can_be_mixed(mode: str, encode: Encode) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
     grey = noise.convert("L")
     image = {
@@ -169,16 +171,15 @@ def test_a_image_of_any_mode_is_seen_among_images_of_others(mode: str, encode: E
     assert content_hash(image) == content_hash(shown)
 
 
-def test_images_and_models_of_other_numbers_agree(tiny: Loaded) -> None:
-    """The pixels of a batch are cast to the numbers of the model, whatever they come in."""
+def test_pixels_are_cast_to_the_dtype_of_the_model(tiny: Loaded) -> None:
     model, processor = tiny
     ((_, tensors),) = micro_batches(processor, [RED])
-    wanted = model(**tensors).embeddings
+    expected = model(**tensors).embeddings
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         cast = tensors["pixel_values"].to(dtype)
-        found = model(**{**tensors, "pixel_values": cast}).embeddings
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, wanted, atol=5e-2 if dtype == torch.bfloat16 else 1e-2, rtol=0)
+        embeddings = model(**{**tensors, "pixel_values": cast}).embeddings
+        assert embeddings.dtype == torch.float32
+        torch.testing.assert_close(embeddings, expected, atol=5e-2 if dtype == torch.bfloat16 else 1e-2, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_any_sequence_is_a_list_of_items(given: Any, count: int, encode: Encode)
     assert encode(given).shape == (count, 192)
 
 
-def test_a_image_whose_file_is_closed_is_refused(tmp_path: Path, encode: Encode, error_message: ErrorMessage) -> None:
+def test_an_image_with_a_closed_file_is_refused(tmp_path: Path, encode: Encode, error_message: ErrorMessage) -> None:
     RED.save(tmp_path / "red.png")
     image = Image.open(tmp_path / "red.png")
     image.close()

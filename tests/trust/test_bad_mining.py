@@ -1,4 +1,4 @@
-"""A mining with rows that cannot be read or embedded: they are listed with the reasons, and the job goes on."""
+"""Mining with rows that cannot be read or embedded: they are rejected with a reason, and the job continues."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ GOOD = [
     for number, name in enumerate(NAMES)
 ]
 
-# name -> (a row that the job rejects, what is said of it)
+# name -> (change that makes a row bad, or the line itself; reason of the rejection)
 BAD = {
     "no JSON": ("{", " is not a JSON object: fix or remove the line"),
     "image missing": ({"positive": {"image": "gone.png"}}, ", positive: cannot read the image "),
@@ -32,7 +32,7 @@ BAD = {
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Callable[..., Path]:
-    """Give a function that mines lines in chunks of three rows, and returns the folder of what was found."""
+    """Return a function that mines rows in chunks of three and returns the output folder."""
 
     def run(lines: list, *settings: object, output: str = "mined") -> Path:
         Image.new("RGB", (24, 24), "red").save(tmp_path / "0.png")
@@ -60,49 +60,53 @@ def mine(tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
-def listed(path: Path) -> list:
+def read_lines(path: Path) -> list:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_row_is_listed_and_the_others_are_mined_as_without_it(kind: str, mine: Callable[..., Path], tmp_path):
+def test_a_bad_row_is_rejected_and_does_not_change_the_mining_of_the_others(
+    kind: str, mine: Callable[..., Path], tmp_path
+):
     change, reason = BAD[kind]
     row = {"query": {"text": "a king"}, "positive": {"text": "the king"}, "task": "names"}
     bad = change if isinstance(change, str) else row | change
-    lines = [*GOOD[:2], bad, bad, bad, bad, *GOOD[2:]]  # the second chunk holds nothing else
-    numbers = [0, 1, *range(6, 12)]
-    found = mine(lines)
-    rejected = listed(found / "rejected.jsonl")
-    assert [one["row"] for one in rejected] == [2, 3, 4, 5]
-    assert all(one["reason"].startswith(f"rows.jsonl, row {one['row']}{reason}") for one in rejected)
-    negatives = listed(found / "negatives.jsonl")
+    lines = [*GOOD[:2], bad, bad, bad, bad, *GOOD[2:]]  # the second chunk has only bad rows
+    good_rows = [0, 1, *range(6, 12)]
+    mined = mine(lines)
+    rejected = read_lines(mined / "rejected.jsonl")
+    assert [entry["row"] for entry in rejected] == [2, 3, 4, 5]
+    assert all(entry["reason"].startswith(f"rows.jsonl, row {entry['row']}{reason}") for entry in rejected)
+    negatives = read_lines(mined / "negatives.jsonl")
     assert [negatives[row] for row in range(2, 6)] == [[]] * 4
 
-    alone = mine(GOOD, output="alone")
-    assert listed(alone / "rejected.jsonl") == []
-    expected = [[numbers[other] for other in others] for others in listed(alone / "negatives.jsonl")]
-    assert [negatives[row] for row in numbers] == expected and all(len(others) == 2 for others in expected)
+    reference = mine(GOOD, output="reference")
+    assert read_lines(reference / "rejected.jsonl") == []
+    expected = [[good_rows[other] for other in others] for others in read_lines(reference / "negatives.jsonl")]
+    assert [negatives[row] for row in good_rows] == expected and all(len(others) == 2 for others in expected)
 
-    # Training takes both files, of which the numbers count all rows.
+    # Training takes both files; their row numbers count all rows.
     mine(lines)
-    files = {"mined_file": str(found / "negatives.jsonl"), "rejected_file": str(found / "rejected.jsonl")}
+    files = {"mined_file": str(mined / "negatives.jsonl"), "rejected_file": str(mined / "rejected.jsonl")}
     rows = list(open_rows(DataArguments(str(tmp_path / "rows.jsonl"), **files)))
     assert [row["query"]["text"] for row in rows] == [f"a {name}" for name in NAMES]
     assert [[item["text"] for item in row["negatives"]] for row in rows] == [
-        [GOOD[other]["positive"]["text"] for other in others] for others in listed(alone / "negatives.jsonl")
+        [GOOD[other]["positive"]["text"] for other in others] for others in read_lines(reference / "negatives.jsonl")
     ]
 
 
-def test_strict_stops_at_the_first_bad_row_and_keeps_what_was_embedded(mine: Callable[..., Path], error_message):
+def test_strict_stops_at_the_first_bad_row_and_keeps_the_embeddings(mine: Callable[..., Path], error_message):
     lines = [*GOOD[:5], "{", *GOOD[5:]]
-    sentence = "rows.jsonl, row 5 is not a JSON object: fix or remove the line"
-    assert error_message(lambda: mine(lines, "--strict", "true")) == sentence
+    reason = "rows.jsonl, row 5 is not a JSON object: fix or remove the line"
+    assert error_message(lambda: mine(lines, "--strict", "true")) == reason
     folder = mine(lines)
-    assert listed(folder / "rejected.jsonl") == [{"row": 5, "reason": sentence}]
-    assert error_message(lambda: mine(lines, "--strict", "true")) == sentence  # also where all is embedded by now
+    assert read_lines(folder / "rejected.jsonl") == [{"row": 5, "reason": reason}]
+    assert error_message(lambda: mine(lines, "--strict", "true")) == reason  # also when everything is embedded already
 
 
-def test_a_dataset_of_bad_rows_alone_has_no_negatives(mine: Callable[..., Path]):
+def test_a_dataset_of_bad_rows_has_no_negatives(mine: Callable[..., Path]):
     folder = mine(["{"] + [json.dumps({"query": {}, "positive": {}})] * 4)
-    assert [one["row"] for one in listed(folder / "rejected.jsonl")] == [0, 1, 2, 3, 4]
-    assert listed(folder / "negatives.jsonl") == [[]] * 5 and json.loads((folder / "report.json").read_text()) == {}
+    assert [entry["row"] for entry in read_lines(folder / "rejected.jsonl")] == [0, 1, 2, 3, 4]
+    assert (
+        read_lines(folder / "negatives.jsonl") == [[]] * 5 and json.loads((folder / "report.json").read_text()) == {}
+    )

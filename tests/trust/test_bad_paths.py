@@ -1,4 +1,4 @@
-"""Every kind of path that an image may not have, wherever rows give paths: one sentence, and nothing is opened."""
+"""Forbidden and broken image paths: every interface refuses them without opening the file."""
 
 import json
 import os
@@ -26,13 +26,13 @@ from unime.page.uploads import open_upload
 
 ErrorMessage = Callable[..., str]
 
-NOWHERE = "does not exist"
+MISSING = "does not exist"
 OUTSIDE = "is outside of {root}: move it there or set another image_root"
-ADDRESS = "is a URL, and nothing is downloaded: save the file and give its path"
+URL = "is a URL, and nothing is downloaded: save the file and give its path"
 
-# name -> (the path as a row gives it, what is said of it)
+# name -> (path in the row, error message)
 PATHS = {
-    "missing": ("gone.png", NOWHERE),
+    "missing": ("gone.png", MISSING),
     "folder": ("folder.png", "is a folder"),
     "broken symlink": ("broken.png", "is a symbolic link to nowhere.png, which does not exist"),
     "symlink to itself": ("loop.png", "is a symbolic link to loop.png, which does not exist"),
@@ -43,10 +43,10 @@ PATHS = {
     "symlink to outside": ("link.png", OUTSIDE),
     "symlinked folder outside": ("away/secret.png", OUTSIDE),
     "device": ("/dev/zero", OUTSIDE),
-    "home": ("~/secret.png", NOWHERE),
-    "url": ("https://example.org/cat.png", ADDRESS),
-    "file url": ("file:///etc/passwd", ADDRESS),
-    "data url": ("data:image/png;base64," + "A" * 9999, ADDRESS),
+    "home": ("~/secret.png", MISSING),
+    "url": ("https://example.org/cat.png", URL),
+    "file url": ("file:///etc/passwd", URL),
+    "data url": ("data:image/png;base64," + "A" * 9999, URL),
     "null byte": ("a\0b.png", "cannot be opened (embedded null byte): fix the path"),
     "too long": ("a" * 300 + ".png", "cannot be read (File name too long): fix that"),
     "no name": ("", "is a folder"),
@@ -55,7 +55,7 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images that are none; a good one lies in it, and another where no row may reach."""
+    """Make a folder of invalid images and a good one; a second good image is outside the folder."""
     outside = tmp_path_factory.mktemp("outside")
     root = outside / "root"
     root.mkdir()
@@ -74,7 +74,7 @@ def path_of(name: str, root: Path) -> str:
     return PATHS[name][0].format(outside=root.parent)
 
 
-def reason(name: str, root: Path) -> str:
+def expected_reason(name: str, root: Path) -> str:
     return PATHS[name][1].format(root=root)
 
 
@@ -92,12 +92,12 @@ def test_a_training_row_does_not_open_the_path(
     training = load_rows(write(tmp_path, items), image_root=root)
     assert training[0]["positive"]["image"][0].size == (40, 24)
     message = error_message(lambda: training[1])
-    assert message.startswith("rows.jsonl, row 1, positive: ") and reason(name, root) in message
+    assert message.startswith("rows.jsonl, row 1, positive: ") and expected_reason(name, root) in message
     assert len(message) < 600
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-mapped columns")
-def test_a_dataset_of_paths_does_not_open_the_path(
+def test_a_mapped_dataset_does_not_open_the_path(
     name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
 ) -> None:
     paths = ["good.png", path_of(name, root)]
@@ -108,32 +108,32 @@ def test_a_dataset_of_paths_does_not_open_the_path(
     training = open_rows(DataArguments(str(tmp_path / "pairs"), image_root=str(root), columns=columns))
     assert training[0]["positive"]["image"][0].size == (40, 24)
     message = error_message(lambda: training[1])
-    assert message.startswith("pairs, row 1, positive: ") and reason(name, root) in message
+    assert message.startswith("pairs, row 1, positive: ") and expected_reason(name, root) in message
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-evaluation")
 def test_an_evaluation_does_not_open_the_path(
     name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
 ) -> None:
-    """Images that are not there are refused as the set is opened, all others when they are read."""
+    """Missing images are refused when the dataset is opened, all others when they are read."""
     talk = [{"value": ""}, {"value": "a caption"}]
     captions = tmp_path / "captions.json"
     captions.write_text(
         json.dumps([{"image": path, "conversations": talk} for path in ("good.png", path_of(name, root))])
     )
     message = error_message(lambda: sharegpt4v(captions, root)[0].candidates[1])
-    absent = f"sharegpt4v, row 1: there is no image {root / path_of(name, root)}: give the folder it starts from"
-    assert message == absent or message.startswith("sharegpt4v: ") and reason(name, root) in message
+    absent = f"sharegpt4v, row 1: the image {root / path_of(name, root)} does not exist; give the folder of images"
+    assert message == absent or message.startswith("sharegpt4v: ") and expected_reason(name, root) in message
 
 
 STORED = ["upwards", "absolute", "symlink to outside", "device", "url", "missing", "pipe"]
 
 
 @pytest.mark.parametrize("name", STORED, ids=lambda name: f"{name}-stored image")
-def test_a_image_column_does_not_open_the_path(
+def test_an_image_column_does_not_open_the_path(
     name: str, root: Path, tmp_path: Path, error_message: ErrorMessage
 ) -> None:
-    """A dataset may hold the path of an image in place of its bytes: it is bound to the dataset's own folder."""
+    """A dataset may store the path of an image instead of its bytes; the path must lie in the dataset's folder."""
     row = {"image": {"bytes": None, "path": path_of(name, root)}, "text": ["a caption"]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.List(datasets.Value("string"))})
     source = root / f"stored {name}"
@@ -142,31 +142,31 @@ def test_a_image_column_does_not_open_the_path(
     for place in ("pipe.png", "link.png"):
         os.link(root / place, source / place, follow_symlinks=False)
     message = error_message(lambda: flickr30k(str(source))[0].candidates[0])
-    assert message.startswith("flickr30k, row 0: ") and reason(name, source) in message
+    assert message.startswith("flickr30k, row 0: ") and expected_reason(name, source) in message
 
 
 @pytest.fixture(scope="module")
 def indexed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict[str, str]]:
-    """Index a corpus of all paths, and a good one; returns the rows of the index and the reasons of the others."""
+    """Index a corpus of all paths and a good one; return the rows of the index and the reasons of the rejections."""
     folder = tmp_path_factory.mktemp("index")
     lines = [{"id": name, "image": path_of(name, root)} for name in PATHS] + [{"id": "good", "image": "good.png"}]
     store = Index.create(folder / "index", TINY)
     store.sync(open_corpus(write(folder, lines), image_root=root), *load_model(TINY, dtype="float32"))
     listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
-    return rows(store), {one["id"]: one["reason"] for one in listed}
+    return rows(store), {entry["id"]: entry["reason"] for entry in listed}
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-index")
 def test_an_index_lists_the_path_as_rejected(name: str, root: Path, indexed: tuple[dict, dict[str, str]]) -> None:
-    found, reasons = indexed
-    assert list(found) == ["good"] and len(reasons) == len(PATHS)
-    assert reasons[name].startswith(f"entry '{name}': ") and reason(name, root) in reasons[name]
+    index_rows, reasons = indexed
+    assert list(index_rows) == ["good"] and len(reasons) == len(PATHS)
+    assert reasons[name].startswith(f"entry '{name}': ") and expected_reason(name, root) in reasons[name]
     assert "\n" not in reasons[name]
 
 
 @pytest.fixture
 def unreadable() -> Iterator[Path]:
-    """Give a folder whose image its reader may not read."""
+    """Yield a folder with an image that its reader is not permitted to read."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         folder.chmod(0o755)
@@ -176,14 +176,14 @@ def unreadable() -> Iterator[Path]:
         Image.new("RGB", (40, 24), "red").save(folder / "image" / "1.jpg")
         (folder / "image" / "1.jpg").chmod(0)
         user = os.geteuid()
-        if user == 0:  # whom no mode of a file keeps from reading it
+        if user == 0:  # file modes do not restrict root
             os.seteuid(65534)
         yield folder
         os.seteuid(user)
 
 
-@pytest.mark.parametrize("door", ["training row", "evaluation", "corpus", "page"])
-def test_an_unreadable_file_is_refused(door: str, unreadable: Path, error_message: ErrorMessage) -> None:
+@pytest.mark.parametrize("interface", ["training row", "evaluation", "corpus", "page"])
+def test_an_unreadable_file_is_refused(interface: str, unreadable: Path, error_message: ErrorMessage) -> None:
     path = unreadable / "image" / "1.jpg"
     row = {"query": {"text": "a"}, "positive": {"image": "image/1.jpg"}, "task": "t", "where": "row 0"}
     message = {
@@ -191,8 +191,8 @@ def test_an_unreadable_file_is_refused(door: str, unreadable: Path, error_messag
         "evaluation": lambda: error_message(lambda: urban1k(unreadable)[0].candidates[0]),
         "corpus": lambda: error_message(lambda: open_corpus(path.parent)[0].item()),
         "page": lambda: error_message(lambda: open_upload(str(path)), gradio.Error),
-    }[door]()
-    if door == "page":  # strangers are not told what this machine holds
+    }[interface]()
+    if interface == "page":  # visitors must not learn which files exist
         assert "1.jpg cannot be read as an image: upload a PNG, JPEG, WebP or GIF file" in message
     else:
         assert f"{path}" in message and "cannot be read (Permission denied): fix that or remove the " in message
