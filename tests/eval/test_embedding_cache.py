@@ -1,4 +1,4 @@
-"""Embeddings are computed once, whatever is cut off in between, and shared by the processes of a launch."""
+"""Embeddings are computed once, even if a run is interrupted, and shared by the processes of a launch."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def encode(items):
     return np.array(sizes, dtype=np.float32) + 1
 
 
-def stored(*texts: str) -> LazyItems:
+def lazy(*texts: str) -> LazyItems:
     return LazyItems([{"text": text} for text in texts], read=Image.open)
 
 
@@ -38,50 +38,48 @@ def counting(calls: list[int]):
     return embed
 
 
-def test_what_is_on_disk_is_not_embedded_again(counting, calls: list[int], tmp_path: Path):
-    items = stored("a", "bb", "a", "ccc", "dddd", "eeeee")
-    once = EmbeddingCache(counting, tmp_path, window=2)
-    vectors = once(items)
-    assert vectors.tolist() == [[2, 1], [3, 1], [2, 1], [4, 1], [5, 1], [6, 1]]
-    assert calls == [2, 2, 1] and once.items == 5
-    again = EmbeddingCache(counting, tmp_path, window=3)
-    np.testing.assert_array_equal(again(stored("dddd", "a", "new one")), [[5, 1], [2, 1], [8, 1]])
-    assert calls == [2, 2, 1, 1] and again.items == 1
+def test_cached_embeddings_are_not_computed_again(counting, calls: list[int], tmp_path: Path):
+    items = lazy("a", "bb", "a", "ccc", "dddd", "eeeee")
+    first = EmbeddingCache(counting, tmp_path, window=2)
+    assert first(items).tolist() == [[2, 1], [3, 1], [2, 1], [4, 1], [5, 1], [6, 1]]
+    assert calls == [2, 2, 1] and first.embedded_items == 5
+    second = EmbeddingCache(counting, tmp_path, window=3)
+    np.testing.assert_array_equal(second(lazy("dddd", "a", "new one")), [[5, 1], [2, 1], [8, 1]])
+    assert calls == [2, 2, 1, 1] and second.embedded_items == 1
 
 
-def test_a_run_that_was_cut_off_makes_what_is_missing(counting, calls: list[int], tmp_path: Path):
-    items = stored("a", "bb", "ccc", "dddd")
+def test_an_interrupted_run_computes_only_missing_embeddings(counting, calls: list[int], tmp_path: Path):
+    items = lazy("a", "bb", "ccc", "dddd")
 
-    def stops(items):
+    def interrupted(items):
         if calls:
             raise KeyboardInterrupt
         return counting(items)
 
     with pytest.raises(KeyboardInterrupt):
-        EmbeddingCache(stops, tmp_path, window=2)(items)
+        EmbeddingCache(interrupted, tmp_path, window=2)(items)
     (finished,) = tmp_path.glob("*.npy")
-    (tmp_path / f".{finished.name}.1.part").write_bytes(finished.read_bytes()[:100])  # what a kill leaves of a window
+    (tmp_path / f".{finished.name}.1.part").write_bytes(finished.read_bytes()[:100])  # left by a killed process
     resumed = EmbeddingCache(counting, tmp_path, window=2)
     np.testing.assert_array_equal(resumed(items), encode(items))
     assert calls == [2, 2] and finished.exists()
 
 
-def test_a_image_that_changed_is_another_item(counting, calls: list[int], tmp_path: Path):
+def test_a_changed_image_is_another_item(counting, calls: list[int], tmp_path: Path):
     image = tmp_path / "image.png"
     items = LazyItems([{"image": str(image)}], read=Image.open, identity=file_identity)
     for width in (3, 5):
         Image.new("RGB", (width, 4)).save(image)
-        store = EmbeddingCache(counting, tmp_path / "store")
-        assert [store(items).tolist(), store(items).tolist()] == [[[1, width + 1]]] * 2
+        cache = EmbeddingCache(counting, tmp_path / "cache")
+        assert [cache(items).tolist(), cache(items).tolist()] == [[[1, width + 1]]] * 2
     assert calls == [1, 1]
     image.unlink()
-    assert items.keys() != []  # known without being there: an error names it when it is read
+    assert items.keys() != []  # a missing image is an error only when it is read
 
 
-def test_an_item_is_known_by_its_content():
+def test_the_key_of_an_item_depends_on_its_content():
     def key(**item: object) -> str:
-        (found,) = LazyItems([item], read=Image.open).keys()
-        return found
+        return LazyItems([item], read=Image.open).keys()[0]
 
     assert key(text="a") == key(text="a", image=None) == key(text="a", instruction="")
     others = [key(text="a"), key(image="a"), key(text="a", instruction="b"), key(text="a", image="b"), key(text=None)]
@@ -89,7 +87,7 @@ def test_an_item_is_known_by_its_content():
 
 
 def test_slices_are_lists_of_items():
-    items = stored("a", "bb", "ccc")
+    items = lazy("a", "bb", "ccc")
     assert items[1:] == [{"text": "bb"}, {"text": "ccc"}] and list(items)[-1] == items[2]
 
 
@@ -98,17 +96,17 @@ import sys, json
 from pathlib import Path
 import torch.distributed as distributed
 sys.path.insert(0, sys.argv[1])
-from test_store import encode, stored
+from test_embedding_cache import encode, lazy
 from unime.eval.embedding_cache import EmbeddingCache
 distributed.init_process_group("gloo")
-store = EmbeddingStore(encode, Path(sys.argv[2]) / "store", window=2)
-vectors = [store(stored("a", "bb", "ccc", "dddd", "eeeee")).tolist(), store(stored("a", "ffffff")).tolist()]
-Path(sys.argv[2], f"{distributed.get_rank()}.json").write_text(json.dumps([vectors, store.items]))
+cache = EmbeddingCache(encode, Path(sys.argv[2]) / "cache", window=2)
+embeddings = [cache(lazy("a", "bb", "ccc", "dddd", "eeeee")).tolist(), cache(lazy("a", "ffffff")).tolist()]
+Path(sys.argv[2], f"{distributed.get_rank()}.json").write_text(json.dumps([embeddings, cache.embedded_items]))
 distributed.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_work_and_know_the_same(tmp_path: Path):
+def test_two_processes_share_the_work_and_have_the_same_embeddings(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
@@ -120,6 +118,8 @@ def test_two_processes_share_the_work_and_know_the_same(tmp_path: Path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (one, of_one), (other, of_other) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert one == other == [[[2, 1], [3, 1], [4, 1], [5, 1], [6, 1]], [[2, 1], [7, 1]]]
-    assert (of_one, of_other) == (4, 2)  # windows of 2, 2 and 1 in turns, then one of 1
+    (first, first_items), (second, second_items) = (
+        json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert first == second == [[[2, 1], [3, 1], [4, 1], [5, 1], [6, 1]], [[2, 1], [7, 1]]]
+    assert (first_items, second_items) == (4, 2)  # windows of 2, 2 and 1 in turns, then one of 1

@@ -1,4 +1,4 @@
-"""The metrics as modules of `evaluate`, loaded by path, on numbers worked by hand."""
+"""The metrics as modules of `evaluate`, loaded by path, on numbers worked out by hand."""
 
 from pathlib import Path
 
@@ -28,11 +28,11 @@ def test_recall_at_k_is_a_hit_rate(load):
 
 
 def test_compositional_accuracy_is_strict(load):
-    found = load("compositional_accuracy").compute(predictions=[0.5, 0.5, 0.1, 0.9], references=[0.4, 0.5, 0.2, 0.1])
-    assert found == {"compositional_accuracy": 0.5}
+    result = load("compositional_accuracy").compute(predictions=[0.5, 0.5, 0.1, 0.9], references=[0.4, 0.5, 0.2, 0.1])
+    assert result == {"compositional_accuracy": 0.5}
 
 
-def test_spearman_shares_the_ranks_of_ties(load):
+def test_spearman_gives_ties_their_mean_rank(load):
     assert load("spearman").compute(predictions=[1, 2, 3], references=[10, 30, 20]) == {"spearman": 0.5}
     tied = load("spearman").compute(predictions=[1, 1, 2], references=[1, 2, 3])["spearman"]
     assert tied == pytest.approx(1.5 / 3**0.5)  # ranks 1.5, 1.5, 3 and 1, 2, 3: covariance 1.5, variances 1.5 and 2

@@ -1,4 +1,4 @@
-"""Metrics on scores small enough to rank by eye."""
+"""Metrics on scores small enough to rank by hand."""
 
 import math
 
@@ -17,31 +17,31 @@ from unime.eval.metrics import (
 
 SCORES = np.array(
     [
-        [0.9, 0.1, 0.2, 0.3],  # right is 0, the best: rank 0
-        [0.8, 0.7, 0.1, 0.2],  # right is 1, behind 0: rank 1
-        [0.4, 0.3, 0.1, 0.2],  # right is 2, the worst: rank 3
-        [0.5, 0.9, 0.1, 0.7],  # right are 0 and 3; 3 is behind 1 only: rank 1
+        [0.9, 0.1, 0.2, 0.3],  # the positive is 0, the best: rank 0
+        [0.8, 0.7, 0.1, 0.2],  # the positive is 1, behind 0: rank 1
+        [0.4, 0.3, 0.1, 0.2],  # the positive is 2, the worst: rank 3
+        [0.5, 0.9, 0.1, 0.7],  # positives are 0 and 3; 3 is behind 1 only: rank 1
     ]
 )
 POSITIVES = [[0], [1], [2], [0, 3]]
 
 
-def test_ranks_count_the_wrong_candidates_before_the_best_right_one():
+def test_ranks_count_the_negatives_before_the_best_positive():
     assert pessimistic_ranks(SCORES, POSITIVES).tolist() == [0, 1, 3, 1]
 
 
-def test_recall_and_hit_worked_by_hand():
+def test_recall_and_hit_worked_out_by_hand():
     ranks = pessimistic_ranks(SCORES, POSITIVES)
     assert [recall_at_k(ranks, k) for k in (1, 2, 3, 4)] == [0.25, 0.75, 0.75, 1.0]
     assert hit_at_1(SCORES, POSITIVES) == 0.25
 
 
-def test_other_right_candidates_do_not_stand_in_the_way():
+def test_other_positives_do_not_count_as_negatives():
     assert hit_at_1(np.array([[0.9, 0.8, 0.7]]), [[0, 1]]) == 1.0
     assert pessimistic_ranks(np.array([[0.9, 0.8, 0.7]]), [[1, 2]]).tolist() == [1]
 
 
-def test_a_pool_leaves_out_the_candidates_of_other_queries():
+def test_only_candidates_of_the_pool_are_ranked():
     pools = [[0, 1], [1, 2], [2, 1], [0, 1, 2, 3]]
     assert pessimistic_ranks(SCORES, POSITIVES, pools).tolist() == [0, 0, 1, 1]
 
@@ -60,34 +60,34 @@ def test_a_collapsed_embedding_scores_zero_even_with_rounding_noise(noise):
     assert compositional_accuracy(scores[:, 0], scores[:, 1]) == 0
 
 
-def test_a_score_that_is_not_a_number_is_wrong():
+def test_nan_scores_are_wrong():
     assert hit_at_1(np.array([[np.nan, 0.1], [0.9, np.nan]]), [[0], [0]]) == 0
     assert compositional_accuracy(np.array([np.nan]), np.array([0.0])) == 0
 
 
-def test_a_query_without_wrong_candidates_is_a_hit():
+def test_a_query_without_negatives_is_a_hit():
     assert hit_at_1(np.array([[0.1, 0.2]]), [[0, 1]]) == 1
 
 
-def test_means_are_plain_means_per_group():
+def test_means_per_group_are_unweighted():
     scores = [("vqa", 0.2), ("retrieval", 1.0), ("vqa", 0.4)]
     assert mean_by_group(scores) == {"vqa": pytest.approx(0.3), "retrieval": 1.0}
 
 
-def test_ndcg_of_graded_relevance_worked_by_hand():
-    scores = np.array([[0.9, 0.8, 0.7, 0.6]])  # candidates in their order
-    # Relevances in that order are 0, 1, 0, 3; the best order is 3, 1. Gains are linear, discounts log2(place + 1).
-    found = 1 / math.log2(3) + 3 / math.log2(5)
+def test_ndcg_of_graded_relevance_worked_out_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6]])  # ranks candidates by index
+    # Relevances in that order are 0, 1, 0, 3; the ideal order is 3, 1. Gains are linear, discounts log2(place + 1).
+    gain = 1 / math.log2(3) + 3 / math.log2(5)
     best = 3 / math.log2(2) + 1 / math.log2(3)
-    assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 5) == pytest.approx(found / best)
-    # Of the first two only the second counts, for the best order both do.
+    assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 5) == pytest.approx(gain / best)
+    # Of the first two candidates only the second is relevant; of the ideal order both are.
     assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 2) == pytest.approx(1 / math.log2(3) / best)
     assert ndcg_at_k(scores, [[3, 1]], [[3.0, 1.0]], 1) == 0.0
     assert ndcg_at_k(scores[:, ::-1], [[3, 0]], [[1.0, 3.0]], 5) == pytest.approx(
         (1 / math.log2(2) + 3 / math.log2(5)) / best
     )
     both = ndcg_at_k(np.repeat(scores, 2, axis=0), [[0], [3, 1]], [[2.0], [3.0, 1.0]], 5)
-    assert both == pytest.approx((1 + found / best) / 2)
+    assert both == pytest.approx((1 + gain / best) / 2)
 
 
 @pytest.mark.parametrize("noise", [0.0, 2e-7])
@@ -95,17 +95,17 @@ def test_ndcg_counts_ties_against_the_model(noise):
     scores = np.array([[0.5 + noise, 0.5, 0.5, 0.1]])
     assert ndcg_at_k(scores, [[0]], [[1.0]], 5) == pytest.approx(1 / math.log2(4))  # behind two tied candidates
     assert ndcg_at_k(scores, [[0]], [[1.0]], 2) == 0.0
-    # A collapsed embedding of a hundred candidates finds nothing among the first five.
+    # A collapsed embedding of 100 candidates has no positive among the first five.
     assert ndcg_at_k(np.full((1, 100), 0.5), [[0, 1]], [[2.0, 1.0]], 5) == 0.0
 
 
 def test_of_tied_relevant_candidates_the_less_relevant_comes_first():
     best = 2 / math.log2(2) + 1 / math.log2(3)
-    found = 1 / math.log2(2) + 2 / math.log2(3)
-    assert ndcg_at_k(np.array([[0.5, 0.5, 0.1]]), [[0, 1]], [[2.0, 1.0]], 5) == pytest.approx(found / best)
+    gain = 1 / math.log2(2) + 2 / math.log2(3)
+    assert ndcg_at_k(np.array([[0.5, 0.5, 0.1]]), [[0, 1]], [[2.0, 1.0]], 5) == pytest.approx(gain / best)
 
 
-def test_ndcg_of_fewer_candidates_than_places_and_of_pools():
+def test_ndcg_of_fewer_candidates_than_k_and_of_pools():
     scores = np.array([[0.9, 0.8, 0.7]])
     assert ndcg_at_k(scores[:, :2], [[1]], [[1.0]], 5) == pytest.approx(1 / math.log2(3))
     assert ndcg_at_k(scores, [[2]], [[1.0]], 5, pools=[[2, 0]]) == pytest.approx(1 / math.log2(3))

@@ -1,4 +1,4 @@
-"""Evaluation of embedders that can be computed by hand: words as axes of the space."""
+"""Evaluation of encoders that can be computed by hand, with one dimension per word."""
 
 import json
 
@@ -14,7 +14,7 @@ DOG = Image.new("RGB", (4, 4), "brown")
 
 
 def encode(items):
-    """Embed an item as the words of its text; the image is a dog."""
+    """Embed an item as the words of its text; the image shows a dog."""
     texts = ["dog" if "image" in item else item["text"] for item in items]
     rows = np.array([[float(word in text.split()) for word in WORDS] for text in texts], dtype=np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -41,12 +41,12 @@ REPLACES = CompositionalTask("replace_obj", items("cat"), items("cat dog"), item
 OTHER_REPLACES = CompositionalTask("replace_att", items("cat"), items("pig"), items("cow"))
 
 
-def test_results_worked_by_hand():
+def test_results_worked_out_by_hand():
     results, _ = evaluate(
         encode, [NAMES, KINDS], [SWAPS, REPLACES, OTHER_REPLACES], model="words", benchmark="toy", progress=False
     )
     assert results.pop("seconds") >= 0
-    assert results.pop("embedded")["items"] == 3 + 4 + 1 + 2  # "cat" and "cow" are in the second, "cat dog" in a probe
+    assert results.pop("embedded")["items"] == 3 + 4 + 1 + 2  # "cat" and "cow" of the second task and "cat dog"
     third = pytest.approx(2 / 3)
     recalls = {"hit@1": third, "R@1": third, "R@5": 1.0, "R@10": 1.0}
     assert results == {
@@ -97,13 +97,13 @@ def test_rankings_survive_json_and_hold_the_best_first():
     assert rankings["compositional"]["swap_obj"]["mistakes"] == [{"row": 1, "true": 0.0, "false": 1.0}]
 
 
-def test_mistakes_come_with_the_widest_miss_first():
+def test_mistakes_are_sorted_by_margin():
     task = RetrievalTask("name", "retrieval", items("cat dog", "cat"), items("cat", "dog pig"), [[1], [1]])
     _, rankings = evaluate(encode, [task], model="words", progress=False)
     assert [mistake["query"] for mistake in rankings["retrieval"]["name"]["mistakes"]] == [1, 0]
 
 
-def test_a_pool_is_ranked_alone():
+def test_only_the_pool_is_ranked():
     task = RetrievalTask("name", "vqa", items("cat"), items("cat", "cat dog", "pig"), [[1]], pools=[[1, 2]])
     results, rankings = evaluate(encode, [task], model="words", progress=False)
     assert results["overall"] == 1
@@ -111,9 +111,9 @@ def test_a_pool_is_ranked_alone():
     assert rankings["retrieval"]["name"]["examples"][0]["top"] == [1, 2]
 
 
-def test_sets_of_mmeb_have_their_distribution_and_the_rule_of_vlm2vec_beside_ours():
+def test_mmeb_tasks_have_their_distribution_and_vlm2vecs_score_beside_ours():
     def task(name: str, query: str, distribution: str) -> RetrievalTask:
-        pools = [[1, 0, 2], [2, 0]]  # "pig dog" ties with "pig cow": wrong for us, right for an argmax
+        pools = [[1, 0, 2], [2, 0]]  # "pig dog" ties with "pig cow": wrong by our rule, correct for an argmax
         candidates = items("cat", "pig dog", "pig cow")
         return RetrievalTask(name, "vqa", items("pig", query), candidates, [[1], [2]], pools, distribution)
 
@@ -143,14 +143,14 @@ def test_every_distinct_item_is_embedded_once_across_tasks():
     assert sum("image" in item for item in seen) == 1
 
 
-def test_an_embedding_that_is_not_finite_names_the_item():
-    def broken(items):
+def test_the_error_for_a_nonfinite_embedding_names_the_item():
+    def with_nan(items):
         rows = encode(items)
         rows[1] = np.nan
         return rows
 
     with pytest.raises(ValueError, match="embedding of query 1 of task 'name' is not finite"):
-        evaluate(broken, [NAMES], model="words", progress=False)
+        evaluate(with_nan, [NAMES], model="words", progress=False)
 
 
 def test_embeddings_of_the_wrong_shape_are_refused():
@@ -169,7 +169,7 @@ def test_embeddings_of_the_wrong_shape_are_refused():
         ({"pools": [[0], [2], [0, 2]]}, r"query 2 of task 'name' has the positives \[1\].*its 2 candidates"),
     ],
 )
-def test_a_retrieval_task_that_does_not_add_up_is_refused(change, message):
+def test_an_inconsistent_retrieval_task_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         RetrievalTask(**{**vars(NAMES), **change})
 

@@ -250,14 +250,12 @@ def test_missing_frames_are_named_before_anything_is_embedded(publish: Publish, 
     with pytest.raises(ValueError, match="^MMEB-V2 UCF101, row 2: the folder .*v2 does not exist; unpack the frames"):
         tasks(source, frame_root, ["UCF101"])
     (frame_root / "video_mret/MomentSeeker/query_asked_1.jpg").unlink()
-    with pytest.raises(
-        ValueError, match="^MMEB-V2 MomentSeeker, row 1: the image .*query_asked_1.jpg does not exist; unp"
-    ):
+    with pytest.raises(ValueError, match="^MMEB-V2 MomentSeeker, row 1: the image .*query_asked_1.jpg does not exist"):
         tasks(source, frame_root, ["MomentSeeker"])
     (frame_root / "video_mret/QVHighlight/v3/positive_10_20").rename(frame_root / "video_mret/QVHighlight/v3/other")
     with pytest.raises(
         ValueError,
-        match="^MMEB-V2 QVHighlight, row 3: expected positive and .* in .*v3, got 0 positives among 3 clips; unpack",
+        match="^MMEB-V2 QVHighlight, row 3: expected .*v3, got 0 positives among 3 clips",
     ):
         tasks(source, frame_root, ["QVHighlight"])
 

@@ -1,4 +1,4 @@
-"""The CLIP baseline: one forward for all kinds of items, its 77 tokens, and training by the trainer of stage 2."""
+"""The CLIP baseline: one forward for all modalities, its 77 tokens, and training with the trainer of stage 2."""
 
 from functools import partial
 
@@ -32,14 +32,14 @@ def clip():
     return tiny_clip(llama_tokenizer(), image_size=32, width=32, layers=2, heads=2, dimensions=24)
 
 
-def test_the_default_size_is_that_of_the_tiny_backbone():
+def test_the_default_size_equals_the_tiny_backbone():
     model, _ = tiny_clip(llama_tokenizer())
     vocabulary = model.text_model.embeddings.token_embedding.weight.numel()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert 4.69e6 < parameters - vocabulary + 4096 * 192 < 4.75e6
 
 
-def test_a_list_of_mixed_items_equals_each_item_alone():
+def test_mixed_items_have_the_same_embeddings_as_each_item_alone():
     model, processor = clip()
     together = model.encode(ITEMS, processor)
     assert together.shape == (6, 24) and together.dtype == np.float32
@@ -48,7 +48,7 @@ def test_a_list_of_mixed_items_equals_each_item_alone():
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def test_text_and_image_are_the_normalised_sum_of_both():
+def test_text_with_image_is_the_normalized_sum_of_both():
     model, processor = clip()
     text, image, both = model.encode(
         ["Find: it", RED, {"image": RED, "text": "it", "instruction": "Find:"}], processor
@@ -56,9 +56,9 @@ def test_text_and_image_are_the_normalised_sum_of_both():
     np.testing.assert_allclose(both, (text + image) / np.linalg.norm(text + image), atol=1e-6)
 
 
-def test_features_are_those_of_the_plain_model():
+def test_features_equal_the_plain_model():
     model, processor = clip()
-    # The plain model looks for the end of the text by its id, except for id 2, where it takes the greatest id.
+    # The plain model finds the end of the text by its id, except for id 2, where it takes the greatest id.
     assert processor.tokenizer.eos_token_id == 2
     ((_, text),) = clip_micro_batches(processor, ["a cat", "a dog and a cat"])
     ((_, image),) = clip_micro_batches(processor, [RED, BLUE])
@@ -72,7 +72,7 @@ def test_features_are_those_of_the_plain_model():
     torch.testing.assert_close(model(**text).embeddings, normalize(expected))
 
 
-def test_what_comes_after_77_tokens_is_not_seen():
+def test_texts_are_truncated_to_77_tokens():
     model, processor = clip()
     beginning = "a red tile and " * 40
     first, second = model.encode([beginning + "a cat", beginning + "a dog"], processor)
@@ -82,25 +82,25 @@ def test_what_comes_after_77_tokens_is_not_seen():
     assert tensors["input_ids"][1, -1] == processor.tokenizer.eos_token_id
 
 
-def test_a_control_token_in_a_text_is_read_as_text():
+def test_a_control_token_in_a_text_is_tokenized_as_plain_text():
     _, processor = clip()
     (_, tensors), *_ = clip_micro_batches(processor, ["a </s> b <image>"])
     ids = tensors["input_ids"][0].tolist()
     assert ids.count(processor.tokenizer.eos_token_id) == 1 and ids[-1] == processor.tokenizer.eos_token_id
 
 
-def test_micro_batches_hold_one_kind_each_and_every_item_once():
+def test_micro_batches_have_one_modality_each_and_every_item_once():
     _, processor = clip()
     batches = clip_micro_batches(processor, ITEMS * 3, batch_size=4)
     assert sorted(index for indices, _ in batches for index in indices) == list(range(18))
-    kinds = [set(tensors) for _, tensors in batches]
+    modalities = [set(tensors) for _, tensors in batches]
     text, pixels = {"input_ids", "attention_mask"}, {"pixel_values"}
-    # 3 images alone; 9 texts; 6 with both
-    assert kinds == [pixels, text, text, text, text | pixels, text | pixels]
+    # 3 images, 9 texts, 6 with both
+    assert modalities == [pixels, text, text, text, text | pixels, text | pixels]
     assert [len(indices) for indices, _ in batches] == [3, 4, 4, 1, 4, 2]
 
 
-def test_more_than_one_image_is_refused_with_the_item_named():
+def test_the_error_for_several_images_names_the_item():
     _, processor = clip()
     with pytest.raises(ValueError, match="item 1 has 2 images, but CLIP takes one"):
         clip_micro_batches(processor, ["a", {"image": [RED, BLUE]}])
@@ -108,7 +108,7 @@ def test_more_than_one_image_is_refused_with_the_item_named():
         clip_micro_batches(processor, [{"instruction": "Find"}])
 
 
-def test_a_saved_model_loads_as_it_was_and_as_plain_clip(tmp_path):
+def test_a_saved_model_loads_again_and_as_plain_clip(tmp_path):
     model, processor = clip()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -117,7 +117,7 @@ def test_a_saved_model_loads_as_it_was_and_as_plain_clip(tmp_path):
     assert torch.equal(CLIPModel.from_pretrained(tmp_path).text_projection.weight, model.text_projection.weight)
 
 
-def test_the_contrastive_trainer_trains_it_through_many_micro_batches(tmp_path):
+def test_the_contrastive_trainer_trains_it_in_several_micro_batches(tmp_path):
     model, processor = clip()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     colours = ["red", "blue", "green", "white"]
@@ -142,7 +142,7 @@ def test_the_contrastive_trainer_trains_it_through_many_micro_batches(tmp_path):
             max_steps=30,
             learning_rate=1e-3,
             temperature=0.05,
-            false_negative_margin=None,  # four random images begin too close together for a margin
+            false_negative_margin=None,  # four random images start too close to each other for a margin
             logging_steps=1,
             save_strategy="no",
             report_to="none",
@@ -153,8 +153,8 @@ def test_the_contrastive_trainer_trains_it_through_many_micro_batches(tmp_path):
         data_collator=ContrastiveCollator(partial(clip_micro_batches, processor, batch_size=2)),
     )
     trainer.train()
-    unmoved = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
-    assert unmoved == {"logit_scale"}
+    frozen = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert frozen == {"logit_scale"}
     queries = model.encode([row["query"] for row in rows], processor)
     candidates = model.encode([row["positive"] for row in rows], processor)
     assert (queries @ candidates.T).argmax(axis=1).tolist() == [0, 1, 2, 3]

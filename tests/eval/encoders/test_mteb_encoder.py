@@ -1,4 +1,4 @@
-"""mteb on a UniME checkpoint: small tasks of the OpenMoji world, whose scores are those of our own evaluation."""
+"""UniME in mteb: scores on small OpenMoji tasks equal our own evaluation."""
 
 import re
 from pathlib import Path
@@ -36,16 +36,18 @@ ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "checkpoints" / "unime-tiny"
 NAME = "unime/unime-tiny"
 CODES = {"t": "text", "i": "image"}
-OTHER_KINDS = ["MockBitextMiningTask", "MockImageClusteringFastTask", "MockInstructionReranking"]
-OTHER_KINDS += ["MockMultiChoiceTask", "MockRetrievalDialogTask", "MockZeroShotClassificationTask"]
+OTHER_TASKS = ["MockBitextMiningTask", "MockImageClusteringFastTask", "MockInstructionReranking"]
+OTHER_TASKS += ["MockMultiChoiceTask", "MockRetrievalDialogTask", "MockZeroShotClassificationTask"]
 
 
-def described(name: str, kind: str, category: str, score: str, prompt: str | dict | None = None) -> TaskMetadata:
+def task_metadata(
+    name: str, task_type: str, category: str, score: str, prompt: str | dict | None = None
+) -> TaskMetadata:
     return TaskMetadata(
         name=name,
-        description="Of the OpenMoji world.",
+        description="OpenMoji.",
         dataset={"path": "openmoji", "revision": "1"},
-        type=kind,
+        type=task_type,
         category=category,
         modalities=sorted({CODES[code] for code in category if code in CODES}),
         eval_langs=["eng-Latn"],
@@ -54,37 +56,37 @@ def described(name: str, kind: str, category: str, score: str, prompt: str | dic
     )
 
 
-def given(kind: type[AbsTask], metadata: TaskMetadata, data: dict, **attributes: object) -> AbsTask:
-    """Make a task whose data is given in place of downloaded."""
+def with_data(task_class: type[AbsTask], metadata: TaskMetadata, data: dict, **attributes: object) -> AbsTask:
+    """Make a task from data instead of a download."""
 
     def load_data(self: AbsTask, **kwargs: object) -> None:
         self.dataset, self.data_loaded = data, True
 
-    return type(metadata.name, (kind,), {"metadata": metadata, "load_data": load_data, **attributes})()
+    return type(metadata.name, (task_class,), {"metadata": metadata, "load_data": load_data, **attributes})()
 
 
-def search(task: RetrievalTask, category: str, prompt: dict[str, str] | None = None) -> AbsTask:
-    """Our search as mteb's: the same items in its columns, their instructions as the task's prompt."""
+def retrieval(task: RetrievalTask, category: str, prompt: dict[str, str] | None = None) -> AbsTask:
+    """Convert our task to mteb's: the same items in its columns, their instructions as the task's prompt."""
 
-    def rows(items: list[dict], sign: str) -> Dataset:
+    def rows(items: list[dict], prefix: str) -> Dataset:
         columns = {key: [item[key] for item in items] for key in ("text", "image") if key in items[0]}
-        return Dataset.from_dict({"id": [f"{sign}{index}" for index in range(len(items))]} | columns)
+        return Dataset.from_dict({"id": [f"{prefix}{index}" for index in range(len(items))]} | columns)
 
-    right = {f"q{query}": {f"d{index}": 1 for index in found} for query, found in enumerate(task.positives)}
+    relevant = {f"q{query}": {f"d{index}": 1 for index in positives} for query, positives in enumerate(task.positives)}
     split = {
         "queries": rows(list(task.queries), "q"),
         "corpus": rows(list(task.candidates), "d"),
-        "relevant_docs": right,
+        "relevant_docs": relevant,
         "top_ranked": None,
     }
-    metadata = described(f"OpenMoji_{task.name}", "Any2AnyRetrieval", category, "hit_rate_at_1", prompt)
-    return given(AbsTaskRetrieval, metadata, {"default": {"test": split}})
+    metadata = task_metadata(f"OpenMoji_{task.name}", "Any2AnyRetrieval", category, "hit_rate_at_1", prompt)
+    return with_data(AbsTaskRetrieval, metadata, {"default": {"test": split}})
 
 
 def similarities(pairs: SimilarityTask) -> AbsTask:
     data = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.similarities}
-    metadata = described("OpenMojiSTS", "STS", "t2t", "cosine_spearman")
-    return given(AbsTaskSTS, metadata, DatasetDict(test=Dataset.from_dict(data)), min_score=0, max_score=1)
+    metadata = task_metadata("OpenMojiSTS", "STS", "t2t", "cosine_spearman")
+    return with_data(AbsTaskSTS, metadata, DatasetDict(test=Dataset.from_dict(data)), min_score=0, max_score=1)
 
 
 def score(model: object, task: AbsTask) -> float:
@@ -92,7 +94,7 @@ def score(model: object, task: AbsTask) -> float:
     return results.task_results[0].get_score()
 
 
-def plain(items: list[dict]) -> list[dict]:
+def without_instructions(items: list[dict]) -> list[dict]:
     return [{key: value for key, value in item.items() if key != "instruction"} for item in items]
 
 
@@ -107,124 +109,136 @@ def model() -> UniMEModel:
 
 
 @pytest.fixture(scope="module")
-def world() -> dict[str, RetrievalTask | CompositionalTask]:
-    return {task.name: task for several in openmoji("test", 40) for task in several}
+def openmoji_tasks() -> dict[str, RetrievalTask | CompositionalTask]:
+    return {task.name: task for tasks in openmoji("test", 40) for task in tasks}
 
 
 @pytest.fixture(scope="module")
-def pairs(world: dict) -> SimilarityTask:
-    """Captions beside edited ones and beside others', as similar as the words that they share."""
+def pairs(openmoji_tasks: dict) -> SimilarityTask:
+    """Pair captions with edited and with other captions; the similarity is the share of common words."""
     captions, edited = (
-        [item["text"] for item in items] for items in (world["replace_att"].captions, world["replace_att"].negatives)
+        [item["text"] for item in items]
+        for items in (openmoji_tasks["replace_att"].captions, openmoji_tasks["replace_att"].negatives)
     )
     first, second = captions * 2, edited + captions[1:] + captions[:1]
-    words = [(set(one.split()), set(other.split())) for one, other in zip(first, second, strict=True)]
-    return SimilarityTask("pairs", first, second, [len(one & other) / len(one | other) for one, other in words])
+    words = [(set(left.split()), set(right.split())) for left, right in zip(first, second, strict=True)]
+    return SimilarityTask("pairs", first, second, [len(left & right) / len(left | right) for left, right in words])
 
 
 @pytest.mark.parametrize(("name", "category"), [("name_t2i", "t2i"), ("name_i2t", "i2t"), ("composed", "it2i")])
-def test_searches_score_as_ours(
-    name: str, category: str, encoder: UniMEEncoder, model: UniMEModel, world: dict
+def test_retrieval_scores_equal_ours(
+    name: str, category: str, encoder: UniMEEncoder, model: UniMEModel, openmoji_tasks: dict
 ) -> None:
-    task = world[name]
-    asked = {"query": task.queries[0].get("instruction"), "document": task.candidates[0].get("instruction")}
-    found = score(encoder, search(task, category, {side: text for side, text in asked.items() if text}))
+    task = openmoji_tasks[name]
+    prompts = {"query": task.queries[0].get("instruction"), "document": task.candidates[0].get("instruction")}
+    theirs = score(encoder, retrieval(task, category, {side: text for side, text in prompts.items() if text}))
     ours = evaluate(model.encode, [task], model="UniME", progress=False)[0]["tasks"][name]["hit@1"]
-    assert found == pytest.approx(ours, abs=1e-5) and ours > 0.5
+    assert theirs == pytest.approx(ours, abs=1e-5) and ours > 0.5
 
 
-def test_similarities_score_as_ours(encoder: UniMEEncoder, model: UniMEModel, pairs: SimilarityTask) -> None:
+def test_similarity_scores_equal_ours(encoder: UniMEEncoder, model: UniMEModel, pairs: SimilarityTask) -> None:
     ours = evaluate(model.encode, [pairs], model="UniME", progress=False)[0]["tasks"]["pairs"]["spearman"]
     assert score(encoder, similarities(pairs)) == pytest.approx(ours, abs=1e-4) and 0.3 < ours < 1
 
 
-def test_pairs_are_classified_by_our_cosines(encoder: UniMEEncoder, model: UniMEModel, pairs: SimilarityTask) -> None:
-    most = np.quantile(pairs.similarities, 0.75)
-    labels = [int(similarity > most) for similarity in pairs.similarities]
+def test_pair_classification_uses_our_cosines(encoder: UniMEEncoder, model: UniMEModel, pairs: SimilarityTask) -> None:
+    threshold = np.quantile(pairs.similarities, 0.75)
+    labels = [int(similarity > threshold) for similarity in pairs.similarities]
     data = Dataset.from_dict({"sentence1": pairs.first, "sentence2": pairs.second, "labels": labels})
-    metadata = described("OpenMojiPairs", "PairClassification", "t2t", "cosine_ap")
+    metadata = task_metadata("OpenMojiPairs", "PairClassification", "t2t", "cosine_ap")
     cosines = (model.encode(pairs.first) * model.encode(pairs.second)).sum(axis=1)
-    found = score(encoder, given(AbsTaskPairClassification, metadata, DatasetDict(test=data)))
+    theirs = score(encoder, with_data(AbsTaskPairClassification, metadata, DatasetDict(test=data)))
     ours = average_precision_score(labels, cosines)
-    assert found == pytest.approx(ours, abs=1e-4) and 0.5 < ours < 1
+    assert theirs == pytest.approx(ours, abs=1e-4) and 0.5 < ours < 1
 
 
-def test_compositional_probes_score_as_ours(encoder: UniMEEncoder, model: UniMEModel, world: dict) -> None:
-    probe = world["replace_rel"]
-    images, captions, negatives = (plain(items) for items in (probe.images, probe.captions, probe.negatives))
+def test_compositional_scores_equal_ours(encoder: UniMEEncoder, model: UniMEModel, openmoji_tasks: dict) -> None:
+    edited = openmoji_tasks["replace_rel"]
+    images, captions, negatives = (
+        without_instructions(items) for items in (edited.images, edited.captions, edited.negatives)
+    )
     data = {"image": [item["image"] for item in images], "caption": [item["text"] for item in captions]}
     data["negative"] = [item["text"] for item in negatives]
-    task = given(
+    task = with_data(
         AbsTaskImageTextPairClassification,
-        described("OpenMojiReplace", "Compositionality", "i2t", "text_acc"),
+        task_metadata("OpenMojiReplace", "Compositionality", "i2t", "text_acc"),
         DatasetDict(test=Dataset.from_dict(data)),
         images_column_names=["image"],
         texts_column_names=["caption", "negative"],
     )
-    asked = CompositionalTask(probe.name, images, captions, negatives)
-    ours = evaluate(model.encode, [], [asked], model="UniME", progress=False)[0]["compositional"][probe.name]
+    plain = CompositionalTask(edited.name, images, captions, negatives)
+    ours = evaluate(model.encode, [], [plain], model="UniME", progress=False)[0]["compositional"][edited.name]
     assert score(encoder, task) == pytest.approx(ours) and 0.5 < ours < 1
 
 
 @pytest.mark.filterwarnings("ignore:Precision is ill-defined")
-def test_images_are_classified_on_our_vectors(encoder: UniMEEncoder, model: UniMEModel, world: dict) -> None:
-    images, labels = list(world["category"].queries), [right for (right,) in world["category"].positives]
+def test_image_classification_uses_our_embeddings(
+    encoder: UniMEEncoder, model: UniMEModel, openmoji_tasks: dict
+) -> None:
+    images, labels = (
+        list(openmoji_tasks["category"].queries),
+        [label for (label,) in openmoji_tasks["category"].positives],
+    )
     split = {"train": slice(0, None, 2), "test": slice(1, None, 2)}
     data = {
         name: Dataset.from_dict({"image": [item["image"] for item in images[part]], "label": labels[part]})
         for name, part in split.items()
     }
-    task = given(
+    task = with_data(
         AbsTaskClassification,
-        described("OpenMojiCategory", "ImageClassification", "i2c", "accuracy", images[0]["instruction"]),
+        task_metadata("OpenMojiCategory", "ImageClassification", "i2c", "accuracy", images[0]["instruction"]),
         DatasetDict(data),
         input_column_name="image",
         samples_per_label=len(images),
         n_experiments=1,
     )
-    vectors = model.encode(images)
-    probe = LogisticRegression(max_iter=100).fit(vectors[split["train"]], labels[split["train"]])
-    ours = probe.score(vectors[split["test"]], labels[split["test"]])
+    embeddings = model.encode(images)
+    probe = LogisticRegression(max_iter=100).fit(embeddings[split["train"]], labels[split["train"]])
+    ours = probe.score(embeddings[split["test"]], labels[split["test"]])
     assert score(encoder, task) == pytest.approx(ours) and ours > 0.4
 
 
-@pytest.mark.filterwarnings("ignore")  # of mteb's own code
-@pytest.mark.parametrize("name", OTHER_KINDS)
-def test_other_kinds_of_tasks_run_too(name: str, encoder: UniMEEncoder) -> None:
+@pytest.mark.filterwarnings("ignore")  # from mteb's own code
+@pytest.mark.parametrize("name", OTHER_TASKS)
+def test_other_task_types_run(name: str, encoder: UniMEEncoder) -> None:
     assert 0 <= score(encoder, vars(mock_tasks)[name]()) <= 1
 
 
-@pytest.mark.filterwarnings("ignore")  # mteb lists the checkpoint's named prompts that are no tasks of its own
-def test_mteb_runs_the_folder_without_code_of_ours(encoder: UniMEEncoder, world: dict, pairs: SimilarityTask) -> None:
-    as_it_is = SentenceTransformer(str(CHECKPOINT), device="cpu", model_kwargs={"dtype": "float32"})
-    assert score(as_it_is, similarities(pairs)) == pytest.approx(score(encoder, similarities(pairs)), abs=1e-4)
-    # Of a folder mteb assumes a text model; of a Hub id it reads from the checkpoint's files what we tell it here.
-    wrapped = SentenceTransformerEncoderWrapper(as_it_is)
+@pytest.mark.filterwarnings("ignore")  # mteb warns about prompts that do not name a task
+def test_mteb_runs_the_folder_without_our_code(
+    encoder: UniMEEncoder, openmoji_tasks: dict, pairs: SimilarityTask
+) -> None:
+    sentence_transformer = SentenceTransformer(str(CHECKPOINT), device="cpu", model_kwargs={"dtype": "float32"})
+    assert score(sentence_transformer, similarities(pairs)) == pytest.approx(
+        score(encoder, similarities(pairs)), abs=1e-4
+    )
+    # mteb assumes that a folder is a text model; for a Hub id it reads the modalities from the checkpoint.
+    wrapped = SentenceTransformerEncoderWrapper(sentence_transformer)
     wrapped.mteb_model_meta = model_meta(str(CHECKPOINT), NAME)
-    task = search(world["name_t2i"], "t2i")
+    task = retrieval(openmoji_tasks["name_t2i"], "t2i")
     assert score(wrapped, task) == pytest.approx(score(encoder, task), abs=1e-5)
 
 
-def test_a_row_of_text_and_image_is_one_item_with_the_instruction(
-    encoder: UniMEEncoder, model: UniMEModel, world: dict, monkeypatch: pytest.MonkeyPatch
+def test_text_and_image_of_a_row_are_one_item_with_the_instruction(
+    encoder: UniMEEncoder, model: UniMEModel, openmoji_tasks: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mteb_encoder, "WINDOW", 2)  # three rows are two windows
-    items = list(world["composed"].queries[:2]) + [{"text": "in grey", "image": Image.new("L", (40, 30), 90)}]
+    monkeypatch.setattr(mteb_encoder, "ENCODE_WINDOW_ITEMS", 2)  # three rows make two windows
+    items = list(openmoji_tasks["composed"].queries[:2]) + [{"text": "in grey", "image": Image.new("L", (40, 30), 90)}]
     items = [item | {"instruction": "Find it:"} for item in items]
     batches = [{key: [item[key] for item in rows] for key in ("text", "image")} for rows in (items[:1], items[1:])]
-    metadata = described("OpenMojiComposed", "Any2AnyRetrieval", "it2i", "hit_rate_at_1", {"query": "Find it:"})
-    where = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default", "show_progress_bar": False}
-    found = encoder.encode(batches, prompt_type=PromptType.query, batch_size=1, **where)
-    np.testing.assert_allclose(found, model.encode(items), atol=1e-5)
-    as_documents = encoder.encode(batches, prompt_type=PromptType.document, **where)
-    np.testing.assert_allclose(as_documents, model.encode(plain(items)), atol=1e-5)
-    assert np.abs(found - as_documents).max() > 0.01
-    with pytest.raises(ValueError, match="'OpenMojiComposed' gives audio, but UniME embeds texts and images"):
-        encoder.encode([{"audio": [0]}], **where)
+    metadata = task_metadata("OpenMojiComposed", "Any2AnyRetrieval", "it2i", "hit_rate_at_1", {"query": "Find it:"})
+    arguments = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default", "show_progress_bar": False}
+    as_queries = encoder.encode(batches, prompt_type=PromptType.query, batch_size=1, **arguments)
+    np.testing.assert_allclose(as_queries, model.encode(items), atol=1e-5)
+    as_documents = encoder.encode(batches, prompt_type=PromptType.document, **arguments)
+    np.testing.assert_allclose(as_documents, model.encode(without_instructions(items)), atol=1e-5)
+    assert np.abs(as_queries - as_documents).max() > 0.01
+    with pytest.raises(ValueError, match="'OpenMojiComposed' has the columns audio, but UniME embeds text and image"):
+        encoder.encode([{"audio": [0]}], **arguments)
 
 
 @pytest.mark.parametrize(
-    ("prompts", "prompt", "expected"),  # of a query, of a document, of what has no side
+    ("prompts", "prompt", "expected"),  # for a query, a document, and no side
     [
         (None, None, [None, None, None]),
         (None, "Find:", ["Find:", None, "Find:"]),
@@ -235,33 +249,39 @@ def test_a_row_of_text_and_image_is_one_item_with_the_instruction(
         ({"query": ""}, "Find:", ["", None, "Find:"]),
     ],
 )
-def test_the_instruction_is_ours_then_the_tasks_then_none(
+def test_the_instruction_comes_from_prompts_then_from_the_task(
     encoder: UniMEEncoder, monkeypatch: pytest.MonkeyPatch, prompts: dict | None, prompt: object, expected: list
 ) -> None:
     monkeypatch.setattr(encoder, "model_prompts", prompts)
-    metadata = described("OpenMojiPrompts", "Any2AnyRetrieval", "t2i", "hit_rate_at_1", prompt)
+    metadata = task_metadata("OpenMojiPrompts", "Any2AnyRetrieval", "t2i", "hit_rate_at_1", prompt)
     assert [encoder.instruction(metadata, side) for side in (PromptType.query, PromptType.document, None)] == expected
 
 
-def test_prompts_of_nothing_that_mteb_knows_are_refused() -> None:
+def test_prompts_with_unknown_keys_are_refused() -> None:
     with pytest.raises(KeyError, match="Task name image is not valid"), pytest.warns(UserWarning):
         UniMEEncoder(str(CHECKPOINT), prompts={"image": "Show:"})
 
 
-def test_dimensions_are_cut_where_the_meta_allows_it(model: UniMEModel) -> None:
+def test_embeddings_are_truncated_if_the_meta_allows_it(model: UniMEModel) -> None:
     meta = model_meta(str(CHECKPOINT), NAME, embed_dim=[64, 192])
     short = meta.load_model("cpu", embed_dim=64, dtype="float32")
-    metadata = described("OpenMojiShort", "STS", "t2t", "cosine_spearman")
-    found = short.encode([{"text": ["a cat"]}], task_metadata=metadata, hf_split="test", hf_subset="default")
-    np.testing.assert_allclose(found, model.encode(["a cat"], truncate_dim=64), atol=1e-5)
+    metadata = task_metadata("OpenMojiShort", "STS", "t2t", "cosine_spearman")
+    truncated = short.encode([{"text": ["a cat"]}], task_metadata=metadata, hf_split="test", hf_subset="default")
+    np.testing.assert_allclose(truncated, model.encode(["a cat"], truncate_dim=64), atol=1e-5)
 
 
 def test_the_documented_command_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture, world: dict, pairs: SimilarityTask
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    openmoji_tasks: dict,
+    pairs: SimilarityTask,
 ) -> None:
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mteb, "get_tasks", lambda names: [similarities(pairs), search(world["name_t2i"], "t2i")])
+    monkeypatch.setattr(
+        mteb, "get_tasks", lambda names: [similarities(pairs), retrieval(openmoji_tasks["name_t2i"], "t2i")]
+    )
     command = dedent("\n".join(re.findall(r"^ {4}.*|^$", mteb_encoder.__doc__, re.M)))
     assert command.strip() in (ROOT / "eval" / "README.md").read_text()
     exec(command, {})

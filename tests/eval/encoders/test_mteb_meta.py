@@ -1,4 +1,4 @@
-"""The description of a checkpoint that mteb wants."""
+"""The description of a checkpoint for mteb."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def model() -> UniMEModel:
     return UniMEModel.from_pretrained(CHECKPOINT)
 
 
-def test_the_meta_is_what_the_checkpoint_says(model: UniMEModel) -> None:
+def test_the_meta_describes_the_checkpoint(model: UniMEModel) -> None:
     meta = model_meta(str(CHECKPOINT), NAME, "1", release_date="2026-01-01", training_datasets=set())
     assert (meta.name, meta.revision, meta.license) == (NAME, "1", "apache-2.0")
     assert meta.n_parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -33,22 +33,22 @@ def test_the_meta_is_what_the_checkpoint_says(model: UniMEModel) -> None:
     assert meta.memory_usage_mb == round(2 * meta.n_parameters / 2**20)  # half precision
     assert (meta.embed_dim, meta.max_tokens, meta.modalities) == (192, 1024, ["image", "text"])
     assert meta.similarity_fn_name is ScoringFunction.COSINE and meta.open_weights and meta.use_instructions
-    # What is printed is the source of the same description, without the folder of this machine.
+    # The printed source gives the same description, without the local path.
     names = {"ModelMeta": ModelMeta, "ScoringFunction": ScoringFunction, "UniMEEncoder": UniMEEncoder}
     assert str(CHECKPOINT) not in meta.to_python()
     assert eval(meta.to_python(), names) == meta.model_copy(update={"loader": UniMEEncoder})
 
 
-def test_a_meta_from_the_hub_has_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_meta_of_a_hub_model_has_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "0123abcd").symlink_to(CHECKPOINT)
     monkeypatch.setattr(mteb_encoder, "snapshot_download", lambda path, revision: str(tmp_path / "0123abcd"))
     meta = model_meta(NAME)
     assert (meta.name, meta.revision) == (NAME, "0123abcd")
 
 
-def test_what_is_no_checkpoint_or_has_no_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="is of type 'llava', no UniME checkpoint"):
+def test_a_backbone_or_a_folder_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="has model_type 'llava' and is not a UniME checkpoint"):
         model_meta(str(ROOT / "checkpoints" / "tiny-backbone"), "unime/tiny-backbone")
     for name in (None, "unime-tiny"):
-        with pytest.raises(ValueError, match="needs a name for mteb: pass name='organization/model'"):
+        with pytest.raises(ValueError, match="needs a name for mteb; pass name='organization/model'"):
             model_meta(str(CHECKPOINT), name)
