@@ -1,15 +1,16 @@
-"""What smaller vectors cost: R@1 and R@10 of the embedded world's retrieval tasks by bytes per vector.
+"""Accuracy of compressed embeddings: R@1 and R@10 on the OpenMoji retrieval tasks by bytes per embedding.
 
     python benchmarks/compression.py --model checkpoints/unime-tiny --size 1000
 
-Every item is embedded once; the rest is exact arithmetic on its vector, so that no figure depends on the machine's
-load. Precisions are those of `sentence_transformers.quantize_embeddings`, queries stay float32:
+Every item is embedded once; the rest is exact arithmetic, so the results do not depend on the load of the machine.
+The precisions are those of `sentence_transformers.quantize_embeddings`; queries stay float32:
 
-- int8: 256 steps per dimension between the least and the greatest value of the candidates, by their midpoints;
-- binary: the sign of each dimension, compared by Hamming distance (here the query is binary too);
-- binary, rescored: the `--rescored` nearest by Hamming distance, ordered by the float32 query against their signs.
+- int8: 256 steps per dimension between the minimum and the maximum of the candidates, represented by their midpoints;
+- binary: the sign of each dimension, compared by Hamming distance (the query is binary too);
+- binary, rescored: the `--rescored` nearest candidates by Hamming distance, reordered by the dot product of the
+  float32 query and their signs.
 
-A tie counts as wrong, as everywhere in this package, and Hamming distances tie often.
+Ties count as wrong, as everywhere in this package, and Hamming distances tie often.
 """
 
 import json
@@ -33,30 +34,33 @@ PRECISIONS = ("float32", "int8", "binary", "binary, rescored")
 
 @dataclass
 class ScriptArguments:
-    """What to measure, and where to write it."""
+    """Settings of the benchmark."""
 
-    model: str = field(default="checkpoints/unime-tiny", metadata={"help": "UniME, CLIP or SentenceTransformer."})
-    size: int = field(default=1000, metadata={"help": "Candidates of a task; the composed one has half as many."})
+    model: str = field(
+        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint of UniME, CLIP or a SentenceTransformer."}
+    )
+    size: int = field(default=1000, metadata={"help": "Candidates of a task; the task `composed` has half as many."})
     dimensions: list[int] = field(
         default_factory=lambda: [192, 128, 96, 64, 32], metadata={"help": "Leading dimensions to keep."}
     )
-    rescored: int = field(default=40, metadata={"help": "Candidates that are ordered again after binary search."})
-    output: str = field(default="benchmarks/results/compression.json", metadata={"help": "Where to write."})
+    rescored: int = field(default=40, metadata={"help": "Candidates to reorder after the binary search."})
+    output: str = field(default="benchmarks/results/compression.json", metadata={"help": "Output file."})
 
 
-def truncated(vectors: np.ndarray, dimensions: int) -> np.ndarray:
-    """Keep the leading dimensions of `(n, d)` vectors and normalise again, as `encode(truncate_dim=...)` does."""
+def truncate(vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    """Keep the leading dimensions of `(n, d)` embeddings and normalise again, as `encode(truncate_dim=...)` does."""
     vectors = vectors[:, :dimensions]
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def scores(queries: np.ndarray, candidates: np.ndarray, precision: str, rescored: int) -> np.ndarray:
-    """Similarities `(queries, candidates)` where candidates are stored in a precision of `PRECISIONS`.
+    """Return the similarities `(queries, candidates)` for candidates stored in a precision.
 
     Args:
-        queries, candidates (`np.ndarray`): `(n, dimensions)` float32 unit rows.
-        precision (`str`): How candidates are stored.
-        rescored (`int`): How many of a query's nearest by Hamming distance are ordered again; others come after them.
+        queries (`np.ndarray`): `(queries, dimensions)` float32 unit rows.
+        candidates (`np.ndarray`): `(candidates, dimensions)` float32 unit rows.
+        precision (`str`): One of `PRECISIONS`.
+        rescored (`int`): Number of nearest candidates by Hamming distance to reorder; the others follow them.
     """
     if precision == "float32":
         return queries @ candidates.T
@@ -65,51 +69,51 @@ def scores(queries: np.ndarray, candidates: np.ndarray, precision: str, rescored
         steps = (ranges[1] - ranges[0]) / 255
         stored = quantize_embeddings(candidates, "int8", ranges=ranges)
         return queries @ (ranges[0] + (stored.astype(np.float32) + 128.5) * steps).T
-    # Of signs as -1 and 1 the dot product is the number of dimensions less twice the Hamming distance.
+    # For signs -1 and 1 the dot product is the number of dimensions minus twice the Hamming distance.
     signs = [
         np.unpackbits(quantize_embeddings(side, "ubinary"), axis=1, count=side.shape[1]).astype(np.float32) * 2 - 1
         for side in (queries, candidates)
     ]
-    near = signs[0] @ signs[1].T
+    similarities = signs[0] @ signs[1].T
     if precision == "binary":
-        return near
-    first = np.argsort(-near, axis=1, kind="stable")[:, :rescored]
-    found = np.full_like(near, -np.inf)
-    np.put_along_axis(found, first, np.take_along_axis(queries @ signs[1].T, first, axis=1), axis=1)
-    return found
+        return similarities
+    nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :rescored]
+    result = np.full_like(similarities, -np.inf)
+    np.put_along_axis(result, nearest, np.take_along_axis(queries @ signs[1].T, nearest, axis=1), axis=1)
+    return result
 
 
-def bytes_of(dimensions: int, precision: str) -> int:
-    """Bytes of one stored candidate."""
+def embedding_bytes(dimensions: int, precision: str) -> int:
+    """Return the size of one stored candidate in bytes."""
     return {"float32": 4 * dimensions, "int8": dimensions}.get(precision, (dimensions + 7) // 8)
 
 
 def measure(script: ScriptArguments) -> list[dict[str, object]]:
-    """One row per dimension and precision, with the mean over tasks of R@1 and R@10, and each task's."""
-    store = EmbeddingCache(load_encoder(script.model).encode)
+    """Return one row per dimension and precision, with R@1 and R@10 of each task and their means."""
+    embed = EmbeddingCache(load_encoder(script.model).encode)
     retrieval = [task for task in tasks("test", script.size)[0] if task.meta_task == "retrieval"]
-    embedded = [(task, store(task.queries), store(task.candidates)) for task in tqdm(retrieval, unit="task")]
-    whole = embedded[0][1].shape[1]
-    if max(script.dimensions) > whole:
-        raise ValueError(f"{script.model} has {whole} dimensions, so it cannot give {max(script.dimensions)}")
+    embedded = [(task, embed(task.queries), embed(task.candidates)) for task in tqdm(retrieval, unit="task")]
+    full = embedded[0][1].shape[1]
+    if max(script.dimensions) > full:
+        raise ValueError(f"{script.model} has {full} dimensions: choose at most {full}, not {max(script.dimensions)}")
     rows = []
     for dimensions in script.dimensions:
         for precision in PRECISIONS:
-            found = {}
+            by_task = {}
             for task, queries, candidates in embedded:
-                queries, candidates = truncated(queries, dimensions), truncated(candidates, dimensions)
+                queries, candidates = truncate(queries, dimensions), truncate(candidates, dimensions)
                 ranks = pessimistic_ranks(scores(queries, candidates, precision, script.rescored), task.positives)
-                found[task.name] = {f"R@{k}": round(recall_at_k(ranks, k), 4) for k in (1, 10)}
+                by_task[task.name] = {f"R@{k}": round(recall_at_k(ranks, k), 4) for k in (1, 10)}
             rows.append(
-                {"dimensions": dimensions, "precision": precision, "bytes": bytes_of(dimensions, precision)}
-                | {f"R@{k}": round(float(np.mean([task[f"R@{k}"] for task in found.values()])), 4) for k in (1, 10)}
-                | {"tasks": found}
+                {"dimensions": dimensions, "precision": precision, "bytes": embedding_bytes(dimensions, precision)}
+                | {f"R@{k}": round(float(np.mean([task[f"R@{k}"] for task in by_task.values()])), 4) for k in (1, 10)}
+                | {"tasks": by_task}
             )
     return rows
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    """The rows as Markdown, in per cent."""
+    """Format the rows as a Markdown table in percent."""
     lines = ["| dimensions | precision | bytes | R@1 | R@10 |", "| ---: | :--- | ---: | ---: | ---: |"]
     lines += [
         f"| {row['dimensions']} | {row['precision']} | {row['bytes']} | {row['R@1']:.1%} | {row['R@10']:.1%} |"

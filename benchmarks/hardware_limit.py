@@ -1,17 +1,17 @@
-"""How near `encode` comes to the machine's limit: its layers against bare matrix products, and what it wastes.
+"""Efficiency of `encode`: its layers compared with bare matrix products, and the work that it wastes.
 
     python benchmarks/hardware_limit.py                       # two cores
     python benchmarks/hardware_limit.py --device cuda
 
-- *layers / mm*: FLOP/s of the whole model against those of `torch.mm`, which multiplies the same matrices (every
-  product with the weights of an `nn.Linear`) and does nothing else. Norms and activations count as time, and only
-  products, those of attention too, as work.
-- *layers / oneDNN*: the same against oneDNN's product of packed weights, where there is one; it may be the faster.
-- *outside the model*: share of the wall time of `encode` in which no part of the model runs.
-- *padding*: share of the language model's positions that are padding.
-- *seen before*: share of the items' tokens that stand behind the same tokens as in an earlier item, so that causal
-  attention gives them the same state: repeated items and shared beginnings. No more than that can be reused.
-- *computed*: positions that the language model computes, padding left out, in shares of the items' tokens.
+- *layers / mm*: FLOP/s of the whole model divided by those of `torch.mm` on the same matrices (every product with the
+  weights of an `nn.Linear`). The time of the model includes norms and activations; its work includes products only,
+  also those of attention.
+- *layers / oneDNN*: the same for oneDNN's product with prepacked weights, if available; it may be faster.
+- *outside the model*: share of the wall time of `encode` outside the model.
+- *padding*: share of padding in the positions of the language model.
+- *seen before*: share of the tokens that follow the same tokens as in an earlier item, so that causal attention gives
+  them the same state (repeated items and shared prefixes). This is the upper bound of what can be reused.
+- *computed*: positions that the language model computes, without padding, divided by the tokens of the items.
 """
 
 import sys
@@ -26,9 +26,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from baselines import add_instruction, tensors
 from encode import workloads
 from models import FAMILIES, TINY, checkpoint
-from peers import instructed, tensors
 from result_files import table, write
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,32 +41,30 @@ from unime.cpu_prepacking_unime import can_prepack
 
 @dataclass
 class ScriptArguments:
-    """What to measure."""
+    """Settings of the benchmark."""
 
     models: list[str] = field(
-        default_factory=lambda: [TINY, *FAMILIES], metadata={"help": f"Of {TINY}, {', '.join(FAMILIES)}."}
+        default_factory=lambda: [TINY, *FAMILIES], metadata={"help": f"Some of {TINY}, {', '.join(FAMILIES)}."}
     )
-    items: int = field(default=600, metadata={"help": f"Items of a workload for {TINY}."})
-    tiny_model_items: int = field(default=96, metadata={"help": "Items of a workload for the large tiny models."})
-    rounds: int = field(default=3, metadata={"help": "Times that each is measured."})
-    device: str = field(default="cpu", metadata={"help": "Where it computes."})
-    threads: int = field(default=2, metadata={"help": "Threads of torch."})
-    output: str = field(
-        default="benchmarks/results/hardware_limit.json", metadata={"help": "Where shares are written."}
-    )
+    items: int = field(default=600, metadata={"help": f"Items per workload for {TINY}."})
+    random_model_items: int = field(default=96, metadata={"help": "Items per workload for the random models."})
+    rounds: int = field(default=3, metadata={"help": "Number of timing rounds."})
+    device: str = field(default="cpu", metadata={"help": "Device of all computations."})
+    threads: int = field(default=2, metadata={"help": "Number of torch threads."})
+    output: str = field(default="benchmarks/results/hardware_limit.json", metadata={"help": "Output file."})
 
 
-class Watch:
-    """Counts, by hooks, what a model does while it is watched.
+class ForwardStatistics:
+    """Counters of the work of a model, collected by hooks.
 
     Args:
-        model ([`UniMEModel`]): The model.
+        model ([`UniMEModel`]): Model to observe.
 
     Attributes:
-        seconds (`float`): Time within the model, whichever part of it was called.
-        products (`list[tuple[Tensor, int]]`): Weight and number of rows of every product, in their order.
-        positions (`int`): Positions that the language model computed.
-        padding (`int`): Those of them that are padding.
+        seconds (`float`): Wall time within the model or one of its parts.
+        products (`list[tuple[Tensor, int]]`): Weight and number of rows of every product, in order.
+        positions (`int`): Positions that the language model computed, including padding.
+        padding (`int`): Padding positions.
     """
 
     def __init__(self, model: UniMEModel):
@@ -76,7 +74,7 @@ class Watch:
         self._model = model
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def collecting(self) -> Iterator[None]:
         parts = [self._model, self._model.backbone, *self._model.backbone.children()]
         hooks = [part.register_forward_pre_hook(self._enter) for part in parts]
         hooks += [part.register_forward_hook(self._leave) for part in parts]
@@ -101,8 +99,8 @@ class Watch:
             self.seconds += _now() - self._start
 
     def _count_positions(self, language: nn.Module, arguments: tuple, keywords: dict[str, Any]) -> None:
-        given = keywords.get("inputs_embeds")
-        rows, tokens = (keywords["input_ids"] if given is None else given).shape[:2]
+        embeds = keywords.get("inputs_embeds")
+        rows, tokens = (keywords["input_ids"] if embeds is None else embeds).shape[:2]
         self.positions += rows * tokens
         mask = keywords.get("attention_mask")
         if mask is not None:
@@ -114,14 +112,14 @@ class Watch:
 
 
 def bare_products(products: Sequence[tuple[Tensor, int]], packed: dict[int, Tensor] | None = None) -> float:
-    """Seconds of the same products one after the other: by `torch.mm`, or with weights that oneDNN has packed."""
+    """Return the seconds of the same products in sequence, by `torch.mm` or with weights prepacked by oneDNN."""
     widest = max(weight.shape[1] for weight, _ in products)
     longest = max(rows for _, rows in products)
-    # One buffer for all inputs: made within the clock's time, they would count too.
-    numbers = torch.randn(longest * widest, dtype=products[0][0].dtype, device=products[0][0].device)
+    # Share one buffer, so that the measured time does not include creating the inputs.
+    buffer = torch.randn(longest * widest, dtype=products[0][0].dtype, device=products[0][0].device)
     start = _now()
     for weight, rows in products:
-        inputs = numbers[: rows * weight.shape[1]].view(rows, -1)
+        inputs = buffer[: rows * weight.shape[1]].view(rows, -1)
         if packed is None:
             torch.mm(inputs, weight.t())
         else:
@@ -130,12 +128,12 @@ def bare_products(products: Sequence[tuple[Tensor, int]], packed: dict[int, Tens
 
 
 def packed_flops(inputs: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    """Work of a product with a packed weight, by the shapes, which `FlopCounterMode` does not know."""
+    """Return the FLOP of a product with a prepacked weight, which `FlopCounterMode` does not know."""
     return 2 * prod(out_shape) * inputs[-1]
 
 
 def seen_before(sequences: Sequence[Sequence[int]]) -> int:
-    """Count the tokens that stand behind the same tokens as in an earlier sequence, and are the same themselves."""
+    """Count the tokens that equal a token of an earlier sequence and follow the same tokens."""
     count, root = 0, {}
     for sequence in sequences:
         node = root
@@ -146,51 +144,51 @@ def seen_before(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def token_lists(items: Sequence[dict], processor: ProcessorMixin) -> list[list[int]]:
-    """The tokens of each item; those of an image are numbered by the image, as they mean different ones."""
-    found = []
+    """Return the tokens of each item; image tokens are replaced by an id of the image."""
+    sequences = []
     for item in items:
         tokens = tensors(processor, [item])["input_ids"][0].tolist()
         image = -1 - hash(item["image"][0].tobytes()) % 2**31 if item["image"] else 0
-        found.append([image if token == processor.image_token_id else token for token in tokens])
-    return found
+        sequences.append([image if token == processor.image_token_id else token for token in tokens])
+    return sequences
 
 
 def flops(model: UniMEModel, processor: ProcessorMixin, items: Sequence[dict]) -> int:
-    """Operations of all products of `encode`."""
+    """Return the FLOP of all products of `encode`."""
     with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed_flops}) as counter:
         model.encode(items, processor)
     return counter.get_total_flops()
 
 
 def measure(model: UniMEModel, processor: ProcessorMixin, items: Sequence[dict], rounds: int) -> dict[str, float]:
-    """The figures of one workload; times are medians of the rounds, each followed by its bare products."""
+    """Measure one workload; values are medians of the rounds, each followed by its bare products."""
     work, packed = flops(model, processor, items), None
     if can_prepack(model):
         linear = (module.weight for module in model.modules() if type(module) is nn.Linear)
         packed = {id(weight): torch.ops.mkldnn._reorder_linear_weight(weight.detach()) for weight in linear}
-    outside, of_mm, of_packed = [], [], []
+    outside, relative_to_mm, relative_to_packed = [], [], []
     for _ in range(rounds):
-        watch = Watch(model)
-        with watch.watching():
+        statistics = ForwardStatistics(model)
+        with statistics.collecting():
             start = _now()
             model.encode(items, processor)
-            whole = _now() - start
+            total_seconds = _now() - start
         with torch.no_grad():
-            by_mm = bare_products(watch.products)
-            by_packed = bare_products(watch.products, packed)
-        of_products = sum(2 * weight.numel() * rows for weight, rows in watch.products)
-        outside.append(1 - watch.seconds / whole)
-        of_mm.append((work / watch.seconds) / (of_products / by_mm))
-        of_packed.append((work / watch.seconds) / (of_products / by_packed))
+            mm_seconds = bare_products(statistics.products)
+            packed_seconds = bare_products(statistics.products, packed)
+        bare_work = sum(2 * weight.numel() * rows for weight, rows in statistics.products)
+        outside.append(1 - statistics.seconds / total_seconds)
+        relative_to_mm.append((work / statistics.seconds) / (bare_work / mm_seconds))
+        relative_to_packed.append((work / statistics.seconds) / (bare_work / packed_seconds))
     tokens = token_lists(items, processor)
     total = sum(map(len, tokens))
     return {
-        "layers / mm": round(median(of_mm), 3),
-        "layers / oneDNN": round(median(of_packed), 3) if packed else None,
+        "layers / mm": round(median(relative_to_mm), 3),
+        "layers / oneDNN": round(median(relative_to_packed), 3) if packed else None,
         "outside the model": round(median(outside), 3),
-        "padding": round(watch.padding / watch.positions, 4),
+        "padding": round(statistics.padding / statistics.positions, 4),
         "seen before": round(seen_before(tokens) / total, 3),
-        "computed": round((watch.positions - watch.padding) / total, 3),
+        "computed": round((statistics.positions - statistics.padding) / total, 3),
     }
 
 
@@ -207,9 +205,9 @@ def main(script: ScriptArguments) -> None:
         for name in script.models:
             model, processor = load_model(str(checkpoint(name, Path(folder))), dtype="float32")
             model = model.to(script.device).eval()
-            for workload, items, instruction in workloads(script.items if name == TINY else script.tiny_model_items):
-                found = measure(model, processor, instructed(items, instruction), script.rounds)
-                rows.append({"model": name, "items": workload} | found)
+            for workload, items, instruction in workloads(script.items if name == TINY else script.random_model_items):
+                values = measure(model, processor, add_instruction(items, instruction), script.rounds)
+                rows.append({"model": name, "workload": workload} | values)
                 print(rows[-1], file=sys.stderr, flush=True)
     settings = asdict(script)
     write(settings.pop("output"), settings, rows)

@@ -1,4 +1,4 @@
-"""Several ways to do the same work, timed in turn (A B A B) in one process, so that a busy machine slows all alike."""
+"""Time several functions in turn (A B A B) in one process, so that a busy machine slows all of them equally."""
 
 import statistics
 import time
@@ -10,47 +10,49 @@ import torch
 
 
 @dataclass(frozen=True)
-class Alternation:
-    """What [`alternate`] measured.
+class InterleavedTimings:
+    """The result of [`time_interleaved`].
 
     Args:
-        seconds (`dict[str, list[float]]`): Wall time of each way in each round.
-        results (`dict[str, Any]`): What each way returned in the last round.
+        seconds (`dict[str, list[float]]`): Wall times of each function, one per round.
+        results (`dict[str, Any]`): Return value of each function in the last round.
     """
 
     seconds: dict[str, list[float]]
     results: dict[str, Any]
 
-    def median(self, way: str) -> float:
-        """Median wall time of a way, in seconds."""
-        return statistics.median(self.seconds[way])
+    def median(self, name: str) -> float:
+        """Return the median wall time of a function in seconds."""
+        return statistics.median(self.seconds[name])
 
-    def ratio(self, slow: str, fast: str) -> float:
-        """How many times as fast `fast` is as `slow`: the median over the rounds of the ratio of their times."""
+    def speedup(self, slow: str, fast: str) -> float:
+        """Return the speedup of `fast` over `slow`: the median over the rounds of the ratio of their times."""
         pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
-        return statistics.median(one / other for one, other in pairs)
+        return statistics.median(a / b for a, b in pairs)
 
 
-def alternate(ways: Mapping[str, Callable[[], Any]], rounds: int) -> Alternation:
-    """Run every way once per round, always in the same order.
+def time_interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> InterleavedTimings:
+    """Call every function once per round, always in the same order.
 
-    The first call of a way may include what later ones do not (compilation, caches): warm it up beforehand.
+    Warm the functions up beforehand: a first call may include compilation or filling caches.
 
     Args:
-        ways (`Mapping[str, Callable]`): The work, by the name of the way.
-        rounds (`int`): How often; at least 1.
+        functions (`Mapping[str, Callable]`): Functions by name.
+        rounds (`int`): Number of rounds, at least 1.
 
     Raises:
-        ValueError: There is nothing to measure.
+        ValueError: There is no function or no round.
     """
-    if not ways or rounds < 1:
-        raise ValueError(f"expected at least one way and one round, got {len(ways)} ways and {rounds} rounds")
-    found = Alternation({way: [] for way in ways}, {})
+    if not functions or rounds < 1:
+        raise ValueError(
+            f"expected at least one function and one round, got {len(functions)} functions and {rounds} rounds"
+        )
+    timings = InterleavedTimings({name: [] for name in functions}, {})
     for _ in range(rounds):
-        for way, work in ways.items():
+        for name, function in functions.items():
             start = time.perf_counter()
-            found.results[way] = work()
-            if torch.accelerator.is_available():  # it computes on after the call has returned
+            timings.results[name] = function()
+            if torch.accelerator.is_available():  # accelerators compute asynchronously
                 torch.accelerator.synchronize()
-            found.seconds[way].append(time.perf_counter() - start)
-    return found
+            timings.seconds[name].append(time.perf_counter() - start)
+    return timings

@@ -1,4 +1,4 @@
-"""Many clients at a time: each sends a request, waits for the answer and sends the next."""
+"""Load generator: concurrent clients that send a request, wait for the answer and send the next one."""
 
 import asyncio
 import random
@@ -14,12 +14,13 @@ import psutil
 
 @dataclass
 class Load:
-    """What was measured once the server was warm.
+    """Measurements of a warm server.
 
     Args:
-        seconds (`list[float]`): Of each good request; every answer was checked.
-        hostile (`int`): Requests that were broken, too large or hung up.
-        warm_mb, mb (`float`): Most resident memory of the server until it was warm, and after.
+        seconds (`list[float]`): Latency of each valid request; every answer was checked.
+        hostile (`int`): Number of requests that were broken, too large or hung up.
+        warm_mb (`float`): Peak resident memory of the server during the warm-up, in MB.
+        mb (`float`): Peak resident memory after the warm-up, in MB.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -28,7 +29,7 @@ class Load:
     mb: float = 0.0
 
     def row(self) -> dict[str, Any]:
-        """For the results: times in milliseconds, memory in MB."""
+        """Return the results: latencies in milliseconds, memory in MB."""
         p50, p95, p99 = np.percentile(self.seconds, [50, 95, 99]) * 1000
         return {
             "p50_ms": p50,
@@ -41,7 +42,7 @@ class Load:
         }
 
 
-async def put_load(
+async def measure_load(
     process: subprocess.Popen,
     ask: Callable[[random.Random], Awaitable[None]],
     misbehave: Callable[[random.Random], Awaitable[None]],
@@ -50,39 +51,40 @@ async def put_load(
     warm: float,
     seconds: float,
 ) -> Load:
-    """Put load on a server.
+    """Measure a server under load.
 
     Args:
-        process (`subprocess.Popen`): The server, whose memory is watched.
-        ask (`Callable`): Sends a good request, and fails unless its answer is right.
-        misbehave (`Callable`): Sends a hostile request, and fails if the server takes it for a good one.
-        clients (`int`): Clients at a time.
-        hostile (`float`): Share of hostile requests.
-        warm (`float`), seconds (`float`): How long to warm the server, then how long to measure.
+        process (`subprocess.Popen`): Process of the server, to monitor its memory.
+        ask (`Callable`): Sends a valid request and fails unless its answer is correct.
+        misbehave (`Callable`): Sends a hostile request and fails if the server accepts it.
+        clients (`int`): Number of concurrent clients.
+        hostile (`float`): Share of hostile requests, 0 to 1.
+        warm (`float`): Duration of the warm-up in seconds.
+        seconds (`float`): Duration of the measurement in seconds.
 
     Raises:
-        ValueError: No request was answered in time, or the server ended.
+        ValueError: No request was answered in time, or the server exited.
     """
     load = Load()
     begin = time.perf_counter() + warm
     end = begin + seconds
 
-    async def client(number: int) -> None:
-        own = random.Random(number)
+    async def client(seed: int) -> None:
+        rng = random.Random(seed)
         while (started := time.perf_counter()) < end:
-            bad = own.random() < hostile
-            await (misbehave if bad else ask)(own)
+            is_hostile = rng.random() < hostile
+            await (misbehave if is_hostile else ask)(rng)
             if started >= begin:
-                if bad:
+                if is_hostile:
                     load.hostile += 1
                 else:
                     load.seconds.append(time.perf_counter() - started)
 
-    async def watch() -> None:
+    async def monitor_memory() -> None:
         server = psutil.Process(process.pid)
         while (now := time.perf_counter()) < end:
             if process.poll() is not None:
-                raise ValueError(f"the server ended with status {process.returncode}: see its log")
+                raise ValueError(f"the server exited with status {process.returncode}: see its log")
             mb = server.memory_info().rss / 1e6
             if now < begin:
                 load.warm_mb = max(load.warm_mb, mb)
@@ -91,9 +93,9 @@ async def put_load(
             await asyncio.sleep(0.2)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(watch())
-        for number in range(clients):
-            group.create_task(client(number))
+        group.create_task(monitor_memory())
+        for seed in range(clients):
+            group.create_task(client(seed))
     if not load.seconds:
         raise ValueError(f"no request was answered within {seconds} seconds: raise --seconds")
     return load

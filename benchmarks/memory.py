@@ -1,12 +1,12 @@
-"""Peak memory of a stage-2 step by batch size and by the budget for kept graphs.
+"""Peak memory of a stage-2 step by batch size and by size of the graph cache.
 
-    python benchmarks/memory.py --batch_sizes 128 512 2048 --budgets 0 0.25 1
+    python benchmarks/memory.py --batch_sizes 128 512 2048 --graph_cache_gb 0 0.25 1
 
-Each figure is that of a process of its own, which takes the same rows in one batch or in several: the peak of its
-resident memory, and how far it rose in the steps above what it was before. The model and the tensors of all batches,
-pixels included, are there before; gradients, graphs, embeddings, and the matrix of the loss come in the steps. So
-does what the allocator cannot give back between micro-batches of unlike shapes, which grows with their number: hence
-equal rows. Writes benchmarks/results/memory.json. Linux only.
+Each row of the table comes from its own process, which trains on the same rows in one batch or in several: the peak of
+the resident memory, and its increase during the steps. The model and the tensors of all batches, including pixels, are
+in memory before; the steps add gradients, graphs, embeddings, and the matrix of the loss. They also add memory that
+the allocator cannot reuse between micro-batches of different shapes, which grows with their number; hence the number
+of rows is the same in every process. Writes benchmarks/results/memory.json. Linux only.
 """
 
 import ctypes
@@ -33,19 +33,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass
 class ScriptArguments:
-    """What to measure."""
+    """Settings of the benchmark."""
 
     model: str = field(default=str(ROOT / "checkpoints/unime-tiny"), metadata={"help": "Checkpoint or backbone."})
-    batch_sizes: list[int] = field(default_factory=lambda: [128, 512, 2048], metadata={"help": "Rows of a batch."})
-    rows: int = field(default=2048, metadata={"help": "Rows that all together are taken, in steps of a batch each."})
-    budgets: list[float] = field(default_factory=lambda: [0, 0.25, 1], metadata={"help": "Gigabytes for kept graphs."})
+    batch_sizes: list[int] = field(default_factory=lambda: [128, 512, 2048], metadata={"help": "Rows per batch."})
+    rows: int = field(default=2048, metadata={"help": "Rows in total, in steps of one batch each."})
+    graph_cache_gb: list[float] = field(
+        default_factory=lambda: [0, 0.25, 1], metadata={"help": "Sizes of the graph cache in GB."}
+    )
     micro_batch_tokens: int = field(default=1024, metadata={"help": "Token budget of one forward pass."})
-    output: str = field(default=str(ROOT / "benchmarks/results/memory.json"), metadata={"help": "Where to write."})
-    only: bool = field(default=False, metadata={"help": "Measure the one batch size and budget in this process."})
+    output: str = field(default=str(ROOT / "benchmarks/results/memory.json"), metadata={"help": "Output file."})
+    only: bool = field(
+        default=False, metadata={"help": "Internal: measure one batch size and cache size in this process."}
+    )
 
 
-def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, float]:
-    """Return the peak of resident memory, its rise in the steps, and what of a batch is in memory before, in MB."""
+def peak_memory(script: ScriptArguments, batch_size: int, graph_cache_gb: float) -> dict[str, float]:
+    """Return the peak resident memory, its increase during the steps, and the size of a batch, in MB."""
     torch.set_num_threads(1)
     model, processor = load_model(script.model, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +57,7 @@ def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, f
             folder,
             per_device_train_batch_size=batch_size,
             micro_batch_tokens=script.micro_batch_tokens,
-            graph_cache_gb=budget,
+            graph_cache_gb=graph_cache_gb,
             max_steps=1,
             optim="sgd",
             save_strategy="no",
@@ -65,55 +69,58 @@ def peak(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, f
         trainer = ContrastiveTrainer(model, args, train_dataset=dataset, processing_class=processor)
         starts = range(0, script.rows, batch_size)
         batches = [trainer.data_collator(list(dataset.select(range(start, start + batch_size)))) for start in starts]
-        # Give back what preparing the batch took, else the step would seem to need nothing while it uses that up.
+        # Return freed memory to the kernel; otherwise the steps could use it without an increase.
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
         before = psutil.Process().memory_info().rss
         for batch in batches:
             trainer.compute_loss(model.train(), batch).backward()
             model.zero_grad(set_to_none=False)
     status = Path("/proc/self/status").read_text().splitlines()
-    highest = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
     tensors = [tensor for tensors in batches[0]["micro_batches"] for tensor in tensors.values()]
-    held = sum(tensor.nbytes for tensor in tensors)
-    return {"peak": highest / 1e6, "rise": (highest - before) / 1e6, "batch": held / 1e6}
+    batch_bytes = sum(tensor.nbytes for tensor in tensors)
+    return {"peak": peak / 1e6, "increase": (peak - before) / 1e6, "batch": batch_bytes / 1e6}
 
 
-def in_a_process_of_its_own(script: ScriptArguments, batch_size: int, budget: float) -> dict[str, float]:
+def measure_in_subprocess(script: ScriptArguments, batch_size: int, graph_cache_gb: float) -> dict[str, float]:
+    """Run [`peak_memory`] in a new process."""
     command = [sys.executable, __file__, "--model", script.model, "--only", "true"]
-    command += ["--batch_sizes", str(batch_size), "--budgets", str(budget)]
+    command += ["--batch_sizes", str(batch_size), "--graph_cache_gb", str(graph_cache_gb)]
     command += ["--micro_batch_tokens", str(script.micro_batch_tokens), "--rows", str(script.rows)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"batch {batch_size} with {budget} GB failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"batch size {batch_size} with a graph cache of {graph_cache_gb} GB failed:\n{done.stderr[-3000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(script: ScriptArguments) -> None:
     if script.only:
-        print(json.dumps(peak(script, script.batch_sizes[0], script.budgets[0])))
+        print(json.dumps(peak_memory(script, script.batch_sizes[0], script.graph_cache_gb[0])))
         return
-    found: list[dict[str, Any]] = []
-    for budget in script.budgets:
+    rows: list[dict[str, Any]] = []
+    for graph_cache_gb in script.graph_cache_gb:
         smallest: dict[str, float] = {}
         for batch_size in script.batch_sizes:
-            measured = in_a_process_of_its_own(script, batch_size, budget)
+            measured = measure_in_subprocess(script, batch_size, graph_cache_gb)
             smallest = smallest or measured
-            found.append(
+            rows.append(
                 {
-                    "budget, GB": budget,
+                    "graph cache, GB": graph_cache_gb,
                     "batch": batch_size,
                     "peak, MB": round(measured["peak"]),
-                    "of that of the smallest batch": round(measured["peak"] / smallest["peak"], 3),
-                    "rise in the steps, MB": round(measured["rise"]),
-                    "of that rise": round(measured["rise"] / smallest["rise"], 3),
-                    "tensors of the batch, MB": round(measured["batch"]),
+                    "peak relative to the smallest batch": round(measured["peak"] / smallest["peak"], 3),
+                    "increase during the steps, MB": round(measured["increase"]),
+                    "increase relative to the smallest batch": round(measured["increase"] / smallest["increase"], 3),
+                    "batch tensors, MB": round(measured["batch"]),
                 }
             )
-    print(result_files.table(found))
+    print(result_files.table(rows))
     settings = {"model": Path(script.model).name, "rows": script.rows, "dtype": "float32"}
     settings["micro-batch tokens"] = script.micro_batch_tokens
-    result_files.write(script.output, settings, found)
+    result_files.write(script.output, settings, rows)
 
 
 if __name__ == "__main__":

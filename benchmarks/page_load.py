@@ -1,10 +1,10 @@
-"""Load on the web page: visitors who search by text, image, or both, all at once.
+"""Load test of the web page: concurrent visitors who search by text, image, or both.
 
     python benchmarks/page_load.py --clients 64 --seconds 300 --hostile 0.05
 
-Visitors speak to the page as a browser does: upload, join the queue, read the events. Every answer must hold what the
-same search finds in this process, and the page's memory is watched. With `--hostile 0.05`, that share of the requests
-is broken, too large, forged, or hangs up; they must fail, and nobody else.
+Visitors use the page like a browser: upload, join the queue, read the events. Every answer must equal the result of
+the same search in this process, and the memory of the page is monitored. With `--hostile 0.05`, that share of the
+requests is broken, too large, forged, or disconnects; these must fail without affecting the others.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
-from load import Load, put_load
+from load import Load, measure_load
 from PIL import Image
 from trl import TrlParser
 
@@ -35,41 +35,41 @@ from unime.page.collection import Collection, open_index, open_openmoji
 
 
 ROOT = Path(__file__).resolve().parents[1]
-POOL = 60  # different queries
+NUM_QUERIES = 60
 CARD = re.compile(r'<p class="name" title="([^"]*)">.*?<span>(-?\d\.\d{3})</span></p>', re.DOTALL)
 AUTOMATIC = "automatic: chosen by the kind of query"
-LARGEST = 25 * 2**20  # bytes of an upload
+MAX_UPLOAD_BYTES = 25 * 2**20
 
 
 @dataclass
 class ScriptArguments:
-    """What to measure."""
+    """Settings of the benchmark."""
 
-    index: str | None = field(default=None, metadata={"help": "Index to search; default: the OpenMoji world."})
-    clients: int = field(default=64, metadata={"help": "Clients at a time."})
-    seconds: float = field(default=30.0, metadata={"help": "Length of the measurement."})
-    warm: float = field(default=10.0, metadata={"help": "Seconds of the same load before it."})
-    hostile: float = field(default=0.0, metadata={"help": "Share of requests that are broken, forged or hang up."})
-    tolerance: float = field(default=0.002, metadata={"help": "Largest difference of a score; 3 digits are shown."})
-    output: str = field(
-        default="benchmarks/results/page_load.json", metadata={"help": "Where the figures are written."}
+    index: str | None = field(default=None, metadata={"help": "Index to search. Default: the OpenMoji drawings."})
+    clients: int = field(default=64, metadata={"help": "Number of concurrent clients."})
+    seconds: float = field(default=30.0, metadata={"help": "Duration of the measurement in seconds."})
+    warm: float = field(default=10.0, metadata={"help": "Seconds of the same load before the measurement."})
+    hostile: float = field(default=0.0, metadata={"help": "Share of requests that are broken, forged or disconnect."})
+    tolerance: float = field(
+        default=0.002, metadata={"help": "Maximum difference of a score; the page shows 3 digits."}
     )
+    output: str = field(default="benchmarks/results/page_load.json", metadata={"help": "Output file."})
 
 
 def queries() -> list[tuple[str, Image.Image | None]]:
-    """Texts, images, and both in turn, no two alike."""
+    """Return distinct queries: texts, images, and both in turn."""
     rng = np.random.default_rng(0)
-    found = []
-    for number in range(POOL):
+    result = []
+    for number in range(NUM_QUERIES):
         image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((96, 96))
         text = f"number {number} " + " ".join(rng.choice(["red", "cat", "of", "sun", "hats"], 1 + number % 9))
-        found.append((text if number % 3 else "", None if number % 3 == 1 else image))
-    return found
+        result.append((text if number % 3 else "", None if number % 3 == 1 else image))
+    return result
 
 
 @contextmanager
-def opened(script: ScriptArguments) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Start the page and give it with its address."""
+def running_page(script: ScriptArguments) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Start the page; yield its process and its address."""
     command = [sys.executable, str(ROOT / "app.py"), *(["--index", script.index] if script.index else [])]
     with tempfile.TemporaryFile("w+") as log, tempfile.TemporaryDirectory() as uploads:
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "GRADIO_TEMP_DIR": uploads}
@@ -77,11 +77,11 @@ def opened(script: ScriptArguments) -> Iterator[tuple[subprocess.Popen, str]]:
         try:
             while True:
                 log.seek(0)
-                said = log.read()
-                if address := re.search(r"Running on local URL:\s+(\S+)", said):
+                output = log.read()
+                if address := re.search(r"Running on local URL:\s+(\S+)", output):
                     break
                 if process.poll() is not None:
-                    raise ValueError(f"the page did not start: {said[-2000:]}")
+                    raise ValueError(f"the page did not start: {output[-2000:]}")
                 time.sleep(0.2)
             yield process, address[1]
         finally:
@@ -90,7 +90,7 @@ def opened(script: ScriptArguments) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 class Visitor:
-    """Speaks to the page as its own script does."""
+    """A client that sends the same requests as the script of the page."""
 
     def __init__(self, http: httpx2.AsyncClient, function: int):
         self.http, self.function = http, function
@@ -101,7 +101,7 @@ class Visitor:
         return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
 
     async def ask(self, data: Any, function: int | None = None, **options: Any) -> dict[str, Any]:
-        """Ask, and wait for the event with the answer or the error."""
+        """Call a function of the page and wait for the event with the answer or the error."""
         session = f"{random.getrandbits(64):x}"
         body = {"data": data, "fn_index": self.function if function is None else function, "session_hash": session}
         (await self.http.post("/gradio_api/queue/join", json=body, **options)).raise_for_status()
@@ -115,70 +115,73 @@ class Visitor:
 
 
 async def search_function(http: httpx2.AsyncClient) -> int:
-    """The number by which the page knows the search."""
+    """Return the id of the search function in the page."""
     config = (await http.get("/config")).json()
-    found = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "results")
-    return next(one["id"] for one in config["dependencies"] if one["outputs"] == [found] and len(one["inputs"]) == 4)
+    results = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "results")
+    functions = config["dependencies"]
+    return next(item["id"] for item in functions if item["outputs"] == [results] and len(item["inputs"]) == 4)
 
 
 async def load(script: ScriptArguments, collection: Collection) -> Load:
-    """Open the page and measure it."""
-    asked = queries()
-    truth = [collection.search(text, image).hits for text, image in asked]
+    """Start the page and measure it."""
+    searches = queries()
+    expected = [collection.search(text, image).hits for text, image in searches]
     files = []
-    for _, image in asked:
+    for _, image in searches:
         buffer = BytesIO()
         if image is not None:
             image.save(buffer, "PNG")
         files.append(buffer.getvalue())
 
-    async def ask(own: random.Random) -> None:
-        number = own.randrange(POOL)
+    async def ask(rng: random.Random) -> None:
+        number = rng.randrange(NUM_QUERIES)
         file = await visitor.upload(f"{number}.png", files[number]) if files[number] else None
-        event = await visitor.ask([asked[number][0], file, AUTOMATIC, 12])
+        event = await visitor.ask([searches[number][0], file, AUTOMATIC, 12])
         assert event["success"], event
         cards = [(html.unescape(name), float(score)) for name, score in CARD.findall(event["output"]["data"][0])]
-        scores = {hit.id: hit.score for hit in truth[number]}
-        assert len(cards) == len(truth[number]) and {name for name, _ in cards} == scores.keys(), (cards, scores)
+        scores = {hit.id: hit.score for hit in expected[number]}
+        assert len(cards) == len(expected[number]) and {name for name, _ in cards} == scores.keys(), (cards, scores)
         assert all(abs(score - scores[name]) <= script.tolerance for name, score in cards), (cards, scores)
 
-    async def misbehave(own: random.Random) -> None:
+    async def misbehave(rng: random.Random) -> None:
         forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-        attack = own.randrange(8)
+        attack = rng.randrange(8)
         try:
             if attack == 0:
-                event = await stranger.ask(["a cat", await stranger.upload("a.png", b"no image"), AUTOMATIC, 12])
+                event = await attacker.ask(["a cat", await attacker.upload("a.png", b"no image"), AUTOMATIC, 12])
             elif attack == 1:
-                event = await stranger.ask(["a cat", forged, AUTOMATIC, 12])
+                event = await attacker.ask(["a cat", forged, AUTOMATIC, 12])
             elif attack == 2:
-                event = await stranger.ask(["a cat", None, AUTOMATIC, 10**9])
+                event = await attacker.ask(["a cat", None, AUTOMATIC, 10**9])
             elif attack == 3:
-                event = await stranger.ask(["far too long " * 50_000, None, AUTOMATIC, 12])
-                # The page says so and leaves what was there.
+                event = await attacker.ask(["far too long " * 50_000, None, AUTOMATIC, 12])
+                # The page shows a message and keeps its results.
                 event["success"] = event["success"] and CARD.search(str(event["output"]["data"]))
             elif attack == 4:
-                event = await stranger.ask([{"a": [1]}, 5, None, "many"])
+                event = await attacker.ask([{"a": [1]}, 5, None, "many"])
             elif attack == 5:
-                event = await stranger.ask(["a cat", None, AUTOMATIC, 12], function=10**6)
+                event = await attacker.ask(["a cat", None, AUTOMATIC, 12], function=10**6)
             elif attack == 6:
-                event = {"success": await stranger.upload("a.png", bytes(LARGEST + 1))}
+                event = {"success": await attacker.upload("a.png", bytes(MAX_UPLOAD_BYTES + 1))}
             else:
-                event = await stranger.ask(["gone", None, AUTOMATIC, 12], timeout=own.choice([0.001, 0.02]))
-                event["success"] = False  # it was answered before it hung up
+                event = await attacker.ask(["gone", None, AUTOMATIC, 12], timeout=rng.choice([0.001, 0.02]))
+                event["success"] = False  # the answer arrived before the timeout
         except (httpx2.TransportError, httpx2.HTTPStatusError):
             return
         assert not event["success"], (attack, event)
 
-    # Connections that the page may close at any moment, as after an upload that is too large, are not used again.
-    once, kept = httpx2.Limits(max_keepalive_connections=0), httpx2.Limits(keepalive_expiry=2)
-    with opened(script) as (process, address):
+    # The page may close a connection at any time, for example after an oversized upload: do not reuse it.
+    single_use, reusable = httpx2.Limits(max_keepalive_connections=0), httpx2.Limits(keepalive_expiry=2)
+    with running_page(script) as (process, address):
         async with (
-            httpx2.AsyncClient(base_url=address, timeout=300, limits=kept) as http,
-            httpx2.AsyncClient(base_url=address, timeout=300, limits=once) as other,
+            httpx2.AsyncClient(base_url=address, timeout=300, limits=reusable) as http,
+            httpx2.AsyncClient(base_url=address, timeout=300, limits=single_use) as attacker_http,
         ):
             visitor = Visitor(http, await search_function(http))
-            stranger = Visitor(other, visitor.function)
-            return await put_load(process, ask, misbehave, script.clients, script.hostile, script.warm, script.seconds)
+            attacker = Visitor(attacker_http, visitor.function)
+            return await measure_load(
+                process, ask, misbehave, script.clients, script.hostile, script.warm, script.seconds
+            )
 
 
 def main(script: ScriptArguments) -> None:

@@ -1,4 +1,4 @@
-"""What a run of a benchmark leaves behind: a table to read, and a JSON file that names the versions."""
+"""Output of benchmarks: a Markdown table, and a JSON file with the settings and versions."""
 
 import json
 import os
@@ -13,13 +13,13 @@ LIBRARIES = ("torch", "transformers", "sentence-transformers", "numpy")
 
 
 def write(path: str | Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *libraries: str) -> None:
-    """Write the rows with the settings that they depend on, the machine's kind and the versions of libraries.
+    """Write the rows with their settings, the type of machine and the versions of libraries.
 
     Args:
-        path (`str` or `Path`): The file; its folder is made.
-        settings (`Mapping`): What was chosen: model, sizes, dtype.
-        rows (`Sequence[Mapping]`): What was found. Ratios only: a time says nothing on another machine.
-        libraries (`str`): Distributions that the figures depend on, beside `LIBRARIES`.
+        path (`str` or `Path`): Output file; its folder is created.
+        settings (`Mapping`): Settings such as model, sizes and dtype.
+        rows (`Sequence[Mapping]`): Results. Prefer ratios: times do not transfer to other machines.
+        libraries (`str`): Distributions beside `LIBRARIES` that affect the results.
     """
     machine = {"machine": platform.machine(), "cores": os.cpu_count()}
     versions = {"python": platform.python_version()} | {name: version(name) for name in (*LIBRARIES, *libraries)}
@@ -29,11 +29,11 @@ def write(path: str | Path, settings: Mapping[str, Any], rows: Sequence[Mapping[
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown; columns are the first row's, numbers stand on the right with three digits that count."""
+    """Format rows as a Markdown table with the columns of the first row; numbers have three significant digits."""
     columns = list(rows[0])
-    marks = ["---" if isinstance(rows[0][column], str) else "---:" for column in columns]
+    rule = ["---" if isinstance(rows[0][column], str) else "---:" for column in columns]
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, marks, *cells))
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *cells))
 
 
 def _cell(value: Any) -> str:

@@ -1,10 +1,10 @@
-"""How time grows with the number of items: of `encode` in one and in two processes, and of the losses.
+"""Scaling of time with the number of items: `encode` in one and two processes, and the losses.
 
     python benchmarks/scaling.py                       # two cores
     python benchmarks/scaling.py --device cuda --processes 1
 
-The exponent is the slope of log time over log number, by least squares: 1 is a line. Losses compare each row with each
-other, so theirs tends to 2; they are measured on embeddings that are there already, forward and backward.
+The exponent is the least-squares slope of log time over log number of items: 1 means linear. The losses compare all
+pairs of rows, so their exponent tends to 2; they are measured on given embeddings, forward and backward.
 """
 
 import math
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from interleaved_timing import Alternation, alternate
+from interleaved_timing import InterleavedTimings, time_interleaved
 from items import texts
 from result_files import table, write
 from torch.nn.functional import normalize
@@ -30,124 +30,129 @@ from unime.trainers.losses import contrastive_loss, distillation_kl
 
 
 DIMENSIONS = 192
-WARM_UP = 64  # items
+WARM_UP_ITEMS = 64
 Work = Callable[[int], Any]  # takes the number of items
 
 
 @dataclass
 class ScriptArguments:
-    """What to measure."""
+    """Settings of the benchmark."""
 
-    model: str = field(default="checkpoints/unime-tiny", metadata={"help": "Checkpoint."})
-    numbers: list[int] = field(
-        default_factory=lambda: [1000, 2000, 4000, 8000, 16000, 32000], metadata={"help": "Texts to embed."}
+    model: str = field(default="checkpoints/unime-tiny", metadata={"help": "Checkpoint to embed with."})
+    sizes: list[int] = field(
+        default_factory=lambda: [1000, 2000, 4000, 8000, 16000, 32000], metadata={"help": "Numbers of texts to embed."}
     )
     batches: list[int] = field(
-        default_factory=lambda: [1024, 2048, 4096, 8192], metadata={"help": "Rows that a loss compares."}
+        default_factory=lambda: [1024, 2048, 4096, 8192], metadata={"help": "Numbers of rows in a loss."}
     )
-    processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Processes that share the texts."})
-    rounds: int = field(default=1, metadata={"help": "Times that each number is measured."})
-    device: str = field(default="cpu", metadata={"help": "Where all of them compute."})
-    threads: int = field(default=2, metadata={"help": "Threads of torch, which processes share."})
-    output: str = field(default="benchmarks/results/scaling.json", metadata={"help": "Where ratios are written."})
+    processes: list[int] = field(
+        default_factory=lambda: [1, 2], metadata={"help": "Numbers of processes that share the texts."}
+    )
+    rounds: int = field(default=1, metadata={"help": "Number of timing rounds."})
+    device: str = field(default="cpu", metadata={"help": "Device of all computations."})
+    threads: int = field(default=2, metadata={"help": "Number of torch threads, shared by the processes."})
+    output: str = field(default="benchmarks/results/scaling.json", metadata={"help": "Output file."})
 
 
 def load(model: str, device: str, threads: int) -> None:
-    """Prepare this process for [`embed`]."""
+    """Load the model of this process for [`embed`]."""
     global network, processor
     torch.set_num_threads(threads)
     network, processor = load_model(model, dtype="float32")
     network.to(device)
-    embed(texts(WARM_UP))
+    embed(texts(WARM_UP_ITEMS))
 
 
-def embed(some: Sequence[str]) -> np.ndarray:
+def embed(batch: Sequence[str]) -> np.ndarray:
     """Embed texts with the model of this process: `(texts, dimensions)`."""
-    return network.encode(some, processor)
+    return network.encode(batch, processor)
 
 
 @contextmanager
 def encoding(processes: int, script: ScriptArguments) -> Iterator[Work]:
-    """Give what embeds a number of texts: in this process alone, or shared by several others."""
-    said = texts(max(script.numbers))
+    """Yield a function that embeds a number of texts, in this process or in several others."""
+    sentences = texts(max(script.sizes))
     if processes == 1:
         load(script.model, script.device, script.threads)
-        yield lambda number: embed(said[:number])
+        yield lambda size: embed(sentences[:size])
         return
     arguments = (script.model, script.device, max(1, script.threads // processes))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=load, initargs=arguments) as pool:
 
-        def work(number: int) -> np.ndarray:
-            # The parts are alike, as every n-th text is as long as any other on average.
-            return np.concatenate(list(pool.map(embed, [said[part:number:processes] for part in range(processes)])))
+        def work(size: int) -> np.ndarray:
+            # Strided shards take equal time, because their texts have the same average length.
+            shards = [sentences[shard:size:processes] for shard in range(processes)]
+            return np.concatenate(list(pool.map(embed, shards)))
 
-        list(pool.map(embed, [said[:WARM_UP]] * processes * 2))
+        list(pool.map(embed, [sentences[:WARM_UP_ITEMS]] * processes * 2))
         yield work
 
 
-def contrastive(number: int, device: str) -> None:
-    """The loss of stage 2 with its defaults, and its gradient."""
-    queries, candidates = unit_vectors(number, device), unit_vectors(number, device)
-    excluded = torch.zeros(number, number, dtype=torch.bool, device=device)
-    loss, _ = contrastive_loss(queries, candidates, torch.arange(number, device=device), excluded)
+def contrastive(size: int, device: str) -> None:
+    """Compute the loss of stage 2 with its defaults, and its gradient."""
+    queries, candidates = unit_vectors(size, device), unit_vectors(size, device)
+    excluded = torch.zeros(size, size, dtype=torch.bool, device=device)
+    loss, _ = contrastive_loss(queries, candidates, torch.arange(size, device=device), excluded)
     loss.backward()
 
 
-def distillation(number: int, device: str) -> None:
-    """The loss of stage 1, and its gradient."""
+def distillation(size: int, device: str) -> None:
+    """Compute the loss of stage 1, and its gradient."""
     loss = distillation_kl(
-        unit_vectors(number, device),
-        unit_vectors(number, device).detach(),
+        unit_vectors(size, device),
+        unit_vectors(size, device).detach(),
         student_temperature=0.05,
         teacher_temperature=0.05,
     )
     loss.backward()
 
 
-def unit_vectors(number: int, device: str) -> torch.Tensor:
-    """Random embeddings that want a gradient: `(number, dimensions)`."""
-    return normalize(torch.randn(number, DIMENSIONS, device=device), dim=-1).requires_grad_()
+def unit_vectors(size: int, device: str) -> torch.Tensor:
+    """Return random embeddings with a gradient, `(size, dimensions)`."""
+    return normalize(torch.randn(size, DIMENSIONS, device=device), dim=-1).requires_grad_()
 
 
-def exponent(numbers: Sequence[int], seconds: Sequence[float]) -> float:
-    """The `p` of time = constant * number ** p, fitted in logarithms."""
-    return float(np.polyfit(np.log(numbers), np.log(seconds), 1)[0])
+def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """Return `p` of time = constant * size ** p, fitted in logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
-def grown(name: str, work: Work, numbers: Sequence[int], rounds: int) -> tuple[dict[str, Any], Alternation]:
-    """Measure one kind of work at all numbers; its row of the table, and the times."""
-    found = alternate({str(number): partial(work, number) for number in numbers}, rounds)
-    seconds = [found.median(str(number)) for number in numbers]
-    print(f"{name}: " + ", ".join(f"{n}: {s:.2f} s" for n, s in zip(numbers, seconds, strict=True)), file=sys.stderr)
-    first = seconds[0] / numbers[0]
+def measure(name: str, work: Work, sizes: Sequence[int], rounds: int) -> tuple[dict[str, Any], InterleavedTimings]:
+    """Measure one kind of work at all sizes; return its row of the table and the timings."""
+    timings = time_interleaved({str(size): partial(work, size) for size in sizes}, rounds)
+    seconds = [timings.median(str(size)) for size in sizes]
+    print(f"{name}: " + ", ".join(f"{n}: {s:.2f} s" for n, s in zip(sizes, seconds, strict=True)), file=sys.stderr)
+    first = seconds[0] / sizes[0]
     row = {
         "work": name,
-        "numbers": f"{numbers[0]} to {numbers[-1]}",
-        "exponent": round(exponent(numbers, seconds), 3) if len(numbers) > 1 else math.nan,
-        "time per item, first = 1": " ".join(f"{s / n / first:.2f}" for n, s in zip(numbers, seconds, strict=True)),
+        "sizes": f"{sizes[0]} to {sizes[-1]}",
+        "exponent": round(exponent(sizes, seconds), 3) if len(sizes) > 1 else math.nan,
+        "time per item relative to the first": " ".join(
+            f"{s / n / first:.2f}" for n, s in zip(sizes, seconds, strict=True)
+        ),
     }
-    return row, found
+    return row, timings
 
 
 def main(script: ScriptArguments) -> None:
-    rows, alone = [], None
+    rows, first = [], None
     for processes in script.processes:
         with encoding(processes, script) as work:
             name = f"encode, {processes} process" + ("es" if processes > 1 else "")
-            row, found = grown(name, work, script.numbers, script.rounds)
-        alone = alone or found
-        rows.append(row | {f"times as fast as {script.processes[0]}": round(_faster(alone, found), 3)})
+            row, timings = measure(name, work, script.sizes, script.rounds)
+        first = first or timings
+        rows.append(row | {f"speedup over {script.processes[0]} process": round(_speedup(first, timings), 3)})
     for name, loss in (("contrastive loss", contrastive), ("distillation loss", distillation)):
         loss(script.batches[0], script.device)
-        rows.append(grown(name, partial(loss, device=script.device), script.batches, script.rounds)[0])
+        rows.append(measure(name, partial(loss, device=script.device), script.batches, script.rounds)[0])
     settings = asdict(script)
     write(settings.pop("output"), settings, rows)
     print(table(rows))
 
 
-def _faster(slow: Alternation, fast: Alternation) -> float:
-    """How many times as fast at the largest number."""
+def _speedup(slow: InterleavedTimings, fast: InterleavedTimings) -> float:
+    """Return the speedup at the largest size."""
     largest = list(fast.seconds)[-1]
     return slow.median(largest) / fast.median(largest)
 

@@ -1,9 +1,9 @@
-"""Speed of the text path: ONNX Runtime against torch, by batch size and length.
+"""Speed of text embedding in ONNX Runtime and in torch, by batch size and length.
 
     python benchmarks/text_onnx.py --batch_sizes 1 16 --words 8 64
 
-Both embed the same texts, from strings to vectors, on the same number of threads, in turns. A figure is the median of
-the rounds; the last column is how many times as fast ONNX Runtime is.
+Both embed the same texts, from strings to embeddings, in turn and with the same number of threads. Times are medians
+of the rounds; the last column is the speedup of ONNX Runtime.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
-from interleaved_timing import alternate
+from interleaved_timing import time_interleaved
 from transformers import AutoTokenizer, HfArgumentParser
 
 from unime import load_model
@@ -25,13 +25,13 @@ WORDS = ["pizza", "tile", "cat", "blue"]
 
 @dataclass
 class ScriptArguments:
-    """What to measure."""
+    """Settings of the benchmark."""
 
     model: str = field(default="checkpoints/unime-tiny", metadata={"help": "Checkpoint or backbone."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Texts at a time."})
-    words: list[int] = field(default_factory=lambda: [8, 64], metadata={"help": "Words of a text."})
-    rounds: int = field(default=20, metadata={"help": "Times that each is measured."})
-    threads: int = field(default=1, metadata={"help": "Threads of either runtime."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16], metadata={"help": "Numbers of texts per call."})
+    words: list[int] = field(default_factory=lambda: [8, 64], metadata={"help": "Numbers of words per text."})
+    rounds: int = field(default=20, metadata={"help": "Number of timing rounds."})
+    threads: int = field(default=1, metadata={"help": "Number of threads of both runtimes."})
 
 
 def main(script: ScriptArguments) -> None:
@@ -45,18 +45,18 @@ def main(script: ScriptArguments) -> None:
         session = onnxruntime.InferenceSession(folder / "model.onnx", options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         print(f"{script.model}, {script.threads} threads, largest difference {difference:.1e}")
-        print(f"{'texts':>6}{'words':>7}{'torch, ms':>11}{'ONNX, ms':>11}{'times as fast':>15}")
+        print(f"{'texts':>6}{'words':>7}{'torch, ms':>11}{'ONNX, ms':>11}{'speedup':>15}")
         for batch_size in script.batch_sizes:
             for words in script.words:
                 texts = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(words)) for i in range(batch_size)]
-                ways = {
+                functions = {
                     "torch": partial(model.encode, texts, processor),
                     "ONNX": partial(embed_texts, session, tokenizer, texts),
                 }
-                alternate(ways, 1)  # warms up
-                found = alternate(ways, script.rounds)
-                milliseconds = "".join(f"{1e3 * found.median(way):>11.2f}" for way in ways)
-                print(f"{batch_size:>6}{words:>7}{milliseconds}{found.ratio('torch', 'ONNX'):>15.2f}")
+                time_interleaved(functions, 1)  # warm-up
+                timings = time_interleaved(functions, script.rounds)
+                milliseconds = "".join(f"{1e3 * timings.median(name):>11.2f}" for name in functions)
+                print(f"{batch_size:>6}{words:>7}{milliseconds}{timings.speedup('torch', 'ONNX'):>15.2f}")
 
 
 if __name__ == "__main__":

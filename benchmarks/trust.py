@@ -1,10 +1,10 @@
-"""What the tests of trust tried and how much of it was handled: runs them, writes `benchmarks/trust.json`.
+"""Run the robustness tests and count their cases; writes `benchmarks/trust.json`.
 
     python benchmarks/trust.py
 
-Every case of `tests/trust/test_bad_*.py` is one bad input, handled if the test passed. The others say how much they
-did by pytest's `record_property`: `kills`, `requests` and the `right` ones among them, `examples` of random input.
-Some kills stand beside the tests of what they kill, outside of `tests/trust`.
+Every test case in `tests/trust/test_bad_*.py` is one bad input, handled if the test passes. Other tests report counts
+with pytest's `record_property`: `kills`, `requests` and how many of them got the `right` answer, and `examples` of
+random input. Some tests that kill processes are outside `tests/trust`.
 """
 
 import os
@@ -34,32 +34,32 @@ TESTS = [
 
 @dataclass
 class ScriptArguments:
-    """What to run."""
+    """Settings of the run."""
 
-    processes: int = field(default=2, metadata={"help": "Processes that run tests."})
-    load_seconds: int = field(default=300, metadata={"help": "Length of each load test."})
-    output: str = field(default="benchmarks/trust.json", metadata={"help": "Where the figures are written."})
+    processes: int = field(default=2, metadata={"help": "Number of pytest processes."})
+    load_seconds: int = field(default=300, metadata={"help": "Duration of each load test in seconds."})
+    output: str = field(default="benchmarks/trust.json", metadata={"help": "Output file."})
 
 
 def counts(cases: list[ElementTree.Element]) -> dict[str, dict[str, int]]:
-    """Sum up the cases of pytest's JUnit report: what was tried, and how much of it by tests that passed."""
-    figures = {name: Counter() for name in ("bad inputs", "kills", "requests", "random examples", "other tests")}
+    """Count the cases of pytest's JUnit report, in total and in passed tests."""
+    totals = {name: Counter() for name in ("bad inputs", "kills", "requests", "random examples", "other tests")}
     for case in cases:
         if case.find("skipped") is not None:
             continue
         passed = case.find("failure") is None and case.find("error") is None
-        done = {one.get("name"): int(one.get("value")) for one in case.iterfind("properties/property")}
+        recorded = {item.get("name"): int(item.get("value")) for item in case.iterfind("properties/property")}
         if case.get("classname").split(".")[-1].startswith("test_bad_"):
-            figures["bad inputs"].update(tried=1, handled=passed)
-        elif done.keys().isdisjoint({"kills", "requests", "examples"}):
-            figures["other tests"].update(run=1, passed=passed)
-        if "kills" in done:
-            figures["kills"].update(tried=done["kills"], survived=passed * done["kills"])
-        if "requests" in done:
-            figures["requests"].update(sent=done["requests"], right=done["right"])
-        if "examples" in done:
-            figures["random examples"].update(run=done["examples"], tests_failed=not passed)
-    return {name: dict(found) for name, found in figures.items()}
+            totals["bad inputs"].update(tried=1, handled=passed)
+        elif recorded.keys().isdisjoint({"kills", "requests", "examples"}):
+            totals["other tests"].update(run=1, passed=passed)
+        if "kills" in recorded:
+            totals["kills"].update(tried=recorded["kills"], survived=passed * recorded["kills"])
+        if "requests" in recorded:
+            totals["requests"].update(sent=recorded["requests"], right=recorded["right"])
+        if "examples" in recorded:
+            totals["random examples"].update(run=recorded["examples"], tests_failed=not passed)
+    return {name: dict(counter) for name, counter in totals.items()}
 
 
 def main(script: ScriptArguments) -> int:
@@ -72,12 +72,12 @@ def main(script: ScriptArguments) -> int:
             env=os.environ | {"LOAD_SECONDS": str(script.load_seconds)},
         ).returncode
         if not report.exists():
-            raise SystemExit(f"pytest ended with status {status} before it wrote its report: see above")
-        figures = counts(list(ElementTree.parse(report).iter("testcase")))
+            raise SystemExit(f"pytest exited with status {status} before writing its report: see its output above")
+        results = counts(list(ElementTree.parse(report).iter("testcase")))
     libraries = {name: version(name) for name in ("torch", "transformers", "pillow", "hypothesis")}
-    figures = {"command": " ".join(["python", *sys.argv]), "machine": platform.machine(), **libraries, **figures}
-    Path(script.output).write_text(dumps(figures, indent=2) + "\n")
-    print(dumps(figures, indent=2))
+    results = {"command": " ".join(["python", *sys.argv]), "machine": platform.machine(), **libraries, **results}
+    Path(script.output).write_text(dumps(results, indent=2) + "\n")
+    print(dumps(results, indent=2))
     return status
 
 

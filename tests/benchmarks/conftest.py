@@ -1,4 +1,4 @@
-"""Benchmarks import what they share from their own folder, as scripts do."""
+"""Make the modules of the benchmarks importable, as they are for the scripts."""
 
 import sys
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""What `limit.py` counts, worked out by hand."""
+"""Tests of the counters of `hardware_limit.py` against manual calculations."""
 
 import pytest
 import torch
-from hardware_limit import Watch, bare_products, flops, seen_before
+from baselines import add_instruction
+from hardware_limit import ForwardStatistics, bare_products, flops, seen_before
 from models import checkpoint
-from peers import instructed
 
 from unime import cpu_prepacking_unime, load_model
 
@@ -14,36 +14,36 @@ from unime import cpu_prepacking_unime, load_model
     [
         ([[1, 2, 3], [1, 2, 4]], 2),
         ([[1, 2, 3], [1, 2, 3]], 3),
-        ([[1, 2], [2, 1]], 0),  # behind other tokens, the same token has another state
+        ([[1, 2], [2, 1]], 0),  # after other tokens, the same token has another state
         ([[5, 1], [5, 2], [5, 2, 7]], 3),
     ],
 )
-def test_a_token_was_seen_if_all_before_it_were(sequences: list[list[int]], count: int):
+def test_a_token_counts_as_seen_with_the_same_prefix_only(sequences: list[list[int]], count: int):
     assert seen_before(sequences) == count
 
 
-def test_a_watched_model_is_counted_and_left_as_it_was(tmp_path):
+def test_statistics_are_collected_without_changing_the_model(tmp_path):
     model, processor = load_model(str(checkpoint("unime-tiny", tmp_path)), dtype="float32")
-    items = instructed(["pizza", "a cat on a blue tile"], None)
+    items = add_instruction(["pizza", "a cat on a blue tile"], None)
     expected = model.encode(items, processor)
-    watch = Watch(model)
-    with watch.watching():
-        found = model.encode(items, processor)
-    counted = watch.positions
-    assert (found == expected).all()
-    assert (model.encode(items, processor) == expected).all() and watch.positions == counted
+    statistics = ForwardStatistics(model)
+    with statistics.collecting():
+        embeddings = model.encode(items, processor)
+    counted = statistics.positions
+    assert (embeddings == expected).all()
+    assert (model.encode(items, processor) == expected).all() and statistics.positions == counted
     lengths = [len(ids) for ids in processor.tokenizer(_rendered(items, processor))["input_ids"]]
-    assert watch.positions - watch.padding == sum(lengths)
-    assert watch.seconds > 0 and bare_products(watch.products) > 0
-    # Every layer of the decoder multiplies with seven matrices.
-    assert len(watch.products) % (7 * model.config.get_text_config().num_hidden_layers) == 0
-    weights = {id(weight) for weight, _ in watch.products}
-    assert weights <= {id(weight) for weight in model.parameters()} and torch.is_tensor(watch.products[0][0])
+    assert statistics.positions - statistics.padding == sum(lengths)
+    assert statistics.seconds > 0 and bare_products(statistics.products) > 0
+    # Every decoder layer has seven matrix products.
+    assert len(statistics.products) % (7 * model.config.get_text_config().num_hidden_layers) == 0
+    weights = {id(weight) for weight, _ in statistics.products}
+    assert weights <= {id(weight) for weight in model.parameters()} and torch.is_tensor(statistics.products[0][0])
 
 
-def test_work_is_the_same_however_the_products_are_computed(tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_prepacking_does_not_change_the_counted_work(tmp_path, monkeypatch: pytest.MonkeyPatch):
     model, processor = load_model(str(checkpoint("unime-tiny", tmp_path)), dtype="float32")
-    items = instructed([f"{number} pizzas beside a cat on a blue tile" for number in range(200)], None)
+    items = add_instruction([f"{count} pizzas beside a cat on a blue tile" for count in range(200)], None)
     counted = flops(model, processor, items)
     monkeypatch.setattr(cpu_prepacking_unime, "can_prepack", lambda model: False)
     assert counted == flops(model, processor, items) > 0

@@ -1,4 +1,4 @@
-"""The report of trust counts what tests say of themselves."""
+"""Tests of the robustness report."""
 
 import re
 from collections.abc import Callable
@@ -30,7 +30,7 @@ REPORT = """
 """
 
 
-def test_what_was_tried_and_what_was_handled_are_counted(script: Callable):
+def test_attempts_and_successes_are_counted(script: Callable):
     trust = script(ROOT / "benchmarks" / "trust.py")
     assert trust.counts(list(ElementTree.fromstring(REPORT).iter("testcase"))) == {
         "bad inputs": {"tried": 2, "handled": 1},
@@ -41,8 +41,8 @@ def test_what_was_tried_and_what_was_handled_are_counted(script: Callable):
     }
 
 
-def test_every_test_that_kills_is_run(script: Callable):
-    run = [ROOT / name.partition("::")[0] for name in script(ROOT / "benchmarks" / "trust.py").TESTS]
-    says_so = re.compile(r'record_property\("kills"')
-    killing = [path for path in (ROOT / "tests").rglob("test_*.py") if says_so.search(path.read_text())]
-    assert killing and all(any(path.is_relative_to(one) for one in run) for path in killing)
+def test_the_report_runs_every_test_that_kills_processes(script: Callable):
+    paths = [ROOT / name.partition("::")[0] for name in script(ROOT / "benchmarks" / "trust.py").TESTS]
+    records_kills = re.compile(r'record_property\("kills"')
+    killing = [path for path in (ROOT / "tests").rglob("test_*.py") if records_kills.search(path.read_text())]
+    assert killing and all(any(path.is_relative_to(parent) for parent in paths) for path in killing)

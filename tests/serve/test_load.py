@@ -26,8 +26,8 @@ def test_the_load_test_writes_a_row_for_each_number_of_clients_with_and_without_
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
-    assert [(row["clients"], row["requests are"]) for row in rows] == [
-        (clients, kind) for clients in (2, 8) for kind in ("batched", "answered one by one")
+    assert [(row["clients"], row["mode"]) for row in rows] == [
+        (clients, kind) for clients in (2, 8) for kind in ("batched", "one by one")
     ]
     assert all(row["answers_checked"] > 0 and row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in rows)
     assert sum(row["hostile_refused"] for row in rows) > 0

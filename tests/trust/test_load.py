@@ -52,7 +52,7 @@ def check(row: dict[str, Any], record_property: Callable[[str, object], None]) -
 def test_the_server_answers_every_good_request_and_does_not_grow(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    check(under_load("serving", tmp_path / "serving.json", "--kinds", "batched"), record_property)
+    check(under_load("serving", tmp_path / "serving.json", "--modes", "batched"), record_property)
 
 
 @pytest.mark.slow

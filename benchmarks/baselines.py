@@ -1,6 +1,6 @@
-"""Four ways to embed with one checkpoint: ours, sentence-transformers', plain batches, the published snippet.
+"""Four functions that embed with one checkpoint: ours, sentence-transformers, plain batches, the published snippet.
 
-All of them read the same rendered prompts, in float32, on the same device.
+All of them use the same rendered prompts, in float32, on the same device.
 """
 
 from collections.abc import Callable
@@ -16,22 +16,22 @@ from unime import UniMEModel, load_model
 from unime.processing_unime import to_item_dict, to_messages
 
 
-# Takes items and the instruction that all of them share, or None; gives unit vectors `(items, dimensions)`.
+# Takes items and their common instruction or `None`; returns unit vectors `(items, dimensions)`.
 Encode = Callable[[Items, str | None], np.ndarray]
-BATCH_SIZE = 32  # the default of sentence-transformers
+BATCH_SIZE = 32  # default of sentence-transformers
 
 
 def unime(model: UniMEModel, processor: ProcessorMixin) -> Encode:
-    """`UniMEModel.encode`, as it is."""
+    """Return `UniMEModel.encode`."""
 
     def encode(items: Items, instruction: str | None) -> np.ndarray:
-        return model.encode(instructed(items, instruction), processor)
+        return model.encode(add_instruction(items, instruction), processor)
 
     return encode
 
 
 def sentence_transformer(folder: Path, device: str) -> Encode:
-    """`SentenceTransformer.encode` with its defaults; the instruction is its prompt."""
+    """Return `SentenceTransformer.encode` with its defaults; the instruction is its prompt."""
     model = SentenceTransformer(
         str(folder), trust_remote_code=True, device=device, model_kwargs={"dtype": torch.float32}
     )
@@ -44,40 +44,40 @@ def sentence_transformer(folder: Path, device: str) -> Encode:
 
 
 def plain_batches(model: UniMEModel, processor: ProcessorMixin) -> Encode:
-    """Processor, model, next batch: as the examples of transformers do it, in the order of the items."""
+    """Return a loop over batches in the order of the items, as in the examples of transformers."""
 
     @torch.no_grad()
     def encode(items: Items, instruction: str | None) -> np.ndarray:
-        spelt = instructed(items, instruction)
-        batches = (spelt[start : start + BATCH_SIZE] for start in range(0, len(spelt), BATCH_SIZE))
-        found = [model(**tensors(processor, batch).to(model.device)).embeddings for batch in batches]
-        return torch.cat(found).cpu().numpy()
+        items = add_instruction(items, instruction)
+        batches = (items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE))
+        embeddings = [model(**tensors(processor, batch).to(model.device)).embeddings for batch in batches]
+        return torch.cat(embeddings).cpu().numpy()
 
     return encode
 
 
 def published_snippet(model: UniMEModel, processor: ProcessorMixin) -> Encode:
-    """What the README of the published UniME does: item by item, with the language-model head and all hidden states.
+    """Return the loop of the published UniME's README: one item at a time, with LM head and all hidden states.
 
-    The head is that of the generative class around our backbone; its values are computed and thrown away.
+    The head belongs to the generative class around our backbone; its output is computed and discarded.
     """
     generative = AutoModelForImageTextToText.from_config(model.backbone.config).to(model.device).eval()
     generative.model = model.backbone
 
     @torch.no_grad()
     def encode(items: Items, instruction: str | None) -> np.ndarray:
-        found = []
-        for item in instructed(items, instruction):
+        embeddings = []
+        for item in add_instruction(items, instruction):
             batch = tensors(processor, [item]).to(model.device)
             output = generative(**batch, output_hidden_states=True, return_dict=True)
-            found.append(torch.nn.functional.normalize(output.hidden_states[-1][:, -1, :], dim=-1))
-        return torch.cat(found).cpu().numpy()
+            embeddings.append(torch.nn.functional.normalize(output.hidden_states[-1][:, -1, :], dim=-1))
+        return torch.cat(embeddings).cpu().numpy()
 
     return encode
 
 
-def ways_to_embed(folder: Path, device: str) -> dict[str, Encode]:
-    """All ways to embed with a checkpoint, by name; `"unime"` is the first."""
+def encode_functions(folder: Path, device: str) -> dict[str, Encode]:
+    """Return all functions that embed with a checkpoint, by name; `"unime"` is the first."""
     model, processor = load_model(str(folder), dtype="float32")
     model = model.to(device).eval()
     return {
@@ -88,8 +88,8 @@ def ways_to_embed(folder: Path, device: str) -> dict[str, Encode]:
     }
 
 
-def instructed(items: Items, instruction: str | None) -> list[dict]:
-    """The items with one instruction, which may be None."""
+def add_instruction(items: Items, instruction: str | None) -> list[dict]:
+    """Return the items as dictionaries with a common instruction, which may be `None`."""
     return [
         {key: value for key, value in to_item_dict(item).items() if key != "images"}
         | {"image": to_item_dict(item)["images"] or None, "instruction": instruction}
@@ -98,8 +98,8 @@ def instructed(items: Items, instruction: str | None) -> list[dict]:
 
 
 def tensors(processor: ProcessorMixin, items: list[dict]) -> BatchFeature:
-    """The input of a model, from items in a batch of their own."""
-    spelt = [to_item_dict(item) for item in items]
-    texts = processor.apply_chat_template([to_messages(item) for item in spelt], tokenize=False)
-    images = [image for item in spelt for image in item["images"]]
+    """Return the model input of one batch of items."""
+    items = [to_item_dict(item) for item in items]
+    texts = processor.apply_chat_template([to_messages(item) for item in items], tokenize=False)
+    images = [image for item in items for image in item["images"]]
     return processor(text=texts, images=images or None, padding=True, return_tensors="pt")
