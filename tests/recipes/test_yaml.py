@@ -1,4 +1,4 @@
-"""Every recipe can be read by its script, and is listed."""
+"""Every recipe can be parsed by its script and is listed in the README."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,14 @@ from transformers import TrainingArguments
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-WAYS = sorted(RECIPES.glob("accelerate/*.yaml"))
-YAMLS = sorted(set(RECIPES.glob("**/*.yaml")) - set(WAYS) - set(RECIPES.glob("study/**/*.yaml")))
+LAUNCH_CONFIGS = sorted(RECIPES.glob("accelerate/*.yaml"))
+YAMLS = sorted(set(RECIPES.glob("**/*.yaml")) - set(LAUNCH_CONFIGS) - set(RECIPES.glob("study/**/*.yaml")))
 
 
 def script_of(recipe: Path) -> Path:
-    """Return the script that a recipe is for: it has the recipe's name, and lies beside it or above."""
-    beside = recipe.with_suffix(".py")
-    return beside if beside.exists() else RECIPES / beside.name
+    """Return the script of a recipe, which has the same name and is in the same folder or in `recipes`."""
+    script = recipe.with_suffix(".py")
+    return script if script.exists() else RECIPES / script.name
 
 
 def name_of(recipe: Path) -> str:
@@ -26,12 +26,12 @@ def name_of(recipe: Path) -> str:
 
 
 @pytest.mark.parametrize("recipe", YAMLS, ids=name_of)
-def test_every_key_of_a_recipe_is_a_setting_of_its_script(
+def test_every_key_of_a_recipe_is_an_argument_of_its_script(
     recipe: Path, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], tmp_path: Path
 ):
     laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--output_dir", tmp_path]
     settings = parsed(script(script_of(recipe)), "--config", recipe, *laptop)
-    (args,) = [one for one in settings if isinstance(one, TrainingArguments)]
+    (args,) = [arguments for arguments in settings if isinstance(arguments, TrainingArguments)]
     assert args.output_dir == str(tmp_path)
 
 
@@ -43,16 +43,18 @@ def test_every_recipe_is_listed_with_its_command(recipe: Path):
 
 
 @pytest.mark.parametrize("backbone", sorted(path.parent.name for path in RECIPES.glob("*/stage1.yaml")))
-def test_the_second_stage_starts_where_the_first_ends(
+def test_stage_2_starts_from_the_output_of_stage_1(
     backbone: str, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]
 ):
     laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]
-    _, _, one, _ = parsed(script(RECIPES / "stage1.py"), "--config", RECIPES / backbone / "stage1.yaml", *laptop)
-    _, _, model = parsed(script(RECIPES / "stage2.py"), "--config", RECIPES / backbone / "stage2.yaml", *laptop)
-    assert model.model_name_or_path == one.output_dir
+    _, _, stage1_args, _ = parsed(
+        script(RECIPES / "stage1.py"), "--config", RECIPES / backbone / "stage1.yaml", *laptop
+    )
+    _, _, model_args = parsed(script(RECIPES / "stage2.py"), "--config", RECIPES / backbone / "stage2.yaml", *laptop)
+    assert model_args.model_name_or_path == stage1_args.output_dir
 
 
-def test_the_baseline_of_vlm2vec_is_two_nulls(
+def test_the_clip_baseline_uses_plain_in_batch_info_nce(
     script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]
 ):
     _, args = parsed(
@@ -61,8 +63,8 @@ def test_the_baseline_of_vlm2vec_is_two_nulls(
     assert (args.false_negative_margin, args.num_hard_negatives) == (None, None)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=name_of)
-def test_every_way_of_running_is_read_by_accelerate_and_listed(way: Path):
-    config = load_config_from_file(str(way))
+@pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=name_of)
+def test_every_launch_config_is_valid_and_listed(path: Path):
+    config = load_config_from_file(str(path))
     assert config.num_processes == 8 and config.distributed_type in ("MULTI_GPU", "FSDP", "DEEPSPEED")
-    assert f"`{way.relative_to(RECIPES.parent)}`" in (RECIPES / "README.md").read_text()
+    assert f"`{path.relative_to(RECIPES.parent)}`" in (RECIPES / "README.md").read_text()
