@@ -84,7 +84,7 @@ def encoded(folder: Path) -> dict[str, Any]:
             [{"text": "abcde"}],
             "flickr30k: column text holds string, not a list of texts: use the dataset as published",
         ),
-        ([{"text": [1]}], "flickr30k: its column text holds list<item: int64>, not a list of texts: give it as"),
+        ([{"text": [1]}], "flickr30k: column text holds list<item: int64>, not a list of texts: use the"),
         ([{}, {"text": []}], "query 1 of task 'flickr30k_i2t' has the positives []; give at least one"),
         (
             [{"image": 3}],
