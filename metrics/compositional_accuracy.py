@@ -8,7 +8,7 @@ from unime.eval.metrics import compositional_accuracy
 
 
 class CompositionalAccuracy(evaluate.Metric):
-    """Share of images that are strictly nearer to their true caption than to the false one."""
+    """Share of images that are strictly closer to their true caption than to the false one."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

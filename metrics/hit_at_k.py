@@ -8,13 +8,13 @@ from unime.eval.metrics import pessimistic_ranks, recall_at_k
 
 
 class HitAtK(evaluate.Metric):
-    """Share of queries whose first candidate, the right one as in MMEB, is among the k best; a tie is wrong."""
+    """Share of queries whose positive, listed first as in MMEB, is among the k best candidates; a tie is wrong."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of queries whose right candidate is among the k most similar of their own candidates.",
+            description="Share of queries whose positive is among the k most similar of their own candidates.",
             citation="",
-            inputs_description="predictions: for each query the scores of its candidates, the right one first.",
+            inputs_description="predictions: for each query the scores of its candidates, the positive first.",
             features=datasets.Features({"predictions": datasets.List(datasets.Value("float64"))}),
         )
 

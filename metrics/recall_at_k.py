@@ -8,13 +8,13 @@ from unime.eval.metrics import pessimistic_ranks, recall_at_k
 
 
 class RecallAtK(evaluate.Metric):
-    """Share of queries with a right candidate among the first k; a candidate that ties stands before a right one."""
+    """Share of queries with a positive among the first k candidates; a negative that ties ranks before a positive."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Share of queries with one of their right candidates among the k most similar.",
+            description="Share of queries with one of their positives among the k most similar candidates.",
             citation="",
-            inputs_description="predictions: for each query its scores; references: indices of its right candidates.",
+            inputs_description="predictions: for each query its scores; references: indices of its positives.",
             features=datasets.Features(
                 {
                     "predictions": datasets.List(datasets.Value("float64")),

@@ -7,13 +7,13 @@ from unime.eval.metrics import spearman
 
 
 class Spearman(evaluate.Metric):
-    """How alike two lists of similarities order the same pairs."""
+    """Agreement between the orders in which two lists of similarities put the same pairs."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Spearman's rank correlation of similarities and human (or a teacher's) scores.",
+            description="Spearman's rank correlation of similarities and human scores (or a teacher's).",
             citation="",
-            inputs_description="predictions: similarities of pairs; references: their true scores.",
+            inputs_description="predictions: similarities of pairs; references: their reference scores.",
             features=datasets.Features(
                 {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
             ),
