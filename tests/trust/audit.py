@@ -1,9 +1,9 @@
-"""Look for known vulnerabilities in the pins: in the list beside this file, and with pip-audit where it has a source.
+"""Look for known vulnerabilities in the pins: in the list beside this file, and with pip-audit if it is online.
 
     python tests/trust/audit.py
 
-Status 1 where there is one. `pip-audit` calls a package that it could not look up no error, so what it skipped is
-counted here and said: out of reach of its source, the list is all that was looked at.
+Exits with status 1 if there are any. pip-audit does not treat a package that it could not look up as an error, so this
+script counts and reports such packages. Without access to an advisory database, only the list is checked.
 """
 
 import json
@@ -16,62 +16,73 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 
-PINS = Path(__file__).resolve().parents[2] / "constraints.txt"
-LIST = Path(__file__).with_name("advisories.json")
+PINS_FILE = Path(__file__).resolve().parents[2] / "constraints.txt"
+ADVISORIES_FILE = Path(__file__).with_name("advisories.json")
 
 
-def pinned(text: str) -> dict[str, Version]:
-    """The versions in a file of constraints, by name."""
+def parse_pins(text: str) -> dict[str, Version]:
+    """Return the version of each package in the text of a constraints file.
+
+    Raises:
+        ValueError: A line does not pin exactly one version.
+    """
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    found = {}
+    pins = {}
     for requirement in (Requirement(line) for line in lines if line):
-        (exact,) = requirement.specifier
-        if exact.operator != "==":
-            raise ValueError(f"{requirement} is no pin: name one version with ==")
-        found[canonicalize_name(requirement.name)] = Version(exact.version)
-    return found
+        (specifier,) = requirement.specifier
+        if specifier.operator != "==":
+            raise ValueError(f"{requirement} is not a pin: name one version with ==")
+        pins[canonicalize_name(requirement.name)] = Version(specifier.version)
+    return pins
 
 
-def listed(pins: dict[str, Version], fixed: dict[str, dict[str, str]]) -> list[str]:
-    """A sentence for each pin that is older than the version in which a listed vulnerability was mended."""
+def check_list(pins: dict[str, Version], fixed: dict[str, dict[str, str]]) -> list[str]:
+    """Return a sentence for each pin that is older than the version that fixes a listed vulnerability.
+
+    Args:
+        pins: Versions by package.
+        fixed: For each package, the first fixed version by CVE number.
+    """
     return [
-        f"{name} {pins[name]} has {number}: take {version} or newer"
-        for name, numbers in fixed.items()
-        for number, version in numbers.items()
+        f"{name} {pins[name]} has {cve}: use {version} or newer"
+        for name, versions in fixed.items()
+        for cve, version in versions.items()
         if name in pins and pins[name] < Version(version)
     ]
 
 
-def audited(report: str) -> tuple[list[str], int]:
-    """What pip-audit found, a sentence each, and how many packages it could not look up."""
+def parse_pip_audit(report: str) -> tuple[list[str], int]:
+    """Return a sentence for each vulnerability in pip-audit's JSON report, and the number of skipped packages."""
     packages = json.loads(report)["dependencies"]
-    found = [
-        f"{one['name']} {one['version']} has {flaw['id']}: take {' or '.join(flaw['fix_versions']) or 'another'}"
-        for one in packages
-        for flaw in one.get("vulns", [])
+    vulnerabilities = [
+        f"{package['name']} {package['version']} has {vulnerability['id']}: use "
+        f"{' or '.join(vulnerability['fix_versions']) or 'another package'}"
+        for package in packages
+        for vulnerability in package.get("vulns", [])
     ]
-    return found, sum("skip_reason" in one for one in packages)
+    return vulnerabilities, sum("skip_reason" in package for package in packages)
 
 
 def main() -> int:
-    advisories = json.loads(LIST.read_text())
-    pins = pinned(PINS.read_text())
-    found = listed(pins, advisories["fixed"])
-    known = sum(map(len, advisories["fixed"].values()))
-    written = f"written down from memory on {advisories['compiled']}, known until {advisories['knowledge']}"
-    print(f"{known} advisories, {written}: {len(found)} hold for the pins")
-    command = ["-m", "pip_audit", "--requirement", str(PINS), "--no-deps", "--disable-pip", "--format", "json"]
-    done = subprocess.run([sys.executable, *command, "--progress-spinner", "off"], capture_output=True, text=True)
-    if done.stdout.startswith("{"):
-        more, skipped = audited(done.stdout)
-        print(f"pip-audit: {len(pins) - skipped} of {len(pins)} packages looked up, {len(more)} vulnerabilities")
-        found += more
+    """Print the vulnerabilities and return the exit status."""
+    advisories = json.loads(ADVISORIES_FILE.read_text())
+    pins = parse_pins(PINS_FILE.read_text())
+    vulnerabilities = check_list(pins, advisories["fixed"])
+    count = sum(map(len, advisories["fixed"].values()))
+    origin = f"listed from memory on {advisories['compiled']}, knowledge until {advisories['knowledge']}"
+    print(f"{count} advisories ({origin}): {len(vulnerabilities)} apply to the pins")
+    command = ["-m", "pip_audit", "--requirement", str(PINS_FILE), "--no-deps", "--disable-pip", "--format", "json"]
+    result = subprocess.run([sys.executable, *command, "--progress-spinner", "off"], capture_output=True, text=True)
+    if result.stdout.startswith("{"):
+        reported, skipped = parse_pip_audit(result.stdout)
+        print(f"pip-audit: looked up {len(pins) - skipped} of {len(pins)} packages, {len(reported)} vulnerabilities")
+        vulnerabilities += reported
     else:
-        reason = done.stderr.strip().rpartition("\n")[2]
-        print(f"pip-audit looked nothing up, only the list was looked at: {reason}")
-    for sentence in found:
-        print(sentence)
-    return int(bool(found))
+        reason = result.stderr.strip().rpartition("\n")[2]
+        print(f"pip-audit could not look up any package, so only the list was checked: {reason}")
+    for vulnerability in vulnerabilities:
+        print(vulnerability)
+    return int(bool(vulnerabilities))
 
 
 if __name__ == "__main__":
