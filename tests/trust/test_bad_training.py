@@ -213,11 +213,11 @@ def test_identical_texts_in_stage_1_have_a_loss_of_zero(model: UniMEModel, proce
     ("lines", "reason"),
     [
         (["[]"], "holds negatives for 1 rows, but the dataset has 2"),
-        (["[]", "nonsense"], "line 2 is no list of numbers of the 2 rows: mine again"),
-        (["[]", "[2]"], "line 2 is no list of numbers of the 2 rows: mine again"),
-        (["[-1]", "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
-        (['["0"]', "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
-        (["3", "[]"], "line 1 is no list of numbers of the 2 rows: mine again"),
+        (["[]", "nonsense"], "line 2 is not a list of numbers of the 2 rows: mine again"),
+        (["[]", "[2]"], "line 2 is not a list of numbers of the 2 rows: mine again"),
+        (["[-1]", "[]"], "line 1 is not a list of numbers of the 2 rows: mine again"),
+        (['["0"]', "[]"], "line 1 is not a list of numbers of the 2 rows: mine again"),
+        (["3", "[]"], "line 1 is not a list of numbers of the 2 rows: mine again"),
         (None, "there is no file {path} of mined negatives: create it with recipes/mine.py"),
     ],
     ids=["other dataset", "no JSON", "row beyond", "row before", "row a string", "no list", "absent"],
@@ -255,7 +255,7 @@ def test_mining_uses_all_negatives_if_there_are_few(candidates: int, positive: l
         (lambda: openmoji_rows("dev", 2), "split"),
         (lambda: mmeb_train(subsets=["CIFAR-100"]), "unknown subset 'CIFAR-100' of MMEB-train: choose from ImageNet"),
         (
-            lambda: mmeb_train(subset_subset_weights={"CIFAR-100": 2}),
+            lambda: mmeb_train(subset_weights={"CIFAR-100": 2}),
             "unknown subset 'CIFAR-100' of MMEB-train: choose from",
         ),
     ],
@@ -270,9 +270,12 @@ def test_the_error_for_an_unknown_name_lists_the_known_names(
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["nonsense"], "line 1 names no row: give what `unime check-data` wrote"),
-        (["[1]"], "line 1 names no row: give what `unime check-data` wrote"),
-        (['{"row": 0, "reason": "bad"}', "{}"], "line 2 names no row: give what `unime check-data` wrote"),
+        (["nonsense"], "line 1 does not name a row: give a file written by `unime check-data`"),
+        (["[1]"], "line 1 does not name a row: give a file written by `unime check-data`"),
+        (
+            ['{"row": 0, "reason": "bad"}', "{}"],
+            "line 2 does not name a row: give a file written by `unime check-data`",
+        ),
         (
             ['{"row": 5, "reason": "bad"}'],
             "line 1 rejects row 5, but the dataset has 2: open it with the settings that",

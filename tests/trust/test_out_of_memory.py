@@ -1,4 +1,4 @@
-"""A micro-batch that does not fit into memory is halved, tried again and reported; an item alone is named."""
+"""A micro-batch that does not fit into memory is split and reported; an item that does not fit alone is named."""
 
 import logging
 import subprocess
@@ -20,9 +20,9 @@ from unime.serve.embedder import Embedder, Task
 
 
 TINY = str(Path(__file__).resolve().parents[2] / "checkpoints" / "unime-tiny")
-COLOURS = ["red", "green", "blue", "white"]
+COLORS = ["red", "green", "blue", "white"]
 ITEMS = [f"number {number}" + " and more" * number for number in range(12)] + [
-    {"text": colour, "image": Image.new("RGB", (40, 40), colour)} for colour in COLOURS
+    {"text": color, "image": Image.new("RGB", (40, 40), color)} for color in COLORS
 ]
 LONG = "a very long text " * 30
 
@@ -34,7 +34,7 @@ def loaded() -> tuple[UniMEModel, ProcessorMixin]:
 
 @contextmanager
 def memory_for(model: UniMEModel, tokens: int) -> Iterator[None]:
-    """Fail as an accelerator does wherever a pass has more than so many tokens, padding included."""
+    """Raise the out-of-memory error of an accelerator for passes with more tokens than this, padding included."""
 
     def allocate(_: UniMEModel, __: tuple, inputs: dict) -> None:
         if inputs["input_ids"].numel() > tokens:
@@ -46,7 +46,7 @@ def memory_for(model: UniMEModel, tokens: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("tokens", [60, 100, 250])
-def test_encode_gives_the_same_vectors_in_less_memory_and_says_so(
+def test_encode_gives_the_same_embeddings_in_less_memory_and_logs_a_warning(
     loaded: tuple[UniMEModel, ProcessorMixin], caplog: pytest.LogCaptureFixture, tokens: int
 ) -> None:
     model, processor = loaded
@@ -70,7 +70,7 @@ def test_an_item_that_does_not_fit_alone_is_named(
     assert "does not fit into the memory of cpu even on its own: shorten its text" in str(error.value)
 
 
-def test_another_failure_is_no_lack_of_memory(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, processor = loaded
 
     def fail(_: UniMEModel, __: tuple) -> None:
@@ -82,7 +82,7 @@ def test_another_failure_is_no_lack_of_memory(loaded: tuple[UniMEModel, Processo
     hook.remove()
 
 
-def test_a_long_job_rejects_what_does_not_fit_and_goes_on(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_a_long_job_rejects_an_item_that_does_not_fit_and_continues(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, processor = loaded
     entries = [Entry(str(number), text) for number, text in enumerate([*ITEMS[:4], LONG, *ITEMS[4:8]])]
     with memory_for(model, 60):
@@ -93,20 +93,20 @@ def test_a_long_job_rejects_what_does_not_fit_and_goes_on(loaded: tuple[UniMEMod
     assert rejected.id == "4" and "even on its own: shorten its text" in rejected.reason
 
 
-def test_a_server_answers_all_but_the_request_that_does_not_fit(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
+def test_a_server_refuses_only_the_request_that_does_not_fit(loaded: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, processor = loaded
     embedder = Embedder(model, processor)
     tasks = [Task({"text": text}, truncate=number % 2 == 0) for number, text in enumerate([*ITEMS[:4], LONG])]
-    usual = embedder(tasks)
+    expected = embedder(tasks)
     with memory_for(model, 60):
         *good, bad = embedder(tasks)
-    for before, after in zip(usual, good, strict=False):
+    for before, after in zip(expected, good, strict=False):
         np.testing.assert_allclose(after.embedding, before.embedding, atol=1e-5)
         assert after.tokens == before.tokens
     assert isinstance(bad, ValueError) and "even on its own" in str(bad)
 
 
-REAL = """
+LIMITED_PROCESS = """
 import logging, resource, sys
 from pathlib import Path
 import numpy as np
@@ -117,17 +117,20 @@ torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 model, processor = load_model(sys.argv[1], dtype="float32")
 items = [f"number {number} " + "and so on " * 40 for number in range(256)]
-expected = model.encode(items, processor, max_tokens=1000)
+expected = model.encode(items, processor, micro_batch_tokens=1000)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 120 * 2**20, resource.RLIM_INFINITY))
-found = model.encode(items, processor, max_tokens=10**6)
-np.testing.assert_allclose(found, expected, atol=1e-5)
+embeddings = model.encode(items, processor, micro_batch_tokens=10**6)
+np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 print("equal")
 """
 
 
 @pytest.mark.slow
-def test_a_process_whose_memory_is_really_full_embeds_in_halves() -> None:
-    done = subprocess.run([sys.executable, "-c", REAL, TINY], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "do not fit into the memory of cpu together" in done.stdout and done.stdout.endswith("equal\n")
+def test_a_process_with_too_little_real_memory_embeds_in_halves() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", LIMITED_PROCESS, TINY], capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "do not fit into the memory of cpu: splitting them" in process.stdout
+    assert process.stdout.endswith("equal\n")
