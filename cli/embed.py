@@ -149,7 +149,7 @@ def index(
 
     corpus = open_corpus(source, text, image, identifier, image_root, split)
     if is_new:
-        store = Index.create(folder, model, instruction)
+        store = Index.create(folder, str(model), instruction)
     else:
         store = Index.open(folder)
         model = model or store.record.checkpoint
@@ -160,7 +160,7 @@ def index(
                 "leave --instruction out, or create a new index"
             )
     with _progress() as show:
-        synced = store.update(corpus, lambda: load_onto(model, dtype, device), show)
+        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device), show)
     rejected_file = folder / REJECTED_FILE
     result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
     _print_result(

@@ -28,7 +28,7 @@ def export(
         raise ValueError(f"an ONNX export is float32, not {dtype}: leave --dtype out")
     model = model_or_default(model)
 
-    report = {"format": format, "model": model, "output": str(output)}
+    report: dict[str, Any] = {"format": format, "model": model, "output": str(output)}
     with redirect_stdout(sys.stderr):  # libraries may print, and standard output is for the report
         report |= _write_onnx(model, output) if format == "onnx" else _write_plain(model, output, dtype)
     files = sorted(path for path in output.rglob("*") if path.is_file())

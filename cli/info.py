@@ -33,12 +33,13 @@ def describe(checkpoint: str) -> dict[str, Any]:
         processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     is_local = Path(checkpoint).is_dir()
     weights = (get_local_safetensors_metadata if is_local else get_safetensors_metadata)(checkpoint)
-    text = config.backbone_config.get_text_config()
+    backbone: Any = config.backbone_config
+    text = backbone.get_text_config()
     sentence_transformer = json.loads(Path(cached_file(checkpoint, "config_sentence_transformers.json")).read_text())
     return {
         "checkpoint": checkpoint,
         "revision": fingerprint(checkpoint),
-        "backbone": config.backbone_config.model_type,
+        "backbone": backbone.model_type,
         "language model": f"{text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}",
         "parameters": sum(weights.parameter_count.values()),
         "types": ", ".join(sorted(weights.parameter_count)),

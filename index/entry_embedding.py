@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoint import PROMPTS
 from ..corpus.entry import Entry
-from ..data.isolate_failures import map_isolating_failures
+from ..isolate_failures import map_isolating_failures
 
 
 WINDOW_ENTRIES = 1024

@@ -1,12 +1,13 @@
-"""Mine hard negatives for stage 2 with any embedder, from the whole dataset.
+"""Mine hard negatives for stage 2 from the whole dataset, with any embedding model.
 
     python recipes/mine.py --config recipes/tiny/stage2.yaml --model checkpoints/unime-tiny --output_dir runs/mined
     accelerate launch recipes/stage2.py --config recipes/tiny/stage2.yaml --mined_file runs/mined/negatives.jsonl
 
-Takes the data settings of a stage-2 recipe and passes all others over. Queries look for candidates of their own task.
-Embeddings are kept in parts, sealed by their checksums, so that a run that was cut off goes on; parts can be made by
-several machines (`--shard_index`, `--num_shards`) on a shared disk. Rows that cannot be read or embedded are listed, with the
-reasons, in `rejected.jsonl`, which training leaves out by `--rejected_file`; with `--strict` the first one ends the job.
+The script takes the data settings of a stage-2 recipe and ignores all others. Candidates are the positives of the
+query's own task. Embeddings are saved in chunks with checksums, so the same command resumes an interrupted run, and
+several machines can share the work on one disk (`--shard_index`, `--num_shards`). Rows that cannot be read or embedded
+are listed with the reasons in `rejected.jsonl`, which training skips with `--rejected_file`; with `--strict` the first
+one ends the run.
 """
 
 import json
@@ -20,68 +21,83 @@ from tqdm.auto import tqdm
 from trl import TrlParser
 
 from unime.checkpoint import fingerprint
-from unime.data.isolate_failures import map_isolating_failures
 from unime.data.mining import mine_hard_negatives
 from unime.data.rejected_rows import write_rejected
 from unime.data.rows import content_hash, label_hash
 from unime.data.sources import DataArguments, open_rows
 from unime.data.validation import read_or_explain
 from unime.eval.encoders.loading import load_encoder
+from unime.isolate_failures import map_isolating_failures
 from unime.storage.atomic_files import atomic_write, intact_files
 
 
-CHUNK = 1024  # rows of one file of embeddings, and most that a kill undoes
+CHUNK_ROWS = 1024  # rows of one file of embeddings; a killed run loses at most one file
 
 
 @dataclass
 class ScriptArguments:
-    """What to mine with, and which negatives to take; see `unime.data.mining.mine`."""
+    """The model to mine with, and which negatives to keep; see `unime.data.mining.mine_hard_negatives`."""
 
-    model: str = field(metadata={"help": "UniME, CLIP or any SentenceTransformer that takes the items."})
-    output_dir: str = field(metadata={"help": "Where embeddings, negatives.jsonl and report.json go."})
+    model: str = field(metadata={"help": "UniME, CLIP or any SentenceTransformer that can embed the items."})
+    output_dir: str = field(metadata={"help": "Folder for embeddings, negatives.jsonl, rejected.jsonl, report.json."})
     num_negatives: int = field(default=5, metadata={"help": "Negatives per query."})
-    range_min: int = field(default=0, metadata={"help": "Rank of the hardest candidate to look at."})
-    range_max: int = field(default=100, metadata={"help": "Rank before which to stop looking."})
-    max_score: float | None = field(default=None, metadata={"help": "Most similarity of a negative."})
-    absolute_margin: float | None = field(default=None, metadata={"help": "Least distance below the positive."})
-    relative_margin: float | None = field(default=0.05, metadata={"help": "Least share below the positive."})
-    shard_index: int = field(default=0, metadata={"help": "Which part of the embeddings this run makes."})
-    num_shards: int = field(default=1, metadata={"help": "How many runs share the embeddings."})
+    range_min: int = field(default=0, metadata={"help": "Rank of the first candidate to consider, from 0."})
+    range_max: int = field(default=100, metadata={"help": "Rank of the first candidate not to consider."})
+    max_score: float | None = field(default=None, metadata={"help": "Maximum cosine of a negative with the query."})
+    absolute_margin: float | None = field(
+        default=None, metadata={"help": "Minimum difference between the cosines of the positive and a negative."}
+    )
+    relative_margin: float | None = field(
+        default=0.05,
+        metadata={"help": "Minimum relative difference; with 0.05, at most 0.95 times the positive's cosine."},
+    )
+    shard_index: int = field(default=0, metadata={"help": "Share of the embeddings that this run computes, from 0."})
+    num_shards: int = field(default=1, metadata={"help": "Number of runs that share the embeddings."})
     strict: bool = field(default=False, metadata={"help": "Stop at the first bad row."})
 
 
 def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
-    """Embed queries and positives, chunk by chunk, those that are not there yet; returns the number of rows."""
+    """Embed the queries and positives of the missing chunks.
+
+    Args:
+        script (`ScriptArguments`): The model and the shard.
+        data (`DataArguments`): The rows.
+        folder (`Path`): Where the chunks are saved.
+
+    Returns:
+        `int`: The number of rows of the dataset.
+    """
     dataset = open_rows(data)
-    starts = range(0, len(dataset), CHUNK)[script.shard_index :: script.num_shards]
-    kept = {file.name.split(".")[0] for file in intact_files(folder, "*.*.npz")}
-    missing = [start for start in starts if f"{start:09d}" not in kept]
+    starts = range(0, len(dataset), CHUNK_ROWS)[script.shard_index :: script.num_shards]
+    saved = {file.name.split(".")[0] for file in intact_files(folder, "*.*.npz")}
+    missing = [start for start in starts if f"{start:09d}" not in saved]
     encode = load_encoder(script.model).encode if missing else None
     for start in tqdm(missing, unit="chunk", desc="Embedding"):
-        found = {number: read_or_explain(dataset, number) for number in range(start, min(start + CHUNK, len(dataset)))}
-        rejected = {number: row for number, row in found.items() if isinstance(row, str)}
-        rows = {number: row for number, row in found.items() if number not in rejected}
-        vectors = {}
+        indices = range(start, min(start + CHUNK_ROWS, len(dataset)))
+        rows_or_reasons = {index: read_or_explain(dataset, index) for index in indices}
+        rejected = {index: reason for index, reason in rows_or_reasons.items() if isinstance(reason, str)}
+        rows = {index: row for index, row in rows_or_reasons.items() if index not in rejected}
+        embeddings = {}
         for side in ("query", "positive"):
-            given = map_isolating_failures(encode, [row[side] for row in rows.values()], ValueError)
-            vectors[side] = dict(zip(rows, given, strict=True))
-            for number, vector in vectors[side].items():
-                reason = str(vector) if isinstance(vector, ValueError) else None
-                if reason is None and not np.isfinite(vector).all():
-                    reason = "the model gave no finite vector: mend or remove the row"
+            encoded = map_isolating_failures(encode, [row[side] for row in rows.values()], ValueError)
+            embeddings[side] = dict(zip(rows, encoded, strict=True))
+            for index, embedding in embeddings[side].items():
+                reason = str(embedding) if isinstance(embedding, ValueError) else None
+                if reason is None and not np.isfinite(embedding).all():
+                    reason = "its embedding is not finite: fix or remove the row"
                 if reason is not None:
-                    rejected.setdefault(number, f"{rows[number].get('where') or f'row {number}'}, {side}: {reason}")
+                    rejected.setdefault(index, f"{rows[index].get('where') or f'row {index}'}, {side}: {reason}")
         _stop_if_strict(script, rejected)
-        good = [number for number in rows if number not in rejected]
+        good = [index for index in rows if index not in rejected]
         arrays = {
             "row": np.array(good, dtype=np.int64),
-            "queries": np.array([vectors["query"][number] for number in good]),
-            "positives": np.array([vectors["positive"][number] for number in good]),
-            "content": np.array([content_hash(rows[number]["positive"]) for number in good], dtype=np.int64),
+            "queries": np.array([embeddings["query"][index] for index in good]),
+            "positives": np.array([embeddings["positive"][index] for index in good]),
+            "content": np.array([content_hash(rows[index]["positive"]) for index in good], dtype=np.int64),
             "label": np.array(
-                [label_hash(rows[number]["task"], rows[number]["label"]) for number in good], dtype=np.int64
+                [label_hash(rows[index]["task"], rows[index]["label"]) for index in good], dtype=np.int64
             ),
-            "task": np.array([rows[number]["task"] for number in good], dtype=str),
+            "task": np.array([rows[index]["task"] for index in good], dtype=str),
             "rejected": np.array(json.dumps(rejected)),
         }
         with atomic_write(folder / f"{start:09d}.npz", sealed=True) as part, part.open("wb") as file:
@@ -94,43 +110,44 @@ def _stop_if_strict(script: ScriptArguments, rejected: Mapping[int, str]) -> Non
         raise ValueError(rejected[min(rejected)])
 
 
-def main(data: DataArguments, script: ScriptArguments, others: Sequence[str] = ()) -> None:
+def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = ()) -> None:
     output = Path(script.output_dir)
-    data = replace(data, mined_file=None, rejected_file=None)  # negatives.jsonl and rejected.jsonl count all rows
+    data = replace(data, mined_file=None, rejected_file=None)  # the output files number all rows of the dataset
     folder = output / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"model": script.model, "revision": fingerprint(script.model), "data": vars(data)}
-    settings = json.dumps(made, indent=2, default=str)
-    known = output / "settings.json"
-    if known.exists() and known.read_text() != settings:
+    made_with = {"model": script.model, "revision": fingerprint(script.model), "data": vars(data)}
+    settings = json.dumps(made_with, indent=2, default=str)
+    settings_file = output / "settings.json"
+    if settings_file.exists() and settings_file.read_text() != settings:
         raise ValueError(f"{output} holds embeddings of another model or dataset: choose another output_dir")
-    with atomic_write(known) as part:
+    with atomic_write(settings_file) as part:
         part.write_text(settings)
-    size = embed(script, data, folder)
+    num_rows = embed(script, data, folder)
     files = {file.name.split(".")[0]: file for file in sorted(folder.glob("*.*.npz"))}
-    if len(files) < len(range(0, size, CHUNK)):
-        print(f"{len(files)} of {len(range(0, size, CHUNK))} chunks are there: run the other parts, then this again")
+    num_chunks = len(range(0, num_rows, CHUNK_ROWS))
+    if len(files) < num_chunks:
+        print(f"{len(files)} of {num_chunks} chunks are done: run the other shards, then repeat this command")
         return
 
     chunks = [np.load(file) for file in files.values()]
-    # A chunk without any good row does not know the dimensions.
-    queries, positives, content, label, task, number_of = (
+    # Chunks without good rows have empty arrays without dimensions.
+    queries, positives, contents, labels, tasks, row_indices = (
         np.concatenate([chunk[name] for chunk in chunks if len(chunk["row"])] or [chunks[0][name]])
         for name in ("queries", "positives", "content", "label", "task", "row")
     )
     rejected = {int(row): why for chunk in chunks for row, why in json.loads(str(chunk["rejected"])).items()}
-    _stop_if_strict(script, rejected)  # also of the chunks that were kept
+    _stop_if_strict(script, rejected)  # also for chunks of earlier runs
     write_rejected(output / "rejected.jsonl", rejected)
-    negatives: list[list[int]] = [[] for _ in range(size)]
+    negatives: list[list[int]] = [[] for _ in range(num_rows)]
     report = {}
-    for name in tqdm(np.unique(task), unit="task", desc="Searching"):
-        rows = np.flatnonzero(task == name)
-        _, distinct, positive = np.unique(content[rows], return_index=True, return_inverse=True)
+    for task in tqdm(np.unique(tasks), unit="task", desc="Searching"):
+        rows = np.flatnonzero(tasks == task)
+        _, distinct, positive = np.unique(contents[rows], return_index=True, return_inverse=True)
         mined, counts = mine_hard_negatives(
             queries[rows],
             positives[rows[distinct]],
             positive,
-            label[rows],
+            labels[rows],
             num_negatives=script.num_negatives,
             range_min=script.range_min,
             range_max=script.range_max,
@@ -138,16 +155,16 @@ def main(data: DataArguments, script: ScriptArguments, others: Sequence[str] = (
             absolute_margin=script.absolute_margin,
             relative_margin=script.relative_margin,
         )
-        for row, found in zip(rows, mined, strict=True):
-            negatives[number_of[row]] = number_of[rows[distinct[found]]].tolist() if found else []
-        report[str(name)] = {"queries": len(rows), "candidates": len(distinct), **counts}
+        for row, candidates in zip(rows, mined, strict=True):
+            negatives[row_indices[row]] = row_indices[rows[distinct[candidates]]].tolist() if candidates else []
+        report[str(task)] = {"queries": len(rows), "candidates": len(distinct), **counts}
     with atomic_write(output / "negatives.jsonl") as part:
-        part.write_text("".join(f"{json.dumps(found)}\n" for found in negatives))
+        part.write_text("".join(f"{json.dumps(rows)}\n" for rows in negatives))
     with atomic_write(output / "report.json") as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(sum(map(Counter, report.values()), Counter()), indent=2))
     if rejected:
-        print(f"{len(rejected)} of {size} rows were rejected: {output / 'rejected.jsonl'} says why")
+        print(f"{len(rejected)} of {num_rows} rows were rejected, see {output / 'rejected.jsonl'} for the reasons")
 
 
 if __name__ == "__main__":

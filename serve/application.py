@@ -47,8 +47,9 @@ def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI
             raise ApiError(401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'", "invalid_api_key")
 
     # FastAPI's documentation pages load scripts from other hosts, so they are off; /openapi.json has the same content.
-    about = {"title": "UniME", "description": "Multimodal embeddings.", "docs_url": None, "redoc_url": None}
-    app = FastAPI(lifespan=lifespan, **about)
+    app = FastAPI(
+        lifespan=lifespan, title="UniME", description="Multimodal embeddings.", docs_url=None, redoc_url=None
+    )
     router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
     model_info = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "unime"}
     schema = {"content": {"application/json": {"schema": EmbeddingRequest.model_json_schema()}}, "required": True}

@@ -1,6 +1,7 @@
 """Embedding of batches for a server: items of different clients share a batch, and each gets a result or an error."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from transformers import ProcessorMixin
 
 from ..batching_unime import MicroBatch, default_max_length, plan_micro_batches
-from ..data.isolate_failures import map_isolating_failures
 from ..encoding_unime import embed_micro_batches
+from ..isolate_failures import map_isolating_failures
 from ..modeling_unime import UniMEModel
 from ..processing_unime import normalize_item
 
@@ -91,7 +92,7 @@ class Embedder:
         )
 
     @torch.inference_mode()
-    def _embed(self, tasks: list[Task]) -> list[Embedded]:
+    def _embed(self, tasks: Sequence[Task]) -> list[Embedded]:
         batches = self._plan(tasks)
         tokens = {item.index: item.length for batch in batches for item in batch.items}
         results: dict[int, Embedded] = {}
@@ -102,7 +103,7 @@ class Embedder:
                 results[position] = Embedded(embedding, tokens[position])
         return [results[position] for position in range(len(tasks))]
 
-    def _plan(self, tasks: list[Task]) -> list[MicroBatch]:
+    def _plan(self, tasks: Sequence[Task]) -> list[MicroBatch]:
         """Render and check all tasks before the model computes any, so that a refusal costs no forward pass."""
         batches = []
         for truncate in (False, True):

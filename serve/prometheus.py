@@ -1,6 +1,7 @@
 """Prometheus metrics of the server."""
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,7 +25,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        shared = {"namespace": "unime", "registry": self._registry}
+        shared: dict[str, Any] = {"namespace": "unime", "registry": self._registry}
         self.requests = Counter("requests", "Embedding requests that were answered.", ["status"], **shared)
         self.request_seconds = Histogram(
             "request_seconds", "Time from a request's arrival to its answer.", buckets=BUCKETS_SECONDS, **shared

@@ -107,7 +107,8 @@ def _read_item(value: Any, name: str, limits: Limits) -> RequestItem:
 
 def _read_conversation(messages: list[Any], name: str) -> RequestItem:
     """Join messages as the chat template does: texts by line feeds, images in their order."""
-    text, images, instruction = None, [], ""
+    text, instruction = None, ""
+    images: list[Any] = []
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ("system", "user"):
             raise ValueError(f"{name}: a message must be an object with the role 'user' or 'system'")

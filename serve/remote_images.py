@@ -109,7 +109,7 @@ async def _fetch(
 async def _resolve(host: str, port: int, name: str, allowed: Callable[[Address], bool]) -> str:
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     infos = await asyncio.get_running_loop().run_in_executor(DNS_THREADS, look_up)
-    addresses = [ip_address(sockaddr[0].split("%")[0]) for *_, sockaddr in infos]
+    addresses = [ip_address(str(sockaddr[0]).split("%")[0]) for *_, sockaddr in infos]
     if not all(map(allowed, addresses)):
         raise ValueError(f"{name}: the image URL is not on the public internet: send the image as a data URL")
     return str(addresses[0])

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from ..data.image_files import REQUEST_IMAGE_FORMATS
+from ..image_formats import REQUEST_IMAGE_FORMATS
 from ..processing_unime import to_rgb
 
 

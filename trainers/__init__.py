@@ -1,5 +1,11 @@
 """Trainers of both stages, their arguments, and the losses as pure functions."""
 
+# ruff: noqa: E402 (a missing extra is reported before anything that needs it is imported)
+from ..extras import require_extra
+
+
+require_extra("train", "accelerate", "datasets", "peft", "trl")
+
 from .adapter import load_adapter, merge_adapter, merge_checkpoint
 from .checkpointing import last_complete_checkpoint, train_and_save
 from .contrastive_config import ContrastiveConfig

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from unime.data.isolate_failures import map_isolating_failures
+from unime.isolate_failures import map_isolating_failures
 
 
 def doubled(numbers: Sequence[int]) -> list[int]:
