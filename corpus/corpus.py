@@ -20,8 +20,9 @@ import pyarrow as pa
 from datasets.utils.extract import Extractor
 
 from ..data.dataset_loading import load_table
-from ..data.image_files import IMAGE_SUFFIXES, resolve_path
+from ..data.image_files import resolve_path
 from ..data.jsonl import load_lines, parse_object
+from ..image_formats import IMAGE_SUFFIXES
 from .entry import Entry
 from .folder import read_folder
 

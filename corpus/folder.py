@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.image_files import IMAGE_SUFFIXES, resolve_path
+from ..data.image_files import resolve_path
+from ..image_formats import IMAGE_SUFFIXES
 from .entry import Entry
 
 

@@ -1,4 +1,4 @@
-"""Image files: supported formats, allowed paths, and reading as RGB.
+"""Image files: allowed paths, and reading as RGB.
 
 Every part of the package that opens image files does it here. [`unime.processing_unime.to_rgb`] defines what a file
 shows: upright, and on white where it is transparent.
@@ -11,18 +11,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from datasets import config
 from PIL import Image, UnidentifiedImageError
 
+from ..image_formats import IMAGE_FORMATS
 from ..processing_unime import to_rgb
 
 
-# Pillow identifies a format by content and supports more, some by starting another program (EPS): untrusted files
-# must not reach those.
-IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-REQUEST_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # those that OpenAI's API accepts, and the server
-IMAGE_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 URL_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
@@ -32,8 +27,6 @@ def default_image_root(source: str | Path) -> Path:
     Args:
         source (`str` or `Path`): A folder, a file, or a Hub id; for a Hub id the result is the cache of all downloads.
     """
-    from datasets import config  # the server reads images without `datasets`
-
     source = Path(source)
     if not source.exists():
         return Path(config.HF_CACHE_HOME).expanduser()
@@ -99,7 +92,7 @@ def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = N
     Raises:
         ValueError: The image is missing, outside `root`, or unreadable.
     """
-    stored = image if isinstance(image, Mapping) else {"bytes": None, "path": image}
+    stored: Mapping[str, Any] = image if isinstance(image, Mapping) else {"bytes": None, "path": image}
     path, encoded = stored["path"], stored["bytes"]
     if encoded is None:
         if not isinstance(path, str):
@@ -116,7 +109,7 @@ def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = N
             return to_rgb(opened)
     except Exception as error:  # Pillow's decoders raise errors of many types for broken files
         # Pillow's own message contains the address of a buffer, which differs from run to run.
-        problem = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        problem = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
         name = "the image" if path is None else f"the image {path}"
         raise ValueError(
             f"{where}: cannot read {name}: it is not a readable image ({problem}); fix the path or remove the row"

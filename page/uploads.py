@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..data.image_files import IMAGE_FORMATS, read_image
+from ..data.image_files import read_image
+from ..image_formats import IMAGE_FORMATS
 
 
 MAX_IMAGE_PIXELS = 50_000_000  # 150 MB when decoded

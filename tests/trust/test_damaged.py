@@ -92,7 +92,7 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(checkpoint: Path):
     weights = load_file(checkpoint / "model.safetensors")
     missing = sorted(weights)[3]
     save_file({name: weights[name] for name in weights if name != missing}, checkpoint / "model.safetensors")
-    assert value_error(lambda: load_model(str(checkpoint))).startswith(f"{checkpoint} lacks weights, such as ")
+    assert value_error(lambda: load_model(str(checkpoint))).startswith(f"{checkpoint} has no weights for ")
 
 
 def test_a_checkpoint_with_a_missing_shard_is_refused(checkpoint: Path, tiny: tuple[UniMEModel, Any]):
@@ -103,7 +103,7 @@ def test_a_checkpoint_with_a_missing_shard_is_refused(checkpoint: Path, tiny: tu
     first.unlink()
     message = value_error(lambda: load_model(str(checkpoint)))
     assert message == (
-        f"{checkpoint / 'model.safetensors.index.json'} is damaged (it names {first.name}, which is not there): copy "
+        f"{checkpoint / 'model.safetensors.index.json'} is damaged (it lists {first.name}, which is missing): copy "
         "or download the checkpoint again"
     )
 
