@@ -1,4 +1,4 @@
-"""What is published, printed or logged holds no token and does not name the user of the machine."""
+"""Published, printed and logged text contains neither tokens nor the name of the user."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ TOKEN = "hf_aVerySecretTokenOfTheHub"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the home folder of a user whose environment holds tokens."""
+    """Return the home folder of a user whose environment contains tokens."""
     home = tmp_path / "home" / "alice"
     home.mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def leaks(folder: Path) -> list[str]:
-    """Name the files that hold the token or the user's name; those that resume a training never leave the machine."""
+    """Return the files that contain the token or the name of the user, except those for resuming, which stay local."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "checkpoint-" not in str(path)]
     assert files
     return [path.name for path in files if TOKEN.encode() in path.read_bytes() or b"alice" in path.read_bytes()]
@@ -45,8 +45,8 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["whole", "adapter"])
-def test_what_training_leaves_to_be_published(
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_the_files_of_a_training_contain_no_secrets(
     tiny_model: Callable[[str], Path],
     home: Path,
     kind: str,
@@ -64,26 +64,26 @@ def test_what_training_leaves_to_be_published(
         trainer = ContrastiveTrainer(model, args, train_dataset=ROWS, processing_class=processor, peft_config=lora)
         trainer.train()
         trainer.save_model()
-    made = home / "run"
-    assert leaks(made) == []
-    assert not list(made.glob("*.bin"))  # nothing to publish is a pickle either
-    # SECURITY.md warns of what Trainer puts into the folders that resume a training.
-    assert TOKEN.encode() in (made / "checkpoint-1" / "training_args.bin").read_bytes()
+    output = home / "run"
+    assert leaks(output) == []
+    assert not list(output.glob("*.bin"))  # no pickles either
+    # SECURITY.md warns that Trainer writes the token into the folders for resuming.
+    assert TOKEN.encode() in (output / "checkpoint-1" / "training_args.bin").read_bytes()
     if kind == "adapter":
-        assert "base_model: ~/base" in (made / "README.md").read_text()
-        made = merge_checkpoint(base, made, home / "merged")
-    write_files(made, evaluated_card(load_model(str(made))[0], "unime"))
-    assert "~/base" in (made / "README.md").read_text()  # it still says what training started from
-    assert leaks(made) == []
+        assert "base_model: ~/base" in (output / "README.md").read_text()
+        output = merge_checkpoint(base, output, home / "merged")
+    write_files(output, evaluated_card(load_model(str(output))[0], "unime"))
+    assert "~/base" in (output / "README.md").read_text()  # the starting point of the training is still named
+    assert leaks(output) == []
     assert TOKEN not in caplog.text and TOKEN not in "".join(capfd.readouterr())
 
 
-def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, tiny_model: Callable[[str], Path]):
+def test_the_metadata_of_a_run_has_its_command_but_not_the_user(home: Path, tiny_model: Callable[[str], Path]):
     model = str(shutil.copytree(tiny_model("llava"), home / "model"))
-    found = run_metadata(model, None, ["--models", f"UniME={model}", "--output_dir", str(home / "results")], seed=1)
-    assert found["model"] == "~/model"
-    assert found["command"] == "python -m unime.eval --models UniME=~/model --output_dir ~/results"
-    assert "alice" not in json.dumps(found) and TOKEN not in json.dumps(found)
+    metadata = run_metadata(model, None, ["--models", f"UniME={model}", "--output_dir", str(home / "results")], seed=1)
+    assert metadata["model"] == "~/model"
+    assert metadata["command"] == "python -m unime.eval --models UniME=~/model --output_dir ~/results"
+    assert "alice" not in json.dumps(metadata) and TOKEN not in json.dumps(metadata)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_result_says_how_to_get_it_again_without_naming_the_user(home: Path, t
     [
         ("{home}/a/b", "~/a/b"),
         ("--model X={home}/a --to {home}/b", "--model X=~/a --to ~/b"),
-        ("{home}s/a", "{home}s/a"),  # another user's, whose name begins alike
+        ("{home}s/a", "{home}s/a"),  # the home of another user, with the same prefix
         ("org/model", "org/model"),
         ("runs/model", "runs/model"),
     ],
@@ -100,12 +100,12 @@ def test_the_home_folder_is_shown_as_a_tilde(home: Path, text: str, shown: str):
     assert redact_home(text.format(home=home)) == shown.format(home=home)
 
 
-def test_a_user_whose_home_is_the_root_keeps_his_paths(monkeypatch: pytest.MonkeyPatch):
+def test_paths_stay_if_the_home_folder_is_the_root(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/")
     assert redact_home("/models/a") == "/models/a"
 
 
 @pytest.mark.parametrize("command", [["--help"], ["serve", "--help"], ["serve", "--port", "99999"], ["info", "/none"]])
-def test_no_command_prints_what_the_environment_keeps_secret(home: Path, command: list[str]):
-    done = CliRunner().invoke(app, command)
-    assert TOKEN not in done.output and TOKEN not in str(done.exception)
+def test_no_command_prints_secrets_of_the_environment(home: Path, command: list[str]):
+    result = CliRunner().invoke(app, command)
+    assert TOKEN not in result.output and TOKEN not in str(result.exception)
