@@ -39,7 +39,7 @@ IMPORTS = [
     "unime.data.sources",
     "unime.openmoji.dataset",
 ]
-IMPORTS += ["unime.eval.__main__", "unime.index.parquet_shards"]
+IMPORTS += ["unime.eval.encoders.loading", "unime.eval.report.html_report", "unime.index.parquet_shards"]
 
 Start = Callable[..., BaseProcess]
 
