@@ -13,9 +13,10 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,20 +32,12 @@ from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected, embed_ent
 SHARD_NAME = re.compile(r"\d{6}-[0-9a-f]{32}\.parquet")
 SETTINGS_KEY, REJECTED_KEY = b"unime", b"unime.rejected"  # in the metadata of a shard
 
-Settings = Mapping[str, str | int | None]
+Settings = Mapping[str, Any]  # `str`, `int` or `None`
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The file name and the entries of one shard."""
-
-    name: str
-    entries: list[Entry]
-
-
-def shards(corpus: Sequence[Entry]) -> Iterator[Shard]:
-    """Split a corpus into shards, and name each by a hash of what the model sees and the file stores."""
+def _shards(corpus: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    """Split a corpus into shards: file names, which hash what the model sees and the file stores, and entries."""
     entries = iter(corpus)
     with ThreadPoolExecutor(READER_THREADS) as readers:
         for number in range(0, -(-len(corpus) // WINDOW_ENTRIES)):
@@ -52,7 +45,7 @@ def shards(corpus: Sequence[Entry]) -> Iterator[Shard]:
             digest = hashlib.blake2b(digest_size=16)
             for identity in readers.map(_identity, window):
                 digest.update(identity.encode())
-            yield Shard(f"{number:06d}-{digest.hexdigest()}.parquet", window)
+            yield f"{number:06d}-{digest.hexdigest()}.parquet", window
 
 
 def _identity(entry: Entry) -> str:
@@ -95,15 +88,15 @@ def write_shards(
 
     def missing_entries() -> Iterator[Entry]:
         nonlocal num_kept
-        for shard in shards(corpus):
-            names.add(shard.name)
-            if (folder / shard.name).exists():
-                rejected = rejected_in(folder / shard.name)
-                num_kept += len(shard.entries) - len(rejected)
-                report(len(shard.entries), rejected)
+        for name, entries in _shards(corpus):
+            names.add(name)
+            if (folder / name).exists():
+                rejected = rejected_in(folder / name)
+                num_kept += len(entries) - len(rejected)
+                report(len(entries), rejected)
             else:
-                pending.append(shard)
-                yield from shard.entries
+                pending.append((name, entries))
+                yield from entries
 
     results = {}  # vectors and rejections of incomplete shards, by id
     instruction, dimensions = settings["instruction"], settings["dimensions"]
@@ -112,9 +105,9 @@ def write_shards(
         results |= zip((entry.id for entry in window.entries), window.vectors, strict=True)
         results |= {rejected.id: rejected for rejected in window.rejected}
         report(len(window.entries) + len(window.rejected), window.rejected)
-        while pending and pending[0].entries[-1].id in results:
-            shard = pending.popleft()
-            _write(folder / shard.name, shard.entries, [results.pop(entry.id) for entry in shard.entries], settings)
+        while pending and pending[0][1][-1].id in results:
+            name, entries = pending.popleft()
+            _write(folder / name, entries, [results.pop(entry.id) for entry in entries], settings)
     for path in folder.iterdir():
         if path.name not in names:
             path.unlink()

@@ -20,7 +20,7 @@ def no_model() -> Any:
 
 
 def rows(index: Index) -> dict[str, dict]:
-    rows = index.table.table.to_arrow().to_pylist()
-    by_id = {row["id"]: row for row in rows}
-    assert len(by_id) == len(rows), "an id occurs twice"
+    stored = index.table.table.to_arrow().to_pylist()
+    by_id = {row["id"]: row for row in stored}
+    assert len(by_id) == len(stored), "an id occurs twice"
     return by_id
