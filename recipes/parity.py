@@ -1,15 +1,16 @@
-"""Compare an OpenAI-compatible `/v1/embeddings` endpoint with the local checkpoint, modality by modality.
+"""Compare the embeddings of an OpenAI-compatible `/v1/embeddings` endpoint with those of the local checkpoint.
 
     python recipes/parity.py --url http://localhost:8000/v1 --model checkpoints/unime-tiny
 
-Status 1 if any item's cosine is below the threshold. `--form` says what is sent:
+The exit status is 1 if the cosine of any item is below the threshold, and 2 if the comparison fails. `--form` selects
+the request:
 
-* `chat`: a conversation in `messages`, images as data URLs, the instruction as system message: the server renders
-  the checkpoint's template. What `unime serve` and vLLM take.
-* `rendered`: the prompt, rendered here, in `input`: for servers of text that know no templates, such as
+* `chat`: a conversation in `messages`, with images as data URLs and the instruction as system message; the server
+  renders the checkpoint's template. `unime serve` and vLLM accept it.
+* `rendered`: the prompt, rendered here, in `input`; for text servers that do not use templates, such as
   text-embeddings-inference.
 * `input`: the bare text in `input`. `unime serve` renders it; vLLM and text-embeddings-inference do not, so their
-  embeddings of it are others: this form shows by how much.
+  embeddings differ, and this form measures by how much.
 """
 
 import json
@@ -38,119 +39,142 @@ TEXTS = [
     "two dogs\nplay with a ball; " * 20,
     "a text that says <image> and <|im_end|>",
 ]
-SIZES = [(64, 64), (224, 224), (320, 96), (96, 320), (640, 480)]  # (width, height)
+IMAGE_SIZES = [(64, 64), (224, 224), (320, 96), (96, 320), (640, 480)]  # (width, height) in pixels
 INSTRUCTIONS = {"text": PROMPTS["text_to_image"], "image": PROMPTS["image"], "both": PROMPTS["question"]}
 
 
 @dataclass
 class ScriptArguments:
-    """Which server, which checkpoint, and how close they must be."""
+    """The server, the checkpoint, and how close their embeddings must be."""
 
-    url: str = field(metadata={"help": "Base address that the server's /embeddings and /models follow."})
+    url: str = field(metadata={"help": "Base URL of the server; /embeddings and /models are appended."})
     model: str = field(default="checkpoints/unime-tiny", metadata={"help": "The local checkpoint."})
-    served: str | None = field(default=None, metadata={"help": "The model's name there; the first if not given."})
-    form: str = field(default="chat", metadata={"help": "What is sent.", "choices": ["chat", "rendered", "input"]})
-    threshold: float = field(default=0.999, metadata={"help": "Least cosine of any item."})
+    served: str | None = field(
+        default=None, metadata={"help": "Name of the model on the server. Default: the first that it lists."}
+    )
+    form: str = field(
+        default="chat", metadata={"help": "Form of the request.", "choices": ["chat", "rendered", "input"]}
+    )
+    threshold: float = field(default=0.999, metadata={"help": "Minimum cosine of every item."})
     key: str = field(default="none", metadata={"help": "Bearer token for the server."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer."})
+    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for a response."})
     json: bool = field(default=False, metadata={"help": "Print JSON."})
 
 
-def draw_image(number: int, size: tuple[int, int]) -> Image.Image:
-    """Draw an image with a colour gradient and a shape, different for each number."""
+def draw_image(index: int, size: tuple[int, int]) -> Image.Image:
+    """Draw an image with a color gradient and an ellipse.
+
+    Args:
+        index (`int`): Determines the colors and the ellipse.
+        size (`tuple[int, int]`): Width and height in pixels.
+    """
     across = Image.linear_gradient("L").rotate(90).resize(size)
     down = Image.linear_gradient("L").resize(size)
-    drawn = Image.merge("RGB", [across, down, Image.new("L", size, 50 * number % 256)])
-    corner = [size[0] // 4, size[1] // 4, size[0] // 4 * (2 + number % 2), size[1] // 2]
-    ImageDraw.Draw(drawn).ellipse(corner, fill=(40 * number % 256, 200, 255 - 30 * number))
-    return drawn
+    image = Image.merge("RGB", [across, down, Image.new("L", size, 50 * index % 256)])
+    corners = [size[0] // 4, size[1] // 4, size[0] // 4 * (2 + index % 2), size[1] // 2]
+    ImageDraw.Draw(image).ellipse(corners, fill=(40 * index % 256, 200, 255 - 30 * index))
+    return image
 
 
-def probes() -> dict[str, list[dict[str, Any]]]:
-    """Give the items of every row of the table, by modality and with or without instruction."""
-    pictures = [draw_image(number, size) for number, size in enumerate(SIZES)]
-    plain = {
+def sample_items() -> dict[str, list[dict[str, Any]]]:
+    """Return the items to compare, by modality, with and without an instruction."""
+    images = [draw_image(index, size) for index, size in enumerate(IMAGE_SIZES)]
+    by_modality = {
         "text": [{"text": text} for text in TEXTS],
-        "image": [{"image": image} for image in pictures],
-        "both": [{"text": text, "image": image} for text, image in zip(TEXTS, pictures, strict=True)],
+        "image": [{"image": image} for image in images],
+        "both": [{"text": text, "image": image} for text, image in zip(TEXTS, images, strict=True)],
     }
-    rows = {}
-    for modality, items in plain.items():
-        rows[modality] = items
-        rows[f"{modality}, instruction"] = [item | {"instruction": INSTRUCTIONS[modality]} for item in items]
-    return rows
+    groups = {}
+    for modality, items in by_modality.items():
+        groups[modality] = items
+        groups[f"{modality}, instruction"] = [item | {"instruction": INSTRUCTIONS[modality]} for item in items]
+    return groups
 
 
 def chat_body(item: dict[str, Any]) -> Body:
-    """Write an item as a conversation with its images as data URLs."""
+    """Return the request for an item as a conversation, with its images as data URLs."""
     conversation = to_messages(to_item_dict(item))
     for message in conversation:
-        message["content"] = [_sent(part) for part in message["content"]]
+        message["content"] = [_request_part(part) for part in message["content"]]
     return {"messages": conversation}
 
 
-def _sent(part: dict[str, Any]) -> dict[str, Any]:
+def _request_part(part: dict[str, Any]) -> dict[str, Any]:
     if part["type"] != "image":
         return part
     file = BytesIO()
-    part["image"].save(file, "PNG")  # without loss: what is compared is the model, not a codec
+    part["image"].save(file, "PNG")  # lossless, so that only the models are compared
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"}}
 
 
 def rendered_body(item: dict[str, Any], processor: ProcessorMixin) -> Body:
-    """Write a text item as the prompt that the template makes of it."""
+    """Return the request for a text item as the prompt rendered by the checkpoint's template."""
     (prompt,) = processor.apply_chat_template([to_messages(to_item_dict(item))], tokenize=False)
-    begin = processor.tokenizer.bos_token
-    # A prompt that begins with that token itself must not get a second one.
-    return {"input": prompt} | ({"add_special_tokens": False} if begin and prompt.startswith(begin) else {})
+    bos_token = processor.tokenizer.bos_token
+    # The server must not add a second one.
+    return {"input": prompt} | ({"add_special_tokens": False} if bos_token and prompt.startswith(bos_token) else {})
 
 
 class Endpoint:
-    """An OpenAI-compatible server of embeddings."""
+    """An OpenAI-compatible embedding server.
+
+    Args:
+        url (`str`): Base URL of the server.
+        key (`str`): Bearer token.
+        timeout (`float`): Seconds to wait for a response.
+        served (`str`, *optional*): Name of the model on the server. Defaults to the first that it lists.
+    """
 
     def __init__(self, url: str, key: str, timeout: float, served: str | None = None):
         self.url, self.key, self.timeout = url.rstrip("/"), key, timeout
-        self.served = served or self._ask("/models")["data"][0]["id"]
+        self.served = served or self._request("/models")["data"][0]["id"]
 
     def embed(self, body: Body) -> np.ndarray:
-        """Ask for one embedding, `(dimensions,)`.
+        """Return the embedding of one item, `(dimensions,)`.
 
         Raises:
             ValueError: The server cannot be reached, or it refuses the request.
         """
-        answer = self._ask("/embeddings", {"model": self.served, "encoding_format": "float"} | body)
+        answer = self._request("/embeddings", {"model": self.served, "encoding_format": "float"} | body)
         return np.asarray(answer["data"][0]["embedding"], dtype=np.float32)
 
-    def _ask(self, path: str, body: Body | None = None) -> dict[str, Any]:
+    def _request(self, path: str, body: Body | None = None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         data = None if body is None else json.dumps(body).encode()
         try:
             with urllib.request.urlopen(
                 urllib.request.Request(self.url + path, data, headers), timeout=self.timeout
-            ) as answer:
-                return json.load(answer)
+            ) as response:
+                return json.load(response)
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            raise ValueError(f"{self.url}{path} refused the request with status {error.code}: {said}") from None
+            reason = error.read().decode(errors="replace")[:500]
+            raise ValueError(f"{self.url}{path} refused the request with status {error.code}: {reason}") from None
         except OSError as error:
-            raise ValueError(f"{self.url}{path} does not answer ({error}): is the server up?") from None
+            raise ValueError(f"{self.url}{path} does not respond ({error}): check that the server is up") from None
 
 
-def cosines(ours: np.ndarray, theirs: list[np.ndarray]) -> np.ndarray:
-    """Give the cosine of each pair; the server's vectors need not be of unit length.
+def cosines(local: np.ndarray, served: list[np.ndarray]) -> np.ndarray:
+    """Return the cosine of each pair of embeddings.
+
+    Args:
+        local (`np.ndarray` of shape `(items, dimensions)`): The checkpoint's embeddings, of unit length.
+        served (`list[np.ndarray]`): The server's embeddings, of any length.
 
     Raises:
-        ValueError: The server's vectors have another number of dimensions.
+        ValueError: The server's embeddings have another dimension.
     """
-    wrong = {len(vector) for vector in theirs} - {ours.shape[1]}
+    wrong = {len(embedding) for embedding in served} - {local.shape[1]}
     if wrong:
-        raise ValueError(f"the checkpoint has {ours.shape[1]} dimensions, the server answers {wrong.pop()}")
-    vectors = np.stack(theirs)
-    return (ours * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)
+        raise ValueError(
+            f"the checkpoint's embeddings have {local.shape[1]} dimensions, but the server's have {wrong.pop()}: "
+            "serve the same checkpoint"
+        )
+    embeddings = np.stack(served)
+    return (local * embeddings).sum(axis=1) / np.linalg.norm(embeddings, axis=1)
 
 
 def compare(script: ScriptArguments) -> dict[str, Any]:
-    """Embed all probes here and there; gives the cosines' least and mean of each row."""
+    """Embed all items locally and on the server, and return the least and mean cosine of each group."""
     endpoint = Endpoint(script.url, script.key, script.timeout, script.served)
     model, processor = load_model(script.model, dtype="float32")
     bodies = {
@@ -159,12 +183,13 @@ def compare(script: ScriptArguments) -> dict[str, Any]:
         "input": lambda item: {"input": item["text"]},
     }
     rows = {}
-    for name, items in probes().items():
-        # What a form cannot carry is not asked: images need a conversation, bare text has no place for instructions.
+    for name, items in sample_items().items():
+        # Images need a conversation, and bare text has no place for an instruction.
         if (script.form != "chat" and "image" in items[0]) or (script.form == "input" and "instruction" in items[0]):
             continue
-        found = cosines(model.encode(items, processor), [endpoint.embed(bodies[script.form](item)) for item in items])
-        rows[name] = {"items": len(items), "least": float(found.min()), "mean": float(found.mean())}
+        served = [endpoint.embed(bodies[script.form](item)) for item in items]
+        similarities = cosines(model.encode(items, processor), served)
+        rows[name] = {"items": len(items), "least": float(similarities.min()), "mean": float(similarities.mean())}
     least = min(row["least"] for row in rows.values())
     return {
         "url": script.url,
@@ -173,18 +198,18 @@ def compare(script: ScriptArguments) -> dict[str, Any]:
         "form": script.form,
         "threshold": script.threshold,
         "rows": rows,
-        "equal": bool(least >= script.threshold),  # false for a vector that is not a number, too
+        "equal": bool(least >= script.threshold),  # False for NaN, too
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """Lay a comparison out for reading."""
-    lines = [f"{result['served']} at {result['url']} against {result['model']}, sent as {result['form']}"]
+    """Return a comparison as a table of text."""
+    lines = [f"{result['served']} at {result['url']} compared with {result['model']}, form {result['form']}"]
     lines.append(f"{'':<22}{'items':>6}{'least cosine':>14}{'mean cosine':>13}")
     for name, row in result["rows"].items():
         below = "" if row["least"] >= result["threshold"] else "  below the threshold"
         lines.append(f"{name:<22}{row['items']:>6}{row['least']:>14.6f}{row['mean']:>13.6f}{below}")
-    verdict = "the same embeddings" if result["equal"] else "other embeddings"
+    verdict = "the embeddings are equal" if result["equal"] else "the embeddings differ"
     return "\n".join([*lines, f"{verdict} (threshold {result['threshold']})"])
 
 

@@ -1,9 +1,9 @@
-"""Publish a trained checkpoint: merge its adapter, write it in half precision with a card, check it, push it if asked.
+"""Publish a trained checkpoint: merge its adapter, save it in half precision with a model card, check it, push it.
 
     python recipes/publish.py --model runs/unime-tiny/stage2 --title "Stage 2" --output_dir checkpoints/unime-tiny \
         --evaluations runs/unime-tiny/evaluation --commands recipes/tiny/unime-tiny.sh --notes recipes/tiny/notes.md
 
-Without `--push` nothing leaves the machine: what would be uploaded is listed.
+Nothing is uploaded without `--push`; the script lists the files that would be.
 """
 
 from dataclasses import dataclass, field
@@ -20,21 +20,27 @@ from unime.trainers import load_adapter, merge_adapter
 
 @dataclass
 class ScriptArguments:
-    """What to publish, what to say of it, and where it goes."""
+    """The checkpoint, the contents of its card, and the destination."""
 
-    model: str = field(metadata={"help": "The trained checkpoint, or with `adapter` what it was trained on."})
-    output_dir: str = field(metadata={"help": "Where the published checkpoint goes."})
-    adapter: str | None = field(default=None, metadata={"help": "An adapter to merge first."})
-    dtype: str = field(default="float16", metadata={"help": "Type of the published weights."})
-    evaluations: list[str] = field(default_factory=list, metadata={"help": "Folders that unime.eval wrote."})
-    title: str | None = field(default=None, metadata={"help": "The model's column there; the first if not given."})
+    model: str = field(metadata={"help": "Trained checkpoint, or with `adapter` the model it was trained on."})
+    output_dir: str = field(metadata={"help": "Folder for the published checkpoint."})
+    adapter: str | None = field(default=None, metadata={"help": "Folder of an adapter to merge first."})
+    dtype: str = field(default="float16", metadata={"help": "Dtype of the published weights."})
+    evaluations: list[str] = field(default_factory=list, metadata={"help": "Output folders of `unime eval`."})
+    title: str | None = field(
+        default=None, metadata={"help": "Name of the model in the evaluations. Default: the first one."}
+    )
     base_model: str | None = field(default=None, metadata={"help": "Hub id of the backbone."})
-    datasets: list[str] = field(default_factory=list, metadata={"help": "Hub ids of what it was trained on."})
-    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights."})
-    commands: str | None = field(default=None, metadata={"help": "The shell script that made it; the card shows it."})
-    notes: str | None = field(default=None, metadata={"help": "Markdown on the results, data, limits and licences."})
-    push: str | None = field(default=None, metadata={"help": "Repository of the Hub to push to."})
-    private: bool = field(default=False, metadata={"help": "Make that repository private."})
+    datasets: list[str] = field(default_factory=list, metadata={"help": "Hub ids of the training datasets."})
+    license: str = field(default="apache-2.0", metadata={"help": "License of the weights."})
+    commands: str | None = field(
+        default=None, metadata={"help": "Shell script that trained the model; shown in the card."}
+    )
+    notes: str | None = field(
+        default=None, metadata={"help": "Markdown file on the results, data, limits and licenses."}
+    )
+    push: str | None = field(default=None, metadata={"help": "Hub repository to push to, such as ORG/NAME."})
+    private: bool = field(default=False, metadata={"help": "Make the repository private."})
 
 
 def main(script: ScriptArguments) -> None:
@@ -42,21 +48,23 @@ def main(script: ScriptArguments) -> None:
     if script.adapter is not None:
         model = merge_adapter(load_adapter(model, script.adapter))
     metadata = {"license": script.license, "base_model": script.base_model, "datasets": script.datasets or None}
-    name, made = Path(script.output_dir).name, {"notes": script.notes, "commands": script.commands}
-    files = evaluated_card(model, name, script.evaluations, script.title, **made, **metadata)
+    name, contents = Path(script.output_dir).name, {"notes": script.notes, "commands": script.commands}
+    files = evaluated_card(model, name, script.evaluations, script.title, **contents, **metadata)
     output = save_checkpoint(model, processor, script.output_dir)
     write_files(output, files)
 
-    again, its_processor = load_model(str(output), dtype="float32")
+    saved, saved_processor = load_model(str(output), dtype="float32")
     items = ["a text to check", {"text": "another", "instruction": "Find me an everyday image:"}]
-    difference = np.abs(again.encode(items, its_processor) - model.float().encode(items, processor)).max()
+    difference = np.abs(saved.encode(items, saved_processor) - model.float().encode(items, processor)).max()
     if difference > 1e-5:
-        raise ValueError(f"{output} gives other embeddings than {script.model} (by {difference:.1e}): do not use it")
+        raise ValueError(
+            f"the embeddings of {output} differ from those of {script.model} (by {difference:.1e}): do not publish it"
+        )
     if script.push is None:
         sizes = {path.relative_to(output): path.stat().st_size for path in output.rglob("*") if path.is_file()}
         for path, size in sorted(sizes.items()):
             print(f"{size:>12,} {path}")
-        print(f"{sum(sizes.values()) / 1e6:.1f} MB in {output}, checked. Give --push ORG/NAME to upload them.")
+        print(f"{sum(sizes.values()) / 1e6:.1f} MB in {output}, checked. To upload them, add --push ORG/NAME.")
     else:
         print(push_folder(output, script.push, script.private))
 

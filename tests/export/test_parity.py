@@ -121,7 +121,7 @@ def test_a_fault_shows_only_in_the_rows_that_it_affects(serve: Callable[[str], s
     result = recipe.compare(recipe.ScriptArguments(serve("flipped"), CHECKPOINT))
     least = {name: row["least"] for name, row in result["rows"].items()}
     assert least["text"] > 0.9999 and least["image"] < 0.999 and least["both"] < 0.999 and not result["equal"]
-    assert recipe.table(result).count("below the threshold") == 4 and "other embeddings" in recipe.table(result)
+    assert recipe.table(result).count("below the threshold") == 4 and "the embeddings differ" in recipe.table(result)
 
 
 def test_bare_text_differs_from_the_prompt_and_rendered_text_does_not(
@@ -143,7 +143,7 @@ def test_the_comparison_ignores_the_length_of_a_vector_but_not_its_direction(rec
 @pytest.mark.slow
 def test_the_exit_status_says_whether_the_embeddings_agree(serve: Callable[[str], str]) -> None:
     run = parity(serve("engine"))
-    assert run.returncode == 0 and "the same embeddings" in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and "the embeddings are equal" in run.stdout, run.stdout + run.stderr
     run = parity(serve("engine"), "--form", "input", "--json")
     assert run.returncode == 1 and '"equal": false' in run.stdout, run.stdout + run.stderr
 
@@ -153,7 +153,7 @@ def test_the_exit_status_says_whether_the_embeddings_agree(serve: Callable[[str]
     ("kind", "arguments", "sentence"),
     [
         ("engine", ["--served", "large"], "/v1/embeddings refused the request with status 404"),
-        ("short", [], "the checkpoint has 192 dimensions, the server answers 191"),
+        ("short", [], "embeddings have 192 dimensions, but the server's have 191"),
     ],
 )
 def test_a_server_of_another_model_is_refused_in_one_sentence(
@@ -166,7 +166,7 @@ def test_a_server_of_another_model_is_refused_in_one_sentence(
 @pytest.mark.slow
 def test_an_unreachable_server_is_reported_in_one_sentence() -> None:
     run = parity("http://127.0.0.1:9/v1")
-    assert run.returncode == 2 and run.stderr.splitlines()[-1].endswith("is the server up?")
+    assert run.returncode == 2 and run.stderr.splitlines()[-1].endswith("check that the server is up")
     assert run.stderr.count("parity: ") == 1
 
 
@@ -188,6 +188,6 @@ def test_unime_serve_agrees_for_conversations_and_for_bare_text(form: str) -> No
                     assert server.poll() is None, "the server stopped"
                     time.sleep(0.5)
             run = parity(f"{address}/v1", "--form", form)
-            assert run.returncode == 0 and "the same embeddings" in run.stdout, run.stdout + run.stderr
+            assert run.returncode == 0 and "the embeddings are equal" in run.stdout, run.stdout + run.stderr
         finally:
             server.terminate()

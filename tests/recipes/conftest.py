@@ -1,4 +1,4 @@
-"""The recipes as a user starts them, and small files to train on."""
+"""Fixtures that run recipes as a user does, and small training files."""
 
 import json
 import os
@@ -21,35 +21,35 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., str]:
-    """Give a function that runs a script of the project from its root, and returns what it printed."""
+    """Return a function that runs a script of the project from its root and returns its output."""
 
     def run(*command: object) -> str:
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
+        process = subprocess.run(
             [*launcher, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+        assert process.returncode == 0, process.stderr[-4000:]
+        return process.stdout
 
     return run
 
 
 @pytest.fixture(scope="session")
 def parsed() -> Callable[..., tuple[Any, ...]]:
-    """Give a function that reads the settings of a script as it does itself: YAML, then the command line."""
+    """Return a function that parses the arguments of a script as the script does: YAML, then the command line."""
 
     def parse(module: ModuleType, *command: object) -> tuple[Any, ...]:
         classes = tuple(parameter.annotation for parameter in signature(module.main).parameters.values())
-        return TrlParser(classes).parse_args_and_config([str(word) for word in command])
+        return TrlParser(classes).parse_args_and_config([str(argument) for argument in command])
 
     return parse
 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """Write twelve texts with the embeddings of their teacher."""
+    """Write twelve texts with their teacher embeddings."""
     path = tmp_path / "texts.jsonl"
     rows = [{"text": f"text number {i}", "teacher": np.eye(12)[i].tolist()} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -58,7 +58,7 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Write twelve rows of captions and images `0.png` to `11.png`, in both directions, some with a negative."""
+    """Write twelve rows of captions and images (`0.png` to `11.png`) in both directions, some with a negative."""
     folder = tmp_path / "pairs"
     folder.mkdir()
     random = np.random.default_rng(0)

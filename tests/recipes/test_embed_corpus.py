@@ -1,4 +1,4 @@
-"""Embedding on a Ray cluster of two nodes: undisturbed, with a worker killed, with the driver killed."""
+"""Embedding on a Ray cluster of two nodes: undisturbed, with a killed worker, and with a killed driver."""
 
 import json
 import os
@@ -26,14 +26,19 @@ from unime.index.entry_embedding import embed_entries
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "checkpoints" / "unime-tiny"
-PATIENCE = 900  # seconds; a cluster starts some twenty processes
-# Ray gives its workers the niceness 15, with which they starve on a machine that others use too.
-QUIET = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+MAX_SECONDS = 900  # a cluster starts about twenty processes
+# By default Ray runs workers with niceness 15, which starves them on a busy machine.
+ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write sixty rows, three of them bad, in three Parquet files of several row groups."""
+    """Write 60 rows, three of them bad, in three Parquet files with several row groups."""
     folder = tmp_path_factory.mktemp("corpus") / "rows"
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -58,7 +63,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(rows: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Embed the rows without Ray: vectors, and reasons of what was rejected, by id."""
+    """Return the embeddings of the rows without Ray, and the reasons of rejected rows, by id."""
     model, processor = load_model(str(TINY), dtype="float32")
     vectors, reasons = {}, {}
     for window in embed_entries(model, processor, open_corpus(rows, image_root=rows.parent)):
@@ -74,7 +79,7 @@ def address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in QUIET.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         node = {"num_cpus": 2, "object_store_memory": 200 * 2**20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=node)
@@ -87,14 +92,14 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Give a function that starts the recipe; what it prints goes to `log`."""
+    """Return a function that starts the recipe; its output goes to `log`."""
     started = []
 
     def start(source: Path, output: Path, *settings: object) -> subprocess.Popen:
         command = [sys.executable, "recipes/embed_corpus.py", "--source", source, "--output_dir", output]
         with (tmp_path / "log").open("a") as log:
             command = list(map(str, [*command, "--model", TINY, *settings]))
-            started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | QUIET, stdout=log, stderr=log))
+            started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log))
         return started[-1]
 
     yield start
@@ -102,23 +107,23 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.kill()
 
 
-def wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait(condition: Callable[[], bool], event: str) -> None:
+    deadline = time.monotonic() + MAX_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen in {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{event} did not happen in {MAX_SECONDS} s"
         time.sleep(0.02)
 
 
 def done(output: Path) -> list[Path]:
-    """The files whose rows are noted as done."""
-    notes = [path for path in (output / "checkpoints").glob("*.parquet") if ".pending." not in path.name]
-    return [path for note in notes for path in (output / "vectors").glob(f"{note.stem}*.parquet")]
+    """Return the files with rows that are marked as done."""
+    markers = [path for path in (output / "checkpoints").glob("*.parquet") if ".pending." not in path.name]
+    return [path for marker in markers for path in (output / "vectors").glob(f"{marker.stem}*.parquet")]
 
 
 def assert_as_expected(output: Path, expected: tuple[dict[str, np.ndarray], dict[str, str]]) -> None:
     vectors, reasons = expected
     table = pa.dataset.dataset(output / "vectors").to_table().to_pylist()
-    assert sorted(row["id"] for row in table) == sorted([*vectors, *reasons])  # none lost, none twice
+    assert sorted(row["id"] for row in table) == sorted([*vectors, *reasons])  # no row is lost or written twice
     assert {row["id"]: row["rejected"] for row in table if row["rejected"] is not None} == reasons
     for row in table:
         assert (row["embedding"] is None) == (row["id"] in reasons)
@@ -145,11 +150,11 @@ def test_a_killed_worker_is_replaced_and_no_row_is_lost_or_written_twice(
     workers[0].send_signal(signal.SIGKILL)
     record_property("kills", 1)
     assert len(done(output)) < 30  # in the middle
-    assert run.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert run.wait(MAX_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
     assert_as_expected(output, expected)
 
 
-def test_after_a_killed_driver_the_same_command_does_the_rest(
+def test_after_a_killed_driver_the_same_command_embeds_the_remaining_rows(
     rows, expected, address, start, tmp_path, record_property
 ):
     output = tmp_path / "output"
@@ -160,35 +165,38 @@ def test_after_a_killed_driver_the_same_command_does_the_rest(
     run.kill()
     run.wait()
     record_property("kills", 1)
-    time.sleep(5)  # Ray ends the workers of a driver that is gone
-    kept = {path: path.stat().st_mtime_ns for path in done(output)}
-    assert 3 <= len(kept) < 30
+    time.sleep(5)  # Ray stops the workers of a dead driver
+    before = {path: path.stat().st_mtime_ns for path in done(output)}
+    assert 3 <= len(before) < 30
 
-    again = start(rows, output, "--address", address, *small)
-    assert again.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
+    resumed = start(rows, output, "--address", address, *small)
+    assert resumed.wait(MAX_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
     assert_as_expected(output, expected)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
     written = {path: path.stat().st_mtime_ns for path in done(output)}
-    assert start(rows, output, "--address", address, *small).wait(PATIENCE) == 0  # nothing is left to do
+    assert start(rows, output, "--address", address, *small).wait(MAX_SECONDS) == 0  # nothing remains to be done
     assert {path: path.stat().st_mtime_ns for path in done(output)} == written
     assert_as_expected(output, expected)
 
-    other = start(rows, output, *small, "--instruction", "Represent the given image.")
-    assert other.wait(PATIENCE) == 1
-    assert f"{output} holds vectors of other settings: choose another output_dir" in (tmp_path / "log").read_text()
+    changed = start(rows, output, *small, "--instruction", "Represent the given image.")
+    assert changed.wait(MAX_SECONDS) == 1
+    assert (
+        f"{output} has embeddings made with other settings: choose another output_dir"
+        in (tmp_path / "log").read_text()
+    )
 
 
-def test_a_folder_has_images_on_this_machine_alone(rows, start, tmp_path):
+def test_a_folder_of_images_is_embedded_on_this_machine(rows, start, tmp_path):
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     for number in range(6):
         (folder / "deep" / f"{number}.png").write_bytes((rows.parent / f"{number}.png").read_bytes())
     (folder / "notes.md").write_text("no image")
     output = tmp_path / "output"
-    run = start(f"file://{folder}", f"file://{output}", "--workers", 1, "--dimensions", 64)
-    assert run.wait(PATIENCE) == 0, (tmp_path / "log").read_text()[-3000:]
-    assert f"1 files are no images and are left out: {folder / 'notes.md'}" in (tmp_path / "log").read_text()
+    run = start(f"file://{folder}", f"file://{output}", "--workers", 1, "--truncate_dim", 64)
+    assert run.wait(MAX_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert f"skipping 1 files that are not images: {folder / 'notes.md'}" in (tmp_path / "log").read_text()
 
     model, processor = load_model(str(TINY), dtype="float32")
     (window,) = embed_entries(model, processor, open_corpus(folder / "deep"), truncate_dim=64)
@@ -197,13 +205,13 @@ def test_a_folder_has_images_on_this_machine_alone(rows, start, tmp_path):
     np.testing.assert_allclose(np.stack(table["embedding"].to_pylist()), window.vectors, atol=1e-5)
 
 
-def test_rows_of_wrong_types_are_rejected_each_with_its_reason(script, tmp_path):
+def test_rows_with_wrong_types_are_rejected_with_their_reasons(script, tmp_path):
     from pyarrow.fs import SubTreeFileSystem
 
     module = script(ROOT / "recipes" / "embed_corpus.py")
-    elsewhere = SubTreeFileSystem(str(tmp_path), module.LocalFileSystem())  # any filesystem but that of paths
+    remote = SubTreeFileSystem(str(tmp_path), module.LocalFileSystem())  # stands in for any remote file system
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
-    embedder = module.Embedder(module.ScriptArguments("", "", str(TINY)), module.Place(elsewhere, ""))
+    embedder = module.Embedder(module.ScriptArguments("", "", str(TINY)), module.Location(remote, ""))
     numbers = pa.table({"id": [1, None], "text": [3.5, 4.5], "row_hash": [0, 1]})
     assert embedder(numbers)["rejected"].to_pylist() == [
         "entry '1': its text has type float: make it a string",
@@ -219,15 +227,18 @@ def test_rows_of_wrong_types_are_rejected_each_with_its_reason(script, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "message"),
     [
-        (("--source", "absent"), "there is no absent: mend the source"),
-        (("--identifier", "sku"), "has no column sku: it has id, text, image, price; name yours by --identifier"),
+        (("--source", "absent"), "there is no absent: fix --source"),
+        (
+            ("--identifier", "sku"),
+            "has no column sku: it has id, text, image, price; name your columns with --identifier",
+        ),
         (("--text", "title", "--image", "photo"), "has no column title or photo: it has id, text, image, price"),
     ],
 )
-def test_wrong_use_is_refused_before_ray_starts(rows, script, tmp_path, settings, sentence):
+def test_wrong_use_is_refused_before_ray_starts(rows, script, tmp_path, settings, message):
     module = script(ROOT / "recipes" / "embed_corpus.py")
     command = ["--source", rows, "--output_dir", tmp_path, "--model", TINY, *settings]
-    with pytest.raises((ValueError, OSError), match=sentence):
+    with pytest.raises((ValueError, OSError), match=message):
         module.main(*module.TrlParser((module.ScriptArguments,)).parse_args_and_config(list(map(str, command))))

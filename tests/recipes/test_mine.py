@@ -1,4 +1,4 @@
-"""Mining with a checkpoint, cut off and taken up again, and stage 2 with what was found."""
+"""Mining with a checkpoint, interrupted and resumed, and stage 2 with the mined negatives."""
 
 import json
 from collections.abc import Callable
@@ -16,11 +16,11 @@ TINY = RECIPES.parent / "checkpoints" / "unime-tiny"
 
 @pytest.fixture
 def mine(script: Callable[[Path], ModuleType], tmp_path: Path) -> Callable[..., None]:
-    """Give a function that mines 80 rows of the OpenMoji world in chunks of 32."""
+    """Return a function that mines 80 OpenMoji rows in chunks of 32."""
 
     def run(*settings: object) -> None:
         module = script(RECIPES / "mine.py")
-        module.CHUNK = 32
+        module.CHUNK_ROWS = 32
         command = [
             "--config",
             RECIPES / "tiny" / "stage2.yaml",
@@ -32,39 +32,39 @@ def mine(script: Callable[[Path], ModuleType], tmp_path: Path) -> Callable[..., 
             2,
         ]
         parser = module.TrlParser((module.DataArguments, module.ScriptArguments))
-        command = [str(word) for word in [*command, "--model", TINY, *settings]]
+        command = [str(argument) for argument in [*command, "--model", TINY, *settings]]
         module.main(*parser.parse_args_and_config(command, return_remaining_strings=True))
 
     return run
 
 
-def test_parts_and_a_run_that_was_cut_off_give_the_same_as_one_run(mine: Callable[..., None], tmp_path: Path):
+def test_shards_and_an_interrupted_run_give_the_same_negatives_as_one_run(mine: Callable[..., None], tmp_path: Path):
     mine("--shard_index", 1, "--num_shards", 2)
-    assert not (tmp_path / "negatives.jsonl").exists()  # the other part is missing
+    assert not (tmp_path / "negatives.jsonl").exists()  # the other shard is missing
     mine("--shard_index", 0, "--num_shards", 2)
-    parts = (tmp_path / "negatives.jsonl").read_text()
+    sharded = (tmp_path / "negatives.jsonl").read_text()
     for file in (tmp_path / "embeddings").glob("*.npz"):
         file.unlink()
     mine()
-    assert (tmp_path / "negatives.jsonl").read_text() == parts
+    assert (tmp_path / "negatives.jsonl").read_text() == sharded
 
-    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")}
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")}
     mine("--num_negatives", 1)  # other filters: nothing is embedded again
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")} == written
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")} == times
     assert all(len(json.loads(line)) <= 1 for line in (tmp_path / "negatives.jsonl").read_text().splitlines())
 
 
-def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on(
+def test_mined_negatives_have_the_same_task_and_another_answer_and_can_be_trained_on(
     mine: Callable[..., None], launch: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
 ):
     mine("--relative_margin", 0)
     dataset = open_rows(DataArguments(num_rows=80))
     mined = [json.loads(line) for line in (tmp_path / "negatives.jsonl").read_text().splitlines()]
     tasks, labels = (dataset.with_format(None)[name][:] for name in ("task", "label"))
-    pairs = [(row, other) for row, found in enumerate(mined) for other in found]
+    pairs = [(row, negative) for row, negatives in enumerate(mined) for negative in negatives]
     assert len(pairs) > 40
-    for row, other in pairs:
-        assert tasks[row] == tasks[other] and (labels[row] is None or labels[row] != labels[other])
+    for row, negative in pairs:
+        assert tasks[row] == tasks[negative] and (labels[row] is None or labels[row] != labels[negative])
     report = json.loads((tmp_path / "report.json").read_text())
     assert sum(counts["taken"] for counts in report.values()) == len(pairs)
 
@@ -76,7 +76,7 @@ def test_what_was_mined_is_of_the_same_task_another_answer_and_can_be_trained_on
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_embeddings_of_another_model_are_not_taken(mine: Callable[..., None], tmp_path: Path):
+def test_embeddings_of_another_model_are_refused(mine: Callable[..., None], tmp_path: Path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match="holds embeddings of another model or dataset: choose another output_dir"):
         mine()

@@ -1,4 +1,4 @@
-"""Publishing: a card that the Hub can read, snippets that run, and nothing that leaves the machine unasked."""
+"""Publishing: a card that the Hub can read, snippets that run, and no upload unless requested."""
 
 import json
 import os
@@ -21,11 +21,11 @@ from unime.eval.report.model_card import eval_results
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-PREAMBLE = 'import torch\nfrom PIL import Image\npicture = Image.new("RGB", (30, 30), "red")\n'
+PREAMBLE = 'import torch\nfrom PIL import Image\nimage = Image.new("RGB", (30, 30), "red")\n'
 
 
 def results(title: str, share: float) -> dict[str, object]:
-    """Results as `unime.eval` writes them, of two tasks and a kind of probes."""
+    """Return results as `unime.eval` writes them, of two tasks and one compositional task."""
     task = {"meta_task": "retrieval", "metric": "hit@1", "hit@1": share}
     return {
         "model": title,
@@ -41,9 +41,9 @@ def results(title: str, share: float) -> dict[str, object]:
 
 @pytest.fixture
 def publish(script: Callable[[Path], ModuleType]) -> Callable[..., ModuleType]:
-    def run(*words: object) -> ModuleType:
+    def run(*arguments: object) -> ModuleType:
         module = script(RECIPES / "publish.py")
-        module.main(*HfArgumentParser(module.ScriptArguments).parse_args_into_dataclasses([str(w) for w in words]))
+        module.main(*HfArgumentParser(module.ScriptArguments).parse_args_into_dataclasses([str(a) for a in arguments]))
         return module
 
     return run
@@ -58,7 +58,7 @@ def evaluation(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_card_tells_the_hub_and_people_what_was_measured(
+def test_a_card_shows_the_results_to_the_hub_and_to_readers(
     publish: Callable[..., ModuleType],
     tiny_model: Callable[[str], Path],
     evaluation: Path,
@@ -67,14 +67,14 @@ def test_a_card_tells_the_hub_and_people_what_was_measured(
 ):
     (tmp_path / "run.sh").write_text("python train.py\n")
     (tmp_path / "notes.md").write_text("## Limits\n\nIt is small.\n")
-    output = tmp_path / "unime-tiny model"
+    output = tmp_path / "published model"
     publish(
         "--model", tiny_model("llava"), "--output_dir", output, "--evaluations", evaluation, "--title", "UniME",
         "--base_model", "org/backbone", "--datasets", "org/data", "--commands", tmp_path / "run.sh",
         "--notes", tmp_path / "notes.md",
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert "model.safetensors" in printed and "checked. Give --push" in printed
+    assert "model.safetensors" in printed and "checked. To upload them, add --push" in printed
 
     card = ModelCard.load(output / "README.md")
     assert (card.data.base_model, card.data.datasets, card.data.license) == (
@@ -84,9 +84,9 @@ def test_a_card_tells_the_hub_and_people_what_was_measured(
     )
     metadata = card.data.to_dict()
     assert metadata["library_name"] == "sentence-transformers"
-    assert [entry["name"] for entry in metadata["model-index"]] == ["unime-tiny model"]
-    told = {(entry.dataset_config, entry.metric_type): entry.metric_value for entry in card.data.eval_results}
-    assert told == {
+    assert [entry["name"] for entry in metadata["model-index"]] == ["published model"]
+    values = {(entry.dataset_config, entry.metric_type): entry.metric_value for entry in card.data.eval_results}
+    assert values == {
         ("name_t2i", "hit_at_1"): 25.0,
         ("name_i2t", "hit_at_1"): 50.0,
         ("swap_obj", "accuracy"): 75.0,
@@ -96,10 +96,10 @@ def test_a_card_tells_the_hub_and_people_what_was_measured(
     for part in ("| a | table |", "python train.py", "It is small.", "## Prompts"):
         assert part in card.text
     assert json.loads((output / "results-openmoji.json").read_text())["Before"]["overall"] == 0.25
-    assert not (output / ".eval_results").exists()  # the world is no dataset of the Hub
+    assert not (output / ".eval_results").exists()  # OpenMoji is not a benchmark of the Hub
 
 
-def test_the_snippets_of_a_card_run_on_its_own_folder(
+def test_the_snippets_of_a_card_run_on_the_published_folder(
     publish: Callable[..., ModuleType], tiny_model: Callable[[str], Path], tmp_path: Path
 ):
     output = tmp_path / "published"
@@ -109,14 +109,16 @@ def test_the_snippets_of_a_card_run_on_its_own_folder(
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     code = PREAMBLE + "\n".join(snippet.replace("path/to/this/folder", str(output)) for snippet in snippets)
     code += "\nassert embeddings.shape == (3, 32), embeddings.shape\n"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ours, processor = load_model(str(output))
-    theirs, its_processor = load_model(str(tiny_model("llava")), dtype="float32")
-    np.testing.assert_allclose(ours.encode("a", processor), theirs.encode("a", its_processor), atol=1e-6)
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    published, processor = load_model(str(output))
+    source, source_processor = load_model(str(tiny_model("llava")), dtype="float32")
+    np.testing.assert_allclose(published.encode("a", processor), source.encode("a", source_processor), atol=1e-6)
 
 
-def test_a_push_uploads_the_folder(
+def test_only_a_push_uploads_the_folder(
     publish: Callable[..., ModuleType],
     tiny_model: Callable[[str], Path],
     tmp_path: Path,
@@ -125,7 +127,7 @@ def test_a_push_uploads_the_folder(
     calls = []
 
     class Hub:
-        """Stands in for the Hub's API."""
+        """A stand-in for the Hub API."""
 
         def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
             calls.append((repo_id, private, exist_ok))
@@ -135,15 +137,15 @@ def test_a_push_uploads_the_folder(
             return "address"
 
     monkeypatch.setattr(unime.checkpoint, "HfApi", Hub)
-    words = ["--model", tiny_model("llava"), "--output_dir", tmp_path / "out"]
-    publish(*words)
+    arguments = ["--model", tiny_model("llava"), "--output_dir", tmp_path / "out"]
+    publish(*arguments)
     assert calls == []
-    publish(*words, "--push", "org/name", "--private", "true")
+    publish(*arguments, "--push", "org/name", "--private", "true")
     assert calls[0] == ("org/name", True, True)
     assert calls[1] == ("org/name", ["1_Pooling", "2_Normalize", "README.md"])
 
 
-def test_benchmarks_of_the_hub_get_a_file_of_their_own():
+def test_benchmarks_of_the_hub_get_a_results_file():
     entries = yaml.safe_load(eval_results(results("u", 0.25) | {"benchmark": "mmeb"}))
     assert entries[0]["dataset"] == {"id": "TIGER-Lab/MMEB-eval", "task_id": "name_t2i"}
     assert entries[0]["value"] == 25.0 and "revision abc, float32" in entries[0]["notes"]

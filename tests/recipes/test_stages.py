@@ -1,4 +1,4 @@
-"""Both stages through the real command line, on tiny random tiny models of the recipes' backbones."""
+"""Both stages through the real command line, on tiny random models of the recipes' backbones."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ OTHERS = {
     "qwen3-vl-2b": "qwen3-vl",
     "smolvlm2-2.2b": "smolvlm",
 }
-# What a laptop and two steps need; all else is the recipe's, 4-bit weights included.
+# Overrides for two steps on a laptop; everything else comes from the recipe, 4-bit weights included.
 LAPTOP = [*"--max_steps 2 --warmup_steps 0 --learning_rate 0.01 --per_device_train_batch_size 4".split()]
 LAPTOP += [*"--dtype float32 --use_cpu true --fp16 false --bf16 false --report_to none".split()]
 IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8))
@@ -36,14 +36,14 @@ ITEMS = ["text number 3", IMAGE, {"image": IMAGE, "text": "Is it a number?"}]
 
 
 def embed(folder: Path, adapter: Path | None = None) -> np.ndarray:
-    """Embed the items with a checkpoint, and an adapter on it if one is given."""
+    """Return the embeddings of the items by a checkpoint, with an optional adapter."""
     model, processor = load_model(str(folder), dtype="float32")
     model = model if adapter is None else load_adapter(model, adapter).get_base_model()
     return model.encode(ITEMS, processor)
 
 
-def parts(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of a checkpoint inside its language model, and those outside."""
+def split_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a checkpoint inside and outside its language model."""
     model, _ = load_model(str(folder), dtype="float32")
     inside = {name for name, module in model.named_modules() if module is model.backbone.get_decoder()}
     prefix = inside.pop() + "."
@@ -52,27 +52,27 @@ def parts(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return language, {name: weight for name, weight in weights.items() if name not in language}
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Say whether two sets of weights are equal to the bit."""
-    assert one and one.keys() == other.keys()
-    return all(torch.equal(one[name], other[name]) for name in one)
+def identical(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Return whether two sets of weights are identical."""
+    assert first and first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def check_stages(base: Path, one: Path, two: Path) -> None:
-    """Assert that stage 1 trained the language model only, stage 2 all, and that what they wrote loads everywhere."""
+    """Assert that stage 1 trained the language model only, stage 2 everything, and that both outputs load."""
     for start, end in ((base, one), (one, two)):
         merged = embed(end)
         np.testing.assert_allclose(merged, embed(start, end / "adapter"), atol=1e-5)
         assert np.abs(merged - embed(start)).max() > 1e-3
         sentences = SentenceTransformer(str(end), trust_remote_code=True)
         np.testing.assert_allclose(sentences.encode(ITEMS), merged, atol=1e-5)
-    (language, vision), (language_one, vision_one), (language_two, vision_two) = map(parts, (base, one, two))
-    assert same(vision_one, vision) and not same(language_one, language)
-    assert not same(vision_two, vision_one) and not same(language_two, language_one)
+    (language, vision), (language_one, vision_one), (language_two, vision_two) = map(split_weights, (base, one, two))
+    assert identical(vision_one, vision) and not identical(language_one, language)
+    assert not identical(vision_two, vision_one) and not identical(language_two, language_one)
 
 
 @pytest.mark.parametrize("recipe", PAPERS)
-def test_the_recipes_of_the_paper_train_a_tiny_model_of_their_backbone(
+def test_the_paper_recipes_train_a_tiny_model_of_their_backbone(
     recipe: str,
     tiny_model: Callable[[str], Path],
     launch: Callable[..., str],
@@ -89,7 +89,7 @@ def test_the_recipes_of_the_paper_train_a_tiny_model_of_their_backbone(
 
 
 @pytest.mark.parametrize("recipe", OTHERS)
-def test_the_recipes_of_other_backbones_train_a_tiny_model_of_theirs(
+def test_the_recipes_of_other_backbones_train_a_tiny_model_of_their_backbone(
     recipe: str,
     tiny_model: Callable[[str], Path],
     script: Callable[[Path], ModuleType],
@@ -99,9 +99,9 @@ def test_the_recipes_of_other_backbones_train_a_tiny_model_of_theirs(
     tmp_path: Path,
 ):
     def run(stage: str, start: Path, output: str, *settings: object) -> Path:
-        module, ours = script(RECIPES / f"{stage}.py"), ["--config", RECIPES / recipe / f"{stage}.yaml"]
-        ours += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
-        module.main(*parsed(module, *ours, *settings, *LAPTOP))
+        module, arguments = script(RECIPES / f"{stage}.py"), ["--config", RECIPES / recipe / f"{stage}.yaml"]
+        arguments += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
+        module.main(*parsed(module, *arguments, *settings, *LAPTOP))
         return tmp_path / output
 
     base = tiny_model(OTHERS[recipe])
@@ -110,11 +110,11 @@ def test_the_recipes_of_other_backbones_train_a_tiny_model_of_theirs(
     check_stages(base, one, two)
 
 
-def test_every_backbone_with_recipes_has_a_tiny_model():
+def test_every_recipe_backbone_is_tested_with_a_tiny_model():
     assert {path.parent.name for path in RECIPES.glob("*/stage2.yaml")} == {*PAPERS, *OTHERS, "tiny"}
 
 
-def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
+def test_the_tiny_recipes_make_a_backbone_an_embedding_model_a_clip_and_a_comparison(
     launch: Callable[..., str], tmp_path: Path
 ):
     tower, backbone, one, two, clip = (tmp_path / name for name in ("tower", "backbone", "one", "two", "clip"))
@@ -146,11 +146,13 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
     )  # fmt: skip
 
     trained = SiglipVisionModel.from_pretrained(tower).half().state_dict()
-    taken = LlavaForConditionalGeneration.from_pretrained(backbone).model.vision_tower.state_dict()
-    assert same(trained, taken)
-    (language, vision), (language_one, vision_one), (language_two, vision_two) = map(parts, (backbone, one, two))
-    assert same(vision_one, vision) and not same(language_one, language)
-    assert not same(vision_two, vision_one) and not same(language_two, language_one)
+    loaded = LlavaForConditionalGeneration.from_pretrained(backbone).model.vision_tower.state_dict()
+    assert identical(trained, loaded)
+    (language, vision), (language_one, vision_one), (language_two, vision_two) = map(
+        split_weights, (backbone, one, two)
+    )
+    assert identical(vision_one, vision) and not identical(language_one, language)
+    assert not identical(vision_two, vision_one) and not identical(language_two, language_one)
     sentences = SentenceTransformer(str(two), trust_remote_code=True)
     np.testing.assert_allclose(sentences.encode(ITEMS), UniMEModel.from_pretrained(two).encode(ITEMS), atol=1e-5)
 
@@ -163,7 +165,7 @@ def test_the_tiny_recipes_make_a_backbone_an_embedder_a_clip_and_a_comparison(
         assert title in table and title in page
 
 
-def test_the_tower_and_the_language_model_of_the_tiny_backbone_go_on_in_turn(
+def test_the_tower_and_the_language_model_of_the_tiny_backbone_train_in_turn(
     script: Callable[[Path], ModuleType], parsed: Callable[..., tuple], tmp_path: Path
 ):
     def run(name: str, start: Path, output: str, *settings: object) -> Path:
@@ -180,22 +182,20 @@ def test_the_tower_and_the_language_model_of_the_tiny_backbone_go_on_in_turn(
     before, after = (
         LlavaForConditionalGeneration.from_pretrained(folder, dtype="float32") for folder in (start, backbone)
     )
-    known = before.get_input_embeddings().weight
-    assert torch.equal(load_file(tower / "words.safetensors")["weight"], known)
+    token_embeddings = before.get_input_embeddings().weight
+    assert torch.equal(load_file(tower / "words.safetensors")["weight"], token_embeddings)
     trained = SiglipVisionModel.from_pretrained(tower, dtype="float32").half().state_dict()
-    vision, read = (model.model.vision_tower.half().state_dict() for model in (before, after))
-    assert same(read, trained) and not same(trained, vision)
-    # Two steps from where it was, not from random weights: a layer's weights have hardly turned.
-    one, other = (
-        model.model.language_model.layers[0].mlp.up_proj.weight.float().flatten() for model in (before, after)
-    )
-    assert 0.99 < torch.cosine_similarity(one, other, dim=0) < 1
+    vision, loaded = (model.model.vision_tower.half().state_dict() for model in (before, after))
+    assert identical(loaded, trained) and not identical(trained, vision)
+    # Two steps from the old weights, not from random ones: the direction of the weights has hardly changed.
+    old, new = (model.model.language_model.layers[0].mlp.up_proj.weight.float().flatten() for model in (before, after))
+    assert 0.99 < torch.cosine_similarity(old, new, dim=0) < 1
 
 
 @pytest.mark.parametrize(
     "rows", [pytest.param(8, id="at the end of an epoch"), pytest.param(12, id="within an epoch")]
 )
-def test_a_finished_training_that_is_started_again_stays_as_it_is(
+def test_repeating_a_finished_training_changes_nothing(
     rows: int,
     script: Callable[[Path], ModuleType],
     parsed: Callable[..., tuple],
@@ -210,5 +210,5 @@ def test_a_finished_training_that_is_started_again_stays_as_it_is(
     stage1.main(*parsed(stage1, *settings))
     first = UniMEModel.from_pretrained(tmp_path / "run").state_dict()
     stage1.main(*parsed(stage1, *settings))
-    assert same(UniMEModel.from_pretrained(tmp_path / "run").state_dict(), first)
+    assert identical(UniMEModel.from_pretrained(tmp_path / "run").state_dict(), first)
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2
