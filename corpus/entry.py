@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..data.image_files import read_image, read_image_bytes
 
@@ -51,7 +51,7 @@ class Entry:
                 entry.
         """
         text = self._checked_text()
-        item = {} if text is None else {"text": text}
+        item: dict[str, Any] = {} if text is None else {"text": text}
         if self.image is not None:
             path = None if isinstance(self.image, bytes) else self.image
             item["image"] = read_image({"bytes": self._image_bytes(), "path": path}, f"entry {self.id!r}")
@@ -77,7 +77,7 @@ class Entry:
                 raise self._error("its image is empty: replace it or remove the entry")
             return self.image
         try:
-            return read_image_bytes(Path(self.image))
+            return read_image_bytes(Path(cast(str, self.image)))
         except ValueError as error:
             raise self._error(f"its image {self.image} {error} or remove the entry") from None
 

@@ -36,7 +36,7 @@ class ContrastiveCollator:
     - `provenance` (items, list of `str`): where each item occurs first, for errors.
 
     Args:
-        prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as [`unime.micro_batches`] does.
+        prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as `unime.micro_batches` does.
     """
 
     prepare: Prepare
@@ -97,7 +97,7 @@ class DistillationCollator:
     than the others.
 
     Args:
-        prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as [`unime.micro_batches`] does.
+        prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as `unime.micro_batches` does.
     """
 
     prepare: Prepare

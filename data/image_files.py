@@ -1,6 +1,6 @@
 """Image files: allowed paths, and reading as RGB.
 
-Every part of the package that opens image files does it here. [`unime.processing_unime.to_rgb`] defines what a file
+Every part of the package that opens image files does it here. `unime.processing_unime.to_rgb` defines what a file
 shows: upright, and on white where it is transparent.
 """
 

@@ -22,7 +22,7 @@ def without_rejected(dataset: Dataset, path: str | Path) -> Dataset:
 
     Args:
         dataset (`Dataset`): The rows, opened with the settings that the file was written with.
-        path (`str` or `Path`): File written by [`write_rejected`].
+        path (`str` or `Path`): File written by `write_rejected`.
 
     Raises:
         FileNotFoundError: The file does not exist.

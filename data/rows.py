@@ -73,7 +73,7 @@ def with_provenance(
 
 
 def with_images(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
-    """Read the images of [`with_provenance`] rows, stored as paths under `root`, whenever a row is read."""
+    """Read the images of `with_provenance` rows, stored as paths under `root`, whenever a row is read."""
     return with_lazy_transform(dataset, partial(_read_batch, root=Path(root)))
 
 
@@ -117,14 +117,14 @@ def parse_teacher_embedding(embedding: Any, where: str) -> np.ndarray:
     try:
         array = np.asarray(embedding, dtype=np.float32)
     except (TypeError, ValueError):
-        array = np.empty(0)
+        array = np.empty(0, dtype=np.float32)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{where}: its teacher embedding is not a list of finite numbers: compute it again")
     return array
 
 
 def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Read the images of one [`with_provenance`] row and fill in its missing columns.
+    """Read the images of one `with_provenance` row and fill in its missing columns.
 
     Args:
         row (`Mapping`): The stored row; it must have `task` and `where`.

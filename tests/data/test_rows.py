@@ -107,8 +107,8 @@ def image_rows(folder: Path) -> Path:
     """Write four rows; only the first one can be read."""
     noise(0).save(folder / "good.png")
     (folder / "text.png").write_text("no image")
-    whole = (folder / "good.png").read_bytes()
-    (folder / "half.png").write_bytes(whole[: len(whole) // 2])
+    intact = (folder / "good.png").read_bytes()
+    (folder / "half.png").write_bytes(intact[: len(intact) // 2])
     rows = [
         {"query": {"text": "0"}, "positive": {"image": "good.png"}, "negatives": [{"image": "good.png"}]},
         {"query": {"text": "1"}, "positive": {"image": "gone.png"}, "negatives": [{"image": "good.png"}]},

@@ -44,9 +44,9 @@ def test_every_distinct_text_is_encoded_once_and_a_second_call_encodes_nothing()
 def test_another_teacher_or_other_texts_are_encoded_again():
     rows = Dataset.from_dict({"text": ["banana", "fig"]})
     teacher = CountingTeacher()
-    precompute_teacher(rows, teacher, "one")
-    precompute_teacher(rows, teacher, "two")
-    precompute_teacher(Dataset.from_dict({"text": ["banana", "kiwi"]}), teacher, "one")
+    precompute_teacher(rows, teacher, "first")
+    precompute_teacher(rows, teacher, "second")
+    precompute_teacher(Dataset.from_dict({"text": ["banana", "kiwi"]}), teacher, "first")
     assert teacher.encoded == ["banana", "fig", "banana", "fig", "banana", "kiwi"]
 
 

@@ -38,9 +38,9 @@ def test_a_bad_line_is_rejected_and_the_others_are_indexed(kind: str, tmp_path: 
     line, name, reason = LINES[kind]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "a cat"}\r\n' + line + b'\r\n{"text": "a dog"}\r\n')
-    store = Index.create(tmp_path / "index", TINY, None)
-    synced = store.update(open_corpus(path), lambda: tiny)
-    assert (synced.embedded, synced.rejected, len(store)) == (2, 1, 2)
+    index = Index.create(tmp_path / "index", TINY, None)
+    synced = index.update(open_corpus(path), lambda: tiny)
+    assert (synced.embedded, synced.rejected, len(index)) == (2, 1, 2)
     (rejected,) = [json.loads(line) for line in (tmp_path / "index" / REJECTED_FILE).read_text().splitlines()]
     assert rejected["id"] == name
     assert rejected["reason"].startswith(f"entry {name!r}: {reason.format(path=path, folder=tmp_path)}")

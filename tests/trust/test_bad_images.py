@@ -144,8 +144,8 @@ def _of_command(command: Callable, source: Path, output: Path, rejected: Path) -
     else:
         read = pd.read_parquet(output)
         vectors = dict(zip(read["id"], read["embedding"], strict=True))
-    listed = map(json.loads, rejected.read_text().splitlines())
-    reasons = {row["id"]: row["reason"] for row in listed}
+    rejected_rows = map(json.loads, rejected.read_text().splitlines())
+    reasons = {row["id"]: row["reason"] for row in rejected_rows}
     assert vectors.keys() | reasons.keys() == {f"{name}.png" for name in FILES}  # every file is accounted for
     return vectors, reasons
 
@@ -230,8 +230,8 @@ SHAPES = {"1x1": (1, 1), "1x3": (1, 3), "20,000x10": (20_000, 10), "10x20,000": 
 def backbone(
     request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]
 ) -> tuple[str, UniMEModel, ProcessorMixin]:
-    place = tiny_model(request.param)
-    return request.param, UniMEModel.from_backbone(place).eval(), processor_from_backbone(place)
+    folder = tiny_model(request.param)
+    return request.param, UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -25,7 +25,7 @@ BAD = {
     "image missing": ({"positive": {"image": "gone.png"}}, ", positive: cannot read the image "),
     "image broken": ({"query": {"image": "broken.png"}}, ", query: cannot read the image "),
     "negative without content": ({"negatives": [{}]}, ", negative 0: expected 'text' or 'image'"),
-    "query its own positive": ({"positive": {"text": "a king"}}, ": the query equals its positive"),
+    "query equal to its positive": ({"positive": {"text": "a king"}}, ": the query equals its positive"),
     "images beyond what the model takes": ({"positive": {"image": ["0.png"] * 400}}, ", positive: item 0 needs "),
 }
 

@@ -59,8 +59,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outside = tmp_path_factory.mktemp("outside")
     root = outside / "root"
     root.mkdir()
-    for place in (outside / "secret.png", root / "good.png"):
-        Image.new("RGB", (40, 24), "red").save(place)
+    for path in (outside / "secret.png", root / "good.png"):
+        Image.new("RGB", (40, 24), "red").save(path)
     (root / "folder.png").mkdir()
     (root / "broken.png").symlink_to("nowhere.png")
     (root / "loop.png").symlink_to("loop.png")
@@ -139,8 +139,8 @@ def test_an_image_column_does_not_open_the_path(
     source = root / f"stored {name}"
     source.mkdir()
     pq.write_table(pa.Table.from_pylist([row], features.arrow_schema), source / "test.parquet")
-    for place in ("pipe.png", "link.png"):
-        os.link(root / place, source / place, follow_symlinks=False)
+    for name_in_root in ("pipe.png", "link.png"):
+        os.link(root / name_in_root, source / name_in_root, follow_symlinks=False)
     message = error_message(lambda: flickr30k(str(source))[0].candidates[0])
     assert message.startswith("flickr30k, row 0: ") and expected_reason(name, source) in message
 
@@ -150,10 +150,10 @@ def indexed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict,
     """Index a corpus of all paths and a good one; return the rows of the index and the reasons of the rejections."""
     folder = tmp_path_factory.mktemp("index")
     lines = [{"id": name, "image": path_of(name, root)} for name in PATHS] + [{"id": "good", "image": "good.png"}]
-    store = Index.create(folder / "index", TINY)
-    store.sync(open_corpus(write(folder, lines), image_root=root), *load_model(TINY, dtype="float32"))
-    listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
-    return rows(store), {entry["id"]: entry["reason"] for entry in listed}
+    index = Index.create(folder / "index", TINY)
+    index.sync(open_corpus(write(folder, lines), image_root=root), *load_model(TINY, dtype="float32"))
+    rejected = map(json.loads, (index.folder / "rejected.jsonl").read_text().splitlines())
+    return rows(index), {entry["id"]: entry["reason"] for entry in rejected}
 
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: f"{name}-index")
@@ -167,8 +167,8 @@ def test_an_index_lists_the_path_as_rejected(name: str, root: Path, indexed: tup
 @pytest.fixture
 def unreadable() -> Iterator[Path]:
     """Yield a folder with an image that its reader is not permitted to read."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         folder.chmod(0o755)
         (folder / "image").mkdir()
         (folder / "caption").mkdir()

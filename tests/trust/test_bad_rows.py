@@ -106,18 +106,21 @@ def test_reading_a_bad_row_raises_an_error_that_names_it(
         assert [dataset[row]["where"] for row in (0, 2)] == ["rows.jsonl, row 0", "rows.jsonl, row 2"]
 
 
-@pytest.mark.parametrize("kind", [*ROWS, "query its own positive"])
+@pytest.mark.parametrize("kind", [*ROWS, "query equal to its positive"])
 def test_a_bad_row_is_listed_by_check_data_and_left_out_of_training(kind: str, tmp_path: Path):
     same = {"query": {"text": "a cat"}, "positive": {"text": "a cat"}}
     bad, reason = ROWS.get(kind, (same, ": the query equals its positive; fix or remove the row"))
-    path, listed = write_rows(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}), tmp_path / "rejected.jsonl"
-    command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected-file", listed]
+    path, rejected_file = (
+        write_rows(tmp_path, GOOD, bad, GOOD | {"query": {"text": "a dog"}}),
+        tmp_path / "rejected.jsonl",
+    )
+    command = ["check-data", RECIPE, "--dataset", path, "--workers", 0, "--rejected-file", rejected_file]
     checked = CliRunner().invoke(app, [str(word) for word in command])
     assert checked.exit_code == 1, checked.output
     problem, count = checked.stdout.splitlines()
     assert problem.startswith(f"rows.jsonl, row 1{reason}") and count == "1 of 3 rows are bad"
-    assert [json.loads(line) for line in listed.read_text().splitlines()] == [{"row": 1, "reason": problem}]
-    remaining = open_rows(DataArguments(str(path), rejected_file=str(listed)))
+    assert [json.loads(line) for line in rejected_file.read_text().splitlines()] == [{"row": 1, "reason": problem}]
+    remaining = open_rows(DataArguments(str(path), rejected_file=str(rejected_file)))
     assert [row["query"]["text"] for row in remaining] == ["a cat", "a dog"]
     assert len(remaining.with_format(None)["task"][:]) == 2  # task blocks need the column
 

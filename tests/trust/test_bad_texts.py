@@ -93,9 +93,9 @@ def test_encode_gives_a_unit_vector(
 @pytest.mark.parametrize("key", ["text", "instruction"])
 @pytest.mark.parametrize("name", INVALID, ids=lambda name: f"{name}-encode")
 def test_encode_refuses_invalid_unicode(name: str, key: str, encode: Encode, error_message: ErrorMessage) -> None:
-    text, place = INVALID[name]
+    text, position = INVALID[name]
     message = error_message(lambda: encode(["a cat", {"text": "a cat"} | {key: text}]))
-    assert message == f"item 1: '{key}' is not valid Unicode at character {place}: remove that character"
+    assert message == f"item 1: '{key}' is not valid Unicode at character {position}: remove that character"
 
 
 def test_control_tokens_in_a_text_are_read_as_text(control: str, encode: Encode, tiny: Loaded) -> None:
@@ -180,10 +180,10 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, dict[str, 
     texts = VALID | {name: text for name, (text, _) in INVALID.items()}
     lines = [json.dumps({"id": name, "text": text}) + "\n" for name, text in texts.items()]
     (folder / "texts.jsonl").write_text("".join(lines))
-    store = Index.create(folder / "index", TINY)
-    store.sync(open_corpus(folder / "texts.jsonl"), *load_model(TINY, dtype="float32"))
-    listed = map(json.loads, (store.folder / "rejected.jsonl").read_text().splitlines())
-    return store, {entry["id"]: entry["reason"] for entry in listed}
+    index = Index.create(folder / "index", TINY)
+    index.sync(open_corpus(folder / "texts.jsonl"), *load_model(TINY, dtype="float32"))
+    rejected = map(json.loads, (index.folder / "rejected.jsonl").read_text().splitlines())
+    return index, {entry["id"]: entry["reason"] for entry in rejected}
 
 
 @pytest.mark.parametrize("name", TEXTS, ids=lambda name: f"{name}-index")

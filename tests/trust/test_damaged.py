@@ -158,14 +158,14 @@ def test_damaged_embeddings_of_an_evaluation_are_computed_again(
 
     items = LazyItems([{"text": text} for text in ("a", "bb", "aaa", "cccc")], read=open)
     EmbeddingCache(encode, tmp_path, window=2)(items)
-    kept, damaged = sorted(tmp_path.glob("*.npy"), key=lambda file: b"cccc" in file.read_bytes())
+    intact, damaged = sorted(tmp_path.glob("*.npy"), key=lambda file: b"cccc" in file.read_bytes())
     of_damaged = np.load(damaged)["vector"][:, 0].tolist()
     damage(damaged, (TRUNCATIONS | CHANGED)[change])
     vectors = EmbeddingCache(encode, tmp_path, window=2)(items)
     assert vectors.tolist() == [[1, 1], [2, 0], [3, 3], [4, 0]]
     assert [[len(text) for text in call] for call in calls[2:]] == [of_damaged]
     assert caplog.messages == [f"{damaged} is damaged (its checksum does not match): it is removed and made again"]
-    assert EmbeddingCache(encode, tmp_path)(items).tolist() == vectors.tolist() and len(calls) == 3 and kept.exists()
+    assert EmbeddingCache(encode, tmp_path)(items).tolist() == vectors.tolist() and len(calls) == 3 and intact.exists()
 
 
 @pytest.mark.parametrize("change", [*TRUNCATIONS, *CHANGED])
@@ -274,9 +274,9 @@ def test_damaged_embeddings_of_a_corpus_are_computed_again(
 
 @pytest.fixture(scope="module")
 def index(tiny: tuple[UniMEModel, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = Index.create(tmp_path_factory.mktemp("indexes") / "index", str(TINY))
-    store.sync(corpus(16), *tiny)
-    return store.folder
+    new_index = Index.create(tmp_path_factory.mktemp("indexes") / "index", str(TINY))
+    new_index.sync(corpus(16), *tiny)
+    return new_index.folder
 
 
 @pytest.mark.parametrize("change", [*TRUNCATIONS, "gone"])

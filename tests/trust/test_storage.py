@@ -185,14 +185,14 @@ def test_embedding_a_corpus_resumes_after_a_full_disk(
 
 
 def test_an_index_stays_intact_on_a_full_disk(disk: Disk, tiny: tuple[UniMEModel, Any]):
-    store = Index.create(disk.folder / "index", TINY)
-    store.sync(corpus(4), *tiny)
+    index = Index.create(disk.folder / "index", TINY)
+    index.sync(corpus(4), *tiny)
     disk.fill()
-    check_disk_full_error(lambda: store.sync(corpus(64), *tiny), str(disk.folder / "index"))
+    check_disk_full_error(lambda: index.sync(corpus(64), *tiny), str(disk.folder / "index"))
     hits = Index.open(disk.folder / "index").search(tiny[0].encode("number 2", tiny[1]), k=100)
     assert len(hits) == 4 and hits[0].id == "2" and hits[0].score > 0.999
     disk.free()
-    assert store.sync(corpus(64), *tiny).embedded == 60 and len(store) == 64
+    assert index.sync(corpus(64), *tiny).embedded == 60 and len(index) == 64
 
 
 def test_a_new_index_is_refused_on_a_full_disk(disk: Disk):
