@@ -56,13 +56,13 @@ def test_shared_prefixes_give_the_embeddings_of_whole_texts(
 ) -> None:
     model, processor = loaded
     model.set_attn_implementation(attention)
-    alone = np.stack([model.encode(item, processor) for item in ITEMS])
+    expected = np.stack([model.encode(item, processor) for item in ITEMS])
     with record_decoder_passes(model) as passes:
-        together = model.encode(ITEMS, processor, micro_batch_tokens=100)
+        embeddings = model.encode(ITEMS, processor, micro_batch_tokens=100)
     assert [rows for rows, cached in passes if not cached] == [1, 1]  # one per instruction, though both have several
     after_prefix = [rows for rows, cached in passes if cached >= 15]
     assert sum(after_prefix) == 45 and len(after_prefix) > 4 and len(passes) == 2 + len(after_prefix)
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -72,8 +72,8 @@ def test_packed_texts_do_not_attend_to_each_other(
 ) -> None:
     model, processor = loaded
     model.set_attn_implementation(attention)
-    together = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens, packed=True)
-    np.testing.assert_allclose(together, model.encode(ITEMS, processor), atol=1e-5)
+    embeddings = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens, packed=True)
+    np.testing.assert_allclose(embeddings, model.encode(ITEMS, processor), atol=1e-5)
     model.set_attn_implementation("sdpa")
 
 

@@ -89,7 +89,7 @@ def test_map_embeds_a_dataset_in_batches_and_only_once(
         items = [{"image": image, "instruction": instruction} for image in batch["image"]]
         return {"embedding": model.encode(items, processor)}
 
-    # A fixed fingerprint, because that of the function would cover `batch_sizes`, too.
+    # A fixed fingerprint, because the default one of a function also covers `batch_sizes`.
     settings = {"batched": True, "batch_size": 4, "new_fingerprint": "unime-tiny"}
     embedded = dataset.map(embed, **settings)
     assert batch_sizes == [4, 4, 2]

@@ -19,7 +19,7 @@ from unime.processing_unime import to_item_dict, to_messages, to_rgb
 RED = Image.new("RGB", (40, 56), "red")
 BLUE = Image.new("RGB", (30, 30), "blue")
 
-# The frame of each family: what precedes a text, one image with a text, and two images with a text; what follows.
+# The frame of each family: before a text, before one image and text, before two images and text, and at the end.
 FRAMES = {
     "llava": ("USER: ", "USER: <image>\n", "USER: <image>\n<image>\n", " ASSISTANT:"),
     "llava-next": ("[INST] ", "[INST] <image>\n", "[INST] <image>\n<image>\n", " [/INST]"),
@@ -162,7 +162,7 @@ def test_images_of_every_mode_are_accepted(llava: ProcessorMixin, mode: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("orientation", "transpose"),  # EXIF's numbers
+    ("orientation", "transpose"),  # numbered as in EXIF
     [
         (2, Transpose.FLIP_LEFT_RIGHT),
         (3, Transpose.ROTATE_180),

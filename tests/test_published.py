@@ -1,4 +1,4 @@
-"""The published UniME checkpoints, which are weights of native classes, give their original embeddings here."""
+"""The published UniME checkpoints, which are weights of native classes, give the same embeddings as in their code."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -47,7 +47,7 @@ def parameters(page: Path) -> list:
 COMMANDS = [parameter for page in PAGES for parameter in parameters(page)]
 
 
-def names(*dataclasses: type) -> set[str]:
+def dataclass_options(*dataclasses: type) -> set[str]:
     """Return the options of an `HfArgumentParser` of these dataclasses, with their aliases."""
     options = [field for dataclass in dataclasses for field in fields(dataclass)]
     return {f"--{field.name}" for field in options} | {
@@ -59,7 +59,7 @@ def names(*dataclasses: type) -> set[str]:
 def command_options(name: str) -> set[str]:
     """Return the options of `unime NAME`."""
     options = {option for parameter in get_command(app).commands[name].params for option in parameter.opts}
-    return options | names(*DATACLASSES.get(name, ()))
+    return options | dataclass_options(*DATACLASSES.get(name, ()))
 
 
 @cache
@@ -67,11 +67,15 @@ def script_options(path: Path) -> set[str]:
     """Return the options of a script without running it: the fields of its dataclasses and its literal options."""
     code = path.read_text()
     nodes = list(ast.walk(ast.parse(code)))
-    options = {f"--{node.target.id}" for node in nodes if isinstance(node, ast.AnnAssign)}
+    options = {
+        f"--{node.target.id}"
+        for node in nodes
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("trl", "unime"):
             dataclasses = [alias.name for alias in node.names if alias.name.endswith(("Arguments", "Config"))]
-            options |= names(*(getattr(import_module(node.module), name) for name in dataclasses))
+            options |= dataclass_options(*(getattr(import_module(node.module), name) for name in dataclasses))
     if "TrlParser" in code:
         options.add("--config")
     return options | set(re.findall(r'"(--[a-z_-]+)"', code)) | {"--help"}
@@ -101,8 +105,7 @@ def test_the_readme_has_three_snippets() -> None:
 
 
 def test_commands_are_found_in_the_readme() -> None:
-    programs = {tuple(command[:1]) for command in commands(ROOT / "README.md")}
-    assert programs == {(program,) for program in PROGRAMS}
+    assert {command[0] for command in commands(ROOT / "README.md")} == set(PROGRAMS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -111,13 +114,15 @@ def test_every_command_and_option_of_the_documentation_exists(command: list[str]
     if program == "make":
         unknown = {word for word in words if "=" not in word} - set(TARGETS)
     elif program == "pip":
-        extras = re.findall(r"\.\[(.*)\]", " ".join(words))
-        unknown = {name for names in extras for name in names.split(",")} - set(EXTRAS)
+        groups = re.findall(r"\.\[(.*)\]", " ".join(words))
+        unknown = {extra for group in groups for extra in group.split(",")} - set(EXTRAS)
     elif program == "unime":
         assert words[0] in get_command(app).commands
         unknown = used_options(words[1:]) - hyphenated(command_options(words[0]))
     elif "unime.eval" in words:
-        unknown = used_options(words[words.index("unime.eval") :]) - hyphenated(names(*DATACLASSES["eval"]))
+        unknown = used_options(words[words.index("unime.eval") :]) - hyphenated(
+            dataclass_options(*DATACLASSES["eval"])
+        )
     else:
         position = next(index for index, word in enumerate(words) if word.endswith(".py"))
         path = ROOT / words[position]

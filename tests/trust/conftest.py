@@ -36,8 +36,8 @@ def encode(tiny: tuple[UniMEModel, ProcessorMixin]) -> Callable[[Any], np.ndarra
 def error_message() -> Callable[..., str]:
     """Return a function that returns the one-line error message of a call."""
 
-    def message_of(call: Callable[[], Any], kind: type[Exception] = ValueError) -> str:
-        with pytest.raises(kind) as caught:
+    def message_of(call: Callable[[], Any], error_type: type[Exception] = ValueError) -> str:
+        with pytest.raises(error_type) as caught:
             call()
         message = str(caught.value)
         assert message and "\n" not in message and "Traceback" not in message
