@@ -1,6 +1,7 @@
 """The losses of both stages as pure functions of embeddings (UniME, arXiv 2504.17432), always computed in float32."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -223,4 +224,4 @@ def _sum_over_slices(function: Callable[[slice], Tensor], num_rows: int, num_col
     if size >= num_rows:
         return function(slice(num_rows))
     slices = [slice(start, start + size) for start in range(0, num_rows, size)]
-    return sum(checkpoint(function, rows, use_reentrant=False) for rows in slices)
+    return reduce(torch.add, (checkpoint(function, rows, use_reentrant=False) for rows in slices))
