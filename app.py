@@ -8,7 +8,7 @@ A Space of the Hub runs this file as it is (`app_file: app.py`, see model_cards/
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -24,7 +24,7 @@ from unime.page.theme import STYLE_SHEET, theme
 from unime.page.uploads import image_field, open_upload
 
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 AUTOMATIC = "automatic: chosen by the kind of query"
 MAX_HEAT_MAP_ITEMS = 12  # texts, and images
 MAX_CHARACTERS = 4000  # of a query, of its instruction, and of a heat map's texts
@@ -121,7 +121,7 @@ def _query_form(action: str, examples: dict[str, QueryExample], initial_text: st
     return QueryForm([text, image, instruction, count], button, _example_buttons(examples))
 
 
-def _example_buttons(examples: dict) -> dict:
+def _example_buttons(examples: Mapping) -> dict:
     """Return a button for each example, given by title."""
     with gr.Row(elem_classes="chips"):
         return {gr.Button(title, size="sm", min_width=60, scale=0): example for title, example in examples.items()}
@@ -179,7 +179,7 @@ def _compare_tab(first: Collection, second: LazyCollection, examples: dict[str, 
     _on_query(form, answer, outputs)
 
 
-def _similarity_tab(collection: Collection, examples: dict[str, HeatMapExample]) -> None:
+def _similarity_tab(collection: Collection, examples: Mapping[str, HeatMapExample]) -> None:
     texts, images = next(iter(examples.values()), ((), ()))
     with gr.Row():
         with gr.Column(scale=2, min_width=280):

@@ -30,7 +30,7 @@ def model_or_default(model: str | None) -> str:
     Raises:
         ValueError: No model is given and the package does not run from a checkout.
     """
-    default = Path(__file__).parents[1] / "checkpoints" / "unime-tiny"
+    default = Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny"  # resolved: strict installs link here
     if model is None and not default.is_dir():
         raise ValueError("name a model, the folder or Hub id of a checkpoint: only a checkout has a default")
     return model or str(default)

@@ -69,9 +69,14 @@ def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
     Args:
         command (`Sequence[str]`): Command-line arguments.
         prog (`str`, *optional*, defaults to `"python -m unime.eval"`): Name of the program in the help text.
+
+    Raises:
+        ValueError: An argument or a benchmark is unknown, or `highlight` is not the title of a model.
     """
     parser = HfArgumentParser((EvaluationArguments, BenchmarkArguments), prog=prog, description=__doc__.split("\n")[0])
-    args, benchmark_args = parser.parse_args_into_dataclasses(list(command))
+    args, benchmark_args, unknown = parser.parse_args_into_dataclasses(list(command), return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}; `{prog} --help` lists the options")
     models = dict(model.split("=", 1) if "=" in model else (Path(model).name, model) for model in args.models)
     highlight = args.highlight or list(models)[-1]
     if highlight not in models:

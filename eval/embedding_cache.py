@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import distributed
@@ -40,7 +41,7 @@ class EmbeddingCache:
         self._items: list[Item] = []  # keeps images alive, because their `id` is part of a key
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._read("*.*.npy")
+            self._read(folder, "*.*.npy")
             if distributed.is_initialized():
                 distributed.barrier()  # all processes must read the same files before the first one writes
 
@@ -48,8 +49,8 @@ class EmbeddingCache:
         """Return `(N, D)` embeddings in the order of the items."""
         items = items if isinstance(items, Sequence) else list(items)
         is_lazy = isinstance(items, LazyItems)
-        keys = items.keys() if is_lazy else [_key(item) for item in items]
-        positions: dict[object, int] = {}  # key of an item to embed -> where it occurs first
+        keys: Sequence[Any] = items.keys() if isinstance(items, LazyItems) else [_key(item) for item in items]
+        positions: dict[Any, int] = {}  # key of an item to embed -> where it occurs first
         for position, key in enumerate(keys):
             if key not in self.embeddings:
                 positions.setdefault(key, position)
@@ -63,14 +64,14 @@ class EmbeddingCache:
             embeddings = self._embed([items[position] for _, position in window])
             if not is_lazy:
                 self._items.extend(items[position] for _, position in window)
-            if on_disk:
-                self._write([key for key, _ in window], embeddings)
+            if self.folder is not None and on_disk:
+                self._write(self.folder, [key for key, _ in window], embeddings)
             self.embeddings.update(zip((key for key, _ in window), embeddings, strict=True))
-        if split_work:
+        if self.folder is not None and split_work:
             distributed.barrier()
             for window in windows:
                 if window[0][0] not in self.embeddings:
-                    self._read(f"{_file_stem([key for key, _ in window])}.*.npy")
+                    self._read(self.folder, f"{_file_stem([key for key, _ in window])}.*.npy")
         return np.stack([self.embeddings[key] for key in keys])
 
     def _embed(self, items: list[Item]) -> np.ndarray:
@@ -82,14 +83,14 @@ class EmbeddingCache:
         self.embedding_seconds += time.perf_counter() - start
         return embeddings
 
-    def _write(self, keys: Sequence[str], embeddings: np.ndarray) -> None:
+    def _write(self, folder: Path, keys: Sequence[str], embeddings: np.ndarray) -> None:
         table = np.empty(len(keys), [("key", "S32"), ("vector", np.float32, embeddings.shape[1])])
         table["key"], table["vector"] = keys, embeddings
-        with atomic_write(self.folder / f"{_file_stem(keys)}.npy", sealed=True) as part, part.open("wb") as file:
+        with atomic_write(folder / f"{_file_stem(keys)}.npy", sealed=True) as part, part.open("wb") as file:
             np.save(file, table)
 
-    def _read(self, pattern: str) -> None:
-        for file in intact_files(self.folder, pattern):
+    def _read(self, folder: Path, pattern: str) -> None:
+        for file in intact_files(folder, pattern):
             table = np.load(file, mmap_mode="r")
             self.embeddings.update(zip(table["key"].astype(str).tolist(), table["vector"], strict=True))
 

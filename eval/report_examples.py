@@ -52,7 +52,7 @@ def retrieval_examples(
         pool_scores = scores[query] if pools is None else scores[query, pools[query]]
         return round(float(pool_scores.max()), 4) - round(float(scores[query, positives[query]].max()), 4)
 
-    mistakes = sorted(np.flatnonzero(ranks > 0), key=margin, reverse=True)[:count]
+    mistakes = sorted(np.flatnonzero(ranks > 0).tolist(), key=margin, reverse=True)[:count]
     return {
         "examples": [record(query) for query in _evenly_spaced(len(ranks), count)],
         "mistakes": [record(query) for query in mistakes],

@@ -95,11 +95,11 @@ class RetrievalTask:
                     f"use candidate indices from 0 to {len(self.candidates) - 1}"
                 )
         for query, positives in enumerate(self.positives):
-            pool = range(len(self.candidates)) if self.pools is None else set(self.pools[query])
-            if not positives or not all(candidate in pool for candidate in positives):
+            allowed = range(len(self.candidates)) if self.pools is None else set(self.pools[query])
+            if not positives or not all(candidate in allowed for candidate in positives):
                 raise ValueError(
                     f"query {query} of task '{self.name}' has the positives {positives}; "
-                    f"give at least one, all among its {len(pool)} candidates"
+                    f"give at least one, all among its {len(allowed)} candidates"
                 )
 
 
@@ -190,7 +190,8 @@ Task = RetrievalTask | SimilarityTask | CompositionalTask
 def _check_items(task: Task) -> None:
     """Raise an error that names the first invalid item; images of [`LazyItems`] are checked when they are read."""
     for role, items in task.roles.items():
-        for index, item in enumerate(items.stored if isinstance(items, LazyItems) else items):
+        stored: Sequence[Any] = items.stored if isinstance(items, LazyItems) else items
+        for index, item in enumerate(stored):
             if isinstance(items, LazyItems) and item.get("image") is not None:
                 item = {"text": item.get("text") or "", "instruction": item.get("instruction")}
             try:
@@ -250,7 +251,7 @@ def evaluate(
             match task:
                 case RetrievalTask():
                     scores_of_task[task.name], rankings["retrieval"][task.name] = _score_retrieval(
-                        task, *embeddings, shown
+                        task, embeddings[0], embeddings[1], shown
                     )
                 case SimilarityTask():
                     scores_of_task[task.name] = _score_similarity(task, *embeddings)

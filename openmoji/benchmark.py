@@ -16,10 +16,12 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from ..data.target_prompts import CAPTION, with_instruction
 from ..eval.lazy_items import LazyItems
 from ..eval.tasks import CompositionalTask, RetrievalTask
+from ..processing_unime import Item
 from .captions import Caption, sample_caption, sample_scene
 from .catalogue import Emoji, same_drawing, sources_version
 from .dataset import DATASET_VERSION, draw_image
@@ -99,8 +101,8 @@ def tasks(
     return retrieval, compositional
 
 
-def _with_instructions(items: LazyItems, instruction: str | None) -> LazyItems:
-    return _lazy_items([with_instruction(item, instruction) for item in items.stored])
+def _with_instructions(items: Sequence[Item], instruction: str | None) -> LazyItems:
+    return _lazy_items([with_instruction(item, instruction) for item in cast(LazyItems, items).stored])
 
 
 def _lazy_items(items: Sequence[dict]) -> LazyItems:
@@ -299,7 +301,7 @@ def _compositional_tasks(
     remaining = iter(scenes)
     while any(len(rows) < size for rows in rows_by_kind.values()):
         scene, caption = next(remaining, (None, None))
-        if scene is None:
+        if scene is None or caption is None:
             scene = sample_scene(split, rng.randint(2, 4), rng)
             caption = sample_caption(scene, rng)
         for kind, rows in rows_by_kind.items():

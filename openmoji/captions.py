@@ -120,11 +120,14 @@ def sample_caption(scene: Scene, rng: random.Random) -> Caption:
     for position, placed in enumerate(mentioned):
         colour = placed.colour if colours == "all" or (colours == "some" and rng.random() < 0.5) else None
         if relational and position < 2:
-            relation = (relation_of(placed.cell, mentioned[1].cell), 1) if position == 0 else None
-            mentions.append(Mention(placed.object, colour, relation=relation))
+            relation = relation_of(placed.cell, mentioned[1].cell) if position == 0 else None
+            mentions.append(Mention(placed.object, colour, relation=None if relation is None else (relation, 1)))
             continue
-        earlier = [(relation_of(placed.cell, mentioned[other].cell), other) for other in range(position)]
-        earlier = [(relation, other) for relation, other in earlier if relation]
+        earlier = [
+            (name, other)
+            for other in range(position)
+            if (name := relation_of(placed.cell, mentioned[other].cell)) is not None
+        ]
         if relational and earlier and rng.random() < 0.5:
             mentions.append(Mention(placed.object, colour, relation=rng.choice(earlier)))
         else:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from typing import cast
 
 from .captions import tile
 from .scenes import CELLS, GRID, POSITIONS, Placed, Scene
@@ -51,21 +52,25 @@ def sample_wording(rng: random.Random) -> tuple[int, ...]:
     return tuple(rng.randrange(1000) for _ in range(1 + CELLS))
 
 
+def _at(scene: Scene, cell: int) -> Placed:
+    return cast(Placed, scene.at(cell))  # the scenes of long captions fill every cell
+
+
 def _name(placed: Placed) -> str:
     return objects()[placed.object].name
 
 
 def _sentence(scene: Scene, cell: int, wording: int) -> str:
-    templates = _ANYWHERE
+    templates: tuple[str, ...] = _ANYWHERE
     words = {}
     # A sentence refers to earlier cells only, so that changing the last cells changes the last sentences only.
     if cell % GRID:
         templates += _AFTER_ANOTHER
-        words["left"] = _name(scene.at(cell - 1))
+        words["left"] = _name(_at(scene, cell - 1))
     if cell >= GRID:
         templates += _UNDER_ANOTHER
-        words["above"] = _name(scene.at(cell - GRID))
-    placed = scene.at(cell)
+        words["above"] = _name(_at(scene, cell - GRID))
+    placed = _at(scene, cell)
     a, at = objects()[placed.object].with_article, POSITIONS[cell]
     return templates[wording % len(templates)].format(
         a=a,

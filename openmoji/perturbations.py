@@ -6,6 +6,7 @@ it. An edited scene looks like the original, but its caption is false.
 
 import random
 from dataclasses import replace
+from typing import cast
 
 from .captions import Caption, Mention
 from .scenes import CELLS, RELATIONS, Placed, Scene
@@ -57,7 +58,8 @@ def _edited_mentions(
         if not coloured:
             return None
         position = rng.choice(coloured)
-        mentions[position] = replace(mentions[position], colour=_other_colour(mentions[position].colour, rng))
+        colour = cast(int, mentions[position].colour)
+        mentions[position] = replace(mentions[position], colour=_other_colour(colour, rng))
     elif kind == "replace_rel":
         located = [
             position for position, mention in enumerate(mentions) if mention.relation or mention.cell is not None
@@ -85,7 +87,7 @@ def _edited_mentions(
         if not plain:
             return None
         position = rng.choice(plain)
-        true_colour = scene.find(mentions[position].object).colour
+        true_colour = cast(Placed, scene.find(mentions[position].object)).colour
         mentions[position] = replace(mentions[position], colour=_other_colour(true_colour, rng))
     return mentions
 

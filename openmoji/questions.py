@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import cast
 
 from .captions import sample_scene
 from .scenes import POSITIONS, Placed, Scene, relation_of
@@ -95,7 +96,7 @@ def _location_phrase(kind: str, scene: Scene) -> str | None:
         if sum(placed.colour == target.colour for placed in scene.placed) > 1:
             return None
         return f"on the {COLOUR_NAMES[target.colour]} tile"
-    relation = relation_of(target.cell, reference.cell)
+    relation = cast(str, relation_of(target.cell, reference.cell))
     if len(scene.related(relation, reference.object)) > 1:
         return None
     return f"{_RELATION_PHRASES[relation]} the {_name(reference)}"

@@ -7,6 +7,7 @@ scenes and the list of all tasks; the tasks on single images are in `image_tasks
 import functools
 import itertools
 import random
+from typing import cast
 
 from .captions import WORDINGS, Caption, Mention, full_caption, sample_caption, sample_scene
 from .image_tasks import category, composed, name_i2t, name_t2i, people_composed, people_i2t, people_t2i, subcategory
@@ -109,7 +110,7 @@ def _relation(split: str, rng: random.Random) -> tuple[Scene, str, str]:
     """Sample a scene of two objects, a caption of their spatial relation, and a label in canonical order."""
     scene = _arrangement_scene(split, 2, True, rng)
     target, reference = rng.sample(scene.placed, 2)
-    relation = relation_of(target.cell, reference.cell)
+    relation = cast(str, relation_of(target.cell, reference.cell))  # all cells of an arrangement share a line
     mentions = Mention(target.object, relation=(relation, 1)), Mention(reference.object)
     first, second = sorted(scene.placed, key=lambda placed: placed.cell)
     label = f"{first.object} {relation_of(first.cell, second.cell)} {second.object}"

@@ -92,9 +92,10 @@ def _sprite(drawing: np.ndarray) -> Image.Image:
     image = Image.fromarray(drawing)
     image = image.crop(image.getchannel("A").getbbox())
     scale = SPRITE_SIZE / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (SPRITE_SIZE, SPRITE_SIZE), (255, 255, 255))
-    canvas.paste(image, [(SPRITE_SIZE - side) // 2 for side in image.size], image)
+    canvas.paste(image, ((SPRITE_SIZE - width) // 2, (SPRITE_SIZE - height) // 2), image)
     return canvas
 
 

@@ -14,6 +14,7 @@ from ..corpus.corpus import open_corpus
 from ..index.index import RECORD_FILE, Hit, Index
 from ..index.index_diff import ProgressCallback
 from ..index.queries import query_item
+from ..processing_unime import Item
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Collection:
 
     def similarities(self, texts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         """Return the cosines of text queries with images: `(len(texts), len(images))`, float32."""
-        items = [{"text": text, "instruction": PROMPTS["text_to_image"]} for text in texts]
+        items: list[Item] = [{"text": text, "instruction": PROMPTS["text_to_image"]} for text in texts]
         items += [{"image": image, "instruction": PROMPTS["image"]} for image in images]
         vectors = self.model.encode(items, self.processor)
         return vectors[: len(texts)] @ vectors[len(texts) :].T

@@ -8,7 +8,6 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -79,7 +78,7 @@ def make_publishable(adapter: str | Path) -> None:
         file.write_text(redact_home(file.read_text()))
 
 
-def merge_adapter(model: PeftModel) -> Module:
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Return the base model with the adapter added to its weights, ready to be saved as a checkpoint.
 
     Args:

@@ -11,12 +11,11 @@ from typing import Any
 
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoint import redact_home
 from ..checkpoint_safety import TRAINING_RECORD, integrity_error
-from ..modeling_unime import UniMEModel
 from ..storage.atomic_files import atomic_write
 from .adapter import merge_checkpoint
 
@@ -103,11 +102,13 @@ def removing_unfinished(folder: Path) -> Iterator[None]:
 
 
 # Output, logging and data loading, on which the weights do not depend.
-UNRECORDED_ARGUMENTS = ("output_dir", "logging_", "save_", "report_to", "run_name", "disable_tqdm", "hub_")
-UNRECORDED_ARGUMENTS += ("push_to_hub", "accelerator_config", "dataloader_pin", "dataloader_num")
+UNRECORDED_ARGUMENTS = (
+    *("output_dir", "logging_", "save_", "report_to", "run_name", "disable_tqdm", "hub_"),
+    *("push_to_hub", "accelerator_config", "dataloader_pin", "dataloader_num"),
+)
 
 
-def write_training_record(trainer: Trainer, model: UniMEModel, directory: str | Path) -> None:
+def write_training_record(trainer: Trainer, model: PreTrainedModel, directory: str | Path) -> None:
     """Write the training stages that led to a model, the present one last.
 
     Args:

@@ -1,7 +1,7 @@
 """Stage 1: textual discriminative knowledge distillation (UniME, arXiv 2504.17432, §3.2)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -39,7 +39,7 @@ class DistillationTrainer(EmbeddingTrainer):
     """
 
     args: DistillationConfig
-    columns = ("text", "teacher")
+    columns: tuple[str, ...] = ("text", "teacher")
     collator_class = DistillationCollator
 
     def __init__(
@@ -75,7 +75,8 @@ class DistillationTrainer(EmbeddingTrainer):
         if "teacher" in batch:
             teacher_embeddings = batch["teacher"]
         else:
-            unique = torch.as_tensor(self.teacher(batch["texts"]), dtype=torch.float32, device=text_indices.device)
+            teach = cast(Callable[[list[str]], ArrayLike], self.teacher)
+            unique = torch.as_tensor(teach(batch["texts"]), dtype=torch.float32, device=text_indices.device)
             teacher_embeddings = unique[text_indices]
         student, _ = gather(embeddings[text_indices])
         teacher, _ = gather(teacher_embeddings)

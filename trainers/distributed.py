@@ -11,7 +11,7 @@ the micro-batches of a step.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
@@ -46,10 +46,10 @@ def gather(tensor: Tensor) -> tuple[Tensor, int]:
         return tensor, 0
     world_size, rank = distributed.get_world_size(), distributed.get_rank()
     local_size = torch.tensor([len(tensor)], device=tensor.device)
-    sizes = [torch.empty_like(local_size) for _ in range(world_size)]
-    distributed.all_gather(sizes, local_size)
-    sizes = [int(size) for size in sizes]
-    padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+    all_sizes = [torch.empty_like(local_size) for _ in range(world_size)]
+    distributed.all_gather(all_sizes, local_size)
+    sizes = [int(size) for size in all_sizes]
+    padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
     padded[: len(tensor)] = tensor.detach()
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     distributed.all_gather(parts, padded)
@@ -102,7 +102,7 @@ def is_sharded(model: Module) -> bool:
 def sum_when_reducing(model: Module) -> None:
     """Make FSDP2 sum the gradients of the processes instead of taking their mean."""
     for module in model.modules():
-        if is_sharded(module):
+        if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
@@ -141,6 +141,7 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
             first_rows[index] = num_rows
             num_rows += len(micro_batches[index]["input_ids"])
         for _ in range(max(kinds.count(kind) for kinds in kinds_by_process) - len(indices)):
+            assert filler is not None  # this process's own, or the one that was sent
             aligned.append(filler)
             num_rows += len(filler["input_ids"])
     rows = [
@@ -152,7 +153,7 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
 
 def _broadcast(tensors: MicroBatch | None, source: int, device: torch.device) -> MicroBatch:
     """Send the micro-batch of the process `source` to all processes."""
-    message = [{name: value.cpu() for name, value in tensors.items()} if tensors is not None else None]
+    message: list[Any] = [{name: value.cpu() for name, value in tensors.items()} if tensors is not None else None]
     distributed.broadcast_object_list(message, src=source)
     return {name: value.to(device) for name, value in message[0].items()}
 

@@ -183,11 +183,12 @@ class EmbeddingTrainer(Trainer, ABC):
                 raise nonfinite_error(f"the loss is {loss.item()}", self.state.global_step + 1, provenance)
             return loss
 
-        def embed(tensors: MicroBatch) -> Tensor:
+        def embed_full(tensors: MicroBatch) -> Tensor:
             # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per
             # step below, and processes may have any number and kind of micro-batches.
             return (model if self.is_deepspeed_enabled else self.model)(**tensors).embeddings
 
+        embed: Callable[[MicroBatch], Tensor] = embed_full
         embedder = self._embedder
         if isinstance(embedder, UniMEModel):
             if not (self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.activation_checkpointing):
@@ -198,7 +199,7 @@ class EmbeddingTrainer(Trainer, ABC):
         return cached_loss(embed, micro_batches, loss_fn, budget, backward)
 
     @property
-    def _embedder(self) -> Module:
+    def _embedder(self) -> PreTrainedModel:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
@@ -219,7 +220,7 @@ class EmbeddingTrainer(Trainer, ABC):
             model.train()
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
             loss.backward()
-            model.step()
+            model.step()  # type: ignore[operator]
             return loss.detach()
         if is_sharded(self.model):  # FSDP2 reduces the gradients itself, after each micro-batch
             sum_when_reducing(self.model)

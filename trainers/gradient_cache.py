@@ -20,7 +20,7 @@ pass costs 1 and a backward pass 2 (1 for frozen weights, which need no gradient
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 from weakref import ref
@@ -87,7 +87,7 @@ def cached_loss(
     for index, tensors in enumerate(micro_batches):
         within_budget = budget is not None and budget.bytes_left > 0
         if within_budget or index == 0:
-            with budget.counting(tensors) if within_budget else nullcontext():
+            with budget.counting(tensors) if budget is not None and within_budget else nullcontext():
                 embeddings_with_graph[index] = embed(tensors)
             parts.append(embeddings_with_graph[index].detach())
         else:
@@ -147,7 +147,7 @@ class RandomState:
         if self.devices:
             set_device_states(self.devices, self.states, device_type=self.device_type)
 
-    def fork(self) -> torch.random.fork_rng:
+    def fork(self) -> AbstractContextManager[None]:
         """Return a context that resets the generators at its end to what they were at its start."""
         device_type = self.device_type if self.devices else "cuda"  # ignored without devices
         return torch.random.fork_rng(devices=sorted(set(self.devices)), device_type=device_type)
@@ -188,7 +188,7 @@ class GraphCacheBudget:
 
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
-        new = {storage() for storage in saved} - {None} - self._counted
+        new = {storage for storage in (reference() for reference in saved) if storage is not None} - self._counted
         new.difference_update(tensor.untyped_storage() for tensor in inputs.values())
         self._counted |= new
         # FSDP2 has freed its gathered weights by now: their storages have 0 bytes.

@@ -124,12 +124,12 @@ def _task(name: str, source: str, root: Path, target_prompts: bool) -> Retrieval
             items, lambda path: read_image(path, f"MMEB {name}", root), lambda path: file_identity(root / path)
         )
 
-    candidates = (mmeb_item(text, path, candidate_instruction) for text, path in indices)
+    candidate_items = [mmeb_item(text, path, candidate_instruction) for text, path in indices]
     return RetrievalTask(
         name,
         meta_task,
         lazy_items(queries),
-        lazy_items([with_instruction(item, target_prompt) for item in candidates]),
+        lazy_items([with_instruction(item, target_prompt) for item in candidate_items]),
         [pool[:1] for pool in pools],
         pools,
         distribution="IND" if in_distribution else "OOD",

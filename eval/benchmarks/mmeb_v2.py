@@ -36,6 +36,6 @@ def open_subset(
         ValueError: The folder does not exist, or a column is missing.
     """
     path = repository if source is None else Path(source) / repository
-    if source is not None and not path.is_dir():
+    if source is not None and not Path(path).is_dir():
         raise ValueError(f"MMEB-V2 {name}: the folder {path} does not exist; copy the dataset {repository} there")
     return open_hub_table(f"MMEB-V2 {name}", str(path), columns, config, split)

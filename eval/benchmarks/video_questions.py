@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 _ANSWER = (
     "Given a video and a question, select the most accurate answer from the provided candidates. "
     "Return only the exact text of your chosen answer. Question:"
@@ -43,7 +43,7 @@ class Frames:
         """Return paths of `count` evenly spaced frames, the first and last included; all if there are fewer."""
         folder = self.root / str(video)
         frames = sorted(
-            (path for path in self._list(folder) if path.suffix.lower() in IMAGE_SUFFIXES),
+            (path for path in self._list(folder) if path.suffix.lower() in FRAME_SUFFIXES),
             key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
         )
         if not frames:
@@ -172,7 +172,7 @@ def caption_query(instruction: str, video: str, caption: str) -> Callable[[Row, 
 def didemo(row: Row, frames: Frames) -> Question:
     """Read a caption and the path of its video; the folder of its frames has the stem of the path as its name."""
     read = caption_query("Find a video that includes the following described scenes:", "video", "caption")
-    return read(row | {"video": Path(row["video"]).stem}, frames)
+    return read({**row, "video": Path(row["video"]).stem}, frames)
 
 
 def moment(row: Row, frames: Frames) -> Question:

@@ -7,6 +7,7 @@ CLIP_SF, and CLIP in MMEB's tables). An instruction is prepended to the text, as
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -67,13 +68,13 @@ class CLIPEmbedder(CLIPModel):
             hidden = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             # The last attended token ends the text. `CLIPTextModel` itself takes the greatest token id if the
             # configuration has `eos_token_id` 2, which is correct for OpenAI's vocabulary only.
-            end = attention_mask.sum(dim=1) - 1
+            end = cast(Tensor, attention_mask).sum(dim=1) - 1
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), end]
             features.append(normalize(self.text_projection(pooled).float(), dim=-1))
         if pixel_values is not None:
             pooled = self.vision_model(pixel_values=pixel_values.to(self.dtype)).pooler_output
             features.append(normalize(self.visual_projection(pooled).float(), dim=-1))
-        return CLIPEmbedderOutput(embeddings=normalize(sum(features), dim=-1))
+        return CLIPEmbedderOutput(embeddings=normalize(sum(features[1:], start=features[0]), dim=-1))
 
     @torch.no_grad()
     def encode(

@@ -81,7 +81,10 @@ class UniMEEncoder(AbsEncoder):
         **kwargs: Any,
     ):
         self.model_prompts = self.validate_task_to_prompt_name(prompts)
-        source = {"pretrained_model_name_or_path": path or name, "revision": None if path else revision}
+        source: dict[str, Any] = {
+            "pretrained_model_name_or_path": path or name,
+            "revision": None if path else revision,
+        }
         source["trust_remote_code"] = trust_remote_code
         self.processor = AutoProcessor.from_pretrained(**source)
         model = AutoModel.from_pretrained(**source, use_safetensors=True, **kwargs)

@@ -180,7 +180,7 @@ def _svg(draw: Callable[[Any], None], size: tuple[int, int], name: str, label: s
 
     file = io.BytesIO()
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=[length / UNITS_PER_INCH for length in size], frameon=False)
+        figure = Figure(figsize=(size[0] / UNITS_PER_INCH, size[1] / UNITS_PER_INCH), frameon=False)
         draw(figure)
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())

@@ -1,6 +1,6 @@
 """The examples of a report: queries with their best candidates, and images with both captions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +75,11 @@ def build_galleries(
 
     retrieval_tasks = [task for task in tasks if isinstance(task, RetrievalTask)]
     galleries = []
-    for kind, ranked_tasks, build in (
+    kinds: list[tuple[str, Sequence[Any], Callable[..., Any]]] = [
         ("retrieval", retrieval_tasks, answer),
         ("compositional", compositional_tasks, probe),
-    ):
+    ]
+    for kind, ranked_tasks, build in kinds:
         for task in ranked_tasks:
             records = rankings[kind][task.name]
             examples = [build(task, record) for record in records["examples"]]

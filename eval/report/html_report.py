@@ -176,7 +176,7 @@ def _radar(results: Mapping[str, Results], published: Published | None, colors: 
     """Draw the published axes, or else meta-tasks and compositional groups; `None` for fewer than three axes."""
     main = next(iter(results.values()))
     if published:
-        axes = published.axes[: published.drawn]
+        axes = list(published.axes[: published.drawn])
     else:
         axes = [
             *(meta_task_axis(META_TITLES[meta_task], meta_task) for meta_task in _by_meta_task(main)),
