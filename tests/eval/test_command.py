@@ -109,11 +109,13 @@ def test_several_benchmarks_have_one_folder_each(run: Callable[..., Path], tmp_p
     assert "Compositional understanding" in (output / "sugarcrepe" / "report.html").read_text()
 
 
-def test_unknown_benchmarks_and_highlights_are_refused(run: Callable[..., Path]):
+def test_unknown_benchmarks_highlights_and_options_are_refused(run: Callable[..., Path]):
     with pytest.raises(ValueError, match="unknown benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
         run("--models", "anything", "--benchmarks", "imagenet")
     with pytest.raises(ValueError, match="highlight 'Stage 3' is not the title of a model; choose from anything"):
         run("--models", "anything", "--highlight", "Stage 3")
+    with pytest.raises(ValueError, match="unrecognized arguments: --modle x; `python -m unime.eval --help` lists"):
+        run("--models", "anything", "--modle", "x")
 
 
 def test_the_help_names_the_program_that_the_user_ran(capsys: pytest.CaptureFixture):
