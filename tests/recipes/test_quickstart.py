@@ -1,4 +1,4 @@
-"""The notebook: what is committed reads well, and every cell still runs."""
+"""Tests of the notebook: committed outputs are complete, and every cell still runs."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ import pytest
 NOTEBOOK = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.ipynb"
 
 
-def printed(notebook: dict[str, Any]) -> list[str]:
-    """What the cells of a notebook print."""
+def printed_texts(notebook: dict[str, Any]) -> list[str]:
+    """Return what the cells of a notebook print."""
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     return ["".join(output["text"]) for output in outputs if output["output_type"] == "stream"]
 
 
-def test_the_committed_notebook_was_run_from_top_to_bottom_without_errors_and_is_small() -> None:
+def test_the_committed_notebook_is_small_and_has_outputs_of_one_complete_run_without_errors() -> None:
     assert NOTEBOOK.stat().st_size < 400_000
     code = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
@@ -26,12 +26,12 @@ def test_the_committed_notebook_was_run_from_top_to_bottom_without_errors_and_is
 
 
 @pytest.mark.slow
-def test_every_cell_runs_and_prints_what_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cell_runs_and_prints_the_committed_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from nbclient import NotebookClient
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    committed = printed(notebook)
+    committed = printed_texts(notebook)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    assert committed and printed(notebook) == committed
+    assert committed and printed_texts(notebook) == committed
