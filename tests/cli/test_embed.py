@@ -203,7 +203,7 @@ def test_a_killed_run_resumes_without_losing_or_repeating_entries(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     images, output = tmp_path / "images", tmp_path / "vectors"
-    subprocess.run([sys.executable, ROOT / "recipes" / "tiny" / "images.py", images], check=True)
+    subprocess.run([sys.executable, ROOT / "recipes" / "tiny" / "write_images.py", images], check=True)
     assert len(list(images.glob("*.png"))) == 3773
     call = "import typer; from unime.cli.embed import embed; typer.run(embed)"
     command = [sys.executable, "-c", call, images, output, "--model", TINY]
