@@ -19,7 +19,8 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 # The extra that makes every module of a subpackage importable; modules with another extra are named.
 EXTRAS = {
     "unime": None,
-    "unime.cli": None,
+    "unime.cli": "cli",
+    "unime.cli.main": None,
     "unime.export": "export",
     "unime.storage": "train",
     "unime.data": "train",
