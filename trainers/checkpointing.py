@@ -103,8 +103,17 @@ def removing_unfinished(folder: Path) -> Iterator[None]:
 
 # Output, logging and data loading, on which the weights do not depend.
 UNRECORDED_ARGUMENTS = (
-    *("output_dir", "logging_", "save_", "report_to", "run_name", "disable_tqdm", "hub_"),
-    *("push_to_hub", "accelerator_config", "dataloader_pin", "dataloader_num"),
+    "output_dir",
+    "logging_",
+    "save_",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "hub_",
+    "push_to_hub",
+    "accelerator_config",
+    "dataloader_pin",
+    "dataloader_num",
 )
 
 
