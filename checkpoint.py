@@ -28,8 +28,8 @@ UniMEModel.register_for_auto_class("AutoModel")
 AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)
 AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
 
-# Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query. Empty
-# ones select the one-word prompt of the chat template; mteb needs one for queries and one for documents.
+# Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query.
+# Empty ones select the one-word prompt of the chat template; mteb needs one for queries and one for documents.
 PROMPTS = {
     "query": "",
     "document": "",
