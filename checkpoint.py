@@ -216,8 +216,8 @@ def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> s
 
 def _requirement(package: str) -> str:
     """Return the version specifier of a dependency, which `pyproject.toml` states."""
-    requirements = map(Requirement, requires("unime") or ())
-    return str(next(requirement.specifier for requirement in requirements if requirement.name == package))
+    core = (requirement for requirement in map(Requirement, requires("unime") or ()) if requirement.marker is None)
+    return str(next(requirement.specifier for requirement in core if requirement.name == package))
 
 
 def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
