@@ -24,7 +24,7 @@ class UniMEConfig(PreTrainedConfig):
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """Return the configuration of the backbone's language model."""
-        return self.backbone_config.get_text_config(*args, **kwargs)
+        return self.backbone_config.get_text_config(*args, **kwargs)  # type: ignore[union-attr]
 
 
 __all__ = ["UniMEConfig"]

@@ -48,7 +48,7 @@ def prepacked_weights(model: nn.Module) -> Iterator[None]:
     layers = [module for module in modules if type(module) is nn.Linear and "forward" not in vars(module)]
     for layer in layers:
         prepacked = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
-        layer.forward = partial(_onednn_linear, prepacked, layer)
+        layer.forward = partial(_onednn_linear, prepacked, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -111,7 +111,8 @@ def embed_micro_batches(
     Raises:
         ValueError: A single item does not fit into memory.
     """
-    prefix_tokens, prefix = (), None
+    prefix_tokens: tuple[int, ...] = ()
+    prefix = None
     for batch, tensors in _prefetch(batches):
         if batch.prefix != prefix_tokens:
             prefix_tokens = batch.prefix

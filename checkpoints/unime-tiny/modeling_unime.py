@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class UniMEModel(PreTrainedModel):
             for name, value in kwargs.items()
         } | {"return_dict": True, "use_cache": False}
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = attention_mask if attention_mask is not None else torch.ones_like(cast(Tensor, input_ids))
         output = UniMEOutput(
             embeddings=pool_last_token(states.last_hidden_state, mask, truncate_dim),
             last_hidden_state=states.last_hidden_state,
@@ -175,7 +176,7 @@ class UniMEModel(PreTrainedModel):
                 f"of type '{self.config.backbone_config.model_type}': leave packed out"
             )
         single = isinstance(items, (str, bytes)) or not isinstance(items, Sequence)
-        items = [items] if single else items
+        items = cast(Sequence[Item], [items] if single else items)
         processor = processor or self._saved_processor()
         max_length = default_max_length(processor, self.config) if max_length is None else max_length
         budget = micro_batch_tokens or self.default_micro_batch_tokens
