@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .main import printable
 from .options import (
     MODEL_HELP,
     AsJson,
@@ -25,6 +24,7 @@ from .options import (
     TextColumn,
     load_onto,
     model_or_default,
+    printable,
 )
 
 

@@ -1,22 +1,172 @@
-"""Entry point of the command `unime`, which reports invalid input in one sentence."""
+"""The commands of `unime`: everything but training, which starts with `accelerate launch recipes/...`.
 
+A command imports what it needs when it runs, so that help and usage errors are printed at once.
+"""
+
+import json
 import sys
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+from .. import __version__
 from ..extras import MissingExtraError, require_extra
+from .embed import embed, index
+from .export import export
+from .options import MODEL_HELP, AsJson, Dtype, model_or_default, printable
+from .search import search
+from .serve import serve
+
+
+# Underscores in the names of options and commands are accepted as hyphens.
+SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+# Rich help pages alone would take most of the CPU time of `unime --help`.
+app = typer.Typer(
+    name="unime",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings=SETTINGS,
+)
+app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.command()(serve)
+app.command()(export)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"unime {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def unime(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Universal multimodal embeddings: embed, index, search, serve, evaluate and export."""
+
+
+@app.command("eval", context_settings=PASSED_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Evaluate models on benchmarks, with the options of `accelerate launch -m unime.eval`."""
+    from ..eval.__main__ import main
+
+    main(context.args, prog="unime eval")
+
+
+@app.command("check-data", context_settings=PASSED_ON)
+def check_data(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML of a stage-2 recipe; options may override its data settings.")],
+    workers: Annotated[int, typer.Option(help="Processes that read in parallel.")] = 2,
+    max_shown: Annotated[int, typer.Option(help="Maximum number of problems to print; all are counted.")] = 100,
+    rejected_file: Annotated[
+        Path | None, typer.Option(help="File for the list of bad rows; training with the same option skips them.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every row and image that a recipe trains on, and list the bad ones; status 1 if there are any."""
+    require_extra("train", "trl")
+
+    from dataclasses import replace
+
+    from trl import TrlParser
+
+    from ..data.rejected_rows import write_rejected
+    from ..data.sources import DataArguments, open_rows
+    from ..data.validation import validate
+
+    arguments = ["--config", str(config), *context.args]
+    data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
+    dataset = open_rows(replace(data, streaming=False, rejected_file=None))  # streamed rows have no numbers
+    problems = validate(dataset, workers)
+    if rejected_file is not None:
+        write_rejected(rejected_file, problems)
+    if as_json:
+        typer.echo(json.dumps({"rows": len(dataset), "bad": list(problems.values())}, indent=2))
+        raise typer.Exit(bool(problems))
+    for problem in list(problems.values())[:max_shown]:
+        typer.echo(printable(problem))
+    typer.echo(f"{len(problems)} of {len(dataset)} rows are bad" if problems else f"all {len(dataset)} rows are valid")
+    raise typer.Exit(bool(problems))
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(help="Model that the adapter was trained on: a backbone or a checkpoint.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of the adapter.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+    dtype: Dtype = "float32",
+) -> None:
+    """Merge a LoRA adapter into its base model, check that the embeddings stay the same, and save."""
+    from ..trainers import merge_checkpoint
+
+    typer.echo(f"merged into {merge_checkpoint(base, adapter, output, dtype=dtype)}")
+
+
+@app.command()
+def card(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint; its README.md is overwritten.")],
+    evaluation: Annotated[
+        list[Path] | None, typer.Option(help="Output folder of `unime eval`; can be repeated.")
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="Column of the model in the results, by default the first.")
+    ] = None,
+    notes: Annotated[Path | None, typer.Option(help="Markdown on the results, data, limits and licences.")] = None,
+    commands: Annotated[Path | None, typer.Option(help="Shell script that produced the checkpoint, to show.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub id of the backbone.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of training data; can be repeated.")] = None,
+    license: Annotated[str, typer.Option(help="Licence of the weights.")] = "apache-2.0",
+) -> None:
+    """Write the model card of a checkpoint from evaluation results, with the metadata that the Hub reads."""
+    from ..checkpoint import load_model
+    from ..eval.report.model_card import evaluated_card, write_files
+
+    model, _ = load_model(str(checkpoint))
+    metadata = {"license": license, "base_model": base_model, "datasets": dataset or None}
+    name = checkpoint.resolve().name
+    files = evaluated_card(model, name, evaluation or (), title, notes, commands, **metadata)
+    write_files(checkpoint, files)
+    typer.echo("\n".join(str(checkpoint / name) for name in files))
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a checkpoint: backbone, sizes, limits, prompts and the version that wrote it."""
+    checkpoint = model_or_default(checkpoint)
+
+    from .info import describe
+
+    description = describe(checkpoint)
+    typer.echo(json.dumps(description, indent=2) if as_json else _format_table(description))
+
+
+def _format_table(description: dict[str, Any]) -> str:
+    width = max(map(len, description))
+    lines = []
+    for name, value in description.items():
+        values = [value]
+        if isinstance(value, dict):
+            values = [f"{key}: {text or '(one-word prompt)'}" for key, text in value.items()]
+        lines += [f"{name if row == 0 else '':<{width}}  {cell}" for row, cell in enumerate(values)]
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Run the command; invalid input and missing extras give one sentence and status 2, not a traceback."""
     try:
-        require_extra("cli", "typer", "rich")
-        from .commands import app
-
         app(prog_name="unime")
     except (MissingExtraError, ValueError, OSError) as error:
         print(printable(f"unime: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def printable(text: str) -> str:
-    """Return a text on one line without control characters, which an untrusted text might send to the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,4 +1,4 @@
-"""Options that several commands share, the default model, and loading a model onto a device."""
+"""Options that several commands share, the default model, loading onto a device, and safe terminal output."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,3 +55,8 @@ def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrai
         return model.to(device), processor
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise ValueError(f"this machine cannot compute on {device}: {str(error).splitlines()[0]}") from None
+
+
+def printable(text: str) -> str:
+    """Return a text on one line without control characters, which an untrusted text might send to the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

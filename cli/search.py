@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .main import printable
-from .options import AsJson, Device, Dtype, load_onto
+from .options import AsJson, Device, Dtype, load_onto, printable
 
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def run(script: str, folder: Path, *words: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_sentence_names_the_extra_and_what_is_missing() -> None:
-    require_extra("cli", "typer", "json")
+    require_extra("serve", "json")
     with pytest.raises(MissingExtraError, match=r"extra `serve` \(no_such_module cannot be found\): .*\.\[serve\]"):
         require_extra("serve", "json", "no_such_module")
     assert issubclass(MissingExtraError, ImportError)
@@ -86,12 +86,6 @@ def test_a_command_names_the_extra_that_it_lacks(tmp_path: Path) -> None:
     for (command, extra), (status, error) in zip(COMMANDS.items(), json.loads(result.stdout), strict=True):
         assert status == 2 and error.count("\n") == 1, command
         assert error.startswith(f"unime: this needs the extra `{extra}` ("), command
-
-
-def test_the_command_itself_names_its_extra(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['typer'] = None; from unime.cli.main import main; main()"
-    result = run(script, tmp_path, "--help")
-    assert result.returncode == 2 and result.stderr.startswith("unime: this needs the extra `cli` (typer cannot be")
 
 
 def test_an_import_names_the_extra_that_it_lacks(tmp_path: Path) -> None:

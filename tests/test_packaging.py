@@ -19,8 +19,7 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 # The extra that makes every module of a subpackage importable; modules with another extra are named.
 EXTRAS = {
     "unime": None,
-    "unime.cli": "cli",
-    "unime.cli.main": None,
+    "unime.cli": None,
     "unime.export": "export",
     "unime.storage": "train",
     "unime.data": "train",

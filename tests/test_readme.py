@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from unime.cli.commands import app
+from unime.cli.main import app
 from unime.data.sources import DataArguments
 from unime.eval.__main__ import EvaluationArguments
 from unime.eval.benchmarks import BenchmarkArguments

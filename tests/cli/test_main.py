@@ -15,8 +15,7 @@ from transformers import AutoConfig
 from typer.testing import CliRunner, Result
 
 from unime import UniMEModel, __version__, load_model, processor_from_backbone, save_checkpoint
-from unime.cli.commands import app
-from unime.cli.main import main
+from unime.cli.main import app, main
 from unime.trainers import load_adapter
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import unime
 import unime.trainers
-from unime.cli.commands import app
+from unime.cli.main import app
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value, config
 from PIL import Image
 from typer.testing import CliRunner
 
-from unime.cli.commands import app
+from unime.cli.main import app
 from unime.data.sources import DataArguments, open_rows, open_texts
 
 

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from unime import load_model, save_checkpoint
-from unime.cli.commands import app
+from unime.cli.main import app
 from unime.data.teacher import PACKAGED_TEACHER, load_teacher, precompute_teacher
 from unime.openmoji.dataset import openmoji_rows
 from unime.serve.application import create_app

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from unime import load_model, save_checkpoint
 from unime.checkpoint import redact_home
-from unime.cli.commands import app
+from unime.cli.main import app
 from unime.eval.report.model_card import evaluated_card, write_files
 from unime.eval.run_metadata import run_metadata
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, merge_checkpoint

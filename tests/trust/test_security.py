@@ -182,9 +182,7 @@ def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 def test_an_archive_with_the_name_of_a_table_is_not_unpacked(tmp_path: Path, unpacked: Callable[[], list[Path]]):
     path = archive(tmp_path / "rows.jsonl", **{"inside.jsonl": b'{"text": "a"}\n'})
-    with pytest.raises(
-        ValueError, match="rows.jsonl is an archive, and archives are not unpacked: unpack it"
-    ):
+    with pytest.raises(ValueError, match="rows.jsonl is an archive, and archives are not unpacked: unpack it"):
         open_corpus(path)
     assert unpacked() == []
 
