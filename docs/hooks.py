@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages made from files of the repository, and formulas as MathML, which needs no script."""
+"""Hooks of MkDocs: pages from files of the repository, formulas as MathML, and docstrings in Hugging Face's format."""
 
 import posixpath
 import re
@@ -20,6 +20,10 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 LINK = re.compile(r"(!?)\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]\(([^)\s#]+)(#[^)]*)?\)")
+TYPE = re.compile(r"<code>((?:\[?`|[^<]*\*optional)[^<]*)</code>")
+DEFAULT = re.compile(r", defaults to .*", flags=re.DOTALL)
+REFERENCE = re.compile(r"\[<code>(?:~[\w.]+\.)?([^<]*)</code>\]")
+CLASS = re.compile(r"(?<!\w)\[(?:~[\w.]+\.)?(\w+)\]")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
@@ -67,7 +71,14 @@ def rewrite_links(source: str) -> tuple[str, set[str]]:
 
 
 def on_page_content(html: str, **_: object) -> str:
-    """Render formulas as MathML."""
-    return FORMULA.sub(
+    """Render formulas as MathML, which needs no script, and the types and references of docstrings as plain code."""
+    html = FORMULA.sub(
         lambda match: convert(unescape(match[2]), display="block" if match[1] == "div" else "inline"), html
     )
+    # "`float`, *optional*, defaults to `0.1`": a column of the table has the default already.
+    html = TYPE.sub(lambda match: f"<code>{_plain_type(match[1])}</code>", html)
+    return REFERENCE.sub(r"<code>\1</code>", html)
+
+
+def _plain_type(text: str) -> str:
+    return CLASS.sub(r"\1", DEFAULT.sub("", text).replace("`", "").replace("*", ""))
