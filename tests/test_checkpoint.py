@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoProcessor
@@ -51,6 +53,7 @@ WITHOUT_UNIME = """
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
@@ -255,3 +258,11 @@ def test_a_path_that_does_not_exist_is_refused_without_asking_the_hub(
         monkeypatch.setattr(f"transformers.{auto_class}.from_pretrained", fail)
     with pytest.raises(FileNotFoundError, match=f"^there is no folder {path}: check the path of the checkpoint"):
         load(path)
+
+
+def test_the_committed_checkpoint_states_the_transformers_bound_of_the_package() -> None:
+    folder = Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny"
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    bounds = [requirement for requirement in map(Requirement, requires("unime") or ()) if requirement.marker is None]
+    (transformers,) = [requirement for requirement in bounds if requirement.name == "transformers"]
+    assert settings["requirements"]["transformers"]["specifier"] == str(transformers.specifier)
