@@ -19,6 +19,7 @@ pass costs 1 and a backward pass 2 (1 for frozen weights, which need no gradient
 - [`with_last_layer_shortcut`] runs the last layer for the last token of each item only.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -211,7 +212,12 @@ def vision_is_frozen(backbone: PreTrainedModel) -> bool:
 
 
 class CachedVisionFeatures:
-    """An `embed` that computes the image features of a micro-batch in its first pass and reuses them in its second.
+    """An `embed` for [`cached_loss`] that computes the image features of a micro-batch once, in its first pass.
+
+    A pass without gradients puts its features at the end of a queue. A pass with gradients takes the oldest ones;
+    [`cached_loss`] runs the second passes in the order of the first ones, after all of them. So the passes that run the
+    vision tower depend only on the number of micro-batches with images, which all processes have in common wherever
+    they hold shards of the tower, and not on which of them are repetitions of one another.
 
     The features take as much memory as the image tokens of the whole batch at the input of the language model.
 
@@ -223,19 +229,19 @@ class CachedVisionFeatures:
     def __init__(self, backbone: PreTrainedModel, embed: Callable[[MicroBatch], Tensor]):
         self._backbone, self._embed = backbone, embed
         self._compute = backbone.get_image_features
-        self._cached: dict[int, tuple[BaseModelOutputWithPooling, RandomState]] = {}  # by the id of the tensors
+        self._queue: deque[tuple[BaseModelOutputWithPooling, RandomState]] = deque()
 
     def __call__(self, tensors: MicroBatch) -> Tensor:
         def cached_features(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-            if id(tensors) in self._cached:
-                output, state_after_vision = self._cached.pop(id(tensors))
+            if torch.is_grad_enabled() and self._queue:  # a second pass; first passes with a graph precede all others
+                output, state_after_vision = self._queue.popleft()
                 # As if the tower had run, so that the language model's dropout mask is unchanged.
                 state_after_vision.restore()
                 return output
             output = self._compute(*args, **kwargs)
-            if not torch.is_grad_enabled():  # the first of two passes
+            if not torch.is_grad_enabled():
                 light = type(output)(**{name: value for name, value in output.items() if name not in UNCACHED_OUTPUTS})
-                self._cached[id(tensors)] = light, RandomState(tensors)
+                self._queue.append((light, RandomState(tensors)))
             return output
 
         self._backbone.get_image_features = cached_features
