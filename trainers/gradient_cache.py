@@ -215,9 +215,9 @@ class CachedVisionFeatures:
     """An `embed` for [`cached_loss`] that computes the image features of a micro-batch once, in its first pass.
 
     A pass without gradients puts its features at the end of a queue. A pass with gradients takes the oldest ones;
-    [`cached_loss`] runs the second passes in the order of the first ones, after all of them. So the passes that run the
-    vision tower depend only on the number of micro-batches with images, which all processes have in common wherever
-    they hold shards of the tower, and not on which of them are repetitions of one another.
+    [`cached_loss`] runs the second passes in the order of the first ones, after all of them. Processes that hold
+    shards of the tower have the same number of micro-batches with images, so they run it together, even if some of
+    these are repetitions ([`align_micro_batches`]).
 
     The features take as much memory as the image tokens of the whole batch at the input of the language model.
 

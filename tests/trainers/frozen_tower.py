@@ -8,7 +8,6 @@ The vision tower is frozen. Two processes with batches of six get one and five m
 import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from joined_batch import enable_deepspeed_on_the_cpu, enable_fsdp2_on_the_cpu
