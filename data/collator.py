@@ -82,6 +82,30 @@ class ContrastiveCollator:
 
 
 @dataclass
+class EvaluationCollator:
+    """Collator of evaluation batches: adds `num_rows`, and accepts an empty list of rows.
+
+    A process without rows in a joined batch embeds another row, because the layers of a model that is sharded over the
+    processes must run in all of them. Nothing refers to these embeddings.
+
+    Args:
+        collate (`Callable`): The collator of the training.
+        filler (`Mapping`): The row to embed in place of no rows.
+    """
+
+    collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+    filler: Mapping[str, Any]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        batch = dict(self.collate(rows or [self.filler]))
+        if not rows:  # all tensors but the order of the items index them, or belong to rows
+            batch |= {
+                name: value[:0] for name, value in batch.items() if isinstance(value, Tensor) and name != "order"
+            }
+        return batch | {"num_rows": torch.tensor([len(rows)])}
+
+
+@dataclass
 class DistillationCollator:
     """Collator of the distillation stage; each distinct text is embedded once.
 

@@ -1,9 +1,10 @@
-"""Order of the training rows: blocks of one task, so that in-batch negatives come from the query's own task."""
+"""Which rows form a batch: blocks of one task for training, and batches of nearly equal size for evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 
 
 class TaskSampler(Sampler[int]):
@@ -53,3 +54,69 @@ class TaskSampler(Sampler[int]):
         # A short block anywhere but at the end would shift the blocks after it across batch boundaries.
         blocks.sort(key=len, reverse=True)
         return iter([row for rows in blocks for row in rows])
+
+
+def part_of_process(rows: Sequence, num_processes: int, process_index: int) -> list:
+    """Return the rows of a joined batch that one process embeds; none if there are more processes than rows."""
+    return list(rows[len(rows) * process_index // num_processes : len(rows) * (process_index + 1) // num_processes])
+
+
+class EvaluationSampler(Sampler[list[int]]):
+    """Batch sampler that reads every evaluation row once, in joined batches that differ by one row at most.
+
+    A joined batch is what the loss compares: the parts of all processes. A short last batch would have few negatives,
+    or none. Batch i of k has the rows i, i + k, i + 2k, ...: consecutive rows often share a class or a task.
+
+    Args:
+        num_rows (`int`): Rows of the evaluation set.
+        batch_size (`int`): Maximum number of rows of a joined batch.
+        num_processes (`int`, *optional*, defaults to 1): Processes that evaluate together.
+        process_index (`int`, *optional*, defaults to 0): This process, whose rows the sampler yields. A list is empty
+            if the joined batch has fewer rows than there are processes.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, num_processes: int = 1, process_index: int = 0):
+        self.num_rows, self.num_batches = num_rows, -(-num_rows // batch_size)
+        self.num_processes, self.process_index = num_processes, process_index
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first_row in range(self.num_batches):
+            rows = range(first_row, self.num_rows, self.num_batches)
+            yield part_of_process(rows, self.num_processes, self.process_index)
+
+
+class EvaluationStream(IterableDataset):
+    """The batches of an evaluation stream: every row once, with the last two batches of nearly equal size.
+
+    The length of a stream is unknown, so batches have consecutive rows. Every process reads all of them.
+
+    Args:
+        rows (`Iterable`): The stream.
+        batch_size (`int`): Rows of a joined batch; the last two may have fewer.
+        num_processes (`int`, *optional*, defaults to 1): Processes that evaluate together.
+        process_index (`int`, *optional*, defaults to 0): This process, whose rows are yielded as lists.
+    """
+
+    def __init__(self, rows: Iterable[Any], batch_size: int, num_processes: int = 1, process_index: int = 0):
+        self.rows, self.batch_size = rows, batch_size
+        self.num_processes, self.process_index = num_processes, process_index
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for batch in self._joined_batches():
+            yield part_of_process(batch, self.num_processes, self.process_index)
+
+    def _joined_batches(self) -> Iterator[list[Any]]:
+        waiting: list[Any] = []
+        for row in self.rows:
+            waiting.append(row)
+            if len(waiting) == 2 * self.batch_size:
+                yield waiting[: self.batch_size]
+                waiting = waiting[self.batch_size :]
+        if len(waiting) > self.batch_size:
+            yield waiting[: len(waiting) // 2]
+            waiting = waiting[len(waiting) // 2 :]
+        if waiting:
+            yield waiting

@@ -14,15 +14,19 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..batching_unime import micro_batches
 from ..checkpoint import save_checkpoint
 from ..checkpoint_safety import forbid_remote_code
+from ..data.collator import EvaluationCollator
+from ..data.sampler import EvaluationSampler, EvaluationStream
 from ..modeling_unime import UniMEModel
 from .adapter import make_publishable
 from .checkpointing import removing_unfinished, write_training_record
-from .distributed import align_micro_batches, deepspeed_backward, is_sharded, sum_gradients, sum_when_reducing
+from .distributed import align_micro_batches, deepspeed_backward, gather, is_sharded, sum_gradients, sum_when_reducing
 from .embedding_config import EmbeddingConfig
 from .gradient_cache import (
     BackwardMicroBatch,
@@ -40,17 +44,16 @@ from .nonfinite import all_finite, check_finite_weights, nonfinite_error
 Batch = Mapping[str, Any]
 
 
-def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[str], batch_size: int) -> None:
-    """Check the first row of a dataset, and its length if that is known.
+def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[str]) -> None:
+    """Check the first row of a dataset.
 
     Args:
         name (`str`): The name of the dataset in error messages.
         dataset (`Dataset` or `IterableDataset`): The rows.
         columns (`Sequence[str]`): The columns that each row must have.
-        batch_size (`int`): Rows of a batch; the dataset must fill at least one.
 
     Raises:
-        ValueError: There is no row, the first row lacks a column, or the rows do not fill a batch.
+        ValueError: There is no row, or the first row lacks a column.
     """
     # The first row, not `column_names`: a transform may make the rows from other columns.
     row = next(iter(dataset), None)
@@ -62,8 +65,6 @@ def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[
             f"{name} lacks the column(s) {', '.join(missing)}: this trainer needs {', '.join(columns)}, but the rows "
             f"have {', '.join(row)}"
         )
-    if isinstance(dataset, Sized) and len(dataset) < batch_size:
-        raise ValueError(f"{name} has {len(dataset)} rows, fewer than one batch of {batch_size}: lower the batch size")
 
 
 class EmbeddingTrainer(Trainer, ABC):
@@ -75,7 +76,8 @@ class EmbeddingTrainer(Trainer, ABC):
         model (`PreTrainedModel` or `Module`): Called with the tensors of a micro-batch; its output has `.embeddings`.
         args ([`EmbeddingConfig`]): The training arguments.
         train_dataset (`Dataset` or `IterableDataset`, *optional*): Training rows.
-        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): Rows for `eval_loss`.
+        eval_dataset (`Dataset`, `IterableDataset` or a `dict` of them, *optional*): Rows for [`evaluate`], or several
+            sets by name.
         processing_class (`ProcessorMixin`, *optional*): UniME's processor; renders the items and is saved with the
             model. Required without a `data_collator`.
         data_collator (`Callable`, *optional*): Makes batches from rows; by default made from `processing_class`.
@@ -96,7 +98,7 @@ class EmbeddingTrainer(Trainer, ABC):
         model: PreTrainedModel | Module,
         args: EmbeddingConfig,
         train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: ProcessorMixin | None = None,
         data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
         peft_config: PeftConfig | None = None,
@@ -106,8 +108,12 @@ class EmbeddingTrainer(Trainer, ABC):
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             if dataset is not None:
-                batch_size = args.train_batch_size if dataset is train_dataset else args.eval_batch_size
-                check_rows(name, dataset, self.columns, batch_size)
+                check_rows(name, dataset, self.columns)
+        if isinstance(train_dataset, Sized) and len(train_dataset) < args.train_batch_size:
+            raise ValueError(
+                f"train_dataset has {len(train_dataset)} rows, fewer than one batch of {args.train_batch_size}: lower "
+                "the batch size"
+            )
         if isinstance(train_dataset, IterableDataset) and args.dataloader_drop_last:
             # `Trainer` drops a short last batch, which may have no negatives, only for datasets of known length.
             size = args.train_batch_size * args.world_size
@@ -262,16 +268,68 @@ class EmbeddingTrainer(Trainer, ABC):
         self, model: Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Tensor, None, None]:
         """Return the loss of an evaluation batch; there are no logits and no labels."""
+        inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss = self.compute_loss(model, inputs)
+        num_rows, _ = gather(inputs["num_rows"])
+        self._statistics["eval"]["loss"].append(loss)
+        self._statistics["eval"]["num_rows"].append(num_rows.sum())
         return loss, None, None
 
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
+        """Return the evaluation batches: every row once, on any number of processes.
+
+        `Trainer` would apply `dataloader_drop_last`, which is meant for training, or repeat rows to fill a batch.
+
+        Args:
+            eval_dataset (`str`, `Dataset` or `IterableDataset`, *optional*): The rows, or the name of a set of the
+                trainer's `eval_dataset`.
+
+        Raises:
+            ValueError: There is no evaluation set.
+        """
+        dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        dataset = self.eval_dataset if dataset is None else dataset
+        if dataset is None:
+            raise ValueError("there is nothing to evaluate: pass an eval_dataset")
+        args = self.args
+        processes = (args.eval_batch_size * args.world_size, args.world_size, args.process_index)
+        if isinstance(dataset, Sized):
+            batches = {"dataset": dataset, "batch_sampler": EvaluationSampler(len(dataset), *processes)}
+            num_workers = args.dataloader_num_workers
+        else:  # several workers would each read a part of the stream, and end it with a short batch
+            batches = {"dataset": EvaluationStream(dataset, *processes), "batch_size": None}
+            num_workers = min(1, args.dataloader_num_workers)
+        return DataLoader(
+            **batches,
+            collate_fn=EvaluationCollator(self.data_collator, next(iter(dataset))),
+            num_workers=num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
+        """Return the batches for `predict`, like [`get_eval_dataloader`]."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; the metrics are the means over the rows of the loss and of the statistics of each batch."""
+        self._statistics["eval"].clear()  # an evaluation that raised an error may have left some
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        values = {name: torch.stack(values).float() for name, values in self._statistics["eval"].items()}
+        num_rows = values.pop("num_rows")
+        means = {name: (value * num_rows).sum() / num_rows.sum() for name, value in values.items()}
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean.item() for name, mean in means.items()})
+        return output._replace(num_samples=int(num_rows.sum()))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log values together with the means of the statistics since the last call."""
-        mode, prefix = ("train", "") if self.model.training else ("eval", "eval_")
-        means = {prefix + name: torch.stack(values).mean().item() for name, values in self._statistics[mode].items()}
-        self._statistics[mode].clear()
-        super().log({**logs, **means}, start_time)
+        """Log values; those of training together with the means of the statistics since the last call."""
+        if self.model.training:
+            means = {name: torch.stack(values).mean().item() for name, values in self._statistics["train"].items()}
+            self._statistics["train"].clear()
+            logs = {**logs, **means}
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint that loads everywhere, or the adapter if one is trained.

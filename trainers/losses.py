@@ -86,7 +86,8 @@ def contrastive_loss(
     if num_allowed == 0:
         raise ValueError(
             f"no query has a negative among the {len(candidates)} candidate(s) of this batch of {len(queries)}: raise "
-            "per_device_train_batch_size, add negatives to the rows, or check that not all rows share one answer"
+            "per_device_train_batch_size (per_device_eval_batch_size in evaluation), add negatives to the rows, or "
+            "check that not all rows share one answer"
         )
     statistics = {
         "filtered": filtered / len(queries),

@@ -1,4 +1,8 @@
-from unime.data.sampler import TaskSampler
+from itertools import chain
+
+import pytest
+
+from unime.data.sampler import EvaluationSampler, EvaluationStream, TaskSampler
 
 
 TASKS = ["names"] * 10 + ["scenes"] * 7 + ["crops"] * 3
@@ -37,3 +41,33 @@ def test_the_order_depends_on_the_epoch_and_is_reproducible():
     assert list(sampler) != first
     sampler.set_epoch(0)
     assert list(sampler) == first
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "sizes"), [(15, 8, [8, 7]), (9, 8, [5, 4]), (8, 8, [8]), (3, 8, [3])])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_batches_hold_every_row_once_and_differ_by_one_row_at_most(
+    rows: int, batch_size: int, sizes: list[int], processes: int
+):
+    parts = [list(EvaluationSampler(rows, batch_size, processes, index)) for index in range(processes)]
+    joined = [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
+    assert [len(batch) for batch in joined] == sizes == [len(batch) for batch in EvaluationSampler(rows, batch_size)]
+    assert joined == list(EvaluationSampler(rows, batch_size)) and sorted(chain(*joined)) == list(range(rows))
+    assert all(max(map(len, batch)) - min(map(len, batch)) <= 1 for batch in zip(*parts, strict=True))
+
+
+def test_evaluation_batches_of_sorted_rows_hold_all_classes():
+    classes = ["cat"] * 12 + ["dog"] * 8 + ["fish"] * 4
+    for batch in EvaluationSampler(len(classes), batch_size=6):
+        assert [classes[row] for row in batch] == ["cat"] * 3 + ["dog"] * 2 + ["fish"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(3, [3]), (4, [4]), (5, [2, 3]), (8, [4, 4]), (9, [4, 2, 3]), (12, [4, 4, 4])]
+)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_last_two_batches_of_an_evaluation_stream_share_the_remaining_rows(
+    rows: int, sizes: list[int], processes: int
+):
+    parts = [list(EvaluationStream(iter(range(rows)), 4, processes, index)) for index in range(processes)]
+    joined = [list(chain(*batch)) for batch in zip(*parts, strict=True)]
+    assert [len(batch) for batch in joined] == sizes and list(chain(*joined)) == list(range(rows))

@@ -176,24 +176,6 @@ def test_a_trained_adapter_is_saved_loaded_and_merged_without_changing_embedding
     assert np.abs(make_model().encode(items, processor) - trained).max() > 1e-3
 
 
-def test_evaluation_logs_a_loss_and_the_statistics(
-    make_model: Callable,
-    processor: ProcessorMixin,
-    rows: list[dict[str, Any]],
-    options: dict[str, Any],
-    tmp_path: Path,
-):
-    args = ContrastiveConfig(str(tmp_path), **options | {"eval_strategy": "steps", "eval_steps": 2})
-    trainer = ContrastiveTrainer(
-        make_model(), args, train_dataset=rows, eval_dataset={"all": rows}, processing_class=processor
-    )
-    trainer.train()
-    evaluations = [entry for entry in trainer.state.log_history if "eval_all_loss" in entry]
-    assert len(evaluations) == 2 and all(0 <= entry["eval_accuracy"] <= 1 for entry in evaluations)
-    trained = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert all("accuracy" in entry and "eval_accuracy" not in entry for entry in trained)
-
-
 def test_activation_checkpointing_and_bf16_can_be_used_for_training(
     make_model: Callable,
     processor: ProcessorMixin,
