@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, 
 
 from .checkpoint_safety import forbid_remote_code, model_files, read_config
 from .configuration_unime import UniMEConfig
-from .modeling_unime import UniMEModel
+from .modeling_unime import UniMEModel, require_all_weights
 from .processing_unime import processor_from_backbone
 
 
@@ -69,9 +69,7 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
                 f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint again"
             )
         model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
-    if report["missing_keys"]:  # transformers would initialize them randomly
-        missing = min(report["missing_keys"])
-        raise ValueError(f"{path} has no weights for {missing}: copy or download the checkpoint again")
+    require_all_weights(path, report["missing_keys"])
     return model, processor
 
 

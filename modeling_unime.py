@@ -1,6 +1,6 @@
 """UniME model: a native image-text model of transformers, embedding what it reads in its last token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -21,7 +21,29 @@ from .pooling_unime import pool_last_token
 from .processing_unime import Item, item_hash, normalize_item
 
 
+# A generative checkpoint names its weights "model.visual...", "model.language_model...". When transformers loads
+# Qwen2-VL or Qwen2.5-VL without the head, it mistakes the former for weights of the language model. In older
+# checkpoints "model." is the language model itself: "model.layers..." and so on.
+GENERATIVE_PREFIX = {r"^model\.(?!(layers|embed_tokens|norm)\.)": ""}
 ENCODE_WINDOW_ITEMS = 4096  # rendered and sorted together: enough to sort well, few enough to hold in memory
+
+
+def require_all_weights(checkpoint: str, missing_keys: Iterable[str]) -> None:
+    """Refuse a model with weights that its checkpoint lacks: transformers has initialized them randomly.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id, for the error.
+        missing_keys (`Iterable[str]`): The names of these weights, as `from_pretrained` reports them.
+
+    Raises:
+        ValueError: A weight is missing.
+    """
+    first = min(missing_keys, default=None)
+    if first is not None:
+        raise ValueError(
+            f"{checkpoint} has no weights for {first}: copy or download the checkpoint again; if it is complete, "
+            "update transformers, which may not know the names of its weights yet"
+        )
 
 
 @dataclass
@@ -71,7 +93,7 @@ class UniMEModel(PreTrainedModel):
                 `AutoModel.from_config` (`dtype`, `attn_implementation`).
 
         Raises:
-            ValueError: The backbone is not an image-text model of transformers.
+            ValueError: The backbone is not an image-text model of transformers, or weights are missing.
         """
         config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone)
         if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -80,7 +102,14 @@ class UniMEModel(PreTrainedModel):
                 f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model: "
                 "choose a backbone such as LLaVA or Qwen2-VL"
             )
-        loaded = (AutoModel.from_config if backbone is config else AutoModel.from_pretrained)(backbone, **kwargs)
+        if backbone is config:
+            loaded = AutoModel.from_config(config, **kwargs)
+        else:
+            loaded, report = AutoModel.from_pretrained(
+                backbone, key_mapping=GENERATIVE_PREFIX, output_loading_info=True, **kwargs
+            )
+            require_all_weights(str(backbone), report["missing_keys"])
+            del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it
         return cls(
             UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded

@@ -1,5 +1,6 @@
 """The model gives one unit vector per item, however the item is batched or padded and the model loaded or saved."""
 
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -7,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_models import LAYER_SIZES
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 
-from unime import UniMEModel, micro_batches, modeling_unime, processor_from_backbone
+from unime import UniMEModel, load_model, micro_batches, modeling_unime, processor_from_backbone
 from unime.processing_unime import to_item_dict, to_messages
 
 
@@ -63,6 +66,58 @@ def test_the_backbone_keeps_its_weights_and_loses_its_head(model: UniMEModel, fo
     assert all(torch.equal(actual[key], expected[key]) for key in actual)
     assert native.get_output_embeddings() is not None and model.get_output_embeddings() is None
     assert model.get_input_embeddings() is model.backbone.get_input_embeddings()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def native(request: pytest.FixtureRequest, folder: Path) -> PreTrainedModel:
+    """Return the native model with its head, which may share the weights of the token embeddings."""
+    if not request.param:
+        return AutoModelForImageTextToText.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    torch.manual_seed(1)
+    native = AutoModelForImageTextToText.from_config(config)
+    assert native.get_output_embeddings().weight is native.get_input_embeddings().weight
+    return native
+
+
+@pytest.mark.parametrize("naming", ["historical", "today's", "today's, in shards"])
+@pytest.mark.parametrize("saved", ["with the head", "without the head"])
+def test_every_naming_of_the_weights_is_loaded(
+    native: PreTrainedModel, saved: str, naming: str, tmp_path: Path
+) -> None:
+    part = native if saved == "with the head" else native.model
+    part.save_pretrained(tmp_path)  # in the historical naming, if the family has one
+    if naming != "historical":
+        (tmp_path / "model.safetensors").unlink()
+        weights = part.state_dict()
+        if native.get_output_embeddings().weight is native.get_input_embeddings().weight:
+            weights.pop("lm_head.weight", None)  # transformers saves shared weights once
+        save_torch_state_dict(weights, tmp_path, max_shard_size="50KB" if naming.endswith("shards") else "50GB")
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) is naming.endswith("shards")
+    dtype, attention = (torch.bfloat16, "eager") if naming.endswith("shards") else (torch.float32, "sdpa")
+    loaded = UniMEModel.from_backbone(tmp_path, dtype=dtype, attn_implementation=attention)
+    actual, expected = loaded.backbone.state_dict(), native.model.state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key].to(dtype)) for key in expected)
+    assert loaded.backbone.config._attn_implementation == attention
+    loaded.backbone.save_pretrained(tmp_path / "saved")
+    again = UniMEModel.from_backbone(tmp_path / "saved", dtype=dtype).backbone.state_dict()
+    assert all(torch.equal(actual[key], again[key]) for key in actual)
+
+
+@pytest.mark.parametrize("loader", [UniMEModel.from_backbone, load_model])
+@pytest.mark.parametrize("missing", ["embed_tokens.weight", "patch_embed", "bias"])
+def test_a_backbone_with_a_missing_weight_is_refused(
+    folder: Path, loader: Callable, missing: str, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in sorted(weights) if missing in name)
+    save_file({key: weights[key] for key in weights if key != name}, tmp_path / "model.safetensors")
+    message = rf"{tmp_path} has no weights for \S*{name.split('.')[-2]}\S*: copy or download the checkpoint again"
+    with pytest.raises(ValueError, match=message):
+        loader(str(tmp_path))
 
 
 def test_forward_returns_unit_vectors_in_float32_and_no_logits(model: UniMEModel, processor: ProcessorMixin) -> None:

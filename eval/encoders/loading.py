@@ -14,6 +14,7 @@ from ...checkpoint import load_model
 from ...checkpoint_safety import forbid_remote_code, read_config
 from ...configuration_unime import UniMEConfig
 from ...extras import require_extra
+from ...modeling_unime import require_all_weights
 from ...processing_unime import Item, to_item_dict
 from ..tasks import Encode
 from .clip import CLIPEmbedder
@@ -60,13 +61,20 @@ def load_encoder(
     if model_type == "clip":
         with forbid_remote_code(path):
             processor = CLIPProcessor.from_pretrained(path, trust_remote_code=False)
-            model = CLIPEmbedder.from_pretrained(path, use_safetensors=True, dtype=dtype).to(device)
-        return Encoder(partial(model.encode, processor=processor), processor)
+            model, report = CLIPEmbedder.from_pretrained(
+                path, use_safetensors=True, output_loading_info=True, dtype=dtype
+            )
+        require_all_weights(path, report["missing_keys"])
+        return Encoder(partial(model.to(device).encode, processor=processor), processor)
     if model_type in ("siglip", "siglip2"):
         with forbid_remote_code(path):
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-            model = AutoModel.from_pretrained(path, use_safetensors=True, dtype=dtype).to(device).eval()
-        return Encoder(partial(siglip_encode, model=model, processor=processor), processor)
+            model, report = AutoModel.from_pretrained(
+                path, use_safetensors=True, output_loading_info=True, dtype=dtype
+            )
+        require_all_weights(path, report["missing_keys"])
+        encode = partial(siglip_encode, model=model.to(device).eval(), processor=processor)
+        return Encoder(encode, processor)
     if model_type == UniMEConfig.model_type or model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         model, processor = load_model(path, dtype=dtype)
         encode = partial(

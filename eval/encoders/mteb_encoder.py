@@ -33,6 +33,7 @@ from transformers import AutoModel, AutoProcessor
 from ...batching_unime import default_max_length
 from ...checkpoint import fingerprint
 from ...checkpoint_safety import forbid_remote_code, read_config
+from ...modeling_unime import require_all_weights
 
 
 ENCODE_WINDOW_ITEMS = 512  # items to collect and sort at a time; mteb's own batches may hold a single image
@@ -87,7 +88,8 @@ class UniMEEncoder(AbsEncoder):
         }
         source["trust_remote_code"] = trust_remote_code
         self.processor = AutoProcessor.from_pretrained(**source)
-        model = AutoModel.from_pretrained(**source, use_safetensors=True, **kwargs)
+        model, report = AutoModel.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **kwargs)
+        require_all_weights(path or name, report["missing_keys"])
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.limits = {"max_length": max_length, "micro_batch_tokens": micro_batch_tokens, "truncate_dim": embed_dim}
 
