@@ -238,11 +238,24 @@ class EmbeddingTrainer(Trainer, ABC):
     def _get_grad_norm(self, model: Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         # `Trainer` calls this right before the optimizer's step, which it would take with any gradient.
         norm = super()._get_grad_norm(model, grad_norm)
-        # A gradient scaler provokes overflows and skips these steps.
-        if self.accelerator.scaler is None and not math.isfinite(norm):
+        if not math.isfinite(norm) and self._loss_scale <= 1:
             what = f"the norm of the gradient is {float(norm)}"
             raise nonfinite_error(what, self.state.global_step + 1, self._provenance_of_nonfinite_gradient(model))
         return norm
+
+    @property
+    def _loss_scale(self) -> float:
+        """Return the factor of the loss that fp16 training raises until it overflows; 1 in other training.
+
+        An overflow is expected while it is larger than 1: the step is skipped and the factor is lowered.
+        """
+        if self.accelerator.scaler is not None:
+            return self.accelerator.scaler.get_scale()
+        if self.is_deepspeed_enabled:
+            engine = self.model_wrapped
+            # The engine has lowered its scale by now, and has raised an error if it could not.
+            return math.inf if engine.fp16_enabled() and engine.dynamic_loss_scale() else 1.0
+        return 1.0
 
     def _provenance_of_nonfinite_gradient(self, model: Module) -> list[str]:
         """Return where the items of the first micro-batch with a gradient that is not finite come from."""

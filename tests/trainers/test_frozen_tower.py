@@ -38,7 +38,7 @@ def train(
             text=True,
         )
         try:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.terminate()
             process.communicate()

@@ -110,6 +110,39 @@ def test_training_stops_before_the_step_and_the_error_names_the_row(
     )
 
 
+def train_in_fp16(trainer: ContrastiveTrainer, scale: float) -> list[float]:
+    """Train with a gradient scaler, which accelerate makes on accelerators only; return the norms of the gradients."""
+    accelerator = trainer.accelerator
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    try:
+        trainer.train()
+    finally:
+        accelerator.state._mixed_precision = "no"  # all accelerators of a process share it
+    return [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+
+
+def test_fp16_training_skips_the_steps_in_which_its_loss_scale_overflows(
+    model: UniMEModel, processor: ProcessorMixin, settings: dict[str, Any]
+):
+    args = ContrastiveConfig(**settings | {"logging_steps": 1, "max_steps": 12})
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows(), processing_class=processor)
+    finite = torch.tensor(train_in_fp16(trainer, scale=2.0**20)).isfinite().tolist()
+    assert not finite[0] and finite[-1]
+    assert trainer.accelerator.scaler.get_scale() == 2.0 ** (20 - finite.count(False)) > 1
+    assert all(entry["loss"] < 10 for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_fp16_training_stops_if_a_gradient_is_not_finite_at_any_loss_scale(
+    model: UniMEModel, processor: ProcessorMixin, settings: dict[str, Any]
+):
+    poison(model, processor, backwards=True)
+    args = ContrastiveConfig(**settings | {"per_device_train_batch_size": 12})
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows(9), processing_class=processor)
+    with pytest.raises(ValueError, match=r"^step 4: the norm of the gradient is nan for the items .*row 9, query"):
+        train_in_fp16(trainer, scale=8.0)
+
+
 def test_a_long_list_of_rows_is_shortened(model: UniMEModel, processor: ProcessorMixin, settings: dict[str, Any]):
     poison(model, processor, backwards=False)
     args = ContrastiveConfig(**settings | {"per_device_train_batch_size": 12})
