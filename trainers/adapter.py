@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..checkpoint import load_model, redact_home, save_checkpoint
@@ -87,6 +90,21 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """Load models inside this context in this process alone.
+
+    While ZeRO-3 trains, transformers would shard them over all processes, which must then load them together.
+    """
+    training_config = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = training_config
+
+
+@without_zero3()
 def merge_checkpoint(base: str, adapter: str | Path, directory: str | Path, **kwargs: Any) -> Path:
     """Merge a trained adapter into the model it was trained on, and write the checkpoint.
 

@@ -11,11 +11,15 @@ the micro-batches of a step.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn import Module, Parameter
 
 from .gradient_cache import BackwardMicroBatch, MicroBatch
@@ -97,6 +101,55 @@ def _buckets(parameters: list[Parameter]) -> Iterator[list[Parameter]]:
 def is_sharded(model: Module) -> bool:
     """Return whether FSDP2 has sharded the model."""
     return isinstance(model, FSDPModule)
+
+
+def gather_weights(model: Module, keep: bool, trained_only: bool = False) -> dict[str, Tensor]:
+    """Gather the weights that FSDP2 has sharded, one after the other; every process must call this.
+
+    Args:
+        model (`Module`): The sharded model.
+        keep (`bool`): Whether this process needs the weights.
+        trained_only (`bool`, *optional*, defaults to `False`): Whether to leave frozen weights and buffers out.
+
+    Returns:
+        `dict[str, Tensor]`: The whole weights by name, on the CPU; empty unless `keep`.
+    """
+    weights = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if trained_only and not weight.requires_grad:
+            continue
+        full = weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+        if keep:
+            weights[name] = full.cpu()
+    return weights
+
+
+@contextmanager
+def only_saved_state_expected(model: Module, checkpoint: str | Path) -> Iterator[None]:
+    """Let a checkpoint of FSDP2 lack the optimizer state of weights that had not got any gradient when it was saved.
+
+    Such a weight has no state, neither then nor now. Loading expects one for every weight that requires gradients, so
+    these weights require none inside this context.
+
+    Args:
+        model (`Module`): The sharded model.
+        checkpoint (`str` or `Path`): Folder of the checkpoint, with sharded or with full state.
+    """
+    prefix, shards = "optimizer.state.", Path(checkpoint, "optimizer_0")
+    if shards.is_dir():
+        keys = FileSystemReader(shards).read_metadata().state_dict_metadata
+        saved = {key.removeprefix(prefix).rpartition(".")[0] for key in keys if key.startswith(prefix)}
+    else:
+        saved = set(torch.load(Path(checkpoint, "optimizer.bin"), mmap=True, weights_only=True)["state"])
+    weights = model.state_dict(keep_vars=True)
+    without_state = [weight for name, weight in weights.items() if weight.requires_grad and name not in saved]
+    for weight in without_state:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in without_state:
+            weight.requires_grad_()
 
 
 def sum_when_reducing(model: Module) -> None:

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from ..data.sampler import EvaluationSampler, EvaluationStream
 from ..modeling_unime import UniMEModel
 from .adapter import make_publishable
 from .checkpointing import removing_unfinished, write_training_record
-from .distributed import align_micro_batches, deepspeed_backward, gather, is_sharded, sum_gradients, sum_when_reducing
+from .distributed import (
+    align_micro_batches,
+    deepspeed_backward,
+    gather,
+    gather_weights,
+    is_sharded,
+    only_saved_state_expected,
+    sum_gradients,
+    sum_when_reducing,
+)
 from .embedding_config import EmbeddingConfig
 from .gradient_cache import (
     BackwardMicroBatch,
@@ -359,7 +369,11 @@ class EmbeddingTrainer(Trainer, ABC):
             return
         directory = output_dir or self.args.output_dir
         if isinstance(self.model, PeftModel):
-            super().save_model(directory)
+            if is_sharded(self.model):  # `Trainer` would write no adapter
+                weights = gather_weights(self.model, self.args.should_save, trained_only=True)
+                self._save(directory, state_dict=weights)
+            else:
+                super().save_model(directory)
             if self.args.should_save:
                 make_publishable(directory)
         else:
@@ -369,10 +383,11 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def _save_full_model(self, directory: str) -> None:
         model, weights = self.model, None
-        if self._runs_layers_together:
+        if self.is_deepspeed_enabled:
             weights = self.accelerator.get_state_dict(self.model_wrapped)  # every process must call this
-        if is_sharded(model):  # FSDP2 replaced the model's class
-            with torch.device("meta"):
+        if is_sharded(model):
+            weights = gather_weights(model, self.args.should_save)
+            with torch.device("meta"):  # FSDP2 replaced the model's class
                 model = UniMEModel(model.config)
         if self.args.should_save:
             save_checkpoint(model, self.processing_class, directory, state_dict=weights)
@@ -403,6 +418,11 @@ class EmbeddingTrainer(Trainer, ABC):
             )
         self.model.load_state_dict(saved.state_dict())
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        sharded = checkpoint is not None and is_sharded(self.model)
+        with only_saved_state_expected(self.model, checkpoint) if sharded else nullcontext():
+            super()._load_optimizer_and_scheduler(checkpoint)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # `Trainer` checks `max_steps` only after a step: resumed at its end, it would take one step too many.
         if self.state.global_step < self.state.max_steps:
@@ -413,4 +433,7 @@ class EmbeddingTrainer(Trainer, ABC):
             )
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.is_deepspeed_enabled:  # its engine has the weights, perhaps as shards
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
