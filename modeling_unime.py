@@ -111,9 +111,18 @@ class UniMEModel(PreTrainedModel):
             require_all_weights(str(backbone), report["missing_keys"])
             del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it
-        return cls(
+        quantizer = getattr(loaded, "hf_quantizer", None)
+        if quantizer is not None:
+            quantizer.remove_quantization_config(loaded)
+        model = cls(
             UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded
         )
+        if quantizer is not None:
+            # Trainer, PEFT and accelerate ask the outermost model whether and how it is quantized.
+            model.hf_quantizer = quantizer
+            model.is_quantized, model.quantization_method = True, quantizer.quantization_config.quant_method
+            quantizer.postprocess_model(model)
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone."""
