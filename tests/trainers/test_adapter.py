@@ -1,12 +1,21 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig, ProcessorMixin
 
-from unime.trainers import load_adapter
+from unime import UniMEModel, load_model, save_checkpoint
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, load_adapter
+
+
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 
 
 @pytest.fixture
@@ -57,3 +66,34 @@ def test_all_weights_of_a_matching_adapter_are_loaded(make_model: Callable, adap
     edit(adapter, fill)
     loaded = [p for name, p in load_adapter(make_model(), adapter).named_parameters() if "lora_" in name]
     assert loaded and all((parameter == 0.5).all() for parameter in loaded)
+
+
+@pytest.fixture
+def quantized(tiny_model: Callable[[str], Path]) -> UniMEModel:
+    return load_model(str(tiny_model("llava")), dtype=torch.float32, quantization_config=NF4)[0]
+
+
+def test_adapters_over_a_4_bit_backbone_are_those_for_4_bit_weights(quantized: UniMEModel):
+    adapted = get_peft_model(quantized, LoraConfig(r=2, target_modules="all-linear"))
+    adapters = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    assert adapters and all(isinstance(adapter, Linear4bit) for adapter in adapters)
+
+
+def test_a_4_bit_backbone_is_not_trained_without_an_adapter(
+    quantized: UniMEModel, processor: ProcessorMixin, rows: list[dict], tmp_path: Path
+):
+    with pytest.raises(ValueError, match="cannot perform fine-tuning on purely quantized models"):
+        args = ContrastiveConfig(str(tmp_path), use_cpu=True)
+        ContrastiveTrainer(quantized, args, train_dataset=rows, processing_class=processor)
+
+
+def test_a_4_bit_model_is_saved_with_one_quantization_config(
+    quantized: UniMEModel, processor: ProcessorMixin, tmp_path: Path
+):
+    save_checkpoint(quantized, processor, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"]["load_in_4bit"]
+    assert "quantization_config" not in config["backbone_config"]
+    loaded, _ = load_model(str(tmp_path))
+    texts = ["a text", "another one"]
+    np.testing.assert_array_equal(loaded.encode(texts, processor), quantized.encode(texts, processor))
