@@ -61,6 +61,14 @@ def evaluate(context: typer.Context) -> None:
     main(context.args, prog="unime eval")
 
 
+# Rows that are not bad: training and mining leave these answers out of the negatives.
+SHARED_QUERIES = {
+    "several_positives": "have a query that other rows give other positives",
+    "query_as_positive": "have a query that is the positive of another row",
+    "right_negatives": "have a negative that is a positive of the query, or the query itself; it is not used",
+}
+
+
 @app.command("check-data", context_settings=PASSED_ON)
 def check_data(
     context: typer.Context,
@@ -86,15 +94,18 @@ def check_data(
     arguments = ["--config", str(config), *context.args]
     data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
     dataset = open_rows(replace(data, streaming=False, rejected_file=None))  # streamed rows have no numbers
-    problems = validate(dataset, workers)
+    problems, counts = validate(dataset, workers)
     if rejected_file is not None:
         write_rejected(rejected_file, problems)
     if as_json:
-        typer.echo(json.dumps({"rows": len(dataset), "bad": list(problems.values())}, indent=2))
+        typer.echo(json.dumps({"rows": len(dataset), "bad": list(problems.values()), **counts}, indent=2))
         raise typer.Exit(bool(problems))
     for problem in list(problems.values())[:max_shown]:
         typer.echo(printable(problem))
     typer.echo(f"{len(problems)} of {len(dataset)} rows are bad" if problems else f"all {len(dataset)} rows are valid")
+    for name, meaning in SHARED_QUERIES.items():
+        if counts[name]:
+            typer.echo(f"{counts[name]} of {len(dataset)} rows {meaning}")
     raise typer.Exit(bool(problems))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rows import content_hash, label_hash, parse_teacher_embedding
+from .rows import content_hash, content_hashes, label_hash, parse_teacher_embedding, task_hash
 
 
 Prepare = Callable[[Sequence[Any]], list[tuple[list[int], Mapping[str, Tensor]]]]
@@ -24,16 +24,18 @@ def _micro_batches(prepare: Prepare, items: list[Any]) -> dict[str, Any]:
 class ContrastiveCollator:
     """Collator of the contrastive stage; each distinct item is embedded once.
 
-    Candidates are the positives and the explicit negatives of the rows, distinct by content and label. Calling the
+    Candidates are the positives and the explicit negatives of the rows, distinct by item and label. Calling the
     collator with a list of rows returns a `dict` with:
 
     - `micro_batches` (list of tensor dicts): the distinct items;
     - `order` `(items,)`: item index of each row of the concatenated micro-batches;
-    - `query` `(batch,)`: item index of each row's query;
+    - `provenance` (items, list of `str`): where each item occurs first, for errors;
+    - `identity` and `content` `(items,)`: hashes of each item, with and without its instruction;
     - `candidate` `(candidates,)`: item index of each candidate;
+    - `label` `(candidates,)`: hash of the label; -1 means none;
+    - `query` `(batch,)`: item index of each row's query;
     - `positive` `(batch,)`: candidate index of each row's positive;
-    - `content` and `label` `(candidates,)`: hashes; a label of -1 means none;
-    - `provenance` (items, list of `str`): where each item occurs first, for errors.
+    - `task` `(batch,)`: hash of each row's task.
 
     Args:
         prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as `unime.micro_batches` does.
@@ -42,42 +44,45 @@ class ContrastiveCollator:
     prepare: Prepare
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        items: dict[int, Any] = {}  # content hash -> item, in order of first occurrence
-        item_indices: dict[int, int] = {}  # content hash -> item index
-        provenance: dict[int, str] = {}  # content hash -> where the item occurs first
-        candidates: dict[tuple[int, int], int] = {}  # (content hash, label hash) -> candidate index
+        items: list[Any] = []
+        contents: list[int] = []
+        provenance: list[str] = []
+        item_indices: dict[int, int] = {}  # hash of an item -> item index
+        candidates: dict[tuple[int, int], int] = {}  # (item index, hash of the label) -> candidate index
         places = [row.get("where") or f"row {index} of the batch" for index, row in enumerate(rows)]
 
-        def add_item(content: int, item: Any, where: str) -> int:
-            items.setdefault(content, item)
-            provenance.setdefault(content, where)
-            return item_indices.setdefault(content, len(item_indices))
+        def add_item(item: Any, where: str) -> int:
+            identity, content = content_hashes(item)
+            if identity not in item_indices:
+                item_indices[identity] = len(items)
+                items.append(item)
+                contents.append(content)
+                provenance.append(where)
+            return item_indices[identity]
 
-        def add_candidate(item: Any, label: int, where: str) -> int:
-            content = content_hash(item)
-            add_item(content, item, where)
-            return candidates.setdefault((content, label), len(candidates))
+        def add_candidate(item: int, label: int) -> int:
+            return candidates.setdefault((item, label), len(candidates))
 
-        queries = [
-            add_item(content_hash(row["query"]), row["query"], f"{where}, query")
-            for row, where in zip(rows, places, strict=True)
-        ]
+        queries = [add_item(row["query"], f"{where}, query") for row, where in zip(rows, places, strict=True)]
         positives = [
-            add_candidate(row["positive"], label_hash(row["task"], row["label"]), f"{where}, positive")
+            add_candidate(add_item(row["positive"], f"{where}, positive"), label_hash(row["task"], row["label"]))
             for row, where in zip(rows, places, strict=True)
         ]
-        positive_contents = {content for content, _ in candidates}
+        positive_items = {item for item, _ in candidates}
         for row, where in zip(rows, places, strict=True):
             for position, negative in enumerate(row["negatives"]):
-                if content_hash(negative) not in positive_contents:  # a row's positive is a candidate already
-                    add_candidate(negative, -1, f"{where}, negative {position}")
-        return _micro_batches(self.prepare, list(items.values())) | {
-            "provenance": list(provenance.values()),
-            "query": torch.tensor(queries),
-            "candidate": torch.tensor([item_indices[content] for content, _ in candidates]),
-            "positive": torch.tensor(positives),
-            "content": torch.tensor([content for content, _ in candidates]),
+                item = add_item(negative, f"{where}, negative {position}")
+                if item not in positive_items:  # a row's positive is a candidate already
+                    add_candidate(item, -1)
+        return _micro_batches(self.prepare, items) | {
+            "provenance": provenance,
+            "identity": torch.tensor(list(item_indices)),
+            "content": torch.tensor(contents),
+            "candidate": torch.tensor([item for item, _ in candidates]),
             "label": torch.tensor([label for _, label in candidates]),
+            "query": torch.tensor(queries),
+            "positive": torch.tensor(positives),
+            "task": torch.tensor([task_hash(row["task"]) for row in rows]),
         }
 
 

@@ -6,10 +6,10 @@ therefore small, images are stored once, and any dataset that can be trained on 
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -17,11 +17,19 @@ from datasets import Dataset
 from ..extras import require_extra
 
 
+if TYPE_CHECKING:  # an optional dependency
+    import faiss
+
+SEARCH_QUERIES = 1024  # queries of one search; bounds the memory
+
+
 def mine_hard_negatives(
     queries: np.ndarray,
     candidates: np.ndarray,
     positives: np.ndarray,
     labels: np.ndarray,
+    query_contents: np.ndarray,
+    candidate_contents: np.ndarray,
     *,
     num_negatives: int,
     range_min: int = 0,
@@ -30,70 +38,122 @@ def mine_hard_negatives(
     absolute_margin: float | None = None,
     relative_margin: float | None = None,
 ) -> tuple[list[list[int]], Counter]:
-    """Find the hardest candidates of each query that are unlikely to be correct answers.
+    """Find the hardest candidates of each row's query that are unlikely to be right answers.
 
-    The settings have the names and meaning of `mine_hard_negatives` in sentence-transformers. Scores are cosine
-    similarities, from -1 to 1.
+    Rows with equal query contents have one query with several positives. No candidate with the content of one of them,
+    or with the content of the query, is a negative of these rows.
+
+    The settings have the names and meaning of `mine_hard_negatives` in sentence-transformers, but ranks are counted
+    before the other filters apply. Scores are cosine similarities, from -1 to 1.
 
     Args:
-        queries (`np.ndarray` of shape `(queries, dimensions)`): Unit vectors.
-        candidates (`np.ndarray` of shape `(candidates, dimensions)`): Unit vectors of distinct contents.
-        positives (`np.ndarray` of shape `(queries,)`): Index in `candidates` of each query's positive.
-        labels (`np.ndarray` of shape `(queries,)`): Label of each query; equal labels mean the same answer, and -1
-            means none. A candidate has the labels of all queries whose positive it is.
+        queries (`np.ndarray` of shape `(rows, dimensions)`): Unit vectors.
+        candidates (`np.ndarray` of shape `(candidates, dimensions)`): Unit vectors of distinct items.
+        positives (`np.ndarray` of shape `(rows,)`): Index in `candidates` of each row's positive.
+        labels (`np.ndarray` of shape `(rows,)`): Label of each row; equal labels mean the same answer, and -1 means
+            none. A candidate has the labels of all rows whose positive it is.
+        query_contents (`np.ndarray` of shape `(rows,)`): Hash of the content of each query.
+        candidate_contents (`np.ndarray` of shape `(candidates,)`): Hash of the content of each candidate.
         num_negatives (`int`): Maximum number of negatives per query. 1 to 10 are common.
         range_min (`int`, *optional*, defaults to 0): Rank of the first candidate to consider, counted from 0 without
-            the positive. Values up to about 30 skip the candidates that are most likely correct answers.
+            the query's positives and its own content. Values up to about 30 skip the candidates that are most likely
+            right answers.
         range_max (`int`, *optional*, defaults to 100): Rank at which to stop (exclusive); larger than
             `range_min + num_negatives`, so that filtered candidates can be replaced.
         max_score (`float`, *optional*): Maximum score of a negative. 0.8 to 0.95 are common.
-        absolute_margin (`float`, *optional*): Minimum difference by which a negative scores below the positive.
-            0 to 0.2 are common.
-        relative_margin (`float`, *optional*): Minimum difference as a share of the positive's score: 0.05 keeps
-            negatives that score at most 95% of the positive. 0 to 0.1 are common.
+        absolute_margin (`float`, *optional*): Minimum difference by which a negative scores below the query's lowest
+            positive. 0 to 0.2 are common.
+        relative_margin (`float`, *optional*): Minimum difference as a share of the absolute value of that positive's
+            score: 0.05 keeps negatives that score at most 0.76 where it scores 0.8, and at most -0.84 where it scores
+            -0.8. 0 to 0.1 are common.
 
     Returns:
-        `tuple[list[list[int]], Counter]`: For each query at most `num_negatives` indices of candidates, hardest
-        first; and how many candidates were looked at, taken, and dropped for which reason (the first that applies).
+        `tuple[list[list[int]], Counter]`: For each row at most `num_negatives` indices of candidates, hardest first;
+        and how many candidates were looked at, taken, and dropped for which reason (the first that applies).
+
+    Raises:
+        ValueError: The ranks do not leave room for `num_negatives` candidates.
     """
+    if num_negatives < 1 or range_min < 0 or range_max < range_min + num_negatives:
+        raise ValueError(
+            f"cannot mine num_negatives={num_negatives} from the ranks {range_min} to {range_max}: give at least 1 "
+            "negative, range_min 0 or more, and range_max of at least range_min + num_negatives"
+        )
     require_extra("mining", "faiss")
 
     import faiss
 
+    known = _right_answers(positives, labels, query_contents, candidate_contents)
     index = faiss.IndexFlatIP(candidates.shape[1])
     index.add(np.ascontiguousarray(candidates, dtype=np.float32))
-    scores, ranked = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(range_max + 1, len(candidates)))
-    positive_scores = (queries * candidates[positives]).sum(axis=1)
     candidate_labels: list[set[int]] = [set() for _ in candidates]
     for candidate, label in zip(positives, labels, strict=True):
-        candidate_labels[candidate].add(int(label))
+        if label != -1:
+            candidate_labels[candidate].add(int(label))
 
-    mined, report = [], Counter({"looked at": 0, "taken": 0})
-    for query, positive in enumerate(positives):
-        others = [
-            (candidate, score)
-            for candidate, score in zip(ranked[query], scores[query], strict=True)
-            if candidate != positive
-        ]
-        taken: list[int] = []
+    mined: list[list[int]] = [[] for _ in queries]
+    report = Counter({"looked at": 0, "taken": 0})
+    for query, ranked in _search(index, queries, [range_max + len(answers.candidates) for answers in known]):
+        answers = known[query]
+        others = [(candidate, score) for candidate, score in ranked if candidate not in answers.candidates]
+        positive_score = (candidates[answers.positives] @ queries[query]).min()
+        taken = mined[query]
         for candidate, score in others[range_min:range_max]:
             if len(taken) == num_negatives:
                 break
             report["looked at"] += 1
-            if labels[query] != -1 and int(labels[query]) in candidate_labels[candidate]:
+            if not answers.labels.isdisjoint(candidate_labels[candidate]):
                 report["dropped: same label"] += 1
             elif max_score is not None and score > max_score:
                 report["dropped: above max_score"] += 1
-            elif absolute_margin is not None and score > positive_scores[query] - absolute_margin:
+            elif absolute_margin is not None and score > positive_score - absolute_margin:
                 report["dropped: within the absolute margin"] += 1
-            elif relative_margin is not None and score > positive_scores[query] * (1 - relative_margin):
+            elif relative_margin is not None and score > positive_score - abs(positive_score) * relative_margin:
                 report["dropped: within the relative margin"] += 1
             else:
                 report["taken"] += 1
-                taken.append(int(candidate))
+                taken.append(candidate)
         report["queries with fewer than num_negatives"] += len(taken) < num_negatives
-        mined.append(taken)
     return mined, report
+
+
+def _search(
+    index: "faiss.Index", queries: np.ndarray, num_candidates: Sequence[int]
+) -> Iterator[tuple[int, Iterator[tuple[int, float]]]]:
+    """Yield each query's number and its most similar candidates with their scores, at least as many as it needs."""
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    order = np.argsort(num_candidates, kind="stable")  # a query with many positives needs a deep search, others do not
+    for start in range(0, len(order), SEARCH_QUERIES):
+        part = order[start : start + SEARCH_QUERIES]
+        scores, ranked = index.search(queries[part], min(num_candidates[part[-1]], index.ntotal))
+        for query, row, row_scores in zip(part.tolist(), ranked.tolist(), scores.tolist(), strict=True):
+            yield query, zip(row, row_scores, strict=True)
+
+
+class _RightAnswers(NamedTuple):
+    """What the rows with one query know: its positives, candidates that are no negatives, and its labels."""
+
+    positives: list[int]
+    candidates: set[int]
+    labels: set[int]
+
+
+def _right_answers(
+    positives: np.ndarray, labels: np.ndarray, query_contents: np.ndarray, candidate_contents: np.ndarray
+) -> list[_RightAnswers]:
+    """Return the right answers of each row's query; rows with one query share them."""
+    with_content: dict[int, list[int]] = {}
+    for candidate, content in enumerate(candidate_contents.tolist()):
+        with_content.setdefault(content, []).append(candidate)
+    queries: dict[int, _RightAnswers] = {}
+    for query, positive, label in zip(query_contents.tolist(), positives.tolist(), labels.tolist(), strict=True):
+        if query not in queries:
+            queries[query] = _RightAnswers([], set(with_content.get(query, ())), set())
+        queries[query].positives.append(positive)
+        queries[query].candidates.update(with_content[int(candidate_contents[positive])])
+        if label != -1:
+            queries[query].labels.add(label)
+    return [queries[query] for query in query_contents.tolist()]
 
 
 def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ..processing_unime import ITEM_KEYS, item_hash, to_item_dict, to_rgb
+from ..processing_unime import ITEM_KEYS, Item, item_hash, to_item_dict, to_rgb
 from .image_files import read_image
 
 
@@ -177,15 +177,34 @@ def _check_item(item: dict[str, Any], where: str) -> dict[str, Any]:
     return item
 
 
-def content_hash(item: Mapping[str, Any]) -> int:
-    """Return a 63-bit hash of what an item shows the model; equal items have equal hashes in every process."""
-    item = to_item_dict(item)
-    return item_hash(item | {"images": [to_rgb(image) for image in item["images"]]})
+def content_hashes(item: Item) -> tuple[int, int]:
+    """Return 63-bit hashes of an item and of its content, which are its text and images without its instruction.
+
+    Equal items have equal hashes in every process. Two items with the same content differ at most in how the model is
+    asked to represent it, so neither is a wrong answer where the other is a right one.
+    """
+    normalized = to_item_dict(item)
+    shown = {"instruction": None, "images": [to_rgb(image) for image in normalized["images"]]}
+    content = item_hash(normalized | shown)
+    instruction = normalized["instruction"]
+    return (content if instruction is None else _text_hash(f"{content}\0{instruction}")), content
+
+
+def content_hash(item: Item) -> int:
+    """Return a 63-bit hash of what an item shows the model, its instruction included."""
+    return content_hashes(item)[0]
 
 
 def label_hash(task: str, label: str | None) -> int:
     """Return a 63-bit hash of a label within its task, or -1 if there is no label."""
-    if label is None:
-        return -1
-    encoded = f"{task}\0{label}".encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big") >> 1
+    return -1 if label is None else _text_hash(f"{task}\0{label}")
+
+
+def task_hash(task: str) -> int:
+    """Return a 63-bit hash of a task's name."""
+    return _text_hash(task)
+
+
+def _text_hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

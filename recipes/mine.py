@@ -4,10 +4,10 @@
     accelerate launch recipes/stage2.py --config recipes/tiny/stage2.yaml --mined_file runs/mined/negatives.jsonl
 
 The script takes the data settings of a stage-2 recipe and ignores all others. Candidates are the positives of the
-query's own task. Embeddings are saved in chunks with checksums, so the same command resumes an interrupted run, and
-several machines can share the work on one disk (`--shard_index`, `--num_shards`). Rows that cannot be read or embedded
-are listed with the reasons in `rejected.jsonl`, which training skips with `--rejected_file`; with `--strict` the first
-one ends the run.
+query's own task, without those that a row with the same query has as its positive or whose content is the query's own.
+Embeddings are saved in chunks with checksums, so the same command resumes an interrupted run, and several machines can
+share the work on one disk (`--shard_index`, `--num_shards`). Rows that cannot be read or embedded are listed with the
+reasons in `rejected.jsonl`, which training skips with `--rejected_file`; with `--strict` the first one ends the run.
 """
 
 import json
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ from trl import TrlParser
 from unime.checkpoint import fingerprint
 from unime.data.mining import mine_hard_negatives
 from unime.data.rejected_rows import write_rejected
-from unime.data.rows import content_hash, label_hash
+from unime.data.rows import content_hashes, label_hash
 from unime.data.sources import DataArguments, open_rows
 from unime.data.validation import read_or_explain
 from unime.eval.encoders.loading import load_encoder
@@ -32,6 +33,7 @@ from unime.storage.atomic_files import atomic_write, intact_files
 
 
 CHUNK_ROWS = 1024  # rows of one file of embeddings; a killed run loses at most one file
+CHUNK_FORMAT = 2  # version of the arrays in these files
 
 
 @dataclass
@@ -49,7 +51,7 @@ class ScriptArguments:
     )
     relative_margin: float | None = field(
         default=0.05,
-        metadata={"help": "Minimum relative difference; with 0.05, at most 0.95 times the positive's cosine."},
+        metadata={"help": "Minimum difference as a share of the positive's cosine, in absolute value."},
     )
     shard_index: int = field(default=0, metadata={"help": "Share of the embeddings that this run computes, from 0."})
     num_shards: int = field(default=1, metadata={"help": "Number of runs that share the embeddings."})
@@ -89,11 +91,17 @@ def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
                     rejected.setdefault(index, f"{rows[index].get('where') or f'row {index}'}, {side}: {reason}")
         _stop_if_strict(script, rejected)
         good = [index for index in rows if index not in rejected]
+
+        def hashes_of(side: str, rows: Mapping[int, Any] = rows, good: Sequence[int] = good) -> np.ndarray:
+            hashes = [content_hashes(rows[index][side]) for index in good]
+            return np.array(hashes, dtype=np.int64).reshape(-1, 2)
+
         arrays = {
             "row": np.array(good, dtype=np.int64),
             "queries": np.array([embeddings["query"][index] for index in good]),
             "positives": np.array([embeddings["positive"][index] for index in good]),
-            "content": np.array([content_hash(rows[index]["positive"]) for index in good], dtype=np.int64),
+            "query_hashes": hashes_of("query"),
+            "positive_hashes": hashes_of("positive"),
             "label": np.array(
                 [label_hash(rows[index]["task"], rows[index]["label"]) for index in good], dtype=np.int64
             ),
@@ -116,10 +124,11 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     folder = output / "embeddings"
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"model": script.model, "revision": fingerprint(script.model), "data": vars(data)}
+    made_with["format"] = CHUNK_FORMAT
     settings = json.dumps(made_with, indent=2, default=str)
     settings_file = output / "settings.json"
     if settings_file.exists() and settings_file.read_text() != settings:
-        raise ValueError(f"{output} holds embeddings of another model or dataset: choose another output_dir")
+        raise ValueError(f"{output} holds embeddings of another model, dataset or version: choose another output_dir")
     with atomic_write(settings_file) as part:
         part.write_text(settings)
     num_rows = embed(script, data, folder)
@@ -131,9 +140,9 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
 
     chunks = [np.load(file) for file in files.values()]
     # Chunks without good rows have empty arrays without dimensions.
-    queries, positives, contents, labels, tasks, row_indices = (
+    queries, positives, query_hashes, positive_hashes, labels, tasks, row_indices = (
         np.concatenate([chunk[name] for chunk in chunks if len(chunk["row"])] or [chunks[0][name]])
-        for name in ("queries", "positives", "content", "label", "task", "row")
+        for name in ("queries", "positives", "query_hashes", "positive_hashes", "label", "task", "row")
     )
     rejected = {int(row): why for chunk in chunks for row, why in json.loads(str(chunk["rejected"])).items()}
     _stop_if_strict(script, rejected)  # also for chunks of earlier runs
@@ -142,12 +151,14 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     report = {}
     for task in tqdm(np.unique(tasks), unit="task", desc="Searching"):
         rows = np.flatnonzero(tasks == task)
-        _, distinct, positive = np.unique(contents[rows], return_index=True, return_inverse=True)
+        _, distinct, positive = np.unique(positive_hashes[rows, 0], return_index=True, return_inverse=True)
         mined, counts = mine_hard_negatives(
             queries[rows],
             positives[rows[distinct]],
             positive,
             labels[rows],
+            query_hashes[rows, 1],
+            positive_hashes[rows[distinct], 1],
             num_negatives=script.num_negatives,
             range_min=script.range_min,
             range_max=script.range_max,

@@ -28,9 +28,9 @@ class ContrastiveConfig(EmbeddingConfig):
         negative_sampling (`str`, *optional*, defaults to `"hardest"`): Which negatives are used; `"random"` and
             `"easiest"` are for comparison.
         exclude_same_label (`bool`, *optional*, defaults to `True`): Never use a candidate with the task and label of
-            a row's positive as its negative.
+            a row's positive as its negative. Positives of an equal query and the query's own content never are.
         symmetric (`bool`, *optional*, defaults to `False`): Take the mean of the losses from queries to candidates and
-            from positives to queries.
+            from positives to the distinct queries.
         hard_negative_warmup_steps (`int`, *optional*, defaults to `0`): Use all negatives, unfiltered, until this
             step. Hard negatives alone can collapse an untrained model.
         task_block_size (`int`, *optional*, defaults to `1`): Consecutive rows that share a task, see

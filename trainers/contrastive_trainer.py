@@ -13,15 +13,17 @@ from .contrastive_config import ContrastiveConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
 from .losses import contrastive_loss
+from .right_answers import first_occurrence, merge_columns, right_answers
 
 
 class ContrastiveTrainer(EmbeddingTrainer):
     """A trainer that pulls queries towards their positives and away from the hardest negatives of the whole batch.
 
-    Rows have `query` and `positive` (items), `negatives` (a list of items), `task` and `label`. Candidates with the
-    same content as a row's positive, or with the same task and label, are never negatives of that row. Besides the
-    loss, it logs `filtered`, `hardness`, `positive_similarity`, `negative_similarity` and `accuracy`, as defined by
-    [`contrastive_loss`].
+    Rows have `query` and `positive` (items), `negatives` (a list of items), `task` and `label`. The negatives of a row
+    are the candidates of the batch, except the positives of all rows with the same query content and task, candidates
+    with the content, or the task and label, of such a positive, and candidates with the content of the query.
+    Besides the loss, it logs `filtered`, `hardness`, `positive_similarity`, `negative_similarity` and `accuracy`, as
+    defined by [`contrastive_loss`].
 
     Example:
         trainer = ContrastiveTrainer(model, ContrastiveConfig("out"), train_dataset=rows, processing_class=processor)
@@ -35,25 +37,28 @@ class ContrastiveTrainer(EmbeddingTrainer):
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrast the queries of all processes with the candidates of all processes."""
         items, first_item = gather(embeddings)
-        # Candidates by columns: index of the item, hash of the content, hash of task and label.
-        pool, first_candidate = gather(
-            torch.stack([batch["candidate"] + first_item, batch["content"], batch["label"]], dim=1)
+        hashes, _ = gather(torch.stack([batch["identity"], batch["content"]], dim=1))
+        candidates, first_candidate = gather(torch.stack([batch["candidate"] + first_item, batch["label"]], dim=1))
+        rows, _ = gather(
+            torch.stack([batch["query"] + first_item, batch["positive"] + first_candidate, batch["task"]], dim=1)
         )
-        pairs, _ = gather(torch.stack([batch["query"] + first_item, batch["positive"] + first_candidate], dim=1))
-        query, positive = pairs.unbind(1)
 
-        # Candidates with the same content are one candidate, from however many processes or labels. It counts as the
-        # same answer as a row's positive if any of its labels does.
-        contents, content_index = torch.unique(pool[:, 1], return_inverse=True)
-        excluded = torch.zeros(len(query), len(contents), dtype=torch.bool, device=pool.device)
-        if self.args.exclude_same_label:
-            labels = pool[:, 2]
-            positive_labels = labels[positive].masked_fill(labels[positive] == -1, -2)  # -1, no label, matches nothing
-            row, same_label = torch.nonzero(labels == positive_labels[:, None], as_tuple=True)
-            excluded[row, content_index[same_label]] = True
-        positions = torch.arange(len(pool), device=pool.device)
-        first_positions = torch.full_like(contents, len(pool)).scatter_reduce(0, content_index, positions, "amin")
-        candidate, positive = pool[first_positions, 0], content_index[positive]
+        # An item that several processes embedded is one item, the first of them.
+        identity, content = hashes.unbind(1)
+        item_indices = first_occurrence(identity)
+        candidate, label = item_indices[candidates[:, 0]], candidates[:, 1]
+        query, positive, task = item_indices[rows[:, 0]], rows[:, 1], rows[:, 2]
+
+        excluded = right_answers(
+            content[query],
+            task,
+            positive,
+            content[candidate],
+            label if self.args.exclude_same_label else torch.full_like(label, -1),
+        )
+        # A candidate with several labels is one candidate with the exclusions of all of them.
+        candidate, distinct = torch.unique(candidate, return_inverse=True)
+        excluded, positive = merge_columns(excluded, distinct, len(candidate)), distinct[positive]
 
         warmed_up = self.state.global_step >= self.args.hard_negative_warmup_steps
         loss_fn = partial(
@@ -65,12 +70,15 @@ class ContrastiveTrainer(EmbeddingTrainer):
             negative_sampling=self.args.negative_sampling if warmed_up else "hardest",
             hardness_strength=self.args.hardness_strength,
         )
-        queries, candidates = items[query], items[candidate]
-        loss, statistics = loss_fn(queries, candidates, positive, excluded)
+        loss, statistics = loss_fn(items[query], items[candidate], positive, excluded)
         if self.args.symmetric:
-            # From each positive to its query; queries whose positive is the same answer are not negatives.
-            diagonal = torch.arange(len(query), device=query.device)
-            reverse_loss, _ = loss_fn(candidates[positive], queries, diagonal, excluded[:, positive])
+            # From each positive to its query. Queries that the positive answers or shows are not negatives, and the
+            # query of several rows is one negative.
+            distinct_query, query_index = torch.unique(query, return_inverse=True)
+            excluded = merge_columns(excluded[:, positive].T, query_index, len(distinct_query))
+            if excluded.all():  # one query, for example: every term is log(1)
+                return loss / 2, statistics
+            reverse_loss, _ = loss_fn(items[candidate[positive]], items[distinct_query], query_index, excluded)
             loss = (loss + reverse_loss) / 2
         return loss, statistics
 

@@ -70,7 +70,32 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     assert empty.startswith("bad.jsonl, row 4, query: ") and "'text' or 'image'" in empty
     listed = check("bad.jsonl", "--max_shown", 1, "--json")
     assert listed.exit_code == 1
-    assert json.loads(listed.stdout) == {"rows": 6, "bad": [gone, same, empty]}
+    counts = {"several_positives": 0, "query_as_positive": 0, "right_negatives": 0}
+    assert json.loads(listed.stdout) == {"rows": 6, "bad": [gone, same, empty], **counts}
+
+
+def test_queries_of_several_rows_are_counted(tmp_path: Path):
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
+    image = {"image": "red.png", "instruction": "Find a caption."}
+    shown = {"image": "red.png", "instruction": "Represent the given image."}
+    captions = [{"text": text} for text in ("a red square", "one square in red", "a blue square", "a circle")]
+    rows = [
+        {"query": image, "positive": captions[0], "negatives": [captions[1], captions[2]]},
+        {"query": image, "positive": captions[1]},
+        {"query": image, "positive": captions[2], "task": "another"},
+        {"query": captions[0], "positive": shown, "negatives": [captions[3]]},
+        {"query": {"text": "round"}, "positive": captions[3], "negatives": [{"text": "round"}]},
+        {"query": {"text": "round"}, "positive": captions[3]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = unime("check-data", ROOT / "recipes" / "tiny" / "stage2.yaml", "--dataset", tmp_path / "rows.jsonl")
+    assert checked.exit_code == 0
+    assert checked.stdout.splitlines() == [
+        "all 6 rows are valid",
+        "2 of 6 rows have a query that other rows give other positives",  # rows 0 and 1; row 2 is of another task
+        "4 of 6 rows have a query that is the positive of another row",  # rows 0 to 2, and 3
+        "2 of 6 rows have a negative that is a positive of the query, or the query itself; it is not used",  # 0 and 4
+    ]
 
 
 @pytest.fixture

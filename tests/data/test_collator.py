@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unime import micro_batches, processor_from_backbone
 from unime.data.collator import ContrastiveCollator, DistillationCollator
-from unime.data.rows import content_hash, label_hash
+from unime.data.rows import content_hash, label_hash, task_hash
 
 
 def reversed_halves(items: Sequence[Any]) -> list[tuple[list[int], Mapping[str, Tensor]]]:
@@ -28,6 +28,10 @@ def item_contents(batch: Mapping[str, Any]) -> list[int]:
     items = torch.empty_like(outputs)
     items[batch["order"]] = outputs
     return items.tolist()
+
+
+def candidate_contents(batch: Mapping[str, Any]) -> list[int]:
+    return batch["content"][batch["candidate"]].tolist()
 
 
 def row(query: Any, positive: Any, *negatives: Any, task: str = "names", label: str | None = None) -> dict[str, Any]:
@@ -58,14 +62,24 @@ def test_indices_map_rows_to_candidates_and_candidates_to_items() -> None:
     assert batch["query"].tolist() == [0, 1, 2, 3]
     assert batch["candidate"].tolist() == [4, 5, 6, 7, 1]
     assert batch["positive"].tolist() == [0, 1, 0, 2]
-    assert batch["content"].tolist() == hashes("Katze", "Hund", "Vogel", "Maus", "a dog")
+    assert candidate_contents(batch) == hashes("Katze", "Hund", "Vogel", "Maus", "a dog")
     assert batch["label"].tolist() == [-1] * 5
-    assert all(batch[name].dtype == torch.int64 for name in ("order", "query", "candidate", "positive", "content"))
+    names = ("order", "identity", "content", "query", "candidate", "positive", "task")
+    assert all(batch[name].dtype == torch.int64 for name in names)
+
+
+def test_content_does_not_depend_on_the_instruction_and_identity_does() -> None:
+    ask, show = ({"text": "a cat", "instruction": text} for text in ("Find it:", "Represent it:"))
+    batch = ContrastiveCollator(reversed_halves)([row(ask, show), row("a cat", "Katze", task="translation")])
+    assert len(set(batch["identity"].tolist())) == 4
+    assert batch["content"].tolist() == hashes("a cat", "a cat", "a cat", "Katze")
+    assert batch["query"].tolist() == [0, 1]
+    assert batch["task"].tolist() == [task_hash("names"), task_hash("translation")]
 
 
 def test_a_negative_that_is_a_positive_in_the_batch_is_not_added_again() -> None:
     batch = ContrastiveCollator(reversed_halves)([row("a cat", "Katze", "Hund"), row("a dog", "Hund", label="dog")])
-    assert batch["content"].tolist() == hashes("Katze", "Hund")
+    assert candidate_contents(batch) == hashes("Katze", "Hund")
     assert batch["label"].tolist() == [-1, label_hash("names", "dog")]
 
 
@@ -79,7 +93,7 @@ def test_a_text_with_two_labels_is_two_candidates_and_one_item() -> None:
     assert len(item_contents(batch)) == 4
     assert batch["candidate"].tolist() == [3, 3]
     assert batch["positive"].tolist() == [0, 1, 0]
-    assert batch["content"].tolist() == hashes("yes", "yes")
+    assert candidate_contents(batch) == hashes("yes", "yes")
     assert batch["label"].tolist() == [label_hash("question", "red"), label_hash("question", "blue")]
 
 
@@ -95,6 +109,7 @@ def test_images_with_the_same_pixels_are_one_item() -> None:
     batch = ContrastiveCollator(reversed_halves)(rows)
     assert batch["query"].tolist() == [0, 0, 1]
     assert batch["candidate"].tolist() == [2, 3, 0]
+    assert batch["identity"].tolist() == item_contents(batch)
 
 
 def test_a_batch_of_texts_has_their_teacher_embeddings() -> None:

@@ -37,9 +37,10 @@ def contrastive_rows() -> list[dict[str, Any]]:
         image = Image.new("RGB", (24, 24), (10 * i, 255 - 10 * i, 80))
         # "shared" is in the batches of both processes, as a positive and as a negative; labels are shared too.
         texts_only = i // 6 % 2 == 0
+        query = {"text": f"question {i}" + " long" * (i % 5)} if texts_only else {"image": image}
         rows.append(
             {
-                "query": {"text": f"question {i}" + " long" * (i % 5)} if texts_only else {"image": image},
+                "query": {"text": "a question of both processes"} if i % 6 == 1 else query,
                 "positive": {"text": "shared" if i % 6 == 0 else f"answer {i}"},
                 "negatives": [{"text": "shared"}, {"image": image}] if i % 6 == 5 and not texts_only else [],
                 "task": "task",

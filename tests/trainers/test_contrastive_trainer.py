@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import ProcessorMixin
 
@@ -63,8 +64,12 @@ def test_logged_statistics_are_means_since_the_last_log(make_trainer: Callable, 
 
 
 def batch_of(content: list[int], label: list[int], positive: list[int], query: list[int]) -> dict[str, torch.Tensor]:
-    columns = {"candidate": list(range(len(content))), "content": content, "label": label, "positive": positive}
-    return {name: torch.tensor(values) for name, values in (columns | {"query": query}).items()}
+    """Return a batch whose first items are the candidates, with these contents and labels; the others are queries."""
+    num_queries = max(query) + 1 - len(content)
+    content = [*content, *(100 + index for index in range(num_queries))]
+    columns = {"identity": content, "content": content, "candidate": list(range(len(label))), "label": label}
+    columns |= {"query": query, "positive": positive, "task": [0] * len(query)}
+    return {name: torch.tensor(values) for name, values in columns.items()}
 
 
 def plain(temperature: float = 1.0, **options: Any) -> dict[str, Any]:
@@ -121,6 +126,82 @@ def test_the_symmetric_loss_is_the_mean_of_both_directions(make_trainer: Callabl
     logits = items[3:] @ items[:3].T / 0.5
     diagonal = torch.arange(3)
     torch.testing.assert_close(loss, (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2)
+
+
+IMAGE = {"image": Image.new("RGB", (24, 24), "red")}
+FIND = {"instruction": "Find a caption."}
+SHOW = {"instruction": "Represent the given image."}
+
+
+def training_row(query: Any, positive: Any, *negatives: Any, task: str = "t", label: str | None = None) -> dict:
+    return {"query": query, "positive": positive, "negatives": list(negatives), "task": task, "label": label}
+
+
+OTHER = training_row("something else", "another thing")
+# name -> (rows, number of negatives of each row, number of negatives from each row's positive to the queries)
+RIGHT_ANSWERS = {
+    "several captions of one image": (
+        [training_row(IMAGE | FIND, "a red square"), training_row(IMAGE | FIND, "one square in red"), OTHER],
+        [1, 1, 2],
+        [1, 1, 1],  # the image is one negative of the other row
+    ),
+    "the same query in two tasks": (
+        [training_row("red", "rouge", task="french"), training_row("red", "rosso", task="italian"), OTHER],
+        [2, 2, 2],
+        [1, 1, 1],  # the text of the query is the same: no other query than its own and that of the other row
+    ),
+    "pairs in both directions": (
+        [training_row(IMAGE | FIND, "a red square"), training_row("a red square", IMAGE | SHOW), OTHER],
+        [1, 1, 2],
+        [1, 1, 2],
+    ),
+    "one image under two instructions": (
+        [training_row("a red square", IMAGE | SHOW), training_row("one square in red", IMAGE), OTHER],
+        [1, 1, 2],
+        [1, 1, 2],
+    ),
+    "a negative that another row of the query knows as right": (
+        [training_row("red", "rouge", "rosso"), training_row("red", "rosso"), OTHER],
+        [1, 1, 2],
+        [1, 1, 1],
+    ),
+    "a label of another positive of the query": (
+        [
+            *(training_row("a pet", "cat", label="cat"), training_row("a pet", "dog")),
+            *(training_row("x", "kitten", label="cat"), OTHER),
+        ],
+        [1, 1, 2, 3],
+        [1, 2, 1, 2],
+    ),
+    "an answer of several rows without a label": (
+        [training_row("is it red?", "yes"), training_row("is it round?", "yes"), training_row("is it big?", "no")],
+        [1, 1, 1],
+        [1, 1, 2],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", RIGHT_ANSWERS)
+def test_no_right_answer_of_a_query_is_its_negative(kind: str, symmetric: bool, make_trainer: Callable, rows: list):
+    # All embeddings are equal, so the loss of a row is log(1 + number of negatives).
+    examples, negatives, reverse_negatives = RIGHT_ANSWERS[kind]
+    trainer = make_trainer(rows, **plain(symmetric=symmetric))
+    batch = trainer.data_collator(examples)
+    loss, _ = trainer.batch_loss(torch.ones(len(batch["identity"]), 1), batch)
+    expected = sum(math.log(1 + number) for number in negatives) / len(negatives)
+    if symmetric:
+        expected = (expected + sum(math.log(1 + number) for number in reverse_negatives) / len(negatives)) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_symmetric_loss_of_one_query_is_half_of_its_loss_from_query_to_candidates(
+    make_trainer: Callable, rows: list[dict[str, Any]]
+):
+    trainer = make_trainer(rows, **plain(symmetric=True))
+    batch = trainer.data_collator([training_row("red", "rouge", "vert", "bleu"), training_row("red", "rosso")])
+    loss, _ = trainer.batch_loss(torch.ones(5, 1), batch)
+    assert loss.item() == pytest.approx(math.log(3) / 2, abs=1e-6)
 
 
 def test_info_nce_of_vlm2vec_is_a_configuration(
