@@ -16,6 +16,9 @@ from .losses import contrastive_loss
 from .right_answers import first_occurrence, merge_columns, right_answers
 
 
+SEEDS_PER_STEP = 2**20  # more than the rows of a batch, each of which may have a seed of its own
+
+
 class ContrastiveTrainer(EmbeddingTrainer):
     """A trainer that pulls queries towards their positives and away from the hardest negatives of the whole batch.
 
@@ -69,6 +72,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             pad_negatives=self.args.pad_negatives,
             negative_sampling=self.args.negative_sampling if warmed_up else "hardest",
             hardness_strength=self.args.hardness_strength,
+            sampling_seed=self.args.seed + self.state.global_step * SEEDS_PER_STEP,
         )
         loss, statistics = loss_fn(items[query], items[candidate], positive, excluded)
         if self.args.symmetric:

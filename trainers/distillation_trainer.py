@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 from numpy.typing import ArrayLike
 from peft import PeftConfig
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..data.collator import DistillationCollator
@@ -69,17 +70,23 @@ class DistillationTrainer(EmbeddingTrainer):
                 f"stage 1 trains the language model only, but {outside[0]} lies outside: remove it from peft_config"
             )
 
+    def compute_loss(
+        self, model: Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of a batch; an online teacher embeds its texts once, however often the loss is computed."""
+        return super().compute_loss(model, self._with_teacher(inputs), return_outputs, num_items_in_batch)
+
+    def _with_teacher(self, batch: Batch) -> Batch:
+        if "teacher" in batch:
+            return batch
+        teach = cast(Callable[[list[str]], ArrayLike], self.teacher)
+        embeddings = torch.as_tensor(teach(batch["texts"]), dtype=torch.float32, device=batch["text"].device)
+        return {**batch, "teacher": embeddings[batch["text"]]}
+
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare the student's and the teacher's similarities among the texts of all processes."""
-        text_indices = batch["text"]
-        if "teacher" in batch:
-            teacher_embeddings = batch["teacher"]
-        else:
-            teach = cast(Callable[[list[str]], ArrayLike], self.teacher)
-            unique = torch.as_tensor(teach(batch["texts"]), dtype=torch.float32, device=text_indices.device)
-            teacher_embeddings = unique[text_indices]
-        student, _ = gather(embeddings[text_indices])
-        teacher, _ = gather(teacher_embeddings)
+        student, _ = gather(embeddings[batch["text"]])
+        teacher, _ = gather(self._with_teacher(batch)["teacher"])
         loss = distillation_kl(
             student,
             teacher,

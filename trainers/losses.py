@@ -1,4 +1,7 @@
-"""The losses of both stages as pure functions of embeddings (UniME, arXiv 2504.17432), always computed in float32."""
+"""The losses of both stages as pure functions of embeddings (UniME, arXiv 2504.17432).
+
+They are computed in float32, or in float64 if the embeddings are, also under autocast.
+"""
 
 from collections.abc import Callable
 from functools import reduce
@@ -25,6 +28,7 @@ def contrastive_loss(
     pad_negatives: Literal["mask", "repeat"] = "mask",
     negative_sampling: Literal["hardest", "random", "easiest"] = "hardest",
     hardness_strength: float = 0.0,
+    sampling_seed: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute InfoNCE over each query's positive and its hardest negatives (UniME, §3.3, Eq. 3 and 4).
 
@@ -58,6 +62,8 @@ def contrastive_loss(
         hardness_strength (`float`, *optional*, defaults to `0.0`): Multiplies each negative's term by
             `exp(hardness_strength * cosine)`, without a gradient, so that harder negatives count more (LLaVE,
             arXiv 2503.04812, which uses 9).
+        sampling_seed (`int`, *optional*, defaults to `0`): Seed of the `"random"` negatives. Give all processes the
+            same one, as they compute the same loss, and every step another one.
 
     Returns:
         `tuple[Tensor, dict[str, Tensor]]`: The mean loss, and detached scalars: `filtered` (share of queries that
@@ -68,6 +74,7 @@ def contrastive_loss(
     Raises:
         ValueError: No query has a negative, for example in a batch of one.
     """
+    queries, candidates = _at_least_float32(queries, candidates)
     settings = (
         temperature,
         false_negative_margin,
@@ -75,10 +82,11 @@ def contrastive_loss(
         pad_negatives,
         negative_sampling,
         hardness_strength,
+        sampling_seed,
     )
 
     def sums_of_slice(rows: slice) -> Tensor:
-        return _contrastive_sums(queries[rows], candidates, positive[rows], excluded[rows], *settings)
+        return _contrastive_sums(queries[rows], candidates, positive[rows], excluded[rows], rows.start or 0, *settings)
 
     sums = _sum_over_slices(sums_of_slice, len(queries), len(candidates))
     loss = sums[0]
@@ -104,16 +112,18 @@ def _contrastive_sums(
     candidates: Tensor,
     positive: Tensor,
     excluded: Tensor,
+    first_row: int,
     temperature: float,
     false_negative_margin: float | None,
     num_hard_negatives: int | None,
     pad_negatives: str,
     negative_sampling: str,
     hardness_strength: float,
+    sampling_seed: int,
 ) -> Tensor:
     """Return the loss and the terms of the statistics, each summed over the queries: shape `(8,)`."""
     with torch.autocast(queries.device.type, enabled=False):
-        cosines = queries.float() @ candidates.float().T  # (batch, pool)
+        cosines = queries @ candidates.T  # (batch, pool)
     rows = torch.arange(len(queries), device=queries.device)
     allowed = ~excluded
     allowed[rows, positive] = False
@@ -131,7 +141,9 @@ def _contrastive_sums(
     elif negative_sampling == "easiest":
         priority = -detached
     else:
-        priority = torch.rand_like(detached)
+        # Seeded here, so that the backward pass, which computes this slice again, draws the same negatives.
+        generator = torch.Generator(queries.device).manual_seed(sampling_seed + first_row)
+        priority = torch.rand(detached.shape, generator=generator, device=queries.device)
     slots = len(candidates) if num_hard_negatives is None else min(num_hard_negatives, len(candidates))
     chosen = priority.masked_fill(~remaining, -torch.inf).topk(slots, dim=1).indices  # (batch, slots)
     num_remaining = remaining.sum(1, keepdim=True)  # (batch, 1)
@@ -195,7 +207,7 @@ def distillation_kl(
             "distillation compares the texts of a batch with each other, but this is a batch of one: raise "
             "per_device_train_batch_size"
         )
-    student, teacher = (normalize(embeddings.float(), dim=-1) for embeddings in (student, teacher))
+    student, teacher = (normalize(embeddings, dim=-1) for embeddings in _at_least_float32(student, teacher))
 
     def kl_of_slice(rows: slice) -> Tensor:
         student_log = _log_similarities(student[rows], student, student_temperature)
@@ -204,6 +216,12 @@ def distillation_kl(
         return kl_div(q, p, log_target=True, reduction="sum")  # KL(p || q)
 
     return _sum_over_slices(kl_of_slice, len(student), len(student)) / len(student)
+
+
+def _at_least_float32(*embeddings: Tensor) -> list[Tensor]:
+    """Convert tensors to the widest of their types, at least float32."""
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in embeddings), torch.float32)
+    return [tensor.to(dtype) for tensor in embeddings]
 
 
 def _log_similarities(rows: Tensor, embeddings: Tensor, temperature: float) -> Tensor:

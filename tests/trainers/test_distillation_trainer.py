@@ -128,6 +128,18 @@ def test_an_online_teacher_trains_like_a_precomputed_one(make_trainer: Callable)
     assert logs[0] == pytest.approx(logs[1])
 
 
+def test_an_online_teacher_embeds_each_batch_once(make_trainer: Callable):
+    calls = []
+
+    def counting(texts: list[str]) -> Any:
+        calls.append(texts)
+        return encode(texts)
+
+    trainer = make_trainer({"text": TEXTS}, {"teacher": counting}, matryoshka_dims=[4, 8], max_steps=2)
+    trainer.train()
+    assert [len(texts) for texts in calls] == [16, 16]
+
+
 def test_without_a_teacher_the_error_names_the_missing_column(make_trainer: Callable):
     with pytest.raises(
         ValueError, match=r"lacks the column\(s\) teacher.*needs text, teacher, but the rows have text"

@@ -81,7 +81,6 @@ def test_the_easiest_negatives_match_a_hand_calculation():
 def test_random_negatives_are_any_candidates_that_pass_the_filter():
     seen = set()
     for seed in range(30):
-        torch.manual_seed(seed)
         loss, _ = contrastive_loss(
             COSINES,
             AXES,
@@ -91,6 +90,7 @@ def test_random_negatives_are_any_candidates_that_pass_the_filter():
             false_negative_margin=0.1,
             num_hard_negatives=1,
             negative_sampling="random",
+            sampling_seed=seed,
         )
         seen.add(round(4 * loss.item() - minus_log_share(0.5, 0.4), 4))  # one negative remains in row 2, none in row 3
     firsts = [minus_log_share(0.6, negative) for negative in (0.5, 0.65)]
@@ -324,6 +324,7 @@ def loss_and_gradients(
         {"false_negative_margin": None, "num_hard_negatives": None},
         {"num_hard_negatives": 40, "pad_negatives": "repeat"},
         {"false_negative_margin": -0.2, "hardness_strength": 9.0},
+        {"negative_sampling": "random", "num_hard_negatives": 40},  # all of them, in random order
     ],
 )
 def test_the_loss_computed_in_slices_equals_the_loss_at_once(
@@ -353,6 +354,39 @@ def test_the_distillation_loss_computed_in_slices_equals_the_loss_at_once(
     whole = loss_and_gradients(loss_of, 13 * 13, monkeypatch)
     for value, expected in zip(loss_and_gradients(loss_of, 4 * 13, monkeypatch), whole, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_random_negatives_follow_from_the_seed_in_the_backward_pass_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(losses, "MAX_SIMILARITIES", 31)  # slices of one row, which the backward pass computes again
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = (
+        torch.randn(rows, 2, generator=generator, dtype=torch.float64).requires_grad_() for rows in (13, 31)
+    )
+
+    def loss_of(queries: Tensor, candidates: Tensor, seed: int = 7) -> Tensor:
+        torch.rand(1)  # an independent draw, as by dropout in one of several processes
+        return contrastive_loss(
+            queries,
+            candidates,
+            torch.arange(13),
+            torch.zeros(13, 31, dtype=torch.bool),
+            temperature=1.0,
+            num_hard_negatives=2,
+            negative_sampling="random",
+            sampling_seed=seed,
+            false_negative_margin=None,
+        )[0]
+
+    assert loss_of(queries, candidates) == loss_of(queries, candidates) != loss_of(queries, candidates, seed=8)
+    assert torch.autograd.gradcheck(loss_of, (queries, candidates))
+
+
+def test_losses_of_float64_embeddings_are_float64():
+    queries, candidates = COSINES.double(), AXES.double()
+    assert contrastive_loss(queries, candidates, DIAGONAL, NO_EXCLUSIONS)[0].dtype == torch.float64
+    temperatures = {"student_temperature": 1.0, "teacher_temperature": 1.0}
+    assert distillation_kl(queries, AXES, **temperatures).dtype == torch.float64
+    assert distillation_kl(queries.bfloat16(), AXES.bfloat16(), **temperatures).dtype == torch.float32
 
 
 def test_a_large_batch_never_holds_the_whole_similarity_matrix() -> None:
