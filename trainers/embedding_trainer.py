@@ -212,7 +212,8 @@ class EmbeddingTrainer(Trainer, ABC):
             if torch.is_grad_enabled() and vision_is_frozen(embedder.backbone):
                 embed = CachedVisionFeatures(embedder.backbone, embed)
         budget = GraphCacheBudget(graph_cache_gb, self.model, synchronize)
-        return cached_loss(embed, micro_batches, loss_fn, budget, backward)
+        devices = {parameter.device for parameter in self.model.parameters()}
+        return cached_loss(embed, micro_batches, loss_fn, budget, backward, devices)
 
     @property
     def _embedder(self) -> PreTrainedModel:

@@ -20,8 +20,8 @@ pass costs 1 and a backward pass 2 (1 for frozen weights, which need no gradient
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 from weakref import ref
@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, UntypedStorage, distributed
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module
-from torch.utils.checkpoint import get_device_states, set_device_states
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -61,6 +60,7 @@ def cached_loss(
     loss_fn: Callable[[Tensor], Tensor],
     budget: "GraphCacheBudget | None" = None,
     backward: BackwardMicroBatch = backward_micro_batch,
+    devices: Iterable[torch.device] = (),
 ) -> Tensor:
     """Compute the loss of a whole batch; its `backward()` runs micro-batch by micro-batch.
 
@@ -73,6 +73,8 @@ def cached_loss(
             at most one graph exceeds it. By default only the graph of the first micro-batch is kept.
         backward (`Callable`, *optional*, defaults to [`backward_micro_batch`]): Backpropagates the gradient of one
             micro-batch.
+        devices (`Iterable[torch.device]`, *optional*): Devices that `embed` may draw random numbers from beside those
+            of the micro-batches, such as the others that a `device_map` has spread the model over.
 
     Returns:
         `Tensor`: The scalar loss. Its backward pass adds to the `.grad` of the weights; anything that scales the loss,
@@ -81,6 +83,7 @@ def cached_loss(
     if not torch.is_grad_enabled():
         return loss_fn(torch.cat([embed(tensors) for tensors in micro_batches]))
 
+    model_devices = set(devices)
     # Step 1. Both dictionaries are keyed by the index of the micro-batch.
     embeddings_with_graph: dict[int, Tensor] = {}
     random_states: dict[int, RandomState] = {}
@@ -92,7 +95,7 @@ def cached_loss(
                 embeddings_with_graph[index] = embed(tensors)
             parts.append(embeddings_with_graph[index].detach())
         else:
-            random_states[index] = RandomState(tensors)
+            random_states[index] = RandomState(model_devices.union(tensor.device for tensor in tensors.values()))
             with torch.no_grad():
                 parts.append(embed(tensors))
     # Under an outer autocast, some versions of torch would reuse weights that were cast without a graph.
@@ -109,8 +112,7 @@ def cached_loss(
     def backward_all(gradient: Tensor) -> None:
         for index, tensors in enumerate(micro_batches):
             if index in random_states:
-                with random_states[index].fork(), torch.enable_grad(), torch.autocast(**autocast):
-                    random_states[index].restore()
+                with random_states[index].restored(), torch.enable_grad(), torch.autocast(**autocast):
                     part = embed(tensors)
             else:
                 part = embeddings_with_graph.pop(index)
@@ -131,27 +133,35 @@ def _autocast_options(device_type: str) -> dict[str, Any]:
 
 
 class RandomState:
-    """A snapshot of the random number generators of the CPU and of the devices of some tensors.
+    """A snapshot of the random number generators of the CPU and of accelerators: CUDA, MPS, XPU and others.
 
     Args:
-        tensors (`Mapping[str, Tensor]`): The tensors of a micro-batch, at least one.
+        devices (`Iterable[torch.device]`): The devices that the following computation may draw from.
     """
 
-    def __init__(self, tensors: MicroBatch):
-        self.device_type = next(iter(tensors.values())).device.type
-        self.cpu = torch.get_rng_state()
-        self.devices, self.states = get_device_states(*tensors.values())
+    def __init__(self, devices: Iterable[torch.device]):
+        self._cpu = torch.get_rng_state()
+        self._states = {
+            device: torch.get_device_module(device).get_rng_state(device)
+            for device in set(devices)
+            if device.type not in ("cpu", "meta")
+        }
 
     def restore(self) -> None:
-        """Set the generators to this state; inside [`fork`], only until the context ends."""
-        torch.set_rng_state(self.cpu)
-        if self.devices:
-            set_device_states(self.devices, self.states, device_type=self.device_type)
+        """Set the generators to this state."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._states.items():
+            torch.get_device_module(device).set_rng_state(state, device)
 
-    def fork(self) -> AbstractContextManager[None]:
-        """Return a context that resets the generators at its end to what they were at its start."""
-        device_type = self.device_type if self.devices else "cuda"  # ignored without devices
-        return torch.random.fork_rng(devices=sorted(set(self.devices)), device_type=device_type)
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Set the generators to this state inside this context, and afterwards to what they were before."""
+        outside = RandomState(self._states)
+        self.restore()
+        try:
+            yield
+        finally:
+            outside.restore()
 
 
 class GraphCacheBudget:
@@ -229,6 +239,7 @@ class CachedVisionFeatures:
     def __init__(self, backbone: PreTrainedModel, embed: Callable[[MicroBatch], Tensor]):
         self._backbone, self._embed = backbone, embed
         self._compute = backbone.get_image_features
+        self._devices = {weight.device for weight in backbone.parameters()}
         self._queue: deque[tuple[BaseModelOutputWithPooling, RandomState]] = deque()
 
     def __call__(self, tensors: MicroBatch) -> Tensor:
@@ -241,7 +252,8 @@ class CachedVisionFeatures:
             output = self._compute(*args, **kwargs)
             if not torch.is_grad_enabled():
                 light = type(output)(**{name: value for name, value in output.items() if name not in UNCACHED_OUTPUTS})
-                self._queue.append((light, RandomState(tensors)))
+                devices = self._devices.union(tensor.device for tensor in tensors.values())
+                self._queue.append((light, RandomState(devices)))
             return output
 
         self._backbone.get_image_features = cached_features

@@ -8,7 +8,7 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, micro_batches
 from unime.trainers import cached_loss, contrastive_loss
-from unime.trainers.gradient_cache import GraphCacheBudget
+from unime.trainers.gradient_cache import GraphCacheBudget, RandomState
 
 
 KINDS = ["text", "image", "mixed"]
@@ -241,3 +241,60 @@ def test_a_batch_of_many_micro_batches_holds_one_graph_at_a_time():
     loss.backward()
     assert alive == [1, -1] * 4
     torch.testing.assert_close(weight.grad, torch.full((3,), 2.0 * 2 * (0 + 1 + 4 + 9)))
+
+
+@pytest.fixture
+def mps(monkeypatch: pytest.MonkeyPatch) -> torch.Generator:
+    """Return the generator that `torch.mps` uses from now on, as a Mac's is not to be had everywhere."""
+    generator = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(torch.mps, "_get_default_mps_generator", lambda: generator)
+    return generator
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.Generator]:
+    """Return the generators that `torch.cuda` uses from now on for two GPUs."""
+    generators = [torch.Generator().manual_seed(seed) for seed in (2, 3)]
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: generators[device.index].get_state())
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: generators[device.index].set_state(state) and None
+    )
+    return generators
+
+
+def test_a_random_state_restores_the_generators_of_all_its_devices(
+    mps: torch.Generator, gpus: list[torch.Generator]
+) -> None:
+    def draw() -> list[float]:
+        return [torch.rand(()).item()] + [torch.rand((), generator=generator).item() for generator in (mps, *gpus)]
+
+    devices = ["cpu", "meta", "mps", "cuda:0", "cuda:1", "cuda:1"]
+    state = RandomState(map(torch.device, devices))
+    first, second = draw(), draw()
+    assert len({*first, *second}) == 8
+    with state.restored():
+        assert draw() == first
+    third = draw()
+    assert not {*third} & {*first, *second}  # as if nothing had been drawn inside the context
+    state.restore()
+    assert [draw(), draw(), draw()] == [first, second, third]
+
+
+def test_a_model_that_draws_on_another_gpu_than_its_inputs_gets_the_gradients_of_the_whole_batch(
+    gpus: list[torch.Generator],
+) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    batches = [{"x": torch.randn(2, 4)} for _ in range(3)]
+
+    def embed(tensors: dict[str, Tensor]) -> Tensor:
+        return tensors["x"] * weight * torch.rand(4, generator=gpus[1])
+
+    def loss_of(embeddings: Tensor) -> Tensor:
+        return (embeddings @ embeddings.T).exp().sum()
+
+    gpus[1].manual_seed(5)
+    loss_of(torch.cat([embed(tensors) for tensors in batches])).backward()
+    expected, weight.grad = weight.grad, None
+    gpus[1].manual_seed(5)
+    cached_loss(embed, batches, loss_of, devices=[torch.device("cuda", 1)]).backward()
+    torch.testing.assert_close(weight.grad, expected)
