@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
     """Train, resuming from the last complete checkpoint, and save the result as a checkpoint that loads everywhere.
 
+    `resume_from_checkpoint` of the training arguments names another checkpoint to resume from.
+
     A fully trained model is saved in `output_dir`. An adapter is saved in `output_dir/adapter`, and the base model
     with the adapter merged in `output_dir`.
 
@@ -35,7 +37,8 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
         kwargs: Passed to [`merge_checkpoint`] (`dtype`, ...).
     """
     output_dir = trainer.args.output_dir
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
+    checkpoint = trainer.args.resume_from_checkpoint or last_complete_checkpoint(output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     if not isinstance(trainer.model, PeftModel):
         trainer.save_model()

@@ -6,6 +6,25 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 
+# Arguments of `Trainer` that would have no effect here, or a wrong one, and what to do instead.
+REFUSED_ARGUMENTS = {
+    "label_smoothing_factor": "smooths class labels, which these losses do not have: remove it",
+    "auto_find_batch_size": "would shrink the batch that the loss compares: lower micro_batch_tokens instead, which "
+    "bounds the memory",
+    "use_liger_kernel": "has no effect, as Liger does not support model type unime: remove it",
+    "liger_kernel_config": "has no effect, as Liger does not support model type unime: remove it",
+    "use_cache": "has no effect, as embedding a text needs no cache of keys and values: remove it",
+    "remove_unused_columns": "would remove the columns that the collator reads: remove it",
+    "label_names": "has no effect, as the rows have no labels of a classifier: remove it",
+    "include_for_metrics": "has no effect, as there is no compute_metrics: remove it",
+    "batch_eval_metrics": "has no effect, as there is no compute_metrics: remove it",
+    "parallelism_config": "would divide a row or a layer over processes, but the trainers divide the batch: remove "
+    "it, and shard the model with FSDP2 or DeepSpeed",
+    "enable_jit_checkpoint": "stops each process at a step of its own, while the others wait for it: set save_steps, "
+    "as a run that was stopped resumes from its last complete checkpoint",
+}
+
+
 @dataclass
 class EmbeddingConfig(TrainingArguments):
     """Arguments of [`EmbeddingTrainer`], in addition to those of [`~transformers.TrainingArguments`].
@@ -57,19 +76,47 @@ class EmbeddingConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.accelerator_config.dispatch_batches is None:
-            # Every process reads a stream itself: dispatching cannot slice batches of micro-batches.
-            self.accelerator_config.dispatch_batches = False
+        for name, reason in REFUSED_ARGUMENTS.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} {reason}")
+        self._check_accelerator_config()
+        if "lomo" in self.optim or "layerwise" in self.optim:
+            raise ValueError(
+                f"optim={self.optim.value} changes a weight as soon as its gradient is there, but here gradients add "
+                "up over micro-batches and processes: choose another optimizer"
+            )
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} would split the batch that the loss "
                 "compares: raise per_device_train_batch_size instead (micro_batch_tokens bounds the memory)"
             )
-        if self.use_liger_kernel:  # `Trainer` would silently apply no kernel
-            raise ValueError("use_liger_kernel has no effect, as Liger does not support model type unime: remove it")
         if self.micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")
         if any(dimensions < 1 for dimensions in self.matryoshka_dims or ()):
             raise ValueError(f"matryoshka_dims must be positive, got {self.matryoshka_dims}")
         if not 0 <= self.graph_cache_gb < math.inf:
             raise ValueError(f"graph_cache_gb must be a number of gigabytes, 0 or more, got {self.graph_cache_gb}")
+
+    def _check_accelerator_config(self) -> None:
+        config = self.accelerator_config
+        if config.dispatch_batches:
+            raise ValueError(
+                "accelerator_config: dispatch_batches=True cannot slice a batch of micro-batches: remove it, and "
+                "every process reads its own rows"
+            )
+        config.dispatch_batches = False  # by default `Trainer` would dispatch a stream
+        if config.split_batches:
+            raise ValueError(
+                "accelerator_config: split_batches=True would change the meaning of per_device_train_batch_size: "
+                "remove it, and divide the batch size by the number of processes"
+            )
+        if not config.even_batches:
+            raise ValueError(
+                "accelerator_config: even_batches=False would give the processes unequal numbers of batches, and one "
+                "would wait for the others forever: remove it"
+            )
+        if (config.gradient_accumulation_kwargs or {}).get("num_steps", 1) != 1:
+            raise ValueError(
+                "accelerator_config: num_steps would split the batch that the loss compares, like "
+                "gradient_accumulation_steps: raise per_device_train_batch_size instead"
+            )

@@ -1,6 +1,8 @@
 """The trainer that both stages build on: gradient caching, one loss over all processes, logging and saving."""
 
 import math
+import shlex
+import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -97,7 +100,7 @@ class EmbeddingTrainer(Trainer, ABC):
 
     Raises:
         ValueError: A dataset is empty, lacks a column or is smaller than a batch; there is neither a processor nor a
-            collator; or the training is sharded by FSDP1.
+            collator; one process has several GPUs; or the training is sharded by FSDP1, or compiled and sharded.
     """
 
     columns: tuple[str, ...]
@@ -119,11 +122,6 @@ class EmbeddingTrainer(Trainer, ABC):
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             if dataset is not None:
                 check_rows(name, dataset, self.columns)
-        if isinstance(train_dataset, Sized) and len(train_dataset) < args.train_batch_size:
-            raise ValueError(
-                f"train_dataset has {len(train_dataset)} rows, fewer than one batch of {args.train_batch_size}: lower "
-                "the batch size"
-            )
         if isinstance(train_dataset, IterableDataset) and args.dataloader_drop_last:
             # `Trainer` drops a short last batch, which may have no negatives, only for datasets of known length.
             size = args.train_batch_size * args.world_size
@@ -148,13 +146,42 @@ class EmbeddingTrainer(Trainer, ABC):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.args.n_gpu > 1:
+            command = f"accelerate launch --num_processes {self.args.n_gpu} {shlex.join(sys.argv)}"
+            raise ValueError(
+                f"one process cannot train on {self.args.n_gpu} GPUs: start one process per GPU with `{command}`, or "
+                "choose one GPU with CUDA_VISIBLE_DEVICES=0"
+            )
+        if isinstance(train_dataset, Sized) and len(train_dataset) < args.train_batch_size:
+            raise ValueError(
+                f"train_dataset has {len(train_dataset)} rows, fewer than one batch of {args.train_batch_size}: lower "
+                "the batch size"
+            )
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError(
                 "gradient caching runs a model several times per step, which FSDP1 does not allow: launch with FSDP2 "
                 "(fsdp_version: 2), DeepSpeed, or plain data parallelism (distributed_type: MULTI_GPU)"
             )
+        self._compile()
         self._current_batch: Batch = {}
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    def _compile(self) -> None:
+        """Compile the parts of the backbone if `torch_compile` or accelerate's `dynamo_backend` is set."""
+        plugin = self.accelerator.state.dynamo_plugin
+        if plugin.backend == DynamoBackend.NO:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "torch_compile does not work with a model that FSDP2 or DeepSpeed shards: set it to false, and "
+                "dynamo_backend to 'no' in the configuration of accelerate"
+            )
+        # Inductor's own random numbers need not be equal in the two forward passes of gradient caching.
+        torch._inductor.config.fallback_random = True
+        # Vision tower, projector and language model, not the code around them, which depends on the number of images.
+        for part in self._embedder.backbone.children():
+            part.compile(**plugin.to_kwargs())
+        plugin.backend = DynamoBackend.NO  # accelerate would compile a wrapper around the model, which is not called
 
     @abstractmethod
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

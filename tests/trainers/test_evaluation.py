@@ -63,7 +63,7 @@ def test_the_metrics_are_means_over_all_rows(make_trainer: Callable, rows: list[
 
 def test_every_evaluation_set_has_its_own_metrics(make_trainer: Callable, rows: list[dict[str, Any]]):
     sets = {"pets": rows[:8], "tools": IterableDataset.from_generator(lambda: iter(rows[8:16]))}
-    trainer = make_trainer(sets, eval_strategy="steps", eval_steps=1)
+    trainer = make_trainer(sets, max_steps=3, eval_strategy="steps", eval_steps=1, eval_delay=2)
     trainer.train()
     for name in sets:
         names = {f"eval_{name}_{statistic}" for statistic in STATISTICS}
