@@ -1,7 +1,8 @@
 """Sources of training data: OpenMoji, MMEB-train, JSONL files, image folders and datasets of the Hub."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -66,6 +67,11 @@ class DataArguments:
         dataset_seed (`int`, *optional*, defaults to 0): Seed of the OpenMoji data and of `max_rows_per_subset`.
         negatives_per_row (`int`, *optional*, defaults to 1): Maximum number of hard negatives of an OpenMoji row; each
             almost equals the positive.
+        eval_dataset (`list[str]`, *optional*): Dataset for `eval_strategy`, opened like `dataset`; or several, each as
+            `name=dataset`, whose metrics are `eval_{name}_loss` and so on.
+        eval_split (`str`, *optional*): With `columns`, the split of `eval_dataset`, or of `dataset` if there is none.
+        num_eval_rows (`int`, *optional*, defaults to 0): Rows of `dataset`, drawn at random with `dataset_seed`, that
+            are held out of the training and evaluated instead.
     """
 
     dataset: str = field(
@@ -121,6 +127,13 @@ class DataArguments:
         default=1,
         metadata={"help": "OpenMoji: maximum number of hard negatives per row; each almost equals the positive."},
     )
+    eval_dataset: list[str] | None = field(
+        default=None, metadata={"help": "Dataset for eval_strategy, like `dataset`; or several as name=dataset."}
+    )
+    eval_split: str | None = field(default=None, metadata={"help": "With `columns`: split to evaluate on."})
+    num_eval_rows: int = field(
+        default=0, metadata={"help": "Rows that are held out of `dataset`, at random, and evaluated instead."}
+    )
 
 
 def _check_columns_map(data: DataArguments) -> None:
@@ -162,6 +175,53 @@ def open_rows(data: DataArguments) -> Dataset | IterableDataset:
     dataset = _open_rows(data)
     dataset = dataset if data.mined_file is None else with_mined_negatives(dataset, data.mined_file)
     return dataset if data.rejected_file is None else without_rejected(dataset, data.rejected_file)
+
+
+def open_with_eval_sets(
+    data: DataArguments, open_dataset: Callable[[DataArguments], Dataset | IterableDataset]
+) -> tuple[Dataset | IterableDataset, Dataset | dict[str, Dataset] | None]:
+    """Open the rows to train on and those to evaluate.
+
+    Args:
+        data (`DataArguments`): Data settings.
+        open_dataset (`Callable`): Opens the rows of some settings: [`open_rows`] or [`open_texts`].
+
+    Returns:
+        `tuple`: The training rows, and the evaluation rows: one dataset, several by name, or `None`.
+
+    Raises:
+        ValueError: The settings contradict each other, or there are too few rows to hold some out.
+    """
+    dataset = open_dataset(data)
+    if data.num_eval_rows:
+        if data.eval_dataset or data.eval_split:
+            raise ValueError(
+                "num_eval_rows holds rows out of `dataset`: give it, or eval_dataset and eval_split, not both"
+            )
+        if isinstance(dataset, IterableDataset):
+            raise ValueError("num_eval_rows cannot hold rows out of a stream: name an eval_dataset instead")
+        if not 0 < data.num_eval_rows < len(dataset):
+            raise ValueError(
+                f"num_eval_rows must be between 1 and {len(dataset) - 1}, as the dataset has {len(dataset)} rows; got "
+                f"{data.num_eval_rows}"
+            )
+        parts = dataset.train_test_split(data.num_eval_rows, seed=data.dataset_seed)
+        return parts["train"], parts["test"]
+    if not data.eval_dataset and data.eval_split is None:
+        return dataset, None
+
+    def open_eval_set(name: str) -> Dataset:
+        # The files of mined negatives and rejected rows belong to the rows of `dataset`.
+        settings = {"dataset": name, "split": data.eval_split or data.split, "mined_file": None, "rejected_file": None}
+        return cast(Dataset, open_dataset(replace(data, streaming=False, **settings)))
+
+    names = data.eval_dataset or [data.dataset]
+    named = [re.fullmatch(r"(\w+)=(.+)", name) for name in names]
+    if len(names) == 1 and named[0] is None:
+        return dataset, open_eval_set(names[0])
+    if None in named:
+        raise ValueError(f"eval_dataset has {len(names)} datasets: name each, such as pets=pets.jsonl")
+    return dataset, {match[1]: open_eval_set(match[2]) for match in named if match is not None}
 
 
 def _open_rows(data: DataArguments) -> Dataset | IterableDataset:

@@ -7,12 +7,13 @@ interrupted run.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
 from unime.data.rows import column_names
-from unime.data.sources import DataArguments, open_texts
+from unime.data.sources import DataArguments, open_texts, open_with_eval_sets
 from unime.data.teacher import load_teacher, precompute_teacher
 from unime.trainers import DistillationConfig, DistillationTrainer, train_and_save
 
@@ -37,7 +38,7 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),
     )
-    dataset = open_texts(data)
+    dataset, eval_dataset = open_with_eval_sets(data, open_texts)
     teacher = None
     if "teacher" not in column_names(dataset):
         if data.streaming and not script.online_teacher:
@@ -46,13 +47,19 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
             )
         teacher = load_teacher(script.teacher)
         if not script.online_teacher:
+            embed = partial(precompute_teacher, encode=teacher.encode, name=script.teacher)
             with args.main_process_first(desc="teacher embeddings"):
-                dataset = precompute_teacher(dataset, teacher.encode, script.teacher)
+                dataset = embed(dataset)
+                if isinstance(eval_dataset, dict):
+                    eval_dataset = {name: embed(texts) for name, texts in eval_dataset.items()}
+                elif eval_dataset is not None:
+                    eval_dataset = embed(eval_dataset)
             teacher = None
     trainer = DistillationTrainer(
         model,
         args,
         train_dataset=dataset,
+        eval_dataset=eval_dataset,
         teacher=teacher and teacher.encode,
         processing_class=processor,
         peft_config=get_peft_config(model_args),

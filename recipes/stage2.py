@@ -9,7 +9,7 @@ interrupted run.
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from unime import load_model
-from unime.data.sources import DataArguments, open_rows
+from unime.data.sources import DataArguments, open_rows, open_with_eval_sets
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, train_and_save
 
 
@@ -20,8 +20,14 @@ def main(data: DataArguments, args: ContrastiveConfig, model_args: ModelConfig) 
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),
     )
+    dataset, eval_dataset = open_with_eval_sets(data, open_rows)
     trainer = ContrastiveTrainer(
-        model, args, train_dataset=open_rows(data), processing_class=processor, peft_config=get_peft_config(model_args)
+        model,
+        args,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        peft_config=get_peft_config(model_args),
     )
     train_and_save(trainer, model_args.model_name_or_path, dtype=model_args.dtype)
 

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from datasets import Dataset
 from PIL import Image
 
 from unime.data.rows import ROW_COLUMNS, content_hash
-from unime.data.sources import DataArguments, open_rows, open_texts
+from unime.data.sources import DataArguments, open_rows, open_texts, open_with_eval_sets
 
 
 @pytest.fixture
@@ -151,3 +152,55 @@ def test_openmoji_rows_have_the_requested_number_of_negatives():
         return {len(row["negatives"]) for row in rows if row["task"] in ("scene_t2i", "scene_i2t")}
 
     assert (counts(), counts(negatives_per_row=0), counts(negatives_per_row=3)) == ({1}, {0}, {3})
+
+
+def write_texts(path: Path, *texts: str) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+def test_rows_are_held_out_of_the_training_and_evaluated(tmp_path: Path):
+    texts = [f"text {number}" for number in range(8)]
+    data = DataArguments(dataset=write_texts(tmp_path / "texts.jsonl", *texts), num_eval_rows=3)
+    train, held_out = open_with_eval_sets(data, open_texts)
+    assert isinstance(held_out, Dataset) and len(held_out) == 3
+    assert sorted([*train["text"], *held_out["text"]]) == texts
+    assert open_with_eval_sets(data, open_texts)[1]["text"][:] == held_out["text"][:]
+    assert open_with_eval_sets(replace(data, dataset_seed=1), open_texts)[1]["text"][:] != held_out["text"][:]
+
+
+def test_evaluation_sets_are_opened_like_the_training_data(tmp_path: Path):
+    train, pets, tools = (write_texts(tmp_path / f"{name}.jsonl", name) for name in ("train", "pets", "tools"))
+    data = DataArguments(dataset=train, rejected_file="never read for an evaluation set")
+    opened, none = open_with_eval_sets(data, open_texts)
+    assert opened["text"][:] == ["train"] and none is None
+    _, one = open_with_eval_sets(replace(data, eval_dataset=[pets]), open_texts)
+    assert one["text"][:] == ["pets"]
+    _, several = open_with_eval_sets(replace(data, eval_dataset=[f"pets={pets}", f"my_tools={tools}"]), open_texts)
+    assert {name: rows["text"][:] for name, rows in several.items()} == {"pets": ["pets"], "my_tools": ["tools"]}
+
+
+def test_another_split_is_an_evaluation_set(tmp_path: Path):
+    for split, number in (("train", 4), ("validation", 2)):
+        Dataset.from_dict({"caption": [f"{split} {i}" for i in range(number)]}).to_parquet(
+            tmp_path / f"{split}.parquet"
+        )
+    data = DataArguments(dataset=str(tmp_path), columns={"text": "caption"}, eval_split="validation", streaming=True)
+    train, validation = open_with_eval_sets(data, open_texts)
+    assert [row["text"] for row in train] == [f"train {i}" for i in range(4)]
+    assert validation["text"][:] == ["validation 0", "validation 1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_eval_rows": 2}, "num_eval_rows must be between 1 and 1, as the dataset has 2 rows; got 2"),
+        ({"num_eval_rows": 1, "eval_split": "test"}, "give it, or eval_dataset and eval_split, not both"),
+        ({"num_eval_rows": 1, "streaming": True}, "num_eval_rows cannot hold rows out of a stream"),
+        ({"eval_dataset": ["a.jsonl", "b=b.jsonl"]}, "eval_dataset has 2 datasets: name each, such as pets="),
+    ],
+)
+def test_contradictory_evaluation_settings_are_refused(settings: dict, message: str, tmp_path: Path):
+    data = DataArguments(dataset=write_texts(tmp_path / "texts.jsonl", "one", "two"), **settings)
+    with pytest.raises(ValueError, match=message):
+        open_with_eval_sets(data, open_texts)
