@@ -62,9 +62,9 @@ class PrefixLayer(DynamicLayer):
         )
 
 
-def prefill(backbone: PreTrainedModel, tokens: tuple[int, ...]) -> Cache:
-    """Return the keys and values of `tokens` in all layers of the backbone's decoder."""
-    ids = torch.tensor([tokens], device=backbone.get_input_embeddings().weight.device)
+def prefill(backbone: PreTrainedModel, tokens: tuple[int, ...], device: torch.device) -> Cache:
+    """Return the keys and values of `tokens` in all layers of the backbone's decoder, whose inputs are on `device`."""
+    ids = torch.tensor([tokens], device=device)
     cache = DynamicCache()  # created without a configuration: sliding-window layers would drop tokens
     backbone.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
     return Cache(layers=[PrefixLayer(layer.keys, layer.values) for layer in cache.layers])
@@ -116,7 +116,7 @@ def embed_micro_batches(
     for batch, tensors in _prefetch(batches):
         if batch.prefix != prefix_tokens:
             prefix_tokens = batch.prefix
-            prefix = prefill(model.backbone, prefix_tokens) if prefix_tokens else None
+            prefix = prefill(model.backbone, prefix_tokens, model.device) if prefix_tokens else None
         pending = deque([(batch, tensors)])
         while pending:
             batch, tensors = pending.popleft()

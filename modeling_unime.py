@@ -124,6 +124,16 @@ class UniMEModel(PreTrainedModel):
             quantizer.postprocess_model(model)
         return model
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device that inputs belong on: where accelerate computes, if it has offloaded the weights."""
+        device = super().device
+        if device.type != "meta":
+            return device
+        hooks = [module._hf_hook for module in self.modules() if "_hf_hook" in vars(module)]
+        executing = [hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None]
+        return torch.device(executing[0]) if executing else device
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone."""
         return self.backbone.get_input_embeddings()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -247,6 +248,31 @@ def test_a_device_map_is_passed_through(model: UniMEModel, folder: Path, process
     mapped = UniMEModel.from_backbone(folder, device_map="cpu").eval()
     assert mapped.device.type == "cpu"
     assert np.array_equal(mapped.encode(ITEMS, processor), model.encode(ITEMS, processor))
+
+
+@pytest.mark.parametrize("offload", ["vision to disk", "language to disk", "all to memory"])
+def test_offloaded_weights_give_the_same_embeddings(
+    model: UniMEModel, folder: Path, processor: ProcessorMixin, offload: str, tmp_path: Path
+) -> None:
+    if model.config.backbone_config.model_type == "idefics3" and offload != "language to disk":
+        pytest.skip("the Idefics3 of transformers moves its inputs to the device of its first weight")
+    if offload == "all to memory":
+        offloaded = cpu_offload(deepcopy(model), execution_device=torch.device("cpu"))
+    else:
+        decoder = model.backbone.get_decoder()
+        language = {name for name, module in model.backbone.named_children() if module is decoder}
+        parts = {name for name, _ in model.backbone.named_children()}
+        on_disk = language if offload == "language to disk" else parts - language
+        device_map = {part: "disk" if part in on_disk else "cpu" for part in parts}
+        # accelerate cannot offload weights of the outermost module.
+        device_map |= {name: "cpu" for name, _ in model.backbone.named_parameters() if "." not in name}
+        offloaded = UniMEModel.from_backbone(folder, device_map=device_map, offload_folder=tmp_path / "disk").eval()
+    assert any(weight.device.type == "meta" for weight in offloaded.parameters())
+    assert offloaded.device == torch.device("cpu")
+    assert offloaded.default_micro_batch_tokens == 1024
+    texts = [{"text": f"text {i}", "instruction": "Find a sentence: " + "word " * 100} for i in range(9)]
+    for items in (ITEMS, texts):  # the latter share a prefix
+        np.testing.assert_allclose(offloaded.encode(items, processor), model.encode(items, processor), atol=1e-6)
 
 
 def test_lora_adapters_train_and_merge(folder: Path, processor: ProcessorMixin) -> None:

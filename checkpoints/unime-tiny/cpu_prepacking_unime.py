@@ -30,8 +30,11 @@ def can_prepack(model: nn.Module) -> bool:
     if any(module._compiled_call_impl is not None for module in model.modules()):
         return False  # it would be recompiled
     weights = list(model.parameters())
-    plain = all(type(weight) is nn.Parameter and weight.dtype == torch.float32 for weight in weights)
-    return plain and model.device.type == "cpu" and sum(weight.nbytes for weight in weights) <= MAX_PREPACKED_BYTES
+    plain = all(
+        type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        for weight in weights
+    )
+    return plain and sum(weight.nbytes for weight in weights) <= MAX_PREPACKED_BYTES
 
 
 @contextmanager
