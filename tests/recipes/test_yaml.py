@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import TrainingArguments
 
@@ -33,6 +34,14 @@ def test_every_key_of_a_recipe_is_an_argument_of_its_script(
     settings = parsed(script(script_of(recipe)), "--config", recipe, *laptop)
     (args,) = [arguments for arguments in settings if isinstance(arguments, TrainingArguments)]
     assert args.output_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", YAMLS, ids=name_of)
+def test_only_language_models_that_fit_float16_are_trained_in_it(recipe: Path):
+    settings = yaml.safe_load(recipe.read_text())
+    if settings.get("fp16") or settings.get("dtype") == "float16":
+        # The activations of language models that were trained in bfloat16, such as Qwen's, may exceed its range.
+        assert settings["model_name_or_path"] == "llava-hf/llava-v1.6-mistral-7b-hf"
 
 
 @pytest.mark.parametrize("recipe", YAMLS, ids=name_of)
