@@ -1,13 +1,14 @@
 """Items, and the chat template that holds every prompt.
 
-An *item* is a `str`, a `PIL.Image`, or a dict with any of the keys `"text"`, `"image"` (one image or a list) and
-`"instruction"`. The backbone's own processor tokenizes texts and preprocesses images, so nothing here depends on an
-architecture.
+An *item* is a `str`, a `PIL.Image`, a list of texts and images in their order, or a dict with any of the keys
+`"text"`, `"image"` (one image or a list) and `"instruction"`. In a dict, `"content"` (a list of texts and images)
+replaces `"text"` and `"image"`. The backbone's own processor tokenizes texts and preprocesses images, so nothing here
+depends on an architecture.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,41 +16,58 @@ from PIL import ExifTags, Image, ImageOps
 from transformers import AutoProcessor, ProcessorMixin
 
 
-Item = str | Image.Image | Mapping[str, Any]
-ITEM_KEYS = ("text", "image", "instruction")
+Item = str | Image.Image | Sequence[Any] | Mapping[str, Any]
+ITEM_KEYS = ("text", "image", "content", "instruction")
 SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, in the wording of its README
 
-# The only place that holds prompts. Images come first, the instruction is the system message (as sentence-transformers
-# passes its prompts), and control tokens inside texts are broken up by a space, whoever renders the template.
+# The only place that holds prompts. The instruction is the system message (as sentence-transformers passes its
+# prompts) and stands before the first text. Texts and images keep their order, with one exception: where all images
+# follow the only text, the images come first, because sentence-transformers renders a dict with the keys "text" and
+# "image" in this form, and the order of keys means nothing. An empty text at the end keeps the order. Control tokens
+# inside texts are broken up by a space, whoever renders the template.
 TEMPLATE = """\
 {%- set frame = FRAME -%}
-{%- set ns = namespace(instruction='', text='', images=0) -%}
+{%- macro break_up(text) -%}
+{%- set broken = namespace(text=text) -%}
+{%- for token in frame.control if token in text -%}
+{%- set broken.text = broken.text.replace(token, token[0] ~ ' ' ~ token[1:]) -%}
+{%- endfor -%}
+{{- broken.text -}}
+{%- endmacro -%}
+{%- set ns = namespace(instruction='', leading=0, images=0, first='', body='', text='', ordered=false) -%}
 {%- for message in messages -%}
 {%- set content = message['content'] -%}
 {%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
 {%- for part in content -%}
-{%- if part['type'] == 'image' -%}{%- set ns.images = ns.images + 1 -%}
+{%- if part['type'] == 'image' and not ns.body and not ns.text -%}{%- set ns.leading = ns.leading + 1 -%}
+{%- elif part['type'] == 'image' -%}
+{%- set ns.first = ns.first if ns.body else ns.text -%}
+{%- set ns.body = ns.body ~ break_up(ns.text) ~ frame.image -%}
+{%- set ns.images = ns.images + 1 -%}
+{%- set ns.text = '' -%}
 {%- elif part['type'] == 'text' and message['role'] == 'system' -%}
 {%- set ns.instruction = ns.instruction ~ part['text'] -%}
-{%- elif part['type'] == 'text' -%}{%- set ns.text = ns.text ~ ('\\n' if ns.text else '') ~ part['text'] -%}
+{%- elif part['type'] == 'text' -%}
+{%- if ns.body and part['text'] and not ns.text -%}{%- set ns.body = ns.body ~ frame.image_end -%}{%- endif -%}
+{%- set ns.text = ns.text ~ ('\\n' if ns.text else '') ~ part['text'] -%}
+{%- if ns.body -%}{%- set ns.ordered = true -%}{%- endif -%}
 {%- endif -%}
 {%- endfor -%}
 {%- endfor -%}
-{%- set said = ns.text ~ ns.instruction -%}
-{%- for token in frame.control if token in said -%}
-{%- set broken = token[0] ~ ' ' ~ token[1:] -%}
-{%- set ns.text = ns.text.replace(token, broken) -%}
-{%- set ns.instruction = ns.instruction.replace(token, broken) -%}
-{%- endfor -%}
-{{- frame.image_start ~ frame.image * ns.images ~ frame.image_end if ns.images else frame.start -}}
+{%- if ns.images and not ns.leading and not ns.ordered -%}
+{%- set ns.leading = ns.images -%}
+{%- set ns.body = '' -%}
+{%- set ns.text = ns.first -%}
+{%- endif -%}
+{%- set ns.body = ns.body ~ (break_up(ns.text) if ns.text else frame.image_end if ns.body) -%}
+{{- frame.image_start ~ frame.image * ns.leading ~ frame.image_end if ns.leading else frame.start -}}
 {%- if ns.instruction -%}
-{{- ns.instruction.rstrip() ~ (' ' ~ ns.text if ns.text else '') -}}
-{%- elif ns.images and ns.text -%}
-{{- ns.text ~ '\\n' ~ frame.summary.replace('{}', 'image and sentence') -}}
-{%- elif ns.images -%}
-{{- frame.summary.replace('{}', 'image') -}}
+{{- break_up(ns.instruction).rstrip() ~ (' ' ~ ns.body if ns.body else '') -}}
+{%- elif ns.body or not ns.leading -%}
+{%- set kind = 'image and sentence' if ns.leading or ns.images else 'sentence' -%}
+{{- ns.body ~ ('\\n' if ns.text or not ns.body else '') ~ frame.summary.replace('{}', kind) -}}
 {%- else -%}
-{{- ns.text ~ '\\n' ~ frame.summary.replace('{}', 'sentence') -}}
+{{- frame.summary.replace('{}', 'image') -}}
 {%- endif -%}
 {{- frame.end -}}
 """
@@ -87,7 +105,7 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
     first = next(
         i
         for i in range(len(one_image) - width + 1)
-        if one_image[: i + width] + one_image[i:] == two_images and processor.image_token in one_image[i:]
+        if one_image[: i + width] + one_image[i:] == two_images and processor.image_token in one_image[i : i + width]
     )
     added_tokens = processor.tokenizer.get_added_vocab()
     control = sorted(
@@ -120,7 +138,10 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwar
 
 
 def to_item_dict(item: Item) -> dict[str, Any]:
-    """Return an item as a dict with the keys `text`, `images` (a list) and `instruction`.
+    """Return an item as a dict with the keys `text`, `images`, `content` and `instruction`.
+
+    `content` has the order of texts and images: each text as a `str`, each image as its index in the list `images`.
+    `text` joins the texts by line feeds, for encoders that have no order.
 
     Raises:
         ValueError: The item contains neither text nor image, a value of the wrong type, a text that is not valid
@@ -130,32 +151,101 @@ def to_item_dict(item: Item) -> dict[str, Any]:
         item = {"text": item}
     elif isinstance(item, Image.Image):
         item = {"image": item}
+    elif isinstance(item, (list, tuple)):
+        item = {"content": item}
     elif not isinstance(item, Mapping):
         raise ValueError(
-            f"expected a str, a PIL image or a dict with 'text' and/or 'image', got {type(item).__name__}"
+            "expected a str, a PIL image, a list of them or a dict with 'text' and/or 'image', got "
+            f"{type(item).__name__}"
         )
     unknown = [repr(key) for key in item if key not in ITEM_KEYS]
     if unknown:
         raise ValueError(f"unknown item key {', '.join(unknown)}; valid keys are {', '.join(ITEM_KEYS)}")
-    text, images, instruction = (item.get(key) for key in ITEM_KEYS)
-    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    text, images, content, instruction = (item.get(key) for key in ITEM_KEYS)
+    expected_image = "'image' must be a PIL image or a list of them"
     for name, value in (("text", text), ("instruction", instruction)):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"'{name}' must be a str, got {type(value).__name__}")
+    if content is None:
+        images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        content = [*range(len(images)), *([] if text is None else [text])]
+    elif text is not None or images is not None:
+        raise ValueError("'content' replaces 'text' and 'image': put the text and the images into 'content'")
+    else:
+        content, images = split_content(content)
+        expected_image = "a part of 'content' must be a text or a PIL image"
+    texts = [part for part in content if isinstance(part, str)]
+    for name, value in (*(("text", text) for text in texts), ("instruction", instruction or "")):
         try:
-            (value or "").encode()
+            value.encode()
         except UnicodeEncodeError as error:  # a lone surrogate, which tokenizers reject
             raise ValueError(
                 f"'{name}' is not valid Unicode at character {error.start}: remove that character"
             ) from None
     for image in images:
         if not isinstance(image, Image.Image):
-            raise ValueError(
-                f"'image' must be a PIL image or a list of them, got {type(image).__name__}: open it with PIL.Image"
-            )
-    if text is None and not images:
+            raise ValueError(f"{expected_image}, got {type(image).__name__}: open it with PIL.Image")
+    if not content:
         raise ValueError(f"expected 'text' or 'image' (or both), got the keys {sorted(item)}")
-    return {"text": text, "images": images, "instruction": instruction}
+    text = "\n".join(texts) if texts else None
+    return {"text": text, "images": images, "content": content, "instruction": instruction}
+
+
+def split_content(content: Any) -> tuple[list[str | int], list[Any]]:
+    """Return the order of a list of texts and images, and the images.
+
+    Args:
+        content (`list`): Each part is a text, an image, `{"type": "text", "text": ...}` or
+            `{"type": "image", "image": ...}`. An image may have any type except `str` and `dict`, in a dict any type.
+
+    Returns:
+        `tuple[list[str | int], list]`: The order, with each image as its index in the second list. Adjacent texts are
+        joined by a line feed; an empty text before an image or after other texts is left out.
+
+    Raises:
+        ValueError: It is not a list, it is empty, or a part has another form.
+    """
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"'content' must be a list of texts and images, got {type(content).__name__}")
+    if not content:
+        raise ValueError("'content' is empty: it needs a text or an image")
+    order: list[str | int] = []
+    images: list[Any] = []
+    for part in content:
+        if isinstance(part, Mapping):
+            kind, value = _read_part(part)
+        else:
+            kind, value = ("text" if isinstance(part, str) else "image"), part
+        last = order[-1] if order else None
+        if kind == "text" and isinstance(last, str):
+            order[-1] = f"{last}\n{value}" if last else value
+        elif kind == "text":
+            order.append(value)
+        else:
+            if last == "":
+                order.pop()
+            order.append(len(images))
+            images.append(value)
+    if order and order[-1] == "" and any(isinstance(part, str) for part in order[:-1]):
+        order.pop()
+    return order, images
+
+
+def _read_part(part: Mapping[str, Any]) -> tuple[str, Any]:
+    values = {key: value for key, value in part.items() if value is not None}
+    kind = values.pop("type", None)
+    if (kind == "text" and isinstance(values.get("text"), str)) or kind == "image":
+        if values.keys() == {kind}:
+            return kind, values[kind]
+    raise ValueError(
+        "a part of 'content' must be a text, an image, {'type': 'text', 'text': ...} or {'type': 'image', 'image': "
+        f"...}}, got a dict with the keys {sorted(map(str, part))}"
+    )
+
+
+def is_interleaved(item: Mapping[str, Any]) -> bool:
+    """Return whether a text of a normalized item stands before an image."""
+    return any(isinstance(part, str) for part in item["content"][:-1])  # adjacent texts have been joined
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -184,10 +274,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a normalized item as the conversation that chat templates and sentence-transformers expect."""
-    content = [{"type": "image", "image": image} for image in item["images"]]
-    if item["text"] is not None:
-        content.append({"type": "text", "text": item["text"]})
+    """Return a normalized item as the conversation that chat templates and sentence-transformers expect.
+
+    An empty text at the end tells UniME's template that the texts before the last image keep their place.
+    """
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": item["images"][part]}
+        for part in item["content"]
+    ]
+    if is_interleaved(item) and not isinstance(item["content"][-1], str):
+        content.append({"type": "text", "text": ""})
     turns = [{"role": "user", "content": content}]
     if item["instruction"]:
         turns.insert(0, {"role": "system", "content": [{"type": "text", "text": item["instruction"]}]})
@@ -198,7 +294,7 @@ def normalize_item(item: Item, index: int) -> dict[str, Any]:
     """Return an item as [`to_item_dict`] does, with its images converted by [`to_rgb`].
 
     Args:
-        item (`str`, `PIL.Image` or `dict`): The item.
+        item (`str`, `PIL.Image`, `list` or `dict`): The item.
         index (`int`): Index of the item, used in error messages.
 
     Raises:
@@ -222,15 +318,19 @@ def item_hash(item: Mapping[str, Any]) -> int:
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     for image in item["images"]:
         digest.update(f"{image.size}".encode() + image.tobytes())
+    if is_interleaved(item):  # otherwise the images come first, and the order adds nothing
+        digest.update(repr(item["content"]).encode())
     return int.from_bytes(digest.digest(), "big") >> 1
 
 
 __all__ = [
     "Item",
     "chat_template",
+    "is_interleaved",
     "item_hash",
     "normalize_item",
     "processor_from_backbone",
+    "split_content",
     "to_item_dict",
     "to_messages",
     "to_rgb",

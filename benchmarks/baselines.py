@@ -90,11 +90,8 @@ def encode_functions(folder: Path, device: str) -> dict[str, Encode]:
 
 def add_instruction(items: Items, instruction: str | None) -> list[dict]:
     """Return the items as dictionaries with a common instruction, which may be `None`."""
-    return [
-        {key: value for key, value in to_item_dict(item).items() if key != "images"}
-        | {"image": to_item_dict(item)["images"] or None, "instruction": instruction}
-        for item in items
-    ]
+    dicts = [to_item_dict(item) for item in items]
+    return [{"text": item["text"], "image": item["images"] or None, "instruction": instruction} for item in dicts]
 
 
 def tensors(processor: ProcessorMixin, items: list[dict]) -> BatchFeature:

@@ -8,7 +8,8 @@ A row has six columns:
 - `label` (`str` or `None`): equal labels within a task mean the same answer;
 - `where` (`str`): provenance for errors, such as "pairs.jsonl, row 7".
 
-On disk an image is stored as its path or its bytes.
+On disk an image is stored as its path or its bytes. In the `content` of an item, which lists texts and images in their
+order, it stands as `{"type": "image", "image": path}`.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from PIL import Image
 
-from ..processing_unime import ITEM_KEYS, Item, item_hash, to_item_dict, to_rgb
+from ..processing_unime import ITEM_KEYS, Item, item_hash, split_content, to_item_dict, to_rgb
 from .image_files import read_image
 
 
@@ -161,12 +163,23 @@ def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[s
         )
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
-        images = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        for image in images:
-            if not isinstance(image, str | Mapping):
-                raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(image).__name__}")
-        item["image"] = [read_image(image, where, root) for image in images]
+        stored = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        item["image"] = _read_images(stored, where, root)
+    if "content" in item:
+        try:
+            content, stored = split_content(item["content"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        images = _read_images(stored, where, root)
+        item["content"] = [part if isinstance(part, str) else images[part] for part in content]
     return _check_item(item, where)
+
+
+def _read_images(stored: list[Any], where: str, root: Path) -> list[Image.Image]:
+    for image in stored:
+        if not isinstance(image, str | Mapping):
+            raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(image).__name__}")
+    return [read_image(image, where, root) for image in stored]
 
 
 def _check_item(item: dict[str, Any], where: str) -> dict[str, Any]:

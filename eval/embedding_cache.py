@@ -101,4 +101,4 @@ def _file_stem(keys: Sequence[str]) -> str:
 
 def _key(item: Item) -> tuple:
     item = to_item_dict(item)
-    return item["text"], item["instruction"], tuple(id(image) for image in item["images"])
+    return tuple(item["content"]), item["instruction"], tuple(id(image) for image in item["images"])

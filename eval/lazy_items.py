@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from ..processing_unime import Item
+from ..processing_unime import Item, split_content
 
 
 class LazyItems(Sequence):
@@ -16,7 +16,8 @@ class LazyItems(Sequence):
 
     Args:
         stored (`Sequence[dict]`): Items as in [`unime.processing_unime.to_item_dict`], except that each image is an
-            argument of `read`. Keys with the value `None` are ignored.
+            argument of `read`; in `content` it stands as `{"type": "image", "image": argument}`. Keys with the value
+            `None` are ignored.
         read (`Callable`): Opens an image.
         identity (`Callable`, *optional*, defaults to `str`): Returns a string that is equal for equal images and
             changes with the content of an image.
@@ -44,6 +45,9 @@ class LazyItems(Sequence):
         if "image" in item:
             image = item["image"]
             item["image"] = [self.read(one) for one in image] if isinstance(image, list) else self.read(image)
+        if "content" in item:
+            content, images = split_content(item["content"])
+            item["content"] = [part if isinstance(part, str) else self.read(images[part]) for part in content]
         return item
 
     def keys(self) -> list[str]:
@@ -51,9 +55,12 @@ class LazyItems(Sequence):
         return [self._key(item) for item in self.stored]
 
     def _key(self, item: dict[str, Any]) -> str:
-        image = item.get("image")
-        images = [] if image is None else image if isinstance(image, list) else [image]
-        content = repr((item.get("text"), item.get("instruction") or None, [self.identity(image) for image in images]))
+        if item.get("content") is None:
+            text, image = item.get("text"), item.get("image")
+            images = [] if image is None else image if isinstance(image, list) else [image]
+        else:
+            text, images = split_content(item["content"])  # the texts with the indices of the images between them
+        content = repr((text, item.get("instruction") or None, [self.identity(image) for image in images]))
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

@@ -3,14 +3,14 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..processing_unime import Item, to_item_dict
+from ..processing_unime import Item, split_content, to_item_dict
 from .embedding_cache import EmbeddingCache
 from .lazy_items import LazyItems
 from .metrics import (
@@ -192,12 +192,22 @@ def _check_items(task: Task) -> None:
     for role, items in task.roles.items():
         stored: Sequence[Any] = items.stored if isinstance(items, LazyItems) else items
         for index, item in enumerate(stored):
-            if isinstance(items, LazyItems) and item.get("image") is not None:
-                item = {"text": item.get("text") or "", "instruction": item.get("instruction")}
             try:
+                if isinstance(items, LazyItems):
+                    item = _without_images(item)
                 to_item_dict(item)
             except ValueError as error:
                 raise ValueError(f"{role} {index} of task '{task.name}': {error}") from None
+
+
+def _without_images(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a stored item with empty texts instead of images."""
+    if item.get("content") is not None:
+        content, _ = split_content(item["content"])
+        return {**item, "content": [part if isinstance(part, str) else "" for part in content]}
+    if item.get("image") is not None:
+        return {"text": item.get("text") or "", "instruction": item.get("instruction")}
+    return item
 
 
 def evaluate(

@@ -28,7 +28,7 @@ class Task:
     """An item to embed.
 
     Args:
-        item (`dict`): Text, images and instruction.
+        item (`dict`): The item.
         truncate (`bool`, *optional*, defaults to `False`): Whether to truncate a text that is too long instead of
             refusing it.
     """
@@ -79,7 +79,8 @@ class Embedder:
 
     def _check_length(self, task: Task) -> RefusedItem | None:
         """Refuse a text that is too long even without its prompt, at the cost of tokenizing it once."""
-        text = (task.item.get("instruction") or "") + (task.item.get("text") or "")
+        parts = (task.item.get("instruction"), task.item.get("text"), *task.item.get("content", ()))
+        text = "".join(part for part in parts if isinstance(part, str))
         if task.truncate or len(text.encode()) <= self.max_length:  # a token has at least one byte
             return None
         tokens = len(self.processor.tokenizer(text)["input_ids"])

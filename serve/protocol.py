@@ -2,7 +2,7 @@
 
 The server accepts OpenAI's texts (`input: "text"` or `input: ["text", ...]`) and vLLM's conversations (one or a list,
 as `messages` or `input`). A conversation is one item: its `user` messages hold texts and images, its `system` message
-is the instruction.
+is the instruction. Texts and images have the order that the chat template gives them.
 """
 
 from dataclasses import dataclass
@@ -31,18 +31,33 @@ class EmbeddingRequest(BaseModel):
 
 
 @dataclass(frozen=True)
+class ImageUrl:
+    """The data URL or http(s) URL of an image."""
+
+    url: str
+
+
+@dataclass(frozen=True)
 class RequestItem:
     """One item of a request before its images are read.
 
     Args:
-        text (`str`, *optional*): Text.
-        images (`tuple[str, ...]`, *optional*, defaults to `()`): Data URLs or http(s) URLs.
+        content (`tuple[str | ImageUrl, ...]`): Texts and images in their order.
         instruction (`str`, *optional*): Instruction.
     """
 
-    text: str | None = None
-    images: tuple[str, ...] = ()
+    content: tuple[str | ImageUrl, ...]
     instruction: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts."""
+        return [part for part in self.content if isinstance(part, str)]
+
+    @property
+    def images(self) -> list[str]:
+        """Return the URLs of the images."""
+        return [part.url for part in self.content if isinstance(part, ImageUrl)]
 
 
 def read_request(body: bytes) -> EmbeddingRequest:
@@ -89,7 +104,7 @@ def read_items(request: EmbeddingRequest, limits: Limits) -> list[RequestItem]:
 
 def _read_item(value: Any, name: str, limits: Limits) -> RequestItem:
     if isinstance(value, str):
-        item = RequestItem(text=value)
+        item = RequestItem((value,))
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         item = _read_conversation(value, name)
     elif isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int)):
@@ -99,43 +114,42 @@ def _read_item(value: Any, name: str, limits: Limits) -> RequestItem:
         )
     else:
         raise ValueError(f"{name} must be a text or a conversation (a list of messages), got {_json_type(value)}")
-    length = len(item.text or "") + len(item.instruction or "")
+    length = sum(map(len, item.texts)) + len(item.instruction or "")
     if length > limits.max_characters:
         raise ValueError(f"{name} has {length} characters, the limit is {limits.max_characters}: shorten or split it")
     return item
 
 
 def _read_conversation(messages: list[Any], name: str) -> RequestItem:
-    """Join messages as the chat template does: texts by line feeds, images in their order."""
-    text, instruction = None, ""
-    images: list[Any] = []
+    """Join the content of messages, as the chat template does: images come first if no text follows them."""
+    content: list[str | ImageUrl] = []
+    instruction = ""
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ("system", "user"):
             raise ValueError(f"{name}: a message must be an object with the role 'user' or 'system'")
-        content = message.get("content")
-        parts = content if isinstance(content, list) and content else [{"type": "text", "text": content}]
-        for part in parts:
-            part_text, url = _read_part(part, name)
-            if message["role"] == "system":
-                if part_text is None:
-                    raise ValueError(f"{name}: the system message is the instruction and may hold only text")
-                instruction += part_text
-            elif part_text is None:
-                images.append(url)
+        value = message.get("content")
+        for part in value if isinstance(value, list) and value else [{"type": "text", "text": value}]:
+            text_or_image = _read_part(part, name)
+            if message["role"] == "user":
+                content.append(text_or_image)
+            elif isinstance(text_or_image, str):
+                instruction += text_or_image
             else:
-                text = f"{text}\n{part_text}" if text else part_text
-    if text is None and not images:
+                raise ValueError(f"{name}: the system message is the instruction and may hold only text")
+    if not content:
         raise ValueError(f"{name} has no text and no image in a message with the role 'user'")
-    return RequestItem(text, tuple(images), instruction or None)
+    are_images = [isinstance(part, ImageUrl) for part in content]
+    if are_images == sorted(are_images):  # no text follows an image
+        content.sort(key=lambda part: isinstance(part, str))
+    return RequestItem(tuple(content), instruction or None)
 
 
-def _read_part(part: Any, name: str) -> tuple[str | None, str | None]:
-    """Return the text or the image URL of one part of a message."""
+def _read_part(part: Any, name: str) -> str | ImageUrl:
     match part:
         case {"type": "text", "text": str(text)}:
-            return text, None
+            return text
         case {"type": "image_url", "image_url": {"url": str(url)}}:
-            return None, url
+            return ImageUrl(url)
     raise ValueError(
         f"{name}: the content of a message must be a text or a list of parts such as "
         '{"type": "text", "text": "..."} and {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}'

@@ -141,17 +141,12 @@ def _is_data_url(url: str) -> bool:
 
 
 def _decode(items: list[RequestItem], images: list[list[Image.Image]], truncate: bool) -> list[Task]:
-    return [
-        Task(
-            {
-                "text": item.text,
-                "image": [decode_image(image, f"item {number}") for image in opened],
-                "instruction": item.instruction,
-            },
-            truncate,
-        )
-        for number, (item, opened) in enumerate(zip(items, images, strict=True))
-    ]
+    tasks = []
+    for number, (item, opened) in enumerate(zip(items, images, strict=True)):
+        decoded = iter([decode_image(image, f"item {number}") for image in opened])
+        content = [part if isinstance(part, str) else next(decoded) for part in item.content]
+        tasks.append(Task({"content": content, "instruction": item.instruction}, truncate))
+    return tasks
 
 
 def _serialize(embedding: np.ndarray, request: EmbeddingRequest) -> list[float] | str:

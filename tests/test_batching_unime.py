@@ -94,6 +94,29 @@ def test_only_the_text_of_the_user_is_truncated(
     assert kept and text.startswith(kept)
 
 
+def test_the_last_texts_of_an_interleaved_item_are_truncated_first(processor: ProcessorMixin) -> None:
+    texts = ["one, two, three, " * 4, "four, five, " * 4, "six, seven, eight, " * 4]
+    full, without = token_ids(processor, [[texts[0], RED, texts[1], BLUE, texts[2]], [";", RED, ";", BLUE, ";"]])
+    images = full.count(processor.image_token_id)
+    kept = []
+    for limit in range(len(without) + 4, len(full), 9):
+        (row,) = token_ids(processor, [[texts[0], RED, texts[1], BLUE, texts[2]]], max_length=limit)
+        assert limit - 4 <= len(row) <= limit and row.count(processor.image_token_id) == images
+        prompt = processor.tokenizer.decode(row)
+        kept.append([max(n for n in range(len(text) + 1) if text[:n].strip() in prompt) for text in texts])
+    lengths = [len(text) for text in texts]
+    assert kept == sorted(kept)
+    assert any(0 < first < lengths[0] for first, _, _ in kept)
+    assert any(first == lengths[0] and 0 < second < lengths[1] for first, second, _ in kept)
+    assert any((first, second) == tuple(lengths[:2]) for first, second, _ in kept)
+
+
+def test_the_tokens_of_an_interleaved_item_are_counted_exactly(processor: ProcessorMixin) -> None:
+    item = ["a cat", RED, " sits on\n", BLUE, "a mat"]
+    (batch,) = plan_micro_batches(processor, {0: normalize_item(item, 0)})
+    assert batch.items[0].length == batch.tensors()["input_ids"].shape[1]
+
+
 def test_truncation_keeps_the_limit_and_leaves_other_items_unchanged(processor: ProcessorMixin) -> None:
     items = ["a cat", "a dog and " * 100, {"image": RED, "text": "日本 " * 100}]
     (cat,) = token_ids(processor, items[:1])

@@ -1,5 +1,7 @@
 """LlamaIndex, datasets and sentence-transformers give the embeddings of `encode`."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model
 from unime.checkpoint import PROMPTS
+from unime.eval.encoders.loading import load_encoder
+from unime.export.plain import export_plain
 from unime.openmoji.catalogue import catalogue
 from unime.openmoji.views import View
+from unime.processing_unime import to_item_dict, to_messages
 
 
 TINY = Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny"
@@ -98,6 +103,44 @@ def test_map_embeds_a_dataset_in_batches_and_only_once(
     cached = dataset.map(embed, **settings)
     assert batch_sizes == [4, 4, 2]
     assert cached["embedding"][:] == embedded["embedding"][:]
+
+
+@pytest.mark.parametrize("instruction", [None, PROMPTS["question"]])
+def test_sentence_transformers_and_encode_embed_interleaved_items_alike(
+    loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], instruction: str | None
+) -> None:
+    model, processor = loaded
+    cat, mat = sprites[:2]
+    contents = [["The cat", cat, "sits on", mat], [cat, "sits on", mat], ["Which one?", cat, mat], [mat, cat, "?"]]
+    items = [{"content": content, "instruction": instruction} for content in contents]
+    sentence_transformer = SentenceTransformer(str(TINY), device="cpu", model_kwargs={"dtype": "float32"})
+    messages = [to_messages(to_item_dict(content)) for content in contents]
+    expected = model.encode(items, processor)
+    embeddings = sentence_transformer.encode(messages, prompt=instruction)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+    assert (expected @ expected.T - np.eye(len(items))).max() < 0.9999
+
+    # The order of a dict's keys means nothing.
+    both = {"text": "Which one?", "image": cat}
+    expected = model.encode(both | {"instruction": instruction}, processor)
+    for item in (both, dict(reversed(both.items()))):
+        np.testing.assert_allclose(sentence_transformer.encode([item], prompt=instruction)[0], expected, atol=1e-6)
+
+
+def test_the_evaluation_of_a_sentence_transformer_keeps_the_order_of_interleaved_items(
+    loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], tmp_path: Path
+) -> None:
+    model, processor = loaded
+    export_plain(model, processor, tmp_path / "plain")
+    (tmp_path / "model").mkdir()  # without a config.json, so that it is not taken for a native backbone
+    shutil.move(tmp_path / "plain", tmp_path / "model" / "0_Transformer")
+    modules = json.loads((tmp_path / "model" / "0_Transformer" / "modules.json").read_text())
+    for module in modules:
+        module["path"] = f"0_Transformer/{module['path']}".rstrip("/")
+    (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
+    encode = load_encoder(str(tmp_path / "model")).encode
+    items = ["a cat", ["The cat", sprites[0], "sits on", sprites[1]], sprites[0], {"text": "a cat", "image": sprites}]
+    np.testing.assert_allclose(encode(items), model.encode(items, processor), atol=1e-5)
 
 
 def test_quantized_and_truncated_embeddings_retrieve_the_same_images(

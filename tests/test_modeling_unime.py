@@ -39,6 +39,8 @@ ITEMS = [
     {"image": [make_image(3), make_image(4, 30, 30)], "text": "the first, but blue"},
     {"image": make_image(5), "text": "Is it red?", "instruction": "Represent the given image with the question:"},
     "日本",
+    ["The cat", make_image(6), "sits on", make_image(7, 64, 24)],
+    {"content": [make_image(8), "is the cat on", make_image(9), "?"], "instruction": "Find it:"},
 ]
 IMAGE_ITEMS = [ITEMS[i] for i in (1, 2, 5, 6)]  # images of several shapes, for tests that need one batch
 
@@ -130,6 +132,23 @@ def test_forward_returns_unit_vectors_in_float32_and_no_logits(model: UniMEModel
     torch.testing.assert_close(output.embeddings.norm(dim=-1), torch.ones(4))
 
 
+def test_the_order_of_texts_and_images_changes_the_embedding(model: UniMEModel, processor: ProcessorMixin) -> None:
+    first, second = make_image(0), make_image(1)
+    items = [
+        ["The cat", first, "sits on", second],
+        ["The cat", second, "sits on", first],
+        ["sits on", first, "The cat", second],
+        [first, "The cat", second, "sits on"],
+        ["The cat", first, second, "sits on"],
+        [first, second, "The cat", "sits on"],
+        ["The cat", "sits on", first, second],
+    ]
+    embeddings = model.encode(items, processor)
+    assert (embeddings @ embeddings.T - np.eye(len(items))).max() < 0.9999
+    again = model.encode([*items, *items], processor)  # equal items are embedded once
+    np.testing.assert_array_equal(again[: len(items)], again[len(items) :])
+
+
 def test_different_items_get_different_embeddings(model: UniMEModel, processor: ProcessorMixin) -> None:
     embeddings = model.encode(ITEMS, processor)
     assert (embeddings @ embeddings.T - np.eye(len(ITEMS))).max() < 0.999
@@ -139,7 +158,7 @@ def test_different_items_get_different_embeddings(model: UniMEModel, processor: 
 def test_a_batch_of_n_gives_the_embeddings_of_n_batches_of_one(
     model: UniMEModel, processor: ProcessorMixin, micro_batch_tokens: int
 ) -> None:
-    expected = np.stack([model.encode(item, processor) for item in ITEMS])
+    expected = np.stack([model.encode([item], processor)[0] for item in ITEMS])
     embeddings = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens)
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
@@ -327,7 +346,7 @@ def test_encode_returns_no_rows_for_no_items(model: UniMEModel, processor: Proce
 
 
 def test_encode_refuses_a_generator(model: UniMEModel, processor: ProcessorMixin) -> None:
-    with pytest.raises(ValueError, match="item 0: expected a str, a PIL image or a dict.* got generator"):
+    with pytest.raises(ValueError, match="item 0: expected a str, a PIL image, a list .* got generator"):
         model.encode((item for item in ITEMS), processor)
 
 

@@ -1,5 +1,6 @@
 """Items are rendered as the prompts written out below, and user text never becomes control tokens."""
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -13,7 +14,7 @@ from token_ids import token_ids
 from transformers import AutoProcessor, ProcessorMixin
 
 from unime import micro_batches, processor_from_backbone
-from unime.processing_unime import to_item_dict, to_messages, to_rgb
+from unime.processing_unime import item_hash, normalize_item, to_item_dict, to_messages, to_rgb
 
 
 RED = Image.new("RGB", (40, 56), "red")
@@ -49,6 +50,14 @@ FRAMES = {
     ),
 }
 FRAMES["qwen2.5-vl"] = FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
+# Each family's image placeholder, and what closes a series of images.
+PLACEHOLDERS = {
+    "llava": ("<image>\n", ""),
+    "llava-next": ("<image>\n", ""),
+    "llava-onevision": ("<image>", "\n"),
+    "smolvlm": ("<image>", ""),
+    "idefics3": ("<image>", ""),
+} | dict.fromkeys(["qwen2-vl", "qwen2.5-vl", "qwen3-vl"], ("<|vision_start|><|image_pad|><|vision_end|>", ""))
 
 # Item, number of images, prompt inside the frame.
 PROMPTS = [
@@ -82,6 +91,109 @@ def test_images_come_first_in_any_order_of_the_parts(processor: ProcessorMixin) 
     image_first, image_last = ([{"role": "user", "content": content}] for content in (parts, parts[::-1]))
     expected = processor.apply_chat_template(image_first, tokenize=False)
     assert processor.apply_chat_template(image_last, tokenize=False) == expected
+
+
+BOTH = "Summarize the above image and sentence in one word:"
+# Item, number of leading images, prompt inside the frame; "*" is an image, "/" the end of a series of images.
+ORDERED = [
+    (["The cat", RED, "sits on", BLUE], 0, "The cat*/sits on*/" + BOTH),
+    (["a cat", RED], 0, "a cat*/" + BOTH),
+    ([RED, "a cat", BLUE, RED, "!"], 1, "a cat**/!\n" + BOTH),
+    ({"content": [RED, BLUE, "a", "cat", BLUE]}, 2, "a\ncat*/" + BOTH),
+    ({"content": ["a cat", RED, "?"], "instruction": "Find it:\n"}, 0, "Find it: a cat*/?"),
+    ({"content": [RED, "a cat", BLUE], "instruction": "Find it:"}, 1, "Find it: a cat*/"),
+    ([RED, "a cat"], 1, "a cat\n" + BOTH),
+    ([RED, BLUE], 2, "Summarize the above image in one word:"),
+    (["a", "cat"], 0, "a\ncat\nSummarize the above sentence in one word:"),
+]
+
+
+@pytest.mark.parametrize(("item", "leading", "prompt"), ORDERED)
+def test_texts_and_images_of_a_list_keep_their_order(
+    family: str, processor: ProcessorMixin, item: list | dict, leading: int, prompt: str
+) -> None:
+    placeholder, end_of_images = PLACEHOLDERS[family]
+    expected = FRAMES[family][leading] + prompt.replace("*", placeholder).replace("/", end_of_images)
+    rendered = processor.apply_chat_template(to_messages(to_item_dict(item)), tokenize=False)
+    assert rendered == expected + FRAMES[family][3]
+
+
+def test_messages_with_several_texts_keep_the_order_of_their_parts(processor: ProcessorMixin) -> None:
+    parts = [
+        {"type": "text", "text": "The cat"},
+        {"type": "image"},
+        {"type": "text", "text": "sits"},
+        {"type": "image"},
+    ]
+    together = [{"role": "user", "content": parts}]
+    apart = [{"role": "user", "content": [part]} for part in parts]
+    expected = processor.apply_chat_template(to_messages(to_item_dict(["The cat", RED, "sits", BLUE])), tokenize=False)
+    assert processor.apply_chat_template(together, tokenize=False) == expected
+    assert processor.apply_chat_template(apart, tokenize=False) == expected
+
+
+def template_of_version_0_1(processor: ProcessorMixin) -> str:
+    """Return the chat template that UniME 0.1 saved with a checkpoint, for the frame of a processor."""
+    first_line = processor.chat_template.split("\n")[0]
+    frame = first_line.removeprefix("{%- set frame = ").removesuffix(" -%}")
+    template = (Path(__file__).parent / "chat_templates" / "unime-0.1.jinja").read_text()
+    return template.replace("FRAME", json.dumps(json.loads(frame), ensure_ascii=False))
+
+
+def test_prompts_without_interleaving_are_those_of_version_0_1(processor: ProcessorMixin) -> None:
+    template, random_source = template_of_version_0_1(processor), random.Random(0)
+    pieces = ["", "a cat", "\n", " ", "<im", "age>", *processor.tokenizer.get_added_vocab()]
+
+    def texts(count: int) -> list[dict]:
+        return [
+            {"type": "text", "text": "".join(random_source.choices(pieces, k=random_source.randrange(5)))}
+            for _ in range(random_source.randint(0, count))
+        ]
+
+    for _ in range(300):
+        images = [{"type": "image"}] * random_source.randint(0, 3)
+        content = [images + texts(3), texts(2) + images][random_source.randrange(2)]
+        turns = [{"role": "system", "content": texts(2)}, {"role": "user", "content": content}]
+        expected = processor.apply_chat_template(turns, chat_template=template, tokenize=False)
+        assert processor.apply_chat_template(turns, tokenize=False) == expected
+
+
+def test_a_template_of_version_0_1_renders_all_items_but_interleaved_ones(
+    tiny_model: Callable[[str], Path], family: str
+) -> None:
+    current, old = (processor_from_backbone(tiny_model(family)) for _ in range(2))
+    old.chat_template = template_of_version_0_1(current)
+    items = [item for item, _, _ in PROMPTS] + [[RED, BLUE, "a cat"], ["a", "cat"], ["", RED]]
+    assert token_ids(old, items) == token_ids(current, items)
+    for item in (["a cat", RED], [RED, "a cat", BLUE], ["The cat", RED, "sits on", BLUE]):
+        with pytest.raises(
+            ValueError, match=r"^item 1 has a text before an image, but this checkpoint's chat template"
+        ):
+            micro_batches(old, ["a cat", item])
+
+
+def test_the_hash_of_an_item_includes_its_order_and_is_unchanged_for_other_items() -> None:
+    def hashes(items: list) -> list[int]:
+        return [item_hash(normalize_item(item, 0)) for item in items]
+
+    items = [
+        ["a", RED, "b"],
+        ["a", RED, BLUE, "b"],
+        ["a", BLUE, RED, "b"],
+        ["a", RED, "b", BLUE],
+        [RED, "a", BLUE, "b"],
+        [RED, BLUE, "a", "b"],
+        ["a", "b", RED, BLUE],
+        ["a\nb", RED, "", BLUE, "!"],
+        {"content": ["a", RED, "b"], "instruction": "Find it:"},
+    ]
+    assert len(set(hashes(items))) == len(items)
+    assert hashes([[RED, "a"], [RED], ["a", "b"]]) == hashes([{"text": "a", "image": RED}, RED, "a\nb"])
+    assert hashes(["a cat", RED, {"text": "a cat", "image": [RED, BLUE], "instruction": "Find it:"}]) == [
+        2788801093492353401,
+        6691988244483282103,
+        6571682882226313478,
+    ]
 
 
 def test_content_may_be_a_plain_string(processor: ProcessorMixin) -> None:
@@ -123,6 +235,22 @@ def texts_with_control_strings(processor: ProcessorMixin) -> list[str]:
         cuts = [(token, random_source.randrange(len(token))) for token in random_source.choices(control, k=4)]
         rotated.append("".join(token[cut:] + token[:cut] for token, cut in cuts))
     return [f"a {token} cat" for token in control] + control + nested + rotated
+
+
+def test_texts_around_an_image_never_become_control_tokens(processor: ProcessorMixin) -> None:
+    added = set(processor.tokenizer.get_added_vocab().values())
+
+    def control_tokens(row: list[int]) -> Counter:
+        return Counter(token for token in row if token in added)
+
+    texts = texts_with_control_strings(processor)
+    halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]  # put together by dropping the image
+    harmless, *rows = token_ids(
+        processor,
+        [[before, RED, after, BLUE] for before, after in [("a", "b"), *zip(texts, texts[::-1], strict=True), *halves]],
+    )
+    for row in rows:
+        assert control_tokens(row) == control_tokens(harmless)
 
 
 @pytest.mark.parametrize("field", ["text", "instruction"])

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from .processing_unime import Item, normalize_item, to_messages
+from .processing_unime import Item, is_interleaved, normalize_item, to_messages
 
 
 MAX_PADDING_SHARE = 0.05  # of a micro-batch's token budget
@@ -25,7 +25,7 @@ class RenderedItem:
 
     Args:
         index (`int`): Index of the item, used in error messages.
-        item (`dict`): The normalized item.
+        item (`dict`): The normalized item; the texts of its `content` may be truncated.
         text (`str`): The item as the chat template renders it.
         tokens (`list[int]`): Tokens of `text`, in which each image is one token.
         length (`int`): Number of tokens that the model reads, including those of the images.
@@ -133,15 +133,16 @@ def plan_micro_batches(
         micro_batch_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch: rows times tokens of
             the longest row. A single item may exceed it.
         max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`): Maximum number of tokens of an
-            item. Longer texts are truncated; prompts and image tokens never are.
+            item. Longer texts are truncated; prompts and image tokens never are. Of several texts, the last ones are
+            truncated first.
         share_prefixes (`bool`, *optional*, defaults to `False`): Whether to leave out the tokens that all texts with
             the same instruction start with (see [`MicroBatch`]).
         packed (`bool`, *optional*, defaults to `False`): Whether to pack the texts of a micro-batch into one row. Such
             texts keep their prefixes.
 
     Raises:
-        ValueError: The processor rejects the shape of an image, or the prompt and images of an item exceed
-            `max_length`.
+        ValueError: The processor rejects the shape of an image, the prompt and images of an item exceed `max_length`,
+            or a text stands before an image and the chat template puts all images first.
     """
     if not items:
         return []
@@ -183,8 +184,9 @@ def micro_batches(
         `list[tuple[list[int], BatchFeature]]`: Indices of the items and inputs of the model, per micro-batch.
 
     Raises:
-        ValueError: An item is malformed, an image is damaged or has a shape that the processor rejects, or the prompt
-            and images of an item exceed `max_length`.
+        ValueError: An item is malformed, an image is damaged or has a shape that the processor rejects, the prompt and
+            images of an item exceed `max_length`, or a text stands before an image and the chat template puts all
+            images first.
     """
     normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
     batches = plan_micro_batches(processor, normalized, micro_batch_tokens, max_length)
@@ -210,6 +212,17 @@ def _render(processor: ProcessorMixin, items: Sequence[Mapping[str, Any]]) -> li
     return processor.apply_chat_template([to_messages(item) for item in items], tokenize=False)
 
 
+def _require_order(processor: ProcessorMixin, index: int) -> None:
+    """Refuse to render an item in which a text stands before an image with a template that puts all images first."""
+    content = [{"type": "text", "text": "\x00"}, {"type": "image"}, {"type": "text", "text": ""}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    if "\x00" not in prompt.partition(processor.image_token)[0]:
+        raise ValueError(
+            f"item {index} has a text before an image, but this checkpoint's chat template puts all images first, as "
+            "those of UniME 0.1 do: put the images first, or use the processor of `processor_from_backbone`"
+        )
+
+
 def _tokenizer_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
     # As in `apply_chat_template`: a prompt that contains its own beginning-of-sequence token gets no second one.
     bos = processor.tokenizer.bos_token
@@ -218,6 +231,9 @@ def _tokenizer_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
 
 def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[RenderedItem]:
     """Render and tokenize items, and count their tokens, including those of the images."""
+    interleaved = next((index for index, item in items.items() if is_interleaved(item)), None)
+    if interleaved is not None:
+        _require_order(processor, interleaved)
     texts = _render(processor, list(items.values()))
     token_lists = processor.tokenizer(texts, **_tokenizer_options(processor, texts[0]))["input_ids"]
     image_tokens: dict[tuple[tuple[int, int], ...], int] = {(): 0}  # sizes of an item's images -> their tokens
@@ -246,18 +262,28 @@ def _count_image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int],
 
 
 def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> RenderedItem:
-    """Keep the longest beginning of the text, in whole tokens, with which the rendered item fits."""
+    """Keep the longest beginning of the texts, in whole tokens, with which the rendered item fits. Images stay."""
     image_tokens = item.length - len(item.tokens)
+    text_tokens = {
+        position: processor.tokenizer(part, add_special_tokens=False)["input_ids"][:limit]
+        for position, part in enumerate(item.item["content"])
+        if isinstance(part, str)
+    }
 
     def truncated(count: int) -> RenderedItem:
-        shorter = {**item.item, "text": item.item["text"] and processor.tokenizer.decode(text_tokens[:count])}
+        content = list(item.item["content"])
+        for position, tokens in text_tokens.items():
+            if count <= len(tokens):  # the last text that is kept, or one after it
+                content[position] = processor.tokenizer.decode(tokens[:count])
+            count = max(count - len(tokens), 0)
+        shorter = {**item.item, "content": content}
         (text,) = _render(processor, [shorter])
         tokens = processor.tokenizer(text, **_tokenizer_options(processor, text))["input_ids"]
         return RenderedItem(item.index, shorter, text, tokens, len(tokens) + image_tokens)
 
-    text_tokens = processor.tokenizer(item.item["text"] or "", add_special_tokens=False)["input_ids"][:limit]
+    num_tokens = sum(map(len, text_tokens.values()))
     # A control string is one token by itself and several once the template breaks it, so the count is searched for.
-    fitting = bisect_right(range(1, len(text_tokens) + 1), limit, key=lambda count: truncated(count).length)
+    fitting = bisect_right(range(1, num_tokens + 1), limit, key=lambda count: truncated(count).length)
     result = truncated(fitting)
     if result.length > limit:
         raise ValueError(

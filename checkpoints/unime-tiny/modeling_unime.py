@@ -193,7 +193,10 @@ class UniMEModel(PreTrainedModel):
         show_progress_bar: bool = False,
         packed: bool = False,
     ) -> np.ndarray:
-        """Embed items: texts, images, or dicts with `text`, `image` and `instruction`.
+        """Embed items: texts, images, lists of texts and images, or dicts with `text`, `image` and `instruction`.
+
+        A list of texts and images is read in its order. `items` is a list itself, so one such item is
+        `[["The cat", image, "sits on", image]]`, or `{"content": ["The cat", image, ...], "instruction": ...}`.
 
         Equal items are embedded once. Results do not depend on how the items are batched.
 
@@ -203,7 +206,7 @@ class UniMEModel(PreTrainedModel):
             micro_batch_tokens (`int`, *optional*, defaults to [`default_micro_batch_tokens`]): Token budget of one
                 forward pass, padding included. It affects memory and speed only; 1,024 to 65,536 are common.
             max_length (`int`, *optional*, defaults to the limit of the tokenizer and the model): Maximum number of
-                tokens of an item. Longer texts are truncated; prompts and images never are.
+                tokens of an item. Longer texts are truncated, the last ones first; prompts and images never are.
             truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
             show_progress_bar (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
             packed (`bool`, *optional*, defaults to `False`): Whether to pack the texts of a micro-batch into one row
@@ -215,8 +218,8 @@ class UniMEModel(PreTrainedModel):
             `items`.
 
         Raises:
-            ValueError: An item is malformed, its prompt and images exceed `max_length`, or it does not fit into memory
-                on its own.
+            ValueError: An item is malformed, its prompt and images exceed `max_length`, it does not fit into memory on
+                its own, or it has a text before an image and the checkpoint's chat template puts all images first.
         """
         if packed and not self.supports_text_only_decoder:
             raise ValueError(

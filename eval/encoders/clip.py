@@ -1,7 +1,8 @@
 """CLIP as a baseline for the same items, trainer and metrics, with two towers and a 77-token text limit.
 
 The embedding of an item with text and image is the normalized sum of both normalized features (score fusion: UniIR's
-CLIP_SF, and CLIP in MMEB's tables). An instruction is prepended to the text, as in MMEB, and shares its 77 tokens.
+CLIP_SF, and CLIP in MMEB's tables). An instruction is prepended to the text, as in MMEB, and shares its 77 tokens. Two
+towers know no order: texts around an image are joined.
 """
 
 import copy

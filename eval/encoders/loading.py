@@ -15,7 +15,7 @@ from ...checkpoint_safety import forbid_remote_code, read_config
 from ...configuration_unime import UniMEConfig
 from ...extras import require_extra
 from ...modeling_unime import require_all_weights
-from ...processing_unime import Item, to_item_dict
+from ...processing_unime import Item, is_interleaved, to_item_dict, to_messages
 from ..tasks import Encode
 from .clip import CLIPEmbedder
 from .siglip import siglip_encode
@@ -98,7 +98,12 @@ def _load_sentence_transformer(path: str, dtype: str, device: str | torch.device
         embeddings = np.zeros((len(items), model.get_sentence_embedding_dimension()), dtype=np.float32)
         for instruction in dict.fromkeys(item["instruction"] for item in dicts):
             indices = [index for index, item in enumerate(dicts) if item["instruction"] == instruction]
-            inputs = [_to_input(dicts[index]) for index in indices]
+            # sentence-transformers does not mix conversations with other inputs.
+            ordered = any(is_interleaved(dicts[index]) for index in indices)
+            inputs = [
+                to_messages({**dicts[index], "instruction": None}) if ordered else _to_input(dicts[index])
+                for index in indices
+            ]
             prompt = f"{instruction} " if instruction else None
             embeddings[indices] = model.encode(
                 inputs, prompt=prompt, normalize_embeddings=True, show_progress_bar=False

@@ -18,7 +18,7 @@ def siglip_encode(
 
     Args:
         items (`Sequence[Item]`): Texts, images, or dicts with `text`, `image` (one) and `instruction`. The instruction
-            is prepended to the text; with an image alone it is ignored.
+            is prepended to the text; with an image alone it is ignored. Texts around an image are joined.
         model (`SiglipModel` or `Siglip2Model`): The model, in evaluation mode.
         processor (`ProcessorMixin`): Its processor.
         batch_size (`int`, *optional*, defaults to 64): Items per forward pass.

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.html_pages import data_url, templates
-from ...processing_unime import Item, to_item_dict
+from ...processing_unime import Item, is_interleaved, to_item_dict
 from .charts import line_chart, radar
 from .gallery import Answer, Gallery
 from .paper_scores import PUBLISHED, Published, group_axis, meta_task_axis
@@ -108,7 +108,7 @@ def write_report(
     compared = published if not partial else None
     charts = [line_chart(title, curves[title], colors, f"chart-{index}") for index, title in enumerate(curves)]
     environment = templates("unime.eval.report")
-    environment.filters.update(percent=_percent, words=_words, view=_view)
+    environment.filters.update(percent=_percent, words=_words, view=_view, is_interleaved=is_interleaved)
     page = environment.get_template("report.html.jinja").render(
         results=results,
         highlight=highlight,

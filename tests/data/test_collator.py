@@ -56,6 +56,15 @@ def test_every_distinct_item_is_embedded_once() -> None:
     assert batch["order"].tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
+def test_items_that_differ_in_order_only_are_distinct_and_equal_ones_are_embedded_once() -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    item, swapped = ["a", red, "b", blue], ["a", blue, "b", red]
+    rows = [row("a cat", item, swapped), row("a dog", {"content": list(item)}), row({"content": [red, "a"]}, swapped)]
+    batch = ContrastiveCollator(reversed_halves)([*rows, row({"text": "a", "image": red}, item)])
+    assert item_contents(batch) == hashes("a cat", "a dog", [red, "a"], item, swapped)
+    assert batch["positive"].tolist() == [0, 0, 1, 0]
+
+
 def test_indices_map_rows_to_candidates_and_candidates_to_items() -> None:
     batch = ContrastiveCollator(reversed_halves)(ROWS)
     # The candidates are the positives Katze, Hund, Vogel, then the negatives Maus and "a dog", also a query.

@@ -98,6 +98,19 @@ def test_an_item_may_hold_several_images(tmp_path: Path) -> None:
     assert content_hash(row["query"]) == content_hash({"image": [noise(0), noise(1)], "text": "both"})
 
 
+def test_the_content_of_an_item_keeps_the_order_of_texts_and_images(tmp_path: Path) -> None:
+    images = [noise(0), noise(1)]
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{number}.png")
+    parts = [{"type": "image", "image": "0.png"}, "sits on", {"type": "image", "image": "1.png"}]
+    texts = [{"type": "text", "text": "The cat", "image": None}]
+    row = {"query": {"content": [*texts, *parts], "instruction": "Find it:"}, "positive": {"content": parts}}
+    read = load_rows(write(tmp_path / "rows.jsonl", [row]))[0]
+    expected = {"content": ["The cat", images[0], "sits on", images[1]], "instruction": "Find it:"}
+    assert content_hash(read["query"]) == content_hash(expected)
+    assert content_hash(read["positive"]) == content_hash([images[0], "sits on", images[1]])
+
+
 def test_texts_of_stage_1_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0, 1]}])
     assert list(load_texts(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]
@@ -168,6 +181,9 @@ def test_items_that_differ_have_different_hashes() -> None:
         {"image": noise(0), "text": ""},
         {"image": [noise(0), noise(1)]},
         {"image": [noise(1), noise(0)]},
+        {"image": [noise(1), noise(0)], "text": "a"},
+        ["a", noise(1), noise(0)],
+        [noise(1), "a", noise(0)],
         recoloured,
         colours,
     ]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from unime.eval.embedding_cache import EmbeddingCache
 from unime.eval.lazy_items import LazyItems, file_identity
+from unime.eval.tasks import CompositionalTask
 
 
 def encode(items):
@@ -46,6 +47,30 @@ def test_cached_embeddings_are_not_computed_again(counting, calls: list[int], tm
     second = EmbeddingCache(counting, tmp_path, window=3)
     np.testing.assert_array_equal(second(lazy("dddd", "a", "new one")), [[5, 1], [2, 1], [8, 1]])
     assert calls == [2, 2, 1, 1] and second.embedded_items == 1
+
+
+def test_lazy_items_keep_the_order_of_texts_and_images(tmp_path: Path):
+    colors = ("red", "blue")
+    for color in colors:
+        Image.new("RGB", (4, 4), color).save(tmp_path / f"{color}.png")
+    red, blue = ({"type": "image", "image": str(tmp_path / f"{color}.png")} for color in colors)
+    contents = [["a", red, "b", blue], ["a", blue, "b", red], [red, "a", blue, "b"], ["a", red, "b", blue]]
+    items = LazyItems([{"content": content, "instruction": None} for content in contents], read=Image.open)
+    keys = items.keys()
+    assert keys[0] == keys[3] and len(set(keys)) == 3
+    image = items[1]["content"][1]
+    assert [items[1]["content"][0], image.getpixel((0, 0)), items[1]["content"][2]] == ["a", (0, 0, 255), "b"]
+    CompositionalTask("order", items, items, items)
+    with pytest.raises(ValueError, match="image 0 of task 'order': a part of 'content' must be"):
+        CompositionalTask("order", LazyItems([{"content": [{"image": "a"}]}], read=Image.open), items[:1], items[:1])
+
+
+def test_items_in_memory_that_differ_in_order_only_are_embedded_apart(counting, calls: list[int]):
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    cache = EmbeddingCache(lambda items: counting([{"text": "a"}] * len(items)))
+    cache([["a", red, "b", blue], ["a", blue, "b", red], {"content": ["a", red, "b", blue]}, [red, "a"]])
+    cache([{"text": "a", "image": red}])
+    assert calls == [3]
 
 
 def test_an_interrupted_run_computes_only_missing_embeddings(counting, calls: list[int], tmp_path: Path):

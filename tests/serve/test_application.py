@@ -75,6 +75,40 @@ def test_every_kind_of_item_has_the_same_embedding_as_encode(
     np.testing.assert_allclose(embed(client, messages=[inputs[1], instructed]), vectors[[1, 4]], atol=1e-5)
 
 
+def test_interleaved_conversations_have_the_same_embeddings_as_encode(
+    client: TestClient, expected: Expected, image: Image.Image, data_url: Callable[..., str]
+):
+    other = image.rotate(180)
+    contents = [["The cat", image, "sits on", other], [other, "sits on", image], ["Which?", image, other, ""]]
+
+    def wire(part: str | Image.Image) -> dict:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "image_url", "image_url": {"url": data_url(part)}}
+
+    conversations = [[{"role": "user", "content": [wire(part) for part in content]}] for content in contents]
+    system = {"role": "system", "content": "Find it:"}
+    conversations += [[system, *conversation] for conversation in conversations]
+    items = [{"content": content, "instruction": text} for text in (None, "Find it:") for content in contents]
+    np.testing.assert_allclose(embed(client, messages=conversations), expected(items), atol=1e-6)
+
+    # All images after the only text: the form of an item with `text` and `image`.
+    both = [{"role": "user", "content": [wire("Which?"), wire(image), wire(other)]}]
+    item = {"text": "Which?", "image": [image, other]}
+    np.testing.assert_allclose(embed(client, messages=both), expected([item]), atol=1e-6)
+
+
+def test_long_interleaved_texts_are_refused_or_truncated_on_request(
+    client: TestClient, expected: Expected, image: Image.Image, data_url: Callable[..., str]
+):
+    text = "words upon words " * 600
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}}, {"type": "text", "text": text}]
+    messages = [{"role": "user", "content": [*parts[::-1], *parts]}]
+    assert error_message(client, 400, messages=messages).startswith("item 0: it has ")
+    truncated = embed(client, messages=messages, truncate_prompt_tokens=-1)
+    np.testing.assert_allclose(truncated, expected([[text, image, image, text]]), atol=1e-6)
+
+
 def test_base64_and_dimensions_are_supported(client: TestClient, expected: Expected):
     short = embed(client, input=["a cat"], dimensions=48)
     np.testing.assert_allclose(short, expected(["a cat"], truncate_dim=48), atol=1e-5)

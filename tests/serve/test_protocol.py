@@ -5,7 +5,7 @@ import json
 import pytest
 
 from unime.serve.limits import Limits
-from unime.serve.protocol import RequestItem, read_items, read_request
+from unime.serve.protocol import ImageUrl, RequestItem, read_items, read_request
 
 
 def read(**body: object) -> list[RequestItem]:
@@ -22,23 +22,40 @@ TEXT = {"type": "text", "text": "a cat"}
 
 
 def test_a_text_or_a_list_of_texts_is_accepted():
-    assert read(input="a cat") == [RequestItem("a cat")]
-    assert read(input=["a cat", ""]) == [RequestItem("a cat"), RequestItem("")]
+    assert read(input="a cat") == [RequestItem(("a cat",))]
+    assert read(input=["a cat", ""]) == [RequestItem(("a cat",)), RequestItem(("",))]
 
 
 def test_a_conversation_is_one_item_as_messages_or_as_input():
     conversation = [{"role": "system", "content": "Find it."}, user(CAT, TEXT, HAT), {"role": "user", "content": "!"}]
-    item = RequestItem("a cat\n!", ("data:cat", "data:hat"), "Find it.")
+    item = RequestItem((ImageUrl("data:cat"), "a cat", ImageUrl("data:hat"), "!"), "Find it.")
     assert read(messages=conversation) == read(input=conversation) == [item]
 
 
 def test_lists_of_conversations_and_texts_keep_their_order():
-    assert read(messages=[[user(TEXT)], [user(CAT)]]) == [RequestItem("a cat"), RequestItem(None, ("data:cat",))]
+    cat = RequestItem((ImageUrl("data:cat"),))
+    assert read(messages=[[user(TEXT)], [user(CAT)]]) == [RequestItem(("a cat",)), cat]
     assert read(input=["a dog", [user(CAT)], "a hat"]) == [
-        RequestItem("a dog"),
-        RequestItem(None, ("data:cat",)),
-        RequestItem("a hat"),
+        RequestItem(("a dog",)),
+        cat,
+        RequestItem(("a hat",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "content"),
+    [
+        ((TEXT, CAT, TEXT, HAT), ("a cat", "data:cat", "a cat", "data:hat")),
+        ((CAT, TEXT, HAT), ("data:cat", "a cat", "data:hat")),
+        ((TEXT, CAT, HAT), ("data:cat", "data:hat", "a cat")),  # one text before all images: as `text` and `image`
+        ((TEXT, TEXT, CAT), ("data:cat", "a cat", "a cat")),
+        ((TEXT, CAT, {"type": "text", "text": ""}), ("a cat", "data:cat", "")),
+    ],
+)
+def test_parts_keep_their_order_unless_all_images_follow_the_only_text(parts: tuple, content: tuple):
+    (item,) = read(messages=[user(*parts)])
+    assert tuple(part if isinstance(part, str) else part.url for part in item.content) == content
+    assert item == read(messages=[user(part) for part in parts])[0]
 
 
 @pytest.mark.parametrize(

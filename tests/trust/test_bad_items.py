@@ -26,10 +26,13 @@ Encode = Callable[[Any], np.ndarray]
 Loaded = tuple[UniMEModel, ProcessorMixin]
 
 RED = Image.new("RGB", (40, 24), "red")
-WRONG_TYPE = "expected a str, a PIL image or a dict with 'text' and/or 'image', got "
+WRONG_TYPE = "expected a str, a PIL image, a list of them or a dict with 'text' and/or 'image', got "
 NO_CONTENT = "expected 'text' or 'image' (or both), got the keys "
 IMAGE = "'image' must be a PIL image or a list of them, got "
-UNKNOWN = "; valid keys are text, image, instruction"
+PART = "a part of 'content' must be a text or a PIL image, got "
+UNKNOWN_PART = "a part of 'content' must be a text, an image, {'type': 'text', 'text': ...} or {'type': 'image', "
+BOTH = "'content' replaces 'text' and 'image': put the text and the images into 'content'"
+UNKNOWN = "; valid keys are text, image, content, instruction"
 
 # name -> (invalid item, error message)
 ITEMS: dict[str, tuple[Any, str]] = {
@@ -42,10 +45,23 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "bytearray": (bytearray(b"a cat"), WRONG_TYPE + "bytearray"),
     "path": (Path("cat.png"), WRONG_TYPE + "PosixPath"),
     "open file": (io.BytesIO(b"a cat"), WRONG_TYPE + "BytesIO"),
-    "token ids": ([1, 2, 3], WRONG_TYPE + "list"),
-    "nested list": (["a cat", "a dog"], WRONG_TYPE + "list"),
-    "nested lists": ([["a cat"], [RED]], WRONG_TYPE + "list"),
-    "tuple of text and image": (("a cat", RED), WRONG_TYPE + "tuple"),
+    "token ids": ([1, 2, 3], PART + "int"),
+    "nested lists": ([["a cat"], [RED]], PART + "list"),
+    "empty list": ([], "'content' is empty: it needs a text or an image"),
+    "none in a list": (["a cat", None], PART + "NoneType"),
+    "bytes in a list": (["a cat", b"\x89PNG"], PART + "bytes"),
+    "surrogate in a list": (["a cat", RED, "a \ud800"], "'text' is not valid Unicode at character 2"),
+    "item in a list": ([{"text": "a cat"}, RED], UNKNOWN_PART),
+    "messages": ([{"role": "user", "content": ["a cat"]}], UNKNOWN_PART),
+    "part without a value": ([{"type": "image", "image": None}], UNKNOWN_PART),
+    "part with two values": ([{"type": "text", "text": "a cat", "image": RED}], UNKNOWN_PART),
+    "part of another type": ([{"type": "video", "video": "cat.mp4"}], UNKNOWN_PART),
+    "number as text of a part": ([{"type": "text", "text": 7}], UNKNOWN_PART),
+    "path in a part": ([{"type": "image", "image": "cat.png"}], PART + "str: open it with PIL.Image"),
+    "content and text": ({"content": ["a cat", RED], "text": "a cat"}, BOTH),
+    "content and image": ({"content": ["a cat", RED], "image": RED}, BOTH),
+    "text as content": ({"content": "a cat"}, "'content' must be a list of texts and images, got str"),
+    "no content": ({"content": [], "instruction": "Find it:"}, "'content' is empty: it needs a text or an image"),
     "set": ({"a cat"}, WRONG_TYPE + "set"),
     "generator": ((text for text in ["a cat"]), WRONG_TYPE + "generator"),
     "array": (np.zeros((24, 40, 3), np.uint8), WRONG_TYPE + "ndarray"),
@@ -61,7 +77,7 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "video": ({"text": "a cat", "video": "cat.mp4"}, "unknown item key 'video'" + UNKNOWN),
     "key in capitals": ({"Text": "a cat"}, "unknown item key 'Text'" + UNKNOWN),
     "keys of several types": ({1: "a cat", "text": "a cat"}, "unknown item key 1" + UNKNOWN),
-    "message": ({"role": "user", "content": "a cat"}, "unknown item key 'role', 'content'" + UNKNOWN),
+    "message": ({"role": "user", "content": "a cat"}, "unknown item key 'role'" + UNKNOWN),
     "number as text": ({"text": 7}, "'text' must be a str, got int"),
     "nan as text": ({"text": float("nan")}, "'text' must be a str, got float"),
     "bytes as text": ({"text": b"a cat"}, "'text' must be a str, got bytes"),
@@ -98,6 +114,16 @@ UNUSUAL: dict[str, tuple[Any, Any]] = {  # name -> (unusual item, usual item tha
     "tuple of images": ({"image": (RED, RED)}, {"image": [RED, RED]}),
     "list of one image": ({"image": [RED]}, RED),
     "text that is a number": ("7", {"text": "7"}),
+    "list of one text": (["a cat"], "a cat"),
+    "list of texts": (["a cat", "a dog"], "a cat\na dog"),
+    "tuple of text and image": (("a cat", RED, "a dog"), {"content": ["a cat", RED, "a dog"]}),
+    "images before a text": ([RED, RED, "a cat"], {"text": "a cat", "image": [RED, RED]}),
+    "empty text before an image": (["", RED, "a cat"], {"text": "a cat", "image": RED}),
+    "empty text after an image": (["a cat", RED, ""], ["a cat", RED]),
+    "parts of messages": (
+        [{"type": "text", "text": "a cat", "image": None}, {"type": "image", "image": RED}],
+        {"content": ["a cat", RED], "text": None},
+    ),
 }
 
 

@@ -44,7 +44,7 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "item of nulls": (GOOD | {"query": {"text": None, "image": None}}, ", query: expected 'text' or 'image'"),
     "item with an unknown key": (
         GOOD | {"query": {"text": "a", "instructions": "Find:"}},
-        ", query: unknown item key 'instructions'; valid keys are text, image, instruction: rename or remove it",
+        ", query: unknown item key 'instructions'; valid keys are text, image, content, instruction: rename or",
     ),
     "text a number": (GOOD | {"query": {"text": 3}}, ", query: 'text' must be a str, got int"),
     "text a list": (GOOD | {"query": {"text": ["a"]}}, ", query: 'text' must be a str, got list"),
@@ -61,6 +61,27 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "image missing": (GOOD | {"positive": {"image": "gone.png"}}, ", positive: cannot read the image "),
     "second image missing": (
         GOOD | {"query": {"image": ["0.png", "gone.png"]}},
+        ", query: cannot read the image ",
+    ),
+    "content a string": (
+        GOOD | {"query": {"content": "a"}},
+        ", query: 'content' must be a list of texts and images, got str",
+    ),
+    "content empty": (GOOD | {"query": {"content": []}}, ", query: 'content' is empty: it needs a text or an image"),
+    "content with a number": (
+        GOOD | {"query": {"content": ["a", 3]}},
+        ", query: 'image' must be a path or a list of them, got int",
+    ),
+    "content with an item": (
+        GOOD | {"query": {"content": ["a", {"image": "0.png"}]}},
+        ", query: a part of 'content' must be a text, an image, {'type': 'text', 'text': ...} or ",
+    ),
+    "content beside a text": (
+        GOOD | {"query": {"content": ["a"], "text": "a"}},
+        ", query: 'content' replaces 'text' and 'image'",
+    ),
+    "content with a missing image": (
+        GOOD | {"query": {"content": ["a", {"type": "image", "image": "gone.png"}]}},
         ", query: cannot read the image ",
     ),
     "negatives a string": (GOOD | {"negatives": "b"}, ": 'negatives' must be a list of items, got str: fix the row"),

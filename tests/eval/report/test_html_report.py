@@ -240,6 +240,20 @@ def test_the_page_marks_every_published_row(benchmark, table_of, rows, tmp_path)
     assert len(marked) == rows and all("<small>published</small>" in row for row in marked)
 
 
+def test_the_page_shows_texts_and_images_in_their_order(tmp_path):
+    red, green, _ = IMAGES
+    query = ["The <cat>", red, "sits on", green]
+    task = RetrievalTask("scene_t2i", "retrieval", [query], [{"text": "a"}, {"text": "b"}], [[0]])
+    results, rankings = evaluate(encode(0), [task], model="CLIP", progress=False)
+    galleries = build_galleries(rankings, [task])
+    path = write_report({"CLIP": results}, galleries, {}, tmp_path / "report.html", highlight="CLIP", credits="")
+    shown = path.read_text().split('<div class="card query">')[1].split("</div>")[0]
+    urls = [uri.split('"')[0] for uri in shown.split('src="')[1:]]
+    assert len(set(urls)) == 2
+    positions = [shown.index(part) for part in ("The &lt;cat&gt;", urls[0], "sits on", urls[1])]
+    assert positions == sorted(positions)
+
+
 def test_three_axes_make_a_radar_and_two_make_bars(tmp_path):
     text = written(measured("sugarcrepe"), tmp_path)
     assert text.count('<g class="reference">') == 3 and text.count('<g class="outline">') == 2
