@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import distributed
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -37,6 +39,7 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
         kwargs: Passed to [`merge_checkpoint`] (`dtype`, ...).
     """
     output_dir = trainer.args.output_dir
+    check_output_dir(trainer)
     checkpoint = trainer.args.resume_from_checkpoint or last_complete_checkpoint(output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
@@ -45,34 +48,113 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
         return
     adapter_dir = f"{output_dir}/adapter"
     trainer.save_model(adapter_dir)
-    if trainer.is_world_process_zero():
+    if trainer.args.should_save:
         merge_checkpoint(base_model, adapter_dir, output_dir, **kwargs)
 
 
+def check_output_dir(trainer: Trainer) -> None:
+    """Check that `save_on_each_node` says whether the nodes share the disk of `output_dir`; every process calls this.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): The trainer, before training.
+
+    Raises:
+        ValueError: Nodes without a shared disk would save one checkpoint together, or nodes with a shared disk would
+            overwrite each other's files, or FSDP2 would save a checkpoint whose parts are on several disks.
+    """
+    args = trainer.args
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / f".shared-{_gather(uuid4().hex)[0]}"
+    if args.process_index == 0:
+        marker.touch()
+    _gather(None)  # the marker exists from here on
+    shared, writes = zip(*_gather((marker.exists(), args.should_save)), strict=True)
+    if args.process_index == 0:
+        marker.unlink()
+    if not all(shared) and trainer.is_fsdp_enabled:
+        raise ValueError(
+            "FSDP2 divides a checkpoint among the processes, which do not share the disk of output_dir "
+            f"{folder}: give a folder that all nodes see, or launch with DDP or DeepSpeed"
+        )
+    if not all(shared) and not args.save_on_each_node:
+        raise ValueError(
+            f"the nodes do not share the disk of output_dir {folder}: set save_on_each_node to true, or give a folder "
+            "that all nodes see"
+        )
+    if all(shared) and sum(writes) > 1:
+        raise ValueError(
+            f"save_on_each_node would make the nodes overwrite each other's files in output_dir {folder}, which they "
+            "share: set it to false"
+        )
+
+
+def _gather(value: Any) -> list[Any]:
+    """Return the values of all processes, in their order; every process must call this."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """Return the latest complete and undamaged `checkpoint-*` folder, or None.
+    """Return the latest `checkpoint-*` folder that is complete and undamaged for every process, or None.
 
     [`EmbeddingTrainer`] writes `trainer_state.json` last, after every process has written its part, so a folder
-    without it was interrupted. Skipped folders are logged as warnings.
+    without it was interrupted. Skipped folders are logged as warnings. In distributed training every process must
+    call this: nodes without a shared disk may have different checkpoints.
 
     Args:
         output_dir (`str` or `Path`): The folder of the training run; it need not exist.
+
+    Raises:
+        ValueError: Another node has no part of the latest checkpoint: its disk was replaced or emptied.
     """
-    folders = [folder for folder in Path(output_dir).glob("checkpoint-*") if folder.name.rpartition("-")[2].isdigit()]
-    for folder in sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((folder / TRAINER_STATE_NAME).read_text())
-        except (OSError, ValueError):
-            logger.warning("skipping %s: saving it was interrupted", folder)
-            continue
-        errors = {
-            path.name: error for path in sorted(folder.iterdir()) if (error := integrity_error(path)) is not None
-        }
-        if not errors:
-            return str(folder)
-        for name, error in errors.items():
-            logger.warning("skipping %s: %s is damaged (%s)", folder, name, error)
-    return None
+    folders = {
+        int(step): folder
+        for folder in Path(output_dir).glob("checkpoint-*")
+        if (step := folder.name.rpartition("-")[2]).isdigit()
+    }
+    complete = [step for step, folder in sorted(folders.items()) if _is_complete(folder)]
+    started, finished = zip(*_gather(({*folders}, {*complete})), strict=True)
+    common = set.intersection(*finished)
+    if not common and (lost := set.union(*finished) - set.intersection(*started)):
+        raise ValueError(
+            f"checkpoint-{max(lost)} is not on the disks of all nodes: copy {output_dir} from another node, or remove "
+            "it from all nodes to start again"
+        )
+    return str(folders[max(common)]) if common else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is complete and undamaged, and log why not."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        logger.warning("skipping %s: saving it was interrupted", checkpoint)
+        return False
+    errors = {
+        path.name: error for path in sorted(checkpoint.iterdir()) if (error := integrity_error(path)) is not None
+    }
+    for name, error in errors.items():
+        logger.warning("skipping %s: %s is damaged (%s)", checkpoint, name, error)
+    return not errors
+
+
+def copy_to_every_node(checkpoint: Path, args: TrainingArguments) -> None:
+    """Write the files of a checkpoint that process 0 alone writes on every node; every process must call this.
+
+    DeepSpeed reads the name of its part of a checkpoint from the file `latest`, which it writes on one node only.
+
+    Args:
+        checkpoint (`Path`): The checkpoint's folder, on this node.
+        args (`TrainingArguments`): The training arguments.
+    """
+    file = checkpoint / "latest"
+    content = _gather(file.read_text() if file.is_file() else None)[0]
+    if content is not None and args.should_save:
+        file.write_text(content)
 
 
 @contextmanager

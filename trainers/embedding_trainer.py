@@ -29,7 +29,7 @@ from ..data.collator import EvaluationCollator
 from ..data.sampler import EvaluationSampler, EvaluationStream
 from ..modeling_unime import UniMEModel
 from .adapter import make_publishable
-from .checkpointing import removing_unfinished, write_training_record
+from .checkpointing import copy_to_every_node, removing_unfinished, write_training_record
 from .distributed import (
     align_micro_batches,
     deepspeed_backward,
@@ -426,6 +426,8 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.args.save_on_each_node:
+            copy_to_every_node(Path(output_dir), self.args)
         # `trainer_state.json`, written next, marks the checkpoint as complete: all processes must have written theirs.
         self.accelerator.wait_for_everyone()
 

@@ -142,6 +142,13 @@ class UniMEModel(PreTrainedModel):
         """Replace the token embeddings of the backbone."""
         self.backbone.set_input_embeddings(value)
 
+    def should_save_on_this_rank(self, is_main_process: bool) -> bool:
+        """Return whether this process writes files in `save_pretrained`: each one that calls it does.
+
+        transformers would let process 0 alone write, but nodes without a shared disk need a copy each.
+        """
+        return is_main_process
+
     def forward(
         self,
         input_ids: Tensor | None = None,

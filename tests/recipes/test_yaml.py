@@ -75,5 +75,6 @@ def test_the_clip_baseline_uses_plain_in_batch_info_nce(
 @pytest.mark.parametrize("path", LAUNCH_CONFIGS, ids=name_of)
 def test_every_launch_config_is_valid_and_listed(path: Path):
     config = load_config_from_file(str(path))
-    assert config.num_processes == 8 and config.distributed_type in ("MULTI_GPU", "FSDP", "DEEPSPEED")
+    assert config.num_processes == 8 * config.num_machines
+    assert config.distributed_type in ("MULTI_GPU", "FSDP", "DEEPSPEED")
     assert f"`{path.relative_to(RECIPES.parent)}`" in (RECIPES / "README.md").read_text()
