@@ -63,6 +63,7 @@ TESTED_ELSEWHERE = {
         "metric_for_best_model",
         "per_device_eval_batch_size",
     ],
+    "fp16_deepspeed.py": ["fp16"],
 }
 CHECKS: dict[str, Callable] = {}
 
