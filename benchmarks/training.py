@@ -30,7 +30,7 @@ from unime import load_model
 from unime.data.teacher import load_teacher
 from unime.openmoji.dataset import openmoji_rows, openmoji_texts
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, DistillationConfig, DistillationTrainer
-from unime.trainers.adapter import restrict_to
+from unime.trainers.trained_weights import restrict_to
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,39 +1,29 @@
-"""LoRA adapters: restrict them to a part of the model, load them strictly, merge them for release."""
+"""LoRA adapters: load them strictly, and merge them for release."""
 
-import re
-import shutil
+import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..checkpoint import load_model, redact_home, save_checkpoint
 from ..checkpoint_safety import TRAINING_RECORD, check_integrity, forbid_remote_code
+from ..processing_unime import Item
+from ..storage.atomic_files import atomic_write
 
+
+logger = logging.getLogger(__name__)
 
 MIN_MERGE_COSINE = 0.999  # between embeddings before and after merging, which rounds half-precision weights once more
-
-
-def restrict_to(peft_config: PeftConfig, prefix: str) -> PeftConfig:
-    """Return a copy of an adapter configuration that excludes every module outside `prefix`.
-
-    Args:
-        peft_config ([`~peft.PeftConfig`]): The configuration, for instance with `target_modules="all-linear"`.
-        prefix (`str`): Full name of the module that may have adapters inside, such as `"backbone.language_model"`.
-    """
-    excluded = peft_config.exclude_modules or []
-    # PEFT reads a string as a regular expression of full names, a list as names or their endings.
-    patterns = [excluded] if isinstance(excluded, str) else [rf"(?:.*\.)?{re.escape(name)}" for name in excluded]
-    restricted = copy(peft_config)
-    restricted.exclude_modules = "|".join([rf"(?!{re.escape(prefix)}\.).*", *patterns])
-    return restricted
 
 
 def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
@@ -105,36 +95,96 @@ def without_zero3() -> Iterator[None]:
 
 
 @without_zero3()
-def merge_checkpoint(base: str, adapter: str | Path, directory: str | Path, **kwargs: Any) -> Path:
+def merge_checkpoint(
+    base: str,
+    adapter: str | Path,
+    directory: str | Path,
+    quantization_config: BitsAndBytesConfig | None = None,
+    dequantize: bool = False,
+    **kwargs: Any,
+) -> Path:
     """Merge a trained adapter into the model it was trained on, and write the checkpoint.
 
-    The base model is loaded again without quantization: an adapter trained over 4-bit weights is merged into the full
-    weights.
+    An adapter trained over 4-bit weights is merged into the full weights by default. The merged model then differs
+    from the trained one by the rounding of the 4-bit weights; `dequantize` keeps this rounding. The least cosine
+    between the embeddings of the trained and of the merged model, over some texts and images, is logged and written
+    into the training record.
 
     Args:
         base (`str`): Folder or Hub id that the adapter was trained on: a backbone or a UniME checkpoint.
         adapter (`str` or `Path`): Folder of the adapter.
         directory (`str` or `Path`): Where to write the checkpoint.
+        quantization_config (`BitsAndBytesConfig`, *optional*): How the base was quantized during training.
+        dequantize (`bool`, *optional*, defaults to `False`): Whether to merge into the dequantized base, which is what
+            the adapter was trained on, instead of the full weights. Needs `quantization_config`.
         kwargs: Passed to [`load_model`] (`dtype`, ...).
 
     Returns:
         `Path`: The directory.
 
     Raises:
-        ValueError: The adapter does not fit the base (see [`load_adapter`]), or merging changes the embeddings.
+        ValueError: The adapter does not fit the base (see [`load_adapter`]) or changes no weight, merging changes the
+            embeddings of a model that was not quantized, or `dequantize` lacks a `quantization_config`.
     """
-    model, processor = load_model(base, **kwargs)
+    if quantization_config is not None:
+        model, processor = load_model(base, quantization_config=quantization_config, device_map="cpu", **kwargs)
+    else:
+        model, processor = load_model(base, **kwargs)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if dequantize and quantizer is None:
+        raise ValueError("there is nothing to dequantize: pass the quantization_config that the base was trained with")
     adapted = load_adapter(model, adapter)
-    texts = ["a text to check the merged model by", "another one"]
-    embeddings = adapted.get_base_model().encode(texts, processor)
+    if not changes_weights(adapted):
+        raise ValueError(
+            f"the adapter in {adapter} changes no weight, so that merging would return {base}: train it first (with a "
+            "learning rate above 0)"
+        )
+    items = _check_items()
+    trained = adapted.get_base_model().encode(items, processor)
+    if quantizer is not None:
+        dequantize = dequantize or quantizer.pre_quantized  # there are no full weights
+        model = adapted.unload().dequantize() if dequantize else load_model(base, **kwargs)[0]
+        adapted = load_adapter(model, adapter)
     merged = merge_adapter(adapted)
-    cosine = float((embeddings * merged.encode(texts, processor)).sum(axis=1).min())
-    if not cosine > MIN_MERGE_COSINE:
+    cosine = float((trained * merged.encode(items, processor)).sum(axis=1).min())
+    if quantizer is None and not cosine > MIN_MERGE_COSINE:
         raise ValueError(
             f"merging {adapter} into {base} changed the embeddings (cosine {cosine:.4f}): merge it in float32"
         )
+    base_weights = "dequantized" if dequantize else "full"
+    logger.warning(
+        "merged %s into the %s weights of %s: least cosine %.4f between trained and merged embeddings of %d items%s",
+        adapter,
+        base_weights,
+        base,
+        cosine,
+        len(items),
+        "; the dequantized weights are those it was trained on" if quantizer is not None and not dequantize else "",
+    )
     output = save_checkpoint(merged, processor, directory)
     record = Path(adapter, TRAINING_RECORD)
     if record.is_file():
-        shutil.copyfile(record, output / TRAINING_RECORD)
+        *before, stage = json.loads(record.read_text())
+        stage["merge"] = {"base weights": base_weights, "least cosine to trained": round(cosine, 6)}
+        with atomic_write(output / TRAINING_RECORD) as part:
+            part.write_text(json.dumps([*before, stage], indent=1) + "\n")
     return output
+
+
+def changes_weights(model: PeftModel) -> bool:
+    """Return whether an adapter changes any weight: a new LoRA adapter does not.
+
+    Args:
+        model (`PeftModel`): The model with its adapter.
+    """
+    if model.active_peft_config.modules_to_save:  # weights that replace those of the base
+        return True
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    return any(bool(layer.get_delta_weight(model.active_adapter).any()) for layer in layers)
+
+
+def _check_items() -> list[Item]:
+    texts = ["a text to check the merged model by", "another one", "Which of two merged models is closer?"]
+    images = [Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 50), Image.radial_gradient("L").resize((64, 64))]
+    images = [image.convert("RGB") for image in images]
+    return [*texts, *({"image": image} for image in images), {"text": texts[0], "image": images[0]}]

@@ -31,7 +31,8 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
     `resume_from_checkpoint` of the training arguments names another checkpoint to resume from.
 
     A fully trained model is saved in `output_dir`. An adapter is saved in `output_dir/adapter`, and the base model
-    with the adapter merged in `output_dir`.
+    with the adapter merged in `output_dir`; after training over 4-bit weights, [`EmbeddingConfig`]'s
+    `merge_dequantized` chooses the weights to merge into.
 
     Args:
         trainer ([`EmbeddingTrainer`]): The trainer; its `args.output_dir` is where everything is saved.
@@ -49,7 +50,15 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
     adapter_dir = f"{output_dir}/adapter"
     trainer.save_model(adapter_dir)
     if trainer.args.should_save:
-        merge_checkpoint(base_model, adapter_dir, output_dir, **kwargs)
+        quantizer = getattr(trainer.model.get_base_model(), "hf_quantizer", None)
+        merge_checkpoint(
+            base_model,
+            adapter_dir,
+            output_dir,
+            quantization_config=None if quantizer is None else quantizer.quantization_config,
+            dequantize=trainer.args.merge_dequantized,
+            **kwargs,
+        )
 
 
 def check_output_dir(trainer: Trainer) -> None:

@@ -12,11 +12,11 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..data.collator import DistillationCollator
-from .adapter import restrict_to
 from .distillation_config import DistillationConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
 from .losses import distillation_kl
+from .trained_weights import restrict_to
 
 
 class DistillationTrainer(EmbeddingTrainer):

@@ -48,6 +48,9 @@ class EmbeddingConfig(TrainingArguments):
         matryoshka_dims (`list[int]`, *optional*): Smaller dimensions to train as well, so that embeddings can be
             truncated to them (Kusupati et al., arXiv 2205.13147). The loss is the mean over the full and all
             truncated embeddings.
+        merge_dequantized (`bool`, *optional*, defaults to `False`): Whether an adapter trained over 4-bit weights is
+            merged into these weights, dequantized, instead of the full weights. The merged checkpoint then gives the
+            embeddings of the trained model; the other way, the adapter meets weights it was not trained on.
     """
 
     micro_batch_tokens: int = field(
@@ -65,6 +68,10 @@ class EmbeddingConfig(TrainingArguments):
     matryoshka_dims: list[int] | None = field(
         default=None,
         metadata={"help": "Smaller dimensions to train as well, so that embeddings can be truncated to them."},
+    )
+    merge_dequantized: bool = field(
+        default=False,
+        metadata={"help": "Merge an adapter of 4-bit weights into these weights, dequantized, not the full ones."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Remove the columns that the model's forward does not name."}

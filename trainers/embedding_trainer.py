@@ -52,6 +52,7 @@ from .gradient_cache import (
     with_last_layer_shortcut,
 )
 from .nonfinite import all_finite, check_finite_weights, nonfinite_error
+from .trained_weights import fit_to_model, modules_without_gradient
 
 
 Batch = Mapping[str, Any]
@@ -99,8 +100,9 @@ class EmbeddingTrainer(Trainer, ABC):
         optimizers (`tuple`, *optional*): Optimizer and learning rate scheduler.
 
     Raises:
-        ValueError: A dataset is empty, lacks a column or is smaller than a batch; there is neither a processor nor a
-            collator; one process has several GPUs; or the training is sharded by FSDP1, or compiled and sharded.
+        ValueError: `merge_dequantized` is set without quantized weights; a dataset is empty, lacks a column or is
+            smaller than a batch; there is neither a processor nor a collator; one process has several GPUs; or the
+            training is sharded by FSDP1, or compiled and sharded.
     """
 
     columns: tuple[str, ...]
@@ -135,7 +137,15 @@ class EmbeddingTrainer(Trainer, ABC):
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:
             set_seed(args.seed)  # `Trainer` sets it only after the adapter's weights are drawn
-            model = get_peft_model(model, peft_config)
+            model = get_peft_model(
+                model, fit_to_model(peft_config, model) if isinstance(model, UniMEModel) else peft_config
+            )
+        embedder = model.get_base_model() if isinstance(model, PeftModel) else model
+        if args.merge_dequantized and getattr(embedder, "hf_quantizer", None) is None:
+            raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
+        if isinstance(embedder, UniMEModel):  # no optimizer state and no weight decay where no gradient can come
+            for name in modules_without_gradient(embedder):
+                embedder.get_submodule(name).requires_grad_(False)
         super().__init__(
             model=model,
             args=args,

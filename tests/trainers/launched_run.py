@@ -28,9 +28,16 @@ BEST = {
     "eval_strategy": "steps",
     "eval_steps": 1,
     "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_loss",
-    "greater_is_better": True,  # so that the best model is not the last
+    "metric_for_best_model": "eval_step",
+    "greater_is_better": False,
 }
+
+
+class FirstIsBest(ContrastiveTrainer):
+    """A trainer whose best model is the first that is evaluated, and not the last."""
+
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
+        return super().evaluate(*args, **kwargs) | {"eval_step": self.state.global_step}
 
 
 def make_trainer(backbone: str, output: Path, launcher: str, tuning: str, **options: object) -> ContrastiveTrainer:
@@ -65,7 +72,7 @@ def make_trainer(backbone: str, output: Path, launcher: str, tuning: str, **opti
         backbone, dtype=dtype, quantization_config=quantization if tuning.startswith("qlora") else None
     )
     lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-    return ContrastiveTrainer(
+    return FirstIsBest(
         model,
         args,
         train_dataset=contrastive_rows(),
@@ -92,7 +99,7 @@ def main(backbone: str, output: Path, launcher: str, tunings: list[str]) -> None
         trainer.save_model(str(best / "adapter") if "lora" in tuning else None)
         results = {
             "best_step": trainer.state.best_global_step,
-            "best_loss": trainer.state.best_metric,
+            "losses": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
             "loss_at_end": trainer.evaluate()["eval_loss"],
         }
         if trainer.is_world_process_zero():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, ProcessorMixin
 
 from unime import UniMEModel, load_model, save_checkpoint
-from unime.trainers import ContrastiveConfig, ContrastiveTrainer, load_adapter
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, load_adapter, merge_checkpoint, train_and_save
 
 
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -97,3 +97,55 @@ def test_a_4_bit_model_is_saved_with_one_quantization_config(
     loaded, _ = load_model(str(tmp_path))
     texts = ["a text", "another one"]
     np.testing.assert_array_equal(loaded.encode(texts, processor), quantized.encode(texts, processor))
+
+
+def test_an_adapter_that_changes_no_weight_is_not_merged(
+    tiny_model: Callable[[str], Path], adapter: Path, tmp_path: Path
+):
+    with pytest.raises(ValueError, match="changes no weight, so that merging would return .*: train it first"):
+        merge_checkpoint(str(tiny_model("llava")), adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_the_merged_checkpoint_is_compared_with_what_was_trained_over_4_bit_weights(
+    dequantize: bool,
+    quantized: UniMEModel,
+    tiny_model: Callable,
+    processor: ProcessorMixin,
+    rows: list,
+    tmp_path: Path,
+):
+    args = ContrastiveConfig(
+        str(tmp_path),
+        per_device_train_batch_size=12,
+        max_steps=2,
+        learning_rate=1e-2,
+        merge_dequantized=dequantize,
+        use_cpu=True,
+        report_to="none",
+    )
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    trainer = ContrastiveTrainer(quantized, args, train_dataset=rows, processing_class=processor, peft_config=lora)
+    train_and_save(trainer, str(tiny_model("llava")), dtype=torch.float32)
+
+    assert "quantization" not in (tmp_path / "config.json").read_text()
+    merged, _ = load_model(str(tmp_path))
+    items = [row["query"] for row in rows]
+    cosines = (merged.encode(items) * trainer.model.get_base_model().encode(items, processor)).sum(axis=1)
+    merge = json.loads((tmp_path / "training.json").read_text())[-1]["merge"]
+    assert merge["base weights"] == ("dequantized" if dequantize else "full")
+    if dequantize:
+        assert cosines.min() > 1 - 1e-5 and merge["least cosine to trained"] > 1 - 1e-5
+    else:  # of other items, but of the same order
+        assert 1e-3 < 1 - merge["least cosine to trained"] < 0.5 and 1e-3 < 1 - cosines.min() < 0.5
+
+
+def test_weights_that_were_not_quantized_are_not_dequantized(
+    make_model: Callable, tiny_model: Callable, processor: ProcessorMixin, rows: list, adapter: Path, tmp_path: Path
+):
+    with pytest.raises(ValueError, match="there is nothing to dequantize: pass the quantization_config"):
+        merge_checkpoint(str(tiny_model("llava")), adapter, tmp_path / "merged", dequantize=True)
+    with pytest.raises(ValueError, match="merge_dequantized needs quantized weights"):
+        args = ContrastiveConfig(str(tmp_path), merge_dequantized=True, use_cpu=True)
+        ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
