@@ -8,10 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rows import content_hash, content_hashes, label_hash, parse_teacher_embedding, task_hash
+from .rows import (
+    check_scores,
+    content_hash,
+    content_hashes,
+    label_hash,
+    parse_teacher_embedding,
+    positive_place,
+    row_positives,
+    task_hash,
+)
 
 
 Prepare = Callable[[Sequence[Any]], list[tuple[list[int], Mapping[str, Tensor]]]]
+
+ITEM_TENSORS = ("order", "identity", "content")  # one value per item; the other tensors belong to rows
 
 
 def _micro_batches(prepare: Prepare, items: list[Any]) -> dict[str, Any]:
@@ -33,9 +44,13 @@ class ContrastiveCollator:
     - `identity` and `content` `(items,)`: hashes of each item, with and without its instruction;
     - `candidate` `(candidates,)`: item index of each candidate;
     - `label` `(candidates,)`: hash of the label; -1 means none;
-    - `query` `(batch,)`: item index of each row's query;
-    - `positive` `(batch,)`: candidate index of each row's positive;
-    - `task` `(batch,)`: hash of each row's task.
+    - `query`, `positive` and `task` `(pairs,)`: for each positive of each row the item index of the query, the
+      candidate index of the positive, and the hash of the task;
+    - `scored_query` `(scored rows,)`: item index of the query of each row with scores;
+    - `scored_row`, `scored_candidate` and `score` `(scores,)`: for each score the index of its row in `scored_query`,
+      its candidate index, and its value.
+
+    Calling it raises a `ValueError` if the positives or scores of a row are malformed.
 
     Args:
         prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as `unime.micro_batches` does.
@@ -64,25 +79,47 @@ class ContrastiveCollator:
             return candidates.setdefault((item, label), len(candidates))
 
         queries = [add_item(row["query"], f"{where}, query") for row, where in zip(rows, places, strict=True)]
-        positives = [
-            add_candidate(add_item(row["positive"], f"{where}, positive"), label_hash(row["task"], row["label"]))
-            for row, where in zip(rows, places, strict=True)
-        ]
-        positive_items = {item for item, _ in candidates}
+        positives: list[list[int]] = []  # candidate indices of each row's positives
         for row, where in zip(rows, places, strict=True):
+            row_items, label = row_positives(row, where), label_hash(row["task"], row["label"])
+            names = [positive_place(where, position, len(row_items)) for position in range(len(row_items))]
+            positives.append(
+                [add_candidate(add_item(item, name), label) for item, name in zip(row_items, names, strict=True)]
+            )
+        candidate_of_positive: dict[int, int] = {}  # item index -> its first candidate index
+        for (item, _), index in candidates.items():
+            candidate_of_positive.setdefault(item, index)
+
+        scored_queries: list[int] = []
+        scores: list[tuple[int, int, float]] = []  # row among those with scores, candidate index, score
+        for row, where, query, row_positive in zip(rows, places, queries, positives, strict=True):
+            row_candidates = list(row_positive)
             for position, negative in enumerate(row["negatives"]):
                 item = add_item(negative, f"{where}, negative {position}")
-                if item not in positive_items:  # a row's positive is a candidate already
-                    add_candidate(item, -1)
+                if item in candidate_of_positive:  # a candidate already, which may have a label
+                    row_candidates.append(candidate_of_positive[item])
+                else:
+                    row_candidates.append(add_candidate(item, -1))
+            row_scores = check_scores(row.get("scores"), len(row_positive), len(row["negatives"]), where)
+            if row_scores is not None:
+                pairs = zip(row_candidates, row_scores, strict=True)
+                scores += [(len(scored_queries), candidate, score) for candidate, score in pairs if score is not None]
+                scored_queries.append(query)
+
+        row_of_pair = [index for index, row_positive in enumerate(positives) for _ in row_positive]
         return _micro_batches(self.prepare, items) | {
             "provenance": provenance,
             "identity": torch.tensor(list(item_indices)),
             "content": torch.tensor(contents),
             "candidate": torch.tensor([item for item, _ in candidates]),
             "label": torch.tensor([label for _, label in candidates]),
-            "query": torch.tensor(queries),
-            "positive": torch.tensor(positives),
-            "task": torch.tensor([task_hash(row["task"]) for row in rows]),
+            "query": torch.tensor([queries[index] for index in row_of_pair]),
+            "positive": torch.tensor([candidate for row_positive in positives for candidate in row_positive]),
+            "task": torch.tensor([task_hash(rows[index]["task"]) for index in row_of_pair]),
+            "scored_query": torch.tensor(scored_queries, dtype=torch.long),
+            "scored_row": torch.tensor([row for row, _, _ in scores], dtype=torch.long),
+            "scored_candidate": torch.tensor([candidate for _, candidate, _ in scores], dtype=torch.long),
+            "score": torch.tensor([score for _, _, score in scores], dtype=torch.float32),
         }
 
 
@@ -103,10 +140,9 @@ class EvaluationCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch = dict(self.collate(rows or [self.filler]))
-        if not rows:  # all tensors but the order of the items index them, or belong to rows
-            batch |= {
-                name: value[:0] for name, value in batch.items() if isinstance(value, Tensor) and name != "order"
-            }
+        if not rows:
+            of_rows = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+            batch |= {name: value[:0] for name, value in of_rows.items() if name not in ITEM_TENSORS}
         return batch | {"num_rows": torch.tensor([len(rows)])}
 
 

@@ -1,7 +1,8 @@
 """Hard-negative mining over a whole dataset: search, filters, and rows with mined negatives.
 
-The result of mining is a list of row numbers per row: the positives of those rows are its negatives. The file is
-therefore small, images are stored once, and any dataset that can be trained on can be mined.
+The result of mining is a list of row numbers per row: the first positives of those rows are its negatives, and
+`[row, position]` names another positive. The file is therefore small, images are stored once, and any dataset that can
+be trained on can be mined.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..extras import require_extra
+from .rows import row_positives
 
 
 if TYPE_CHECKING:  # an optional dependency
@@ -26,7 +28,7 @@ SEARCH_QUERIES = 1024  # queries of one search; bounds the memory
 def mine_hard_negatives(
     queries: np.ndarray,
     candidates: np.ndarray,
-    positives: np.ndarray,
+    positives: Sequence[Sequence[int]],
     labels: np.ndarray,
     query_contents: np.ndarray,
     candidate_contents: np.ndarray,
@@ -49,7 +51,7 @@ def mine_hard_negatives(
     Args:
         queries (`np.ndarray` of shape `(rows, dimensions)`): Unit vectors.
         candidates (`np.ndarray` of shape `(candidates, dimensions)`): Unit vectors of distinct items.
-        positives (`np.ndarray` of shape `(rows,)`): Index in `candidates` of each row's positive.
+        positives (`Sequence[Sequence[int]]`): Indices in `candidates` of each row's positives.
         labels (`np.ndarray` of shape `(rows,)`): Label of each row; equal labels mean the same answer, and -1 means
             none. A candidate has the labels of all rows whose positive it is.
         query_contents (`np.ndarray` of shape `(rows,)`): Hash of the content of each query.
@@ -87,9 +89,9 @@ def mine_hard_negatives(
     index = faiss.IndexFlatIP(candidates.shape[1])
     index.add(np.ascontiguousarray(candidates, dtype=np.float32))
     candidate_labels: list[set[int]] = [set() for _ in candidates]
-    for candidate, label in zip(positives, labels, strict=True):
-        if label != -1:
-            candidate_labels[candidate].add(int(label))
+    for right, label in zip(positives, labels.tolist(), strict=True):
+        for candidate in right if label != -1 else ():
+            candidate_labels[candidate].add(label)
 
     mined: list[list[int]] = [[] for _ in queries]
     report = Counter({"looked at": 0, "taken": 0})
@@ -139,18 +141,22 @@ class _RightAnswers(NamedTuple):
 
 
 def _right_answers(
-    positives: np.ndarray, labels: np.ndarray, query_contents: np.ndarray, candidate_contents: np.ndarray
+    positives: Sequence[Sequence[int]],
+    labels: np.ndarray,
+    query_contents: np.ndarray,
+    candidate_contents: np.ndarray,
 ) -> list[_RightAnswers]:
     """Return the right answers of each row's query; rows with one query share them."""
     with_content: dict[int, list[int]] = {}
     for candidate, content in enumerate(candidate_contents.tolist()):
         with_content.setdefault(content, []).append(candidate)
     queries: dict[int, _RightAnswers] = {}
-    for query, positive, label in zip(query_contents.tolist(), positives.tolist(), labels.tolist(), strict=True):
+    for query, right, label in zip(query_contents.tolist(), positives, labels.tolist(), strict=True):
         if query not in queries:
             queries[query] = _RightAnswers([], set(with_content.get(query, ())), set())
-        queries[query].positives.append(positive)
-        queries[query].candidates.update(with_content[int(candidate_contents[positive])])
+        queries[query].positives.extend(right)
+        for positive in right:
+            queries[query].candidates.update(with_content[int(candidate_contents[positive])])
         if label != -1:
             queries[query].labels.add(label)
     return [queries[query] for query in query_contents.tolist()]
@@ -162,7 +168,7 @@ def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
     Args:
         dataset (`Dataset`): The rows that were mined, opened with the same settings.
         path (`str` or `Path`): The file of mined negatives: one line per row, each a list of the numbers of the rows
-            whose positives are its negatives.
+            whose first positives are its negatives, or of `[row, position]` for other positives.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -177,16 +183,20 @@ def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
             "settings that it was mined with"
         )
     read = dataset.format["format_kwargs"]["transform"]
-    mined = [_row_numbers(line, f"{path}, line {number}", len(dataset)) for number, line in enumerate(lines, start=1)]
+    mined = [_positions(line, f"{path}, line {number}", len(dataset)) for number, line in enumerate(lines, start=1)]
     with_column = dataset.with_format(None).add_column("mined", mined)
     return with_column.with_transform(partial(_add_mined, read=read, source=dataset))
 
 
-def _row_numbers(line: bytes, where: str, num_rows: int) -> list[int]:
+def _positions(line: bytes, where: str, num_rows: int) -> list[list[int]]:
+    """Return the row number and the position among the row's positives of each negative on a line."""
     try:
-        numbers = json.loads(line)
-        if all(isinstance(number, int) and 0 <= number < num_rows for number in numbers):
-            return numbers
+        positions = [[entry, 0] if isinstance(entry, int) else entry for entry in json.loads(line)]
+        if all(
+            isinstance(row, int) and isinstance(position, int) and 0 <= row < num_rows and position >= 0
+            for row, position in positions
+        ):
+            return positions
     except (ValueError, TypeError):
         pass
     raise ValueError(f"{where} is not a list of numbers of the {num_rows} rows: mine again")
@@ -195,7 +205,13 @@ def _row_numbers(line: bytes, where: str, num_rows: int) -> list[int]:
 def _add_mined(batch: dict[str, list], read: Callable[[dict], dict], source: Dataset) -> dict[str, Any]:
     rows = read({column: values for column, values in batch.items() if column != "mined"})
     if "negatives" in rows:
-        mined = [[source[row]["positive"] for row in numbers] for numbers in batch["mined"]]
+        mined = [
+            [row_positives(source[row], f"row {row}")[position] for row, position in positions]
+            for positions in batch["mined"]
+        ]
         pairs = zip(rows["negatives"], mined, strict=True)
         rows = rows | {"negatives": [[*negatives, *more] for negatives, more in pairs]}
+        if "scores" in rows:  # mined negatives are not judged
+            scores = zip(rows["scores"], mined, strict=True)
+            rows["scores"] = [row if row is None else [*row, *(None for _ in more)] for row, more in scores]
     return rows

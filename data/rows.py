@@ -1,9 +1,13 @@
 """Row format of training data.
 
-A row has six columns:
+A row has seven columns:
 
-- `query` and `positive` (item);
+- `query` (item);
+- `positives` (list of items, at least one): right answers. `positive` (item) stands for a list of one. A row with
+  several positives trains like as many rows with the same query and one positive each;
 - `negatives` (list of items, may be empty);
+- `scores` (list of `float` or `None`): how well each positive, then each negative, matches the query, as a judge sees
+  it; `None` instead of the list or of a negative's score means not judged;
 - `task` (`str`);
 - `label` (`str` or `None`): equal labels within a task mean the same answer;
 - `where` (`str`): provenance for errors, such as "pairs.jsonl, row 7".
@@ -13,6 +17,7 @@ order, it stands as `{"type": "image", "image": path}`.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +31,7 @@ from ..processing_unime import ITEM_KEYS, Item, item_hash, split_content, to_ite
 from .image_files import read_image
 
 
-ROW_COLUMNS = ("query", "positive", "negatives", "task", "label", "where")
+ROW_COLUMNS = ("query", "positives", "negatives", "scores", "task", "label", "where")
 TEXT_COLUMNS = ("text",)
 STREAM_SHUFFLE_BUFFER_ROWS = 10_000  # rows of a stream, with unread images, from which the next one is drawn
 
@@ -137,6 +142,7 @@ def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
             names the dataset, the row, the item and the image.
     """
     where, negatives, label = row["where"], row.get("negatives"), row.get("label")
+    positives = row_positives(row, where)
     negatives = [] if negatives is None else negatives
     if not isinstance(negatives, list):
         raise ValueError(f"{where}: 'negatives' must be a list of items, got {type(negatives).__name__}: fix the row")
@@ -145,12 +151,60 @@ def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
             raise ValueError(f"{where}: '{name}' must be a string, got {type(row[name]).__name__}: fix the row")
     return {
         "query": _read_item(row.get("query"), f"{where}, query", root),
-        "positive": _read_item(row.get("positive"), f"{where}, positive", root),
+        "positives": [
+            _read_item(item, positive_place(where, n, len(positives)), root) for n, item in enumerate(positives)
+        ],
         "negatives": [_read_item(item, f"{where}, negative {n}", root) for n, item in enumerate(negatives)],
+        "scores": check_scores(row.get("scores"), len(positives), len(negatives), where),
         "task": str(row["task"]),
         "label": None if label is None else str(label),
         "where": where,
     }
+
+
+def row_positives(row: Mapping[str, Any], where: str) -> list[Any]:
+    """Return the positives of a row, which may have `positive` instead of `positives`.
+
+    Raises:
+        ValueError: The row has both, or `positives` is not a list of at least one item.
+    """
+    positive, positives = row.get("positive"), row.get("positives")
+    if positives is None:
+        return [positive]
+    if positive is not None:
+        raise ValueError(f"{where}: it has both 'positive' and 'positives': remove one of them")
+    if not isinstance(positives, list) or not positives:
+        raise ValueError(f"{where}: 'positives' must be a list of at least one item, got {positives!r:.80}")
+    return positives
+
+
+def positive_place(where: str, position: int, num_positives: int) -> str:
+    """Return the name of a positive in errors."""
+    return f"{where}, positive" if num_positives == 1 else f"{where}, positive {position}"
+
+
+def check_scores(scores: Any, num_positives: int, num_negatives: int, where: str) -> list[float | None] | None:
+    """Return the scores of a row's positives and negatives after checking them.
+
+    Raises:
+        ValueError: There is not exactly one score per positive and negative, a score is not a finite number, or a
+            positive has none.
+    """
+    if scores is None:
+        return None
+    expected = f"one score for each of the {num_positives} positive(s), then for each of the {num_negatives} negatives"
+    if not isinstance(scores, list) or len(scores) != num_positives + num_negatives:
+        given = f"{len(scores)} scores" if isinstance(scores, list) else type(scores).__name__
+        raise ValueError(f"{where}: 'scores' has {given}: give {expected}")
+    for position, score in enumerate(scores):
+        if score is None and position >= num_positives:
+            continue
+        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError(
+                f"{where}: score {position} must be a finite number, got {score!r}; only negatives may have null, for "
+                f"not judged: give {expected}"
+            )
+    return [None if score is None else float(score) for score in scores]
 
 
 def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ from .rows import (
 )
 
 
-SIDES = ("query", "positive", "negative")
-TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "label", "task", "text", "teacher")
+SIDES = ("query", "positive", "positives", "negative")
+TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "scores", "label", "task", "text", "teacher")
 
 
 @dataclass
@@ -45,9 +45,11 @@ class DataArguments:
         image_root (`str`, *optional*): Folder that relative image paths start from. Defaults to the folder of the
             dataset, and for MMEB-train to the working folder.
         columns (`dict`, *optional*): Column for each part of a row. The keys are `text`, `image` or `instruction` of
-            `query`, `positive` or `negative` (such as `query.text`), `task` and `label`; for stage 1 they are `text`
-            (a column or a list of columns) and `teacher`.
-        instructions (`dict`, *optional*): With `columns`, the instruction of `query`, `positive` or `negative`.
+            `query`, `positive` or `negative` (such as `query.text`), `scores`, `task` and `label`; for stage 1 they
+            are `text` (a column or a list of columns) and `teacher`. If a column holds a list of texts or images per
+            row, `positives` (instead of `positive`) and `negative` make one item of each.
+        instructions (`dict`, *optional*): With `columns`, the instruction of `query`, `positive`, `positives` or
+            `negative`.
         split (`str`, *optional*, defaults to `"train"`): With `columns`, the split of the dataset.
         config_name (`str`, *optional*): With `columns`, the configuration of the dataset.
         streaming (`bool`, *optional*, defaults to `False`): With `columns` or a JSONL file, read the rows during
@@ -311,9 +313,12 @@ def _open_mapped_table(data: DataArguments) -> Dataset | IterableDataset:
 
 def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
     mapping = data.columns or {}
-    for side in ("query", "positive"):
-        if not any(target.startswith(f"{side}.") for target in mapping):
+    mapped = {target.split(".")[0] for target in mapping}
+    for side, others in (("query", set()), ("positive", {"positives"})):
+        if not mapped & {side, *others}:
             raise ValueError(f"`columns` has no column for the {side}: give {side}.text, {side}.image or both")
+    if {"positive", "positives"} <= mapped:
+        raise ValueError("`columns` has both positive and positives: map one of them")
     for side in data.instructions or ():
         if side not in SIDES:
             raise ValueError(f"unknown key '{side}' in `instructions`; valid keys are {', '.join(SIDES)}")
@@ -342,18 +347,24 @@ def _read_mapped(
             parts = {key: source[columns[f"{side}.{key}"]] for key in ITEM_KEYS if f"{side}.{key}" in columns}
             return {"instruction": instructions.get(side)} | parts
 
-        row = {"query": item("query"), "positive": item("positive"), "where": source["where"], "task": source["task"]}
-        row["negatives"] = _negative_items(item("negative"), source["where"])
-        rows.append(read_row(row | {"label": source[columns["label"]] if "label" in columns else None}, root))
+        where = source["where"]
+        row = {"query": item("query"), "where": where, "task": source["task"]}
+        if any(target.startswith("positives.") for target in columns):
+            row["positives"] = _items_of_lists(item("positives"), "positives", where)
+        else:
+            row["positive"] = item("positive")
+        row["negatives"] = _items_of_lists(item("negative"), "negatives", where)
+        row |= {name: source[columns[name]] for name in ("scores", "label") if name in columns}
+        rows.append(read_row(row, root))
     return columns_of_rows(rows)
 
 
-def _negative_items(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """Return the negatives of a row from one item, whose text and image may be lists of equal length."""
+def _items_of_lists(item: dict[str, Any], name: str, where: str) -> list[dict[str, Any]]:
+    """Return the positives or negatives of a row from one item, whose text and image may be lists of equal length."""
     content = {key: value for key, value in item.items() if key != "instruction" and value is not None}
     lists = {key: value if isinstance(value, list) else [value] for key, value in content.items()}
     if len({len(values) for values in lists.values()}) > 1:
         counts = " and ".join(f"{len(values)} of {key}" for key, values in lists.items())
-        raise ValueError(f"{where}: its negatives are {counts}: give equally many")
-    negatives = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
-    return [{"instruction": item["instruction"]} | negative for negative in negatives]
+        raise ValueError(f"{where}: its {name} are {counts}: give equally many")
+    items = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    return [{"instruction": item["instruction"]} | parts for parts in items]

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from .rows import content_hash, content_hashes
+from .rows import check_scores, content_hash, content_hashes, row_positives
 
 
 class RowContents(NamedTuple):
@@ -27,8 +27,14 @@ def read_or_explain(dataset: Dataset, index: int) -> dict[str, Any] | str:
         row = dataset[index]
     except ValueError as error:
         return str(error)
-    if content_hash(row["query"]) == content_hash(row["positive"]):
-        return f"{row.get('where') or f'row {index}'}: the query equals its positive; fix or remove the row"
+    where = row.get("where") or f"row {index}"
+    try:
+        positives = row_positives(row, where)
+        check_scores(row.get("scores"), len(positives), len(row["negatives"]), where)
+    except ValueError as error:
+        return str(error)
+    if content_hash(row["query"]) in map(content_hash, positives):
+        return f"{where}: the query equals its positive; fix or remove the row"
     return row
 
 
@@ -48,7 +54,7 @@ class CheckedRows(TorchDataset):
         _, query = content_hashes(row["query"])
         positives, negatives = (
             frozenset(content for _, content in map(content_hashes, items))
-            for items in ([row["positive"]], row["negatives"])
+            for items in (row_positives(row, f"row {index}"), row["negatives"])
         )
         return RowContents(query, row["task"], positives, negatives)
 

@@ -12,7 +12,7 @@ reasons in `rejected.jsonl`, which training skips with `--rejected_file`; with `
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from trl import TrlParser
 from unime.checkpoint import fingerprint
 from unime.data.mining import mine_hard_negatives
 from unime.data.rejected_rows import write_rejected
-from unime.data.rows import content_hashes, label_hash
+from unime.data.rows import content_hashes, label_hash, positive_place, row_positives
 from unime.data.sources import DataArguments, open_rows
 from unime.data.validation import read_or_explain
 from unime.eval.encoders.loading import load_encoder
@@ -79,29 +79,31 @@ def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
         rows_or_reasons = {index: read_or_explain(dataset, index) for index in indices}
         rejected = {index: reason for index, reason in rows_or_reasons.items() if isinstance(reason, str)}
         rows = {index: row for index, row in rows_or_reasons.items() if index not in rejected}
-        embeddings = {}
-        for side in ("query", "positive"):
-            encoded = map_isolating_failures(encode, [row[side] for row in rows.values()], ValueError)
-            embeddings[side] = dict(zip(rows, encoded, strict=True))
-            for index, embedding in embeddings[side].items():
-                reason = str(embedding) if isinstance(embedding, ValueError) else None
-                if reason is None and not np.isfinite(embedding).all():
-                    reason = "its embedding is not finite: fix or remove the row"
-                if reason is not None:
-                    rejected.setdefault(index, f"{rows[index].get('where') or f'row {index}'}, {side}: {reason}")
+        places = {index: row.get("where") or f"row {index}" for index, row in rows.items()}
+        positives = {index: row_positives(row, places[index]) for index, row in rows.items()}
+        items = [(index, f"{places[index]}, query", row["query"]) for index, row in rows.items()]
+        for index, row_items in positives.items():
+            names = (positive_place(places[index], position, len(row_items)) for position in range(len(row_items)))
+            items += [(index, name, item) for name, item in zip(names, row_items, strict=True)]
+        embeddings: dict[int, list[np.ndarray]] = {index: [] for index in rows}  # of the query, then the positives
+        encoded = map_isolating_failures(encode, [item for _, _, item in items], ValueError)
+        for (index, name, _), embedding in zip(items, encoded, strict=True):
+            reason = str(embedding) if isinstance(embedding, ValueError) else None
+            if reason is None and not np.isfinite(embedding).all():
+                reason = "its embedding is not finite: fix or remove the row"
+            if reason is not None:
+                rejected.setdefault(index, f"{name}: {reason}")
+            embeddings[index].append(embedding)
         _stop_if_strict(script, rejected)
         good = [index for index in rows if index not in rejected]
-
-        def hashes_of(side: str, rows: Mapping[int, Any] = rows, good: Sequence[int] = good) -> np.ndarray:
-            hashes = [content_hashes(rows[index][side]) for index in good]
-            return np.array(hashes, dtype=np.int64).reshape(-1, 2)
-
+        right_items = [item for index in good for item in positives[index]]
         arrays = {
             "row": np.array(good, dtype=np.int64),
-            "queries": np.array([embeddings["query"][index] for index in good]),
-            "positives": np.array([embeddings["positive"][index] for index in good]),
-            "query_hashes": hashes_of("query"),
-            "positive_hashes": hashes_of("positive"),
+            "num_positives": np.array([len(positives[index]) for index in good], dtype=np.int64),
+            "queries": np.array([embeddings[index][0] for index in good]),
+            "positives": np.array([embedding for index in good for embedding in embeddings[index][1:]]),
+            "query_hashes": _hashes(rows[index]["query"] for index in good),
+            "positive_hashes": _hashes(right_items),
             "label": np.array(
                 [label_hash(rows[index]["task"], rows[index]["label"]) for index in good], dtype=np.int64
             ),
@@ -111,6 +113,15 @@ def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
         with atomic_write(folder / f"{start:09d}.npz", sealed=True) as part, part.open("wb") as file:
             np.savez(file, **arrays)
     return len(dataset)
+
+
+def _entry(row: int, position: int) -> int | list[int]:
+    """Return how `negatives.jsonl` names a positive of a row."""
+    return row if position == 0 else [row, position]
+
+
+def _hashes(items: Iterable[Any]) -> np.ndarray:
+    return np.array([content_hashes(item) for item in items], dtype=np.int64).reshape(-1, 2)
 
 
 def _stop_if_strict(script: ScriptArguments, rejected: Mapping[int, str]) -> None:
@@ -140,25 +151,30 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
 
     chunks = [np.load(file) for file in files.values()]
     # Chunks without good rows have empty arrays without dimensions.
-    queries, positives, query_hashes, positive_hashes, labels, tasks, row_indices = (
-        np.concatenate([chunk[name] for chunk in chunks if len(chunk["row"])] or [chunks[0][name]])
-        for name in ("queries", "positives", "query_hashes", "positive_hashes", "label", "task", "row")
+    names = ("row", "num_positives", "queries", "positives", "query_hashes", "positive_hashes", "label", "task")
+    row_indices, num_positives, queries, positives, query_hashes, positive_hashes, labels, tasks = (
+        np.concatenate([chunk[name] for chunk in chunks if len(chunk["row"])] or [chunks[0][name]]) for name in names
     )
+    # Of each positive: its row among the good ones, and its position in that row.
+    row_of_positive = np.repeat(np.arange(len(num_positives)), num_positives)
+    position = np.arange(len(row_of_positive)) - np.repeat(np.cumsum(num_positives) - num_positives, num_positives)
     rejected = {int(row): why for chunk in chunks for row, why in json.loads(str(chunk["rejected"])).items()}
     _stop_if_strict(script, rejected)  # also for chunks of earlier runs
     write_rejected(output / "rejected.jsonl", rejected)
-    negatives: list[list[int]] = [[] for _ in range(num_rows)]
+    negatives: list[list[int | list[int]]] = [[] for _ in range(num_rows)]
     report = {}
     for task in tqdm(np.unique(tasks), unit="task", desc="Searching"):
         rows = np.flatnonzero(tasks == task)
-        _, distinct, positive = np.unique(positive_hashes[rows, 0], return_index=True, return_inverse=True)
+        of_task = np.flatnonzero(tasks[row_of_positive] == task)
+        _, first, candidate = np.unique(positive_hashes[of_task, 0], return_index=True, return_inverse=True)
+        distinct = of_task[first]  # one positive for each candidate
         mined, counts = mine_hard_negatives(
             queries[rows],
-            positives[rows[distinct]],
-            positive,
+            positives[distinct],
+            np.split(candidate, np.cumsum(num_positives[rows])[:-1]),
             labels[rows],
             query_hashes[rows, 1],
-            positive_hashes[rows[distinct], 1],
+            positive_hashes[distinct, 1],
             num_negatives=script.num_negatives,
             range_min=script.range_min,
             range_max=script.range_max,
@@ -167,7 +183,10 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
             relative_margin=script.relative_margin,
         )
         for row, candidates in zip(rows, mined, strict=True):
-            negatives[row_indices[row]] = row_indices[rows[distinct[candidates]]].tolist() if candidates else []
+            negatives[row_indices[row]] = [
+                _entry(int(row_indices[row_of_positive[index]]), int(position[index]))
+                for index in distinct[np.array(candidates, dtype=np.int64)]
+            ]
         report[str(task)] = {"queries": len(rows), "candidates": len(distinct), **counts}
     with atomic_write(output / "negatives.jsonl") as part:
         part.write_text("".join(f"{json.dumps(rows)}\n" for rows in negatives))

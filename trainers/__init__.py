@@ -15,7 +15,7 @@ from .distillation_trainer import DistillationTrainer
 from .embedding_config import EmbeddingConfig
 from .embedding_trainer import EmbeddingTrainer
 from .gradient_cache import cached_loss
-from .losses import contrastive_loss, distillation_kl
+from .losses import contrastive_loss, distillation_kl, soft_label_loss
 
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "load_adapter",
     "merge_adapter",
     "merge_checkpoint",
+    "soft_label_loss",
     "train_and_save",
 ]

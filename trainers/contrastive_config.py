@@ -31,6 +31,17 @@ class ContrastiveConfig(EmbeddingConfig):
             a row's positive as its negative. Positives of an equal query and the query's own content never are.
         symmetric (`bool`, *optional*, defaults to `False`): Take the mean of the losses from queries to candidates and
             from positives to the distinct queries.
+        contrastive_weight (`float`, *optional*, defaults to `1.0`): Weight of the contrastive loss. 0, together with
+            `soft_label_weight=1`, gives the loss of UniME-V2.
+        soft_label_weight (`float`, *optional*, defaults to `0.0`): Weight of the soft-label loss, which compares each
+            query's similarities with the `scores` of its row ([`soft_label_loss`]); 0 ignores the scores. Rows without
+            scores contribute the contrastive loss only.
+        soft_label_temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature of the scores; the
+            similarities use `temperature`. 0.02 is UniME-V2's and makes most labels nearly one-hot; up to 0.5 is
+            sensible.
+        soft_label_divergence (`str`, *optional*, defaults to `"symmetric_kl"`): `"symmetric_kl"` is the mean of both
+            directions (UniME-V2), `"label_student"` KL(labels || similarities), `"student_label"` the reverse, and
+            `"js"` the Jensen-Shannon divergence.
         hard_negative_warmup_steps (`int`, *optional*, defaults to `0`): Use all negatives, unfiltered, until this
             step. Hard negatives alone can collapse an untrained model.
         task_block_size (`int`, *optional*, defaults to `1`): Consecutive rows that share a task, see
@@ -64,6 +75,23 @@ class ContrastiveConfig(EmbeddingConfig):
         metadata={"help": "Never use a candidate with the task and label of the positive as a negative."},
     )
     symmetric: bool = field(default=False, metadata={"help": "Average with the loss from positives to queries."})
+    contrastive_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the contrastive loss; 0 with soft_label_weight 1 is the loss of UniME-V2."},
+    )
+    soft_label_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the loss that compares similarities with the scores of the rows; 0 ignores them."
+        },
+    )
+    soft_label_temperature: float = field(
+        default=0.02, metadata={"help": "Softmax temperature of the scores; similarities use temperature."}
+    )
+    soft_label_divergence: Literal["symmetric_kl", "label_student", "student_label", "js"] = field(
+        default="symmetric_kl",
+        metadata={"help": "Mean of both KL directions (UniME-V2), one of them, or the Jensen-Shannon divergence."},
+    )
     hard_negative_warmup_steps: int = field(
         default=0,
         metadata={"help": "Steps with all negatives, unfiltered, before the filter and num_hard_negatives apply."},
@@ -74,8 +102,20 @@ class ContrastiveConfig(EmbeddingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        for name in ("temperature", "soft_label_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        weights = (self.contrastive_weight, self.soft_label_weight)
+        if not min(weights) >= 0 or sum(weights) == 0:
+            raise ValueError(
+                "contrastive_weight and soft_label_weight must not be negative, and one of them must be positive, got "
+                f"{self.contrastive_weight} and {self.soft_label_weight}"
+            )
+        if self.soft_label_divergence not in ("symmetric_kl", "label_student", "student_label", "js"):
+            raise ValueError(
+                "soft_label_divergence must be 'symmetric_kl', 'label_student', 'student_label' or 'js', got "
+                f"'{self.soft_label_divergence}'"
+            )
         if self.num_hard_negatives is not None and self.num_hard_negatives < 1:
             raise ValueError(
                 f"num_hard_negatives must be at least 1, or null for all negatives, got {self.num_hard_negatives}"

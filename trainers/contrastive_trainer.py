@@ -12,21 +12,35 @@ from ..data.sampler import TaskSampler
 from .contrastive_config import ContrastiveConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
-from .losses import contrastive_loss
+from .losses import contrastive_loss, soft_label_loss
 from .right_answers import first_occurrence, merge_columns, right_answers
 
 
 SEEDS_PER_STEP = 2**20  # more than the rows of a batch, each of which may have a seed of its own
 
 
+def _padded(values: Tensor, rows: Tensor, filler: float) -> Tensor:
+    """Return the values of each row, which follow each other, as a matrix of shape `(rows, most values of a row)`."""
+    counts = torch.bincount(rows)
+    first = counts.cumsum(0) - counts
+    padded = values.new_full((len(counts), int(counts.max())), filler)
+    padded[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = values
+    return padded
+
+
 class ContrastiveTrainer(EmbeddingTrainer):
     """A trainer that pulls queries towards their positives and away from the hardest negatives of the whole batch.
 
-    Rows have `query` and `positive` (items), `negatives` (a list of items), `task` and `label`. The negatives of a row
-    are the candidates of the batch, except the positives of all rows with the same query content and task, candidates
-    with the content, or the task and label, of such a positive, and candidates with the content of the query.
+    Rows have `query` (item), `positive` (item) or `positives` (a list of items), `negatives` (a list of items), `task`
+    and `label`, and optionally `scores`. A row with several positives trains like as many rows with one positive each.
+    The negatives of a row are the candidates of the batch, except the positives of all rows with the same query
+    content and task, candidates with the content, or the task and label, of such a positive, and candidates with the
+    content of the query. With `soft_label_weight`, the loss has a second term for the rows with scores, see
+    [`soft_label_loss`].
+
     Besides the loss, it logs `filtered`, `hardness`, `positive_similarity`, `negative_similarity` and `accuracy`, as
-    defined by [`contrastive_loss`].
+    defined by [`contrastive_loss`], and with soft labels `scored_rows` (their number in a batch) and `soft_label_loss`
+    (0 in a batch without any).
 
     Example:
         trainer = ContrastiveTrainer(model, ContrastiveConfig("out"), train_dataset=rows, processing_class=processor)
@@ -34,7 +48,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
     """
 
     args: ContrastiveConfig
-    columns = ("query", "positive", "negatives", "task", "label")
+    columns = ("query", "negatives", "task", "label")  # the collator checks `positive` or `positives`, and `scores`
     collator_class = ContrastiveCollator
 
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -80,11 +94,32 @@ class ContrastiveTrainer(EmbeddingTrainer):
             # query of several rows is one negative.
             distinct_query, query_index = torch.unique(query, return_inverse=True)
             excluded = merge_columns(excluded[:, positive].T, query_index, len(distinct_query))
-            if excluded.all():  # one query, for example: every term is log(1)
-                return loss / 2, statistics
-            reverse_loss, _ = loss_fn(items[candidate[positive]], items[distinct_query], query_index, excluded)
+            reverse_loss = loss.new_zeros(())  # with a single query, for example, every term is log(1)
+            if not excluded.all():
+                reverse_loss, _ = loss_fn(items[candidate[positive]], items[distinct_query], query_index, excluded)
             loss = (loss + reverse_loss) / 2
-        return loss, statistics
+
+        if self.args.soft_label_weight == 0:
+            return self.args.contrastive_weight * loss, statistics
+        scored_query, first_row = gather(batch["scored_query"] + first_item)
+        judged, _ = gather(
+            torch.stack([batch["scored_row"] + first_row, batch["scored_candidate"] + first_candidate], dim=1)
+        )
+        scores, _ = gather(batch["score"])
+        soft_loss = loss.new_zeros(())
+        if len(scored_query):
+            soft_loss = soft_label_loss(
+                items[item_indices[scored_query]],
+                items[candidate],
+                _padded(distinct[judged[:, 1]], judged[:, 0], 0),
+                _padded(scores, judged[:, 0], -torch.inf),
+                temperature=self.args.temperature,
+                label_temperature=self.args.soft_label_temperature,
+                divergence=self.args.soft_label_divergence,
+            )
+        statistics["scored_rows"] = loss.new_tensor(len(scored_query))
+        statistics["soft_label_loss"] = soft_loss.detach()
+        return self.args.contrastive_weight * loss + self.args.soft_label_weight * soft_loss, statistics
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the training batches.

@@ -13,6 +13,7 @@ from torch.nn.functional import kl_div, log_softmax, normalize
 from torch.utils.checkpoint import checkpoint
 
 
+_LOG_EPSILON = 1e-8  # of UniME-V2's released code
 MAX_SIMILARITIES = 2**18  # elements of the similarity matrix in memory at once
 
 
@@ -169,6 +170,65 @@ def _contrastive_sums(
             (detached.masked_fill(~allowed, -torch.inf).amax(1) < positive_cosines).sum(),
         ]
     )
+
+
+def soft_label_loss(
+    queries: Tensor,
+    candidates: Tensor,
+    indices: Tensor,
+    scores: Tensor,
+    *,
+    temperature: float = 0.02,
+    label_temperature: float = 0.02,
+    divergence: Literal["symmetric_kl", "label_student", "student_label", "js"] = "symmetric_kl",
+) -> Tensor:
+    """Compare the similarities of each query with a judge's scores of its candidates (UniME-V2, arXiv 2510.13515).
+
+    With the label distribution Q, the softmax of the scores, and the student's distribution P, the softmax of the
+    cosines, both over the judged candidates of a query, the loss is the mean over the queries of
+    (KL(Q || P) + KL(P || Q)) / 2. As in the released code, 1e-8 is added inside the logarithm of the second
+    distribution, which bounds a term at about 18.4.
+
+    Args:
+        queries (`Tensor` of shape `(batch, dimensions)`): Query embeddings of unit length.
+        candidates (`Tensor` of shape `(pool, dimensions)`): Candidate embeddings of unit length.
+        indices (`Tensor` of shape `(batch, judged)`, long): The judged candidates of each query: its positives and
+            negatives, in any order. A repeated one counts every time, as in the released code.
+        scores (`Tensor` of shape `(batch, judged)`): Their scores, `-inf` where a query has fewer than `judged`. Only
+            differences count: a common shift of a query's scores changes nothing.
+        temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature of the cosines.
+        label_temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature of the scores. The paper uses
+            0.02 for both, which makes most of its published labels one-hot: a difference of 0.1 between two scores is
+            a factor of 148. 0.02 to 0.5 are sensible.
+        divergence (`str`, *optional*, defaults to `"symmetric_kl"`): `"label_student"` is KL(Q || P) alone,
+            `"student_label"` KL(P || Q), and `"js"` the Jensen-Shannon divergence.
+
+    Returns:
+        `Tensor`: The scalar loss.
+    """
+    queries, candidates = _at_least_float32(queries, candidates)
+    padding = scores.isneginf()
+    label_log = log_softmax(scores.to(queries.dtype) / label_temperature, dim=1)
+
+    def sum_of_slice(rows: slice) -> Tensor:
+        with torch.autocast(queries.device.type, enabled=False):
+            cosines = (queries[rows] @ candidates.T).gather(1, indices[rows])
+        student_log = log_softmax((cosines / temperature).masked_fill(padding[rows], -torch.inf), dim=1)
+
+        def kl_to(p_log: Tensor, q: Tensor) -> Tensor:
+            # Padding has p = 0; its logarithm, -inf, would make the product NaN.
+            return (p_log.exp() * (p_log.masked_fill(padding[rows], 0) - torch.log(q + _LOG_EPSILON))).sum()
+
+        label, student = label_log[rows].exp(), student_log.exp()
+        if divergence == "label_student":
+            return kl_to(label_log[rows], student)
+        if divergence == "student_label":
+            return kl_to(student_log, label)
+        if divergence == "js":
+            label = student = (label + student) / 2
+        return (kl_to(label_log[rows], student) + kl_to(student_log, label)) / 2
+
+    return _sum_over_slices(sum_of_slice, len(queries), len(candidates)) / len(queries)
 
 
 def distillation_kl(

@@ -79,17 +79,17 @@ def test_published_strings_become_items(publish: Publish):
     assert tuple(classification) == ROW_COLUMNS
     assert classification["query"].pop("image")[0].size == (6, 4)
     assert classification["query"] == {"instruction": "Represent the given image for classification"}
-    assert classification["positive"] == {"text": "goldfish"} and classification["negatives"] == []
+    assert classification["positives"][0] == {"text": "goldfish"} and classification["negatives"] == []
     assert retrieval["query"]["text"] == "two dogs" and retrieval["query"]["instruction"].endswith(
         "described changes:"
     )
-    assert len(retrieval["positive"].pop("image")) == 1
-    assert retrieval["positive"] == {"instruction": "Represent the given image."}
+    assert len(retrieval["positives"][0].pop("image")) == 1
+    assert retrieval["positives"][0] == {"instruction": "Represent the given image."}
     assert question["query"] == {
         "text": "How high is it?",
         "instruction": "Find a Wikipedia image that answers this question:",
     }
-    assert question["positive"]["text"] == "A tower" and "image" in question["positive"]
+    assert question["positives"][0]["text"] == "A tower" and "image" in question["positives"][0]
 
 
 def test_target_prompts_give_every_candidate_an_instruction(publish: Publish):
@@ -98,8 +98,8 @@ def test_target_prompts_give_every_candidate_an_instruction(publish: Publish):
     classification, retrieval = (
         mmeb_train(str(folder), folder, [subset], target_prompts=True)[0] for subset in ("ImageNet_1K", "CIRR")
     )
-    assert classification["positive"] == {"text": "tench", "instruction": "Represent the class label:"}
-    assert retrieval["positive"]["instruction"] == "Represent the given image."
+    assert classification["positives"][0] == {"text": "tench", "instruction": "Represent the class label:"}
+    assert retrieval["positives"][0]["instruction"] == "Represent the given image."
 
 
 def test_the_row_limit_applies_to_each_subset_and_is_reproducible(publish: Publish):
@@ -108,7 +108,7 @@ def test_the_row_limit_applies_to_each_subset_and_is_reproducible(publish: Publi
     def names(seed: int) -> list[str]:
         dataset = mmeb_train(str(folder), folder, ["ImageNet_1K", "CIRR"], max_rows_per_subset=3, seed=seed)
         assert dataset.with_format(None)["task"][:] == ["ImageNet_1K"] * 3 + ["CIRR"]
-        return [row["positive"]["text"] for row in dataset if row["task"] == "ImageNet_1K"]
+        return [row["positives"][0]["text"] for row in dataset if row["task"] == "ImageNet_1K"]
 
     assert names(0) == names(0) and len(set(names(0))) == 3
     assert any(names(seed) != names(0) for seed in range(1, 6))

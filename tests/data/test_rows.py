@@ -59,12 +59,12 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     first, second = dataset[0], dataset[1]
     assert tuple(first) == ROW_COLUMNS
     assert first["query"] == {"text": "a cat", "instruction": "Find it:"}
-    assert [content_hash(item) for item in [first["positive"], *first["negatives"]]] == [
+    assert [content_hash(item) for item in [first["positives"][0], *first["negatives"]]] == [
         content_hash(image) for image in images
     ]
     assert (first["task"], first["label"]) == ("retrieval", "cat")
     assert second["query"] == {"text": "a dog"}
-    assert content_hash(second["positive"]) == content_hash({"image": images[1], "text": "a dog"})
+    assert content_hash(second["positives"][0]) == content_hash({"image": images[1], "text": "a dog"})
     assert (second["negatives"], second["task"], second["label"]) == ([], "names", None)
 
 
@@ -74,12 +74,29 @@ def test_missing_columns_are_filled_in(tmp_path: Path) -> None:
     assert dataset.with_format(None)["task"][:] == ["pairs.jsonl"]  # available before a row is read, for task blocks
     assert dataset[0] == {
         "query": {"text": "a cat"},
-        "positive": {"text": "eine Katze"},
+        "positives": [{"text": "eine Katze"}],
         "negatives": [],
+        "scores": None,
         "task": "pairs.jsonl",
         "label": None,
         "where": "pairs.jsonl, row 0",
     }
+
+
+def test_a_row_may_have_several_positives_and_scores(tmp_path: Path) -> None:
+    texts = [{"text": text} for text in ("Katze", "Kater", "Hund", "Maus")]
+    several = {
+        "query": {"text": "a cat"},
+        "positives": texts[:2],
+        "negatives": texts[2:],
+        "scores": [1, 0.9, 0.2, None],
+    }
+    path = write(tmp_path / "rows.jsonl", [{"query": {"text": "a dog"}, "positive": texts[2]}, several])
+    first, second = load_rows(path)
+    assert (first["positives"], first["scores"]) == ([texts[2]], None)
+    assert second["positives"] == texts[:2] and second["negatives"] == texts[2:]
+    assert second["scores"] == [1.0, 0.9, 0.2, None] and isinstance(second["scores"][0], float)
+    assert load_rows(write(tmp_path / "positives.jsonl", [several]))[0]["positives"] == texts[:2]
 
 
 def test_relative_image_paths_start_from_the_image_root(tmp_path: Path) -> None:
@@ -87,7 +104,7 @@ def test_relative_image_paths_start_from_the_image_root(tmp_path: Path) -> None:
     noise(0).save(tmp_path / "elsewhere" / "0.png")
     path = write(tmp_path / "rows.jsonl", [{"query": {"text": "a cat"}, "positive": {"image": "0.png"}}])
     row = load_rows(path, image_root=tmp_path / "elsewhere")[0]
-    assert content_hash(row["positive"]) == content_hash(noise(0))
+    assert content_hash(row["positives"][0]) == content_hash(noise(0))
 
 
 def test_an_item_may_hold_several_images(tmp_path: Path) -> None:
@@ -133,7 +150,7 @@ def image_rows(folder: Path) -> Path:
 
 def test_the_error_of_a_missing_image_names_file_and_row(tmp_path: Path) -> None:
     dataset = load_rows(image_rows(tmp_path))
-    assert dataset[0]["positive"]["image"][0].size == (8, 6)
+    assert dataset[0]["positives"][0]["image"][0].size == (8, 6)
     with pytest.raises(ValueError, match=r"^rows.jsonl, row 1, positive: .*gone.png: it does not exist: fix"):
         dataset[1]
 

@@ -34,7 +34,7 @@ def test_a_column_map_turns_an_image_folder_into_rows(folder: Path, settings: Ca
     row = open_rows(settings(instructions=instructions))[1]
     assert tuple(row) == ROW_COLUMNS
     assert row["query"] == {"instruction": instructions["query"], "text": "caption 1"}
-    assert row["positive"]["image"][0].size == (5, 5) and row["positive"].keys() == {"image"}
+    assert row["positives"][0]["image"][0].size == (5, 5) and row["positives"][0].keys() == {"image"}
     assert (row["negatives"], row["task"], row["label"]) == ([], folder.name, None)
 
 
@@ -72,7 +72,7 @@ def test_an_invalid_column_map_is_refused(
 def test_the_error_of_a_bad_image_in_a_mapped_dataset_names_it(folder: Path, settings: Callable[..., DataArguments]):
     (folder / "1.png").write_bytes(b"no image")
     dataset = open_rows(settings())
-    assert dataset[0]["positive"]["image"]
+    assert dataset[0]["positives"][0]["image"]
     with pytest.raises(ValueError, match=rf"^{folder.name}, row 1, positive: .*1.png: it is not a readable image"):
         dataset[1]
 
@@ -103,10 +103,28 @@ def test_nli_triplets_become_distinct_texts(nli: Path, streaming: bool):
     assert texts == expected
 
 
+def test_lists_of_positives_and_scores_are_mapped(tmp_path: Path):
+    table = {
+        "question": ["pets?", "red?"],
+        "captions": [["a cat", "a dog"], ["rouge"]],
+        "wrong": [["a car"], ["vert", "bleu"]],
+        "judged": [[1.0, 0.5, 0.25], [1.0, 0.0, None]],
+    }
+    Dataset.from_dict(table).to_parquet(tmp_path / "train.parquet")
+    columns = {"query.text": "question", "positives.text": "captions", "negative.text": "wrong", "scores": "judged"}
+    data = DataArguments(str(tmp_path), columns=columns, instructions={"positives": "Show it:"})
+    first, second = open_rows(data)
+    assert first["positives"] == [{"instruction": "Show it:", "text": text} for text in ("a cat", "a dog")]
+    assert [len(row["negatives"]) for row in (first, second)] == [1, 2]
+    assert (first["scores"], second["scores"]) == ([1.0, 0.5, 0.25], [1.0, 0.0, None])
+    with pytest.raises(ValueError, match="has both positive and positives: map one of them"):
+        open_rows(DataArguments(str(tmp_path), columns=columns | {"positive.text": "question"}))
+
+
 def test_a_stream_has_the_rows_of_the_dataset_in_another_order(settings: Callable[..., DataArguments]):
     def contents(streaming: bool) -> list[tuple]:
         rows = open_rows(settings(instructions={"query": "Find:"}, streaming=streaming))
-        return [tuple(content_hash(row[side]) for side in ("query", "positive")) for row in rows]
+        return [tuple(map(content_hash, (row["query"], *row["positives"]))) for row in rows]
 
     once, stream = contents(False), open_rows(settings(streaming=True))
     assert tuple(next(iter(stream))) == ROW_COLUMNS
@@ -126,7 +144,7 @@ def test_a_jsonl_file_can_be_streamed(folder: Path):
     stream = open_rows(DataArguments(dataset=str(folder / "rows.jsonl"), streaming=True))
     rows = {row["query"]["text"]: row for row in stream}
     assert rows.keys() == {"0", "1", "2"}
-    assert rows["2"]["positive"]["image"][0].size == (5, 6) and rows["2"]["task"] == "rows.jsonl"
+    assert rows["2"]["positives"][0]["image"][0].size == (5, 6) and rows["2"]["task"] == "rows.jsonl"
     (folder / "1.png").unlink()
     with pytest.raises(ValueError, match="^rows.jsonl, row 1, positive: cannot read the image .*: it does not exist"):
         list(stream)

@@ -195,6 +195,41 @@ def test_no_right_answer_of_a_query_is_its_negative(kind: str, symmetric: bool, 
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_row_with_several_positives_trains_like_a_row_for_each(symmetric: bool, make_trainer: Callable, rows: list):
+    captions = ["a red square", "one square in red", "something scarlet"]
+    several = {
+        "query": IMAGE | FIND,
+        "positives": captions,
+        "negatives": ["a blue square"],
+        "task": "t",
+        "label": "red",
+    }
+    one_each = [training_row(IMAGE | FIND, caption, "a blue square", label="red") for caption in captions]
+    results = []
+    for examples in ([several, OTHER], [*one_each, OTHER]):
+        trainer = make_trainer(rows, temperature=0.1, num_hard_negatives=2, symmetric=symmetric)
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(examples))
+        loss.backward()
+        gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+        results.append([loss.detach(), *gradients])
+    assert len(results[0]) > 10 and results[0][0] > 0
+    torch.testing.assert_close(*results, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positives": ["b"]}, "row 1 of the batch: it has both 'positive' and 'positives'"),
+        ({"positive": None, "positives": []}, "row 1 of the batch: 'positives' must be a list of at least one item"),
+        ({"scores": [1.0]}, "row 1 of the batch: 'scores' has 1 scores: give one score for each of the 1 positive"),
+    ],
+)
+def test_a_malformed_row_is_refused(change: dict, message: str, make_trainer: Callable, rows: list[dict[str, Any]]):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(rows).data_collator([OTHER, training_row("red", "rouge", "vert") | change])
+
+
 def test_the_symmetric_loss_of_one_query_is_half_of_its_loss_from_query_to_candidates(
     make_trainer: Callable, rows: list[dict[str, Any]]
 ):
@@ -233,6 +268,10 @@ def test_more_hard_negatives_than_candidates_can_be_trained(make_trainer: Callab
     [
         ({"num_hard_negatives": 0}, "num_hard_negatives must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"soft_label_temperature": -1.0}, "soft_label_temperature must be positive"),
+        ({"soft_label_divergence": "kl"}, "soft_label_divergence must be 'symmetric_kl'"),
+        ({"soft_label_weight": -1.0}, "contrastive_weight and soft_label_weight must not be negative"),
+        ({"contrastive_weight": 0.0}, "one of them must be positive, got 0.0 and 0.0"),
         ({"pad_negatives": "drop"}, "pad_negatives must be 'mask' or 'repeat'"),
         ({"negative_sampling": "best"}, "negative_sampling must be 'hardest', 'random' or 'easiest'"),
         ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),

@@ -45,7 +45,20 @@ def random_rows(draw: random.Random) -> list[dict[str, Any]]:
                 "label": draw.choice([None, None, "a", "b"]),
             }
         )
+        if draw.random() < 0.3:
+            rows[-1]["positives"] = [rows[-1].pop("positive"), item(draw)]
+        if draw.random() < 0.4:
+            scores = [draw.random() for _ in positives_of(rows[-1])]
+            rows[-1]["scores"] = scores + [draw.choice([None, draw.random()]) for _ in rows[-1]["negatives"]]
     return rows
+
+
+def positives_of(row: dict[str, Any]) -> list[dict[str, str]]:
+    return row["positives"] if "positives" in row else [row["positive"]]
+
+
+def one_positive_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"positive": positive} for row in rows for positive in positives_of(row)]
 
 
 def random_settings(draw: random.Random) -> dict[str, Any]:
@@ -58,6 +71,10 @@ def random_settings(draw: random.Random) -> dict[str, Any]:
         "negative_sampling": draw.choice(["hardest", "hardest", "easiest"]),
         "exclude_same_label": draw.choice([True, True, False]),
         "symmetric": draw.choice([True, False]),
+        "contrastive_weight": draw.choice([1.0, 0.5]),
+        "soft_label_weight": draw.choice([0.0, 1.0, 2.0]),
+        "soft_label_temperature": draw.choice([0.02, 0.2]),
+        "soft_label_divergence": draw.choice(["symmetric_kl", "label_student", "student_label", "js"]),
     }
 
 
@@ -125,6 +142,40 @@ def reference_contrastive(
         return None
     loss = sum(losses) / len(rows)
     return (loss + sum(reverse_losses) / len(rows)) / 2 if settings["symmetric"] else loss
+
+
+# The soft labels of UniME-V2, with the 1e-8 of the released code
+
+
+def reference_soft_labels(
+    rows: list[dict], vectors: dict[tuple[str, str | None], Tensor], settings: dict[str, Any]
+) -> Tensor | float:
+    def softmax(values: list[Tensor]) -> list[Tensor]:
+        return [torch.exp(value) / sum(torch.exp(other) for other in values) for value in values]
+
+    def kl(p: list[Tensor], q: list[Tensor]) -> Tensor:
+        return sum(x * (torch.log(x) - torch.log(y + 1e-8)) for x, y in zip(p, q, strict=True))
+
+    losses = []
+    for row in rows:
+        if "scores" not in row:
+            continue
+        pairs = zip([*positives_of(row), *row["negatives"]], row["scores"], strict=True)
+        judged = [(candidate, score) for candidate, score in pairs if score is not None]
+        query = vectors[name_of(row["query"])]
+        student = softmax([cosine(query, vectors[name_of(c)]) / settings["temperature"] for c, _ in judged])
+        scores = [torch.tensor(score, dtype=torch.float32).double() for _, score in judged]  # stored in float32
+        label = softmax([score / settings["soft_label_temperature"] for score in scores])
+        middle = [(x + y) / 2 for x, y in zip(label, student, strict=True)]
+        losses.append(
+            {
+                "symmetric_kl": (kl(label, student) + kl(student, label)) / 2,
+                "label_student": kl(label, student),
+                "student_label": kl(student, label),
+                "js": (kl(label, middle) + kl(student, middle)) / 2,
+            }[settings["soft_label_divergence"]]
+        )
+    return sum(losses) / len(losses) if losses else 0.0
 
 
 # Stage 1, equation 2 of the paper
@@ -197,7 +248,7 @@ def test_the_contrastive_loss_equals_the_reference(seed: int, trainers: dict[str
         size = (len(batch["identity"]), 8)
         vectors = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
         positions = {identity: index for index, identity in enumerate(batch["identity"].tolist())}
-        items = [each for row in rows for each in (row["query"], row["positive"], *row["negatives"])]
+        items = [each for row in rows for each in (row["query"], *positives_of(row), *row["negatives"])]
 
         def reference(
             vectors: Tensor,
@@ -207,7 +258,11 @@ def test_the_contrastive_loss_equals_the_reference(seed: int, trainers: dict[str
             positions: dict = positions,
         ) -> Tensor | None:
             by_name = {name_of(each): vectors[positions[content_hash(each)]] for each in items}
-            return reference_contrastive(rows, by_name, settings)
+            loss = reference_contrastive(one_positive_each(rows), by_name, settings)
+            if loss is None:
+                return None
+            soft = reference_soft_labels(rows, by_name, settings)
+            return settings["contrastive_weight"] * loss + settings["soft_label_weight"] * soft
 
         if reference(vectors) is not None:
             break

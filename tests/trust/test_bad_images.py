@@ -81,10 +81,10 @@ def training(folder: Path) -> Sequence[dict[str, Any]]:
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: f"{name}-training row")
 def test_a_training_row_shows_the_image(name: str, training: Any, tiny: Loaded) -> None:
     row = training[list(FILES).index(name)]
-    assert same_pixels(row["positive"]["image"][0], GOOD[name][1])
+    assert same_pixels(row["positives"][0]["image"][0], GOOD[name][1])
     collate = ContrastiveCollator(partial(micro_batches, tiny[1]))
     (_, tensors), (_, expected) = (
-        collate([r])["micro_batches"] for r in (row, row | {"positive": {"image": GOOD[name][1]}})
+        collate([r])["micro_batches"] for r in (row, row | {"positives": [{"image": GOOD[name][1]}]})
     )
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[key], expected[key]) for key in expected)
 

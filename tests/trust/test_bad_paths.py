@@ -90,7 +90,7 @@ def test_a_training_row_does_not_open_the_path(
 ) -> None:
     items = [{"query": {"text": "a"}, "positive": {"image": path}} for path in ("good.png", path_of(name, root))]
     training = load_rows(write(tmp_path, items), image_root=root)
-    assert training[0]["positive"]["image"][0].size == (40, 24)
+    assert training[0]["positives"][0]["image"][0].size == (40, 24)
     message = error_message(lambda: training[1])
     assert message.startswith("rows.jsonl, row 1, positive: ") and expected_reason(name, root) in message
     assert len(message) < 600
@@ -106,7 +106,7 @@ def test_a_mapped_dataset_does_not_open_the_path(
     data.to_parquet(tmp_path / "pairs" / "train.parquet")
     columns = {"query.text": "caption", "positive.image": "image"}
     training = open_rows(DataArguments(str(tmp_path / "pairs"), image_root=str(root), columns=columns))
-    assert training[0]["positive"]["image"][0].size == (40, 24)
+    assert training[0]["positives"][0]["image"][0].size == (40, 24)
     message = error_message(lambda: training[1])
     assert message.startswith("pairs, row 1, positive: ") and expected_reason(name, root) in message
 

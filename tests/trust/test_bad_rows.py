@@ -18,6 +18,7 @@ ErrorMessage = Callable[..., str]
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "stage2.yaml"
 GOOD = {"query": {"text": "a cat"}, "positive": {"image": "0.png", "text": "Katze"}}
+SEVERAL = {"query": {"text": "a cat"}, "positives": [{"text": "Katze"}, {"text": "b"}], "negatives": [{"text": "c"}]}
 NOT_AN_OBJECT = " is not a JSON object: fix or remove the line"
 NOT_AN_ITEM = "expected an item such as {'text': ...}, got "
 
@@ -36,6 +37,31 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "query a list": (GOOD | {"query": ["a"]}, f", query: {NOT_AN_ITEM}list: fix the row"),
     "positive missing": ({"query": {"text": "a"}}, f", positive: {NOT_AN_ITEM}NoneType: fix the row"),
     "positive a number": (GOOD | {"positive": 3}, f", positive: {NOT_AN_ITEM}int: fix the row"),
+    "positive and positives": (
+        GOOD | {"positives": [{"text": "b"}]},
+        ": it has both 'positive' and 'positives': remove one of them",
+    ),
+    "positives empty": (SEVERAL | {"positives": []}, ": 'positives' must be a list of at least one item, got []"),
+    "positives an item": (
+        SEVERAL | {"positives": {"text": "b"}},
+        ": 'positives' must be a list of at least one item, got {'text': 'b'}",
+    ),
+    "positives with a null": (
+        SEVERAL | {"positives": [{"text": "b"}, None]},
+        f", positive 1: {NOT_AN_ITEM}NoneType: fix the row",
+    ),
+    "scores a number": (
+        SEVERAL | {"scores": 1},
+        ": 'scores' has int: give one score for each of the 2 positive(s), then for each of the 1 negatives",
+    ),
+    "scores of the positives alone": (
+        SEVERAL | {"scores": [1, 1]},
+        ": 'scores' has 2 scores: give one score for each",
+    ),
+    "score a text": (SEVERAL | {"scores": [1, "1", 0]}, ": score 1 must be a finite number, got '1'; only negatives"),
+    "score not finite": (SEVERAL | {"scores": [1, 1, 1e999]}, ": score 2 must be a finite number, got inf"),
+    "score a truth value": (SEVERAL | {"scores": [1, 1, True]}, ": score 2 must be a finite number, got True"),
+    "positive not judged": (SEVERAL | {"scores": [1, None, 0]}, ": score 1 must be a finite number, got None"),
     "item without content": (GOOD | {"query": {}}, ", query: expected 'text' or 'image'"),
     "item with an instruction alone": (
         GOOD | {"query": {"instruction": "Find:"}},
@@ -332,7 +358,7 @@ def test_source_columns_may_have_the_names_of_row_columns_and_be_read_twice(stre
     features = Features({"where": Value("string"), "task": Value("string"), "kind": ClassLabel(names=["cat", "dog"])})
     read = {"query.text": "where", "positive.text": "task", "task": "kind", "label": "kind"}
     (row,) = open_rows(table(columns, read, features, streaming=streaming))
-    assert (row["query"]["text"], row["positive"]["text"]) == ("in Rome", "a task")
+    assert (row["query"]["text"], row["positives"][0]["text"]) == ("in Rome", "a task")
     assert (row["task"], row["label"], row["where"]) == ("1", "1", "hub, row 0")
 
 
