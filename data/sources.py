@@ -314,8 +314,8 @@ def _open_mapped_table(data: DataArguments) -> Dataset | IterableDataset:
 def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
     mapping = data.columns or {}
     mapped = {target.split(".")[0] for target in mapping}
-    for side, others in (("query", set()), ("positive", {"positives"})):
-        if not mapped & {side, *others}:
+    for side, names_of_side in (("query", {"query"}), ("positive", {"positive", "positives"})):
+        if not mapped & names_of_side:
             raise ValueError(f"`columns` has no column for the {side}: give {side}.text, {side}.image or both")
     if {"positive", "positives"} <= mapped:
         raise ValueError("`columns` has both positive and positives: map one of them")
