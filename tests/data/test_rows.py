@@ -125,7 +125,7 @@ def test_the_content_of_an_item_keeps_the_order_of_texts_and_images(tmp_path: Pa
     read = load_rows(write(tmp_path / "rows.jsonl", [row]))[0]
     expected = {"content": ["The cat", images[0], "sits on", images[1]], "instruction": "Find it:"}
     assert content_hash(read["query"]) == content_hash(expected)
-    assert content_hash(read["positive"]) == content_hash([images[0], "sits on", images[1]])
+    assert content_hash(read["positives"][0]) == content_hash([images[0], "sits on", images[1]])
 
 
 def test_texts_of_stage_1_are_read_as_they_were_written(tmp_path: Path) -> None:
