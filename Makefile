@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Strict: a tree of links under build/, which type checkers and IDEs can follow.
 EDITABLE := --config-settings editable_mode=strict --editable
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench trust study audit lint types docs format clean FORCE
+.PHONY: help install demo test test-slow test-matrix bench trust study audit lint types docs format clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ test: .venv/installed ## run the test suite
 test-slow: .venv/installed ## run the slow tests: kills, load, Ray, a real browser (needs chromium)
 	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+
+test-matrix: .venv/installed ## train in the cells of the launcher matrix that have no result yet: docs/launchers.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/launcher_matrix.py
 
 # One after the other: two at a time would slow each other down.
 bench: .venv/installed ## measure speed and memory beside other libraries, half an hour on an idle machine

@@ -7,7 +7,8 @@ A training of a tiny model takes seconds, but importing torch, transformers and 
 line. A fork has the environment of the launcher, and may be killed like any other process.
 
 A CPU has neither FSDP2 nor fp16 in accelerate, and no fp16 in DeepSpeed, which only check the device. The patches of
-[`patch_launcher`] change the result of these checks; everything after `Accelerator` runs unpatched.
+[`patch_launcher`] change the result of these checks, and the first loss scale of fp16; everything after `Accelerator`
+runs unpatched.
 """
 
 import gc
@@ -34,6 +35,7 @@ POLL_SECONDS = 0.01
 IMPORT_SECONDS = 300  # limits, on a busy machine
 RUN_SECONDS = 300
 LOG_CHARACTERS = 4000
+LOSS_SCALE_POWER = 8  # low enough for tiny models, of which launchers would otherwise skip different steps
 
 
 class Workers:
@@ -241,6 +243,7 @@ def patch_launcher() -> None:
     from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, PartialState
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.runtime.precision_config import DeepSpeedFP16Config
 
     make_state, make_accelerator = AcceleratorState.__init__, Accelerator.__init__
 
@@ -259,12 +262,13 @@ def patch_launcher() -> None:
     def accelerator_with_fp16(accelerator: Accelerator, *args: Any, **kwargs: Any) -> None:
         make_accelerator(accelerator, *args, **kwargs)
         if accelerator.state.mixed_precision == "fp16" and accelerator.distributed_type != DistributedType.DEEPSPEED:
-            handler = accelerator.scaler_handler
             accelerator.native_amp = True
-            accelerator.scaler = torch.amp.GradScaler("cpu", **(handler.to_kwargs() if handler else {}))
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2**LOSS_SCALE_POWER)
 
     AcceleratorState.__init__, Accelerator.__init__ = state_with_fsdp, accelerator_with_fp16
     CPU_Accelerator.is_fp16_supported = lambda self: True
+    DeepSpeedFP16Config.model_fields["initial_scale_power"].default = LOSS_SCALE_POWER
+    DeepSpeedFP16Config.model_rebuild(force=True)
 
 
 if __name__ == "__main__":

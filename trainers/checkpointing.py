@@ -118,7 +118,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         output_dir (`str` or `Path`): The folder of the training run; it need not exist.
 
     Raises:
-        ValueError: Another node has no part of the latest checkpoint: its disk was replaced or emptied.
+        ValueError: Another node has no part of the latest checkpoint, or has the part of this one.
     """
     folders = {
         int(step): folder
@@ -133,7 +133,17 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             f"checkpoint-{max(lost)} is not on the disks of all nodes: copy {output_dir} from another node, or remove "
             "it from all nodes to start again"
         )
-    return str(folders[max(common)]) if common else None
+    if not common:
+        return None
+    checkpoint = folders[max(common)]
+    parts = _gather({path.name for path in checkpoint.glob("rng_state_*.pth")})
+    for process, names in enumerate(parts):
+        if (own := f"rng_state_{process}.pth") not in names and own in set.union(*parts):
+            raise ValueError(
+                f"the part of {checkpoint} that process {process} saved is on another node, as the nodes have changed "
+                "places: launch them in the order of before"
+            )
+    return str(checkpoint)
 
 
 def _is_complete(checkpoint: Path) -> bool:

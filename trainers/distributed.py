@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, distributed
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
@@ -150,6 +151,22 @@ def only_saved_state_expected(model: Module, checkpoint: str | Path) -> Iterator
     finally:
         for weight in without_state:
             weight.requires_grad_()
+
+
+@contextmanager
+def without_loss_scaling(optimizer: AcceleratedOptimizer) -> Iterator[None]:
+    """Let FSDP2 save or load the state of an optimizer that trains in fp16.
+
+    Where an optimizer has no state yet, torch makes one by a step without gradients, which a gradient scaler refuses.
+
+    Args:
+        optimizer (`AcceleratedOptimizer`): The optimizer.
+    """
+    scaler, optimizer.scaler = optimizer.scaler, None
+    try:
+        yield
+    finally:
+        optimizer.scaler = scaler
 
 
 def sum_when_reducing(model: Module) -> None:

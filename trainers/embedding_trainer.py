@@ -39,6 +39,7 @@ from .distributed import (
     only_saved_state_expected,
     sum_gradients,
     sum_when_reducing,
+    without_loss_scaling,
 )
 from .embedding_config import EmbeddingConfig
 from .gradient_cache import (
@@ -458,9 +459,15 @@ class EmbeddingTrainer(Trainer, ABC):
             )
         self.model.load_state_dict(saved.state_dict())
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with without_loss_scaling(self.optimizer) if is_sharded(self.model) else nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        sharded = checkpoint is not None and is_sharded(self.model)
-        with only_saved_state_expected(self.model, checkpoint) if sharded else nullcontext():
+        if checkpoint is None or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        with only_saved_state_expected(self.model, checkpoint), without_loss_scaling(self.optimizer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from forked_workers import ROOT, Workers
 from safetensors.torch import load_file
-from torch import equal
 
 from unime.trainers import last_complete_checkpoint
 
@@ -55,7 +55,7 @@ def check_equal(undisturbed: str, resumed: str, nodes: tuple[Path, Path]) -> Non
     )
     for checkpoint in (expected[1], *weights):
         assert checkpoint.keys() == expected[0].keys()
-        assert all(equal(weight, expected[0][name]) for name, weight in checkpoint.items())
+        assert all(torch.equal(weight, expected[0][name]) for name, weight in checkpoint.items())
     states = [json.loads((nodes[0] / run / "trainer_state.json").read_text()) for run in (undisturbed, resumed)]
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
     assert len(losses[0]) == STEPS and losses[0] == losses[1]
@@ -108,6 +108,12 @@ def test_what_nodes_without_a_shared_disk_cannot_do_is_refused_before_training(
     (nodes[0] / "trained" / "checkpoint-3" / "trainer_state.json").write_text("{}")
     message = error("ddp", "--save_on_each_node", "true", folders=nodes)
     assert "checkpoint-3 is not on the disks of all nodes: copy trained from another node" in message
+    for process, node in enumerate(reversed(nodes)):
+        (node / "trained" / "checkpoint-3").mkdir(exist_ok=True)
+        (node / "trained" / "checkpoint-3" / "trainer_state.json").write_text("{}")
+        torch.save({}, node / "trained" / "checkpoint-3" / f"rng_state_{process}.pth")
+    message = error("ddp", "--save_on_each_node", "true", folders=nodes)
+    assert "the part of trained/checkpoint-3 that process 0 saved is on another node" in message
     assert not [*tmp_path.rglob(".shared-*")]
 
 
