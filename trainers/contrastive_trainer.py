@@ -13,7 +13,7 @@ from .contrastive_config import ContrastiveConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
 from .losses import contrastive_loss, soft_label_loss
-from .right_answers import first_occurrence, merge_columns, right_answers
+from .right_answers import distinct_items, first_occurrence, merge_columns, right_answers
 
 
 SEEDS_PER_STEP = 2**20  # more than the rows of a batch, each of which may have a seed of its own
@@ -48,7 +48,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
     """
 
     args: ContrastiveConfig
-    columns = ("query", "negatives", "task", "label")  # the collator checks `positive` or `positives`, and `scores`
+    columns = ("query", "positive", "negatives", "task", "label")
     collator_class = ContrastiveCollator
 
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,7 +74,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             label if self.args.exclude_same_label else torch.full_like(label, -1),
         )
         # A candidate with several labels is one candidate with the exclusions of all of them.
-        candidate, distinct = torch.unique(candidate, return_inverse=True)
+        candidate, distinct = distinct_items(candidate, identity)
         excluded, positive = merge_columns(excluded, distinct, len(candidate)), distinct[positive]
 
         warmed_up = self.state.global_step >= self.args.hard_negative_warmup_steps
@@ -92,7 +92,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if self.args.symmetric:
             # From each positive to its query. Queries that the positive answers or shows are not negatives, and the
             # query of several rows is one negative.
-            distinct_query, query_index = torch.unique(query, return_inverse=True)
+            distinct_query, query_index = distinct_items(query, identity)
             excluded = merge_columns(excluded[:, positive].T, query_index, len(distinct_query))
             reverse_loss = loss.new_zeros(())  # with a single query, for example, every term is log(1)
             if not excluded.all():

@@ -74,7 +74,8 @@ def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[
     row = next(iter(dataset), None)
     if row is None:
         raise ValueError(f"{name} is empty")
-    missing = [column for column in columns if column not in row]
+    given = {"positive" if column == "positives" else column for column in row}  # either of them is enough
+    missing = [column for column in columns if column not in given]
     if missing:
         raise ValueError(
             f"{name} lacks the column(s) {', '.join(missing)}: this trainer needs {', '.join(columns)}, but the rows "

@@ -42,6 +42,19 @@ def first_occurrence(values: Tensor) -> Tensor:
     return torch.full_like(distinct, len(values)).scatter_reduce(0, index, positions, "amin")[index]
 
 
+def distinct_items(items: Tensor, identity: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct ones of some items, and the index of each item among them.
+
+    Their order is that of their hashes, which does not depend on the number of processes.
+
+    Args:
+        items (`Tensor` of shape `(n,)`, long): Item indices; those of equal items are equal.
+        identity (`Tensor` of shape `(items,)`, long): Hash of each item.
+    """
+    hashes, index = torch.unique(identity[items], return_inverse=True)
+    return torch.empty_like(hashes).scatter_(0, index, items), index
+
+
 def merge_columns(mask: Tensor, index: Tensor, size: int) -> Tensor:
     """Return a mask of shape `(rows, size)` that is True where a column with that index is True in `mask`."""
     merged = torch.zeros(len(mask), size, dtype=torch.bool, device=mask.device)
