@@ -49,8 +49,9 @@ JOINED_BATCH = 12
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Greatest differences from one process with the joined batch: of a loss, and of an element of an embedding.
-# Two processes pad their micro-batches differently, which changes the rounding.
-TOLERANCES = {"fp32": (1e-5, 1e-5), "bf16": (0.02, 0.01), "fp16": (0.005, 0.002)}
+# Two processes pad their micro-batches differently, FSDP2 sums gradients in half precision, and DeepSpeed also rounds
+# the weights: this changes the rounding.
+TOLERANCES = {"fp32": (1e-5, 1e-5), "bf16": (0.05, 0.02), "fp16": (0.005, 0.002)}
 MIN_CHANGE = 0.05  # of an element of an embedding by training
 IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8))
 ITEMS = ["text number 3", IMAGE, {"image": IMAGE, "text": "Is it a number?"}]
@@ -83,6 +84,8 @@ The greatest differences from one process, where 0.18 is the typical size of an 
 | precision | loss | element of an embedding | limits |
 | --- | --- | --- | --- |
 {differences}
+
+In half precision these are rounding: FSDP2 sums gradients in it, and DeepSpeed also rounds the weights to it.
 
 Full fine-tuning keeps the weights in float32 and computes in half precision. LoRA and QLoRA train over weights in
 half precision, as the recipes do. Full fine-tuning of 4-bit weights does not exist: they cannot be trained.
