@@ -12,10 +12,12 @@ the micro-batches of a step.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, distributed
 from torch.distributed.checkpoint import FileSystemReader
@@ -97,6 +99,28 @@ def _buckets(parameters: list[Parameter]) -> Iterator[list[Parameter]]:
         bucket.append(parameter)
     if bucket:
         yield bucket
+
+
+def prepare_without_wrapping(accelerator: Accelerator) -> None:
+    """Make accelerate prepare models for data parallelism without `DistributedDataParallel`.
+
+    [`sum_gradients`] replaces its reducer, whose buckets would take the memory of all trained weights once more. As
+    the wrapper does, preparing a model for training copies the weights of the first process to all others.
+
+    Args:
+        accelerator (`Accelerator`): The accelerator of plain data parallelism, neither sharded nor DeepSpeed.
+    """
+    prepare_model = accelerator.prepare_model
+
+    def prepare(model: Module, device_placement: bool | None = None, evaluation_mode: bool = False) -> Module:
+        model = prepare_model(model, device_placement, evaluation_mode=True)
+        if not evaluation_mode:
+            for tensor in chain(model.parameters(), model.buffers()):
+                if tensor.is_floating_point():  # 4-bit weights are frozen, and one file's for all processes
+                    distributed.broadcast(tensor.data, src=0)
+        return model
+
+    accelerator.prepare_model = prepare  # type: ignore[method-assign]
 
 
 def is_sharded(model: Module) -> bool:

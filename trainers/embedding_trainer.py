@@ -37,6 +37,7 @@ from .distributed import (
     gather_weights,
     is_sharded,
     only_saved_state_expected,
+    prepare_without_wrapping,
     sum_gradients,
     sum_when_reducing,
     without_loss_scaling,
@@ -174,6 +175,8 @@ class EmbeddingTrainer(Trainer, ABC):
                 "gradient caching runs a model several times per step, which FSDP1 does not allow: launch with FSDP2 "
                 "(fsdp_version: 2), DeepSpeed, or plain data parallelism (distributed_type: MULTI_GPU)"
             )
+        if self.accelerator.use_distributed and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            prepare_without_wrapping(self.accelerator)
         self._compile()
         self._current_batch: Batch = {}
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
@@ -239,8 +242,6 @@ class EmbeddingTrainer(Trainer, ABC):
             return loss
 
         def embed_full(tensors: MicroBatch) -> Tensor:
-            # The module itself, not the `model` that DistributedDataParallel wraps: its gradients are summed once per
-            # step below, and processes may have any number and kind of micro-batches.
             return (model if self.is_deepspeed_enabled else self.model)(**tensors).embeddings
 
         embed: Callable[[MicroBatch], Tensor] = embed_full

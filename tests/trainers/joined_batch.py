@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from datasets import IterableDataset
 from PIL import Image
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from unime import UniMEModel, processor_from_backbone
@@ -145,6 +146,8 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
             if sharding == "fsdp2":
                 enable_fsdp2_on_the_cpu()
             model = UniMEModel.from_pretrained(model_folder)
+            if sharding is None and args.process_index > 0:  # plain data parallelism starts from the first process's
+                torch.nn.init.zeros_(next(model.backbone.language_model.parameters()))
             return trainer_class(model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor)
 
         trainer = make_trainer()
@@ -159,6 +162,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
             "all_reduces": profiler and sum(e.count for e in profiler.key_averages() if e.key == "gloo:all_reduce"),
             "has_images": any("pixel_values" in t for t in trainer.data_collator(local_rows)["micro_batches"]),
             "files": sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()),
+            "wrapped": isinstance(trainer.model_wrapped, DistributedDataParallel),
             "sharded": [name for name, module in trainer.model.named_modules() if is_sharded(module)],
         }
         resumed = make_trainer()

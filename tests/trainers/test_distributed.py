@@ -107,5 +107,10 @@ def test_gradients_are_reduced_once_per_step(runs: dict[str, dict[str, Any]], st
     assert [runs[name][stage]["all_reduces"] for name in ("two.0", "two.1")] == [2, 2]
 
 
+@pytest.mark.parametrize("stage", ["contrastive", "distillation"])
+def test_no_gradient_buckets_are_allocated(runs: dict[str, dict[str, Any]], stage: str):
+    assert not runs["two.0"][stage]["wrapped"]  # the buckets belong to DistributedDataParallel
+
+
 def test_the_two_processes_have_batches_of_different_kinds(runs: dict[str, dict[str, Any]]):
     assert [runs[name]["contrastive"]["has_images"] for name in ("two.0", "two.1")] == [False, True]
