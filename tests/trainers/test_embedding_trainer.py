@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 from trl import TrlParser
 
 from unime import UniMEModel
@@ -62,6 +63,47 @@ def test_resumed_training_equals_uninterrupted_training(
     assert [e.get("loss") for e in resumed.state.log_history] == [
         e.get("loss") for e in uninterrupted.state.log_history
     ]
+
+
+def private_megabytes() -> float:
+    """Return the memory that only this process has: without the pages of files, which processes share."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's accounts of memory")
+def test_resuming_takes_no_memory_for_a_second_copy_of_the_weights(
+    tiny_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    config = AutoConfig.from_pretrained(tiny_model("llava"))
+    config.text_config.hidden_size, config.text_config.intermediate_size = 512, 8192
+    model = UniMEModel.from_backbone(config)
+    megabytes = sum(parameter.nbytes for parameter in model.parameters()) / 2**20
+    args = ContrastiveConfig(str(tmp_path), **options)
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
+    trainer.save_model(str(tmp_path / "checkpoint-1"), _internal_call=True)
+    saved = {name: parameter.sum().item() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+    before, peak, loaded = private_megabytes(), [0.0], Event()
+
+    def watch() -> None:
+        while not loaded.wait(0.002):
+            peak.append(private_megabytes())
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    loaded.set()
+    watcher.join()
+    assert {name: parameter.sum().item() for name, parameter in model.named_parameters()} == saved
+    assert megabytes > 90 and max(peak) - before < megabytes / 4
 
 
 @pytest.mark.parametrize("stage", [ContrastiveTrainer, DistillationTrainer])
