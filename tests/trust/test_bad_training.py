@@ -242,9 +242,10 @@ def test_a_wrong_file_of_mined_negatives_is_refused(
 def test_mining_uses_all_negatives_if_there_are_few(candidates: int, positive: list[int], expected: list[list[int]]):
     queries = np.tile(np.float32([1, 0]), (len(positive), 1))
     pool = np.float32([[1, 0], [0.9, 0.1], [0.8, 0.2]])[:candidates]
-    mined, report = mine_hard_negatives(
-        queries, pool, np.array(positive), np.full(len(positive), -1), num_negatives=10
-    )
+    rows = len(positive)
+    contents = (100 + np.arange(rows), np.arange(candidates))  # of distinct queries and candidates
+    positives = [[index] for index in positive]
+    mined, report = mine_hard_negatives(queries, pool, positives, np.full(rows, -1), *contents, num_negatives=10)
     assert mined == expected and report["queries with fewer than num_negatives"] == len(positive)
 
 
