@@ -246,7 +246,7 @@ SEARCH = {"name": "x", "meta_task": "vqa", "queries": ITEMS[:1], "candidates": I
         (lambda: RetrievalTask(**SEARCH, pools=[[0, -1]]), "has the pool [0, -1]; use candidate indices from 0 to 1"),
         (lambda: RetrievalTask(**SEARCH, relevance=[[1.0, 2.0]]), "needs exactly one relevance per positive of each"),
         (lambda: RetrievalTask(**SEARCH | {"queries": [{}]}), "query 0 of task 'x': expected 'text' or 'image'"),
-        (lambda: RetrievalTask(**SEARCH | {"queries": [None]}), "query 0 of task 'x': expected a str, a PIL image or"),
+        (lambda: RetrievalTask(**SEARCH | {"queries": [None]}), "query 0 of task 'x': expected a str, a PIL image"),
         (lambda: RetrievalTask(**SEARCH | {"candidates": ["a", 3]}), "candidate 1 of task 'x': expected a str"),
         (lambda: RetrievalTask(**SEARCH | {"candidates": ["a", {"image": "0.png"}]}), "candidate 1 of task 'x': "),
         (lambda: SimilarityTask("x", ITEMS, [{"text": "a"}, {"text": 3}], [1, 2]), "second 1 of task 'x': 'text'"),
