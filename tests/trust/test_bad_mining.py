@@ -110,3 +110,16 @@ def test_a_dataset_of_bad_rows_has_no_negatives(mine: Callable[..., Path]):
     assert (
         read_lines(folder / "negatives.jsonl") == [[]] * 5 and json.loads((folder / "report.json").read_text()) == {}
     )
+
+
+def test_every_positive_of_a_row_is_a_candidate_for_the_other_rows_only(mine: Callable[..., Path], tmp_path: Path):
+    names = [["Katze", "Kater"], ["Hund", "Rüde"]]
+    lines = [
+        {"query": {"text": f"animal {row}"}, "positives": [{"text": name} for name in row_names], "task": "names"}
+        for row, row_names in enumerate(names)
+    ]
+    mined = mine(lines)
+    negatives = read_lines(mined / "negatives.jsonl")
+    assert [sorted(entries, key=str) for entries in negatives] == [[1, [1, 1]], [0, [0, 1]]]
+    rows = open_rows(DataArguments(str(tmp_path / "rows.jsonl"), mined_file=str(mined / "negatives.jsonl")))
+    assert [{item["text"] for item in row["negatives"]} for row in rows] == [set(names[1]), set(names[0])]
