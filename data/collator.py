@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..processing_unime import to_item_dict
 from .rows import (
     check_scores,
     content_hash,
@@ -28,7 +29,11 @@ ITEM_TENSORS = ("order", "identity", "content")  # one value per item; the other
 def _micro_batches(prepare: Prepare, items: list[Any]) -> dict[str, Any]:
     prepared = prepare(items)
     order = [index for indices, _ in prepared for index in indices]
-    return {"micro_batches": [dict(tensors) for _, tensors in prepared], "order": torch.tensor(order)}
+    return {
+        "micro_batches": [dict(tensors) for _, tensors in prepared],
+        "order": torch.tensor(order),
+        "num_images": sum(len(to_item_dict(item)["images"]) for item in items),
+    }
 
 
 @dataclass
@@ -40,6 +45,7 @@ class ContrastiveCollator:
 
     - `micro_batches` (list of tensor dicts): the distinct items;
     - `order` `(items,)`: item index of each row of the concatenated micro-batches;
+    - `num_images` (`int`): images of the distinct items;
     - `provenance` (items, list of `str`): where each item occurs first, for errors;
     - `identity` and `content` `(items,)`: hashes of each item, with and without its instruction;
     - `candidate` `(candidates,)`: item index of each candidate;

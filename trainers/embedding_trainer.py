@@ -54,6 +54,7 @@ from .gradient_cache import (
     with_last_layer_shortcut,
 )
 from .nonfinite import all_finite, check_finite_weights, nonfinite_error
+from .throughput import ModelFlops, Throughput, count_tokens
 from .trained_weights import fit_to_model, modules_without_gradient
 
 
@@ -180,6 +181,9 @@ class EmbeddingTrainer(Trainer, ABC):
         self._compile()
         self._current_batch: Batch = {}
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._throughput = Throughput()
+        # Counted before the model is sharded.
+        self._model_flops = ModelFlops(self._embedder) if isinstance(self._embedder, UniMEModel) else None
 
     def _compile(self) -> None:
         """Compile the parts of the backbone if `torch_compile` or accelerate's `dynamo_backend` is set."""
@@ -273,6 +277,7 @@ class EmbeddingTrainer(Trainer, ABC):
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""
         self._current_batch = inputs
+        self._throughput.add(inputs)
         if self.is_deepspeed_enabled:  # `Trainer` would backpropagate the loss through the engine itself
             model.train()
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
@@ -380,7 +385,8 @@ class EmbeddingTrainer(Trainer, ABC):
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the metrics are the means over the rows of the loss and of the statistics of each batch."""
         self._statistics["eval"].clear()  # an evaluation that raised an error may have left some
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with self._throughput.paused():
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         values = {name: torch.stack(values).float() for name, values in self._statistics["eval"].items()}
         num_rows = values.pop("num_rows")
         means = {name: (value * num_rows).sum() / num_rows.sum() for name, value in values.items()}
@@ -388,12 +394,25 @@ class EmbeddingTrainer(Trainer, ABC):
         return output._replace(num_samples=int(num_rows.sum()))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log values; those of training together with the means of the statistics since the last call."""
+        """Log values; with those of training also the means of the statistics since the last call, and the speed."""
         if self.model.training:
             means = {name: torch.stack(values).mean().item() for name, values in self._statistics["train"].items()}
             self._statistics["train"].clear()
             logs = {**logs, **means}
+        if "loss" in logs:
+            logs |= self._throughput.rates(self.args.device)
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Return the operations of a training step of this process, see [`ModelFlops`]; 0 for other models."""
+        return self._model_flops.of_batch(inputs["micro_batches"]) if self._model_flops is not None else 0
+
+    def _track_num_input_tokens(self, inputs: Batch) -> None:
+        if self.args.include_num_input_tokens_seen == "no":
+            return
+        tokens = count_tokens(inputs["micro_batches"], padding=self.args.include_num_input_tokens_seen == "all")
+        counts, _ = gather(torch.tensor([tokens], device=self.args.device))
+        self.state.num_input_tokens_seen += int(counts.sum())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write a checkpoint that loads everywhere, or the adapter if one is trained.
@@ -434,7 +453,8 @@ class EmbeddingTrainer(Trainer, ABC):
             save_checkpoint(model, self.processing_class, directory, state_dict=weights)
 
     def _save_checkpoint(self, model: Module, trial: Any) -> None:
-        with removing_unfinished(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")):
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with self._throughput.paused(), removing_unfinished(folder):
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -473,6 +493,7 @@ class EmbeddingTrainer(Trainer, ABC):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._throughput.start()
         # `Trainer` checks `max_steps` only after a step: resumed at its end, it would take one step too many.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)

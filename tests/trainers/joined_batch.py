@@ -119,6 +119,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
         "eval_strategy": "steps",
         "eval_steps": 2,
         "per_device_eval_batch_size": batch_size,
+        "include_num_input_tokens_seen": "non_padding",
         "use_cpu": True,
         "disable_tqdm": True,
     }
@@ -157,7 +158,13 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
         trainer.accelerator.wait_for_everyone()
         local_rows = list(rows)[trainer.args.process_index * batch_size :][:batch_size]
         results[name] = {
-            "log": [e for e in trainer.state.log_history if "loss" in e],
+            "log": [
+                {name: value for name, value in entry.items() if not name.endswith("_per_second")}
+                for entry in trainer.state.log_history
+                if "loss" in entry
+            ],
+            "flops": trainer.state.total_flos,
+            "tokens": trainer.state.num_input_tokens_seen,
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
             "all_reduces": profiler and sum(e.count for e in profiler.key_averages() if e.key == "gloo:all_reduce"),
             "has_images": any("pixel_values" in t for t in trainer.data_collator(local_rows)["micro_batches"]),

@@ -64,6 +64,7 @@ TESTED_ELSEWHERE = {
         "per_device_eval_batch_size",
     ],
     "fp16_deepspeed.py": ["fp16"],
+    "test_throughput.py": ["include_num_input_tokens_seen"],
 }
 CHECKS: dict[str, Callable] = {}
 
