@@ -119,7 +119,6 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
         "eval_strategy": "steps",
         "eval_steps": 2,
         "per_device_eval_batch_size": batch_size,
-        "include_num_input_tokens_seen": "non_padding",
         "use_cpu": True,
         "disable_tqdm": True,
     }
@@ -163,8 +162,6 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
                 for entry in trainer.state.log_history
                 if "loss" in entry
             ],
-            "flops": trainer.state.total_flos,
-            "tokens": trainer.state.num_input_tokens_seen,
             "evaluation": [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e],
             "all_reduces": profiler and sum(e.count for e in profiler.key_averages() if e.key == "gloo:all_reduce"),
             "has_images": any("pixel_values" in t for t in trainer.data_collator(local_rows)["micro_batches"]),

@@ -53,6 +53,7 @@ def main(model_folder: str, backbone: str, output: Path, sharding: str) -> None:
         "micro_batch_tokens": 100,
         "save_strategy": "no",
         "dataloader_num_workers": 1,
+        "include_num_input_tokens_seen": "non_padding",
         "use_cpu": True,
         "disable_tqdm": True,
         "report_to": "none",
@@ -81,8 +82,9 @@ def main(model_folder: str, backbone: str, output: Path, sharding: str) -> None:
         )
         trainer.batches = []
         trainer.train()
+        results[f"{name} work"] = trainer.state.num_input_tokens_seen, trainer.state.total_flos
         metrics = trainer.evaluate()
-        speeds = ("runtime", "per_second", "preparation_time")
+        speeds = ("runtime", "per_second", "preparation_time", "tokens_seen")
         results[name] = {key: value for key, value in metrics.items() if not key.endswith(speeds)}
         results[f"{name} batches"] = trainer.batches
     torch.save(results, f"{output}.{trainer.args.process_index}")

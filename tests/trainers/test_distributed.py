@@ -68,16 +68,6 @@ def test_two_processes_train_like_one_process_with_the_joined_batch(
         assert result["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["two", "shards", "zero3"])
-def test_tokens_and_operations_are_counted_over_all_processes(runs: dict[str, dict[str, Any]], run: str):
-    one = runs["one.0"]["distillation"]
-    for name in (f"{run}.0", f"{run}.1"):
-        result = runs[name]["distillation"]
-        # The 24 texts are distinct, so no process embeds a text that another one embeds too.
-        assert result["tokens"] == one["tokens"] > 0
-        assert result["flops"] == one["flops"] > 0
-
-
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
 def test_fsdp2_shards_every_layer(runs: dict[str, dict[str, Any]], stage: str):
     assert runs["two.0"][stage]["sharded"] == []

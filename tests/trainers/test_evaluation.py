@@ -195,3 +195,9 @@ def test_the_metrics_do_not_depend_on_the_number_of_processes(evaluated: Callabl
 def test_one_process_embeds_the_only_row_of_an_evaluation_set(evaluated: Callable):
     last = [result["contrastive batches"][-1] for result in (*evaluated(1), *evaluated(2))]
     assert [len(rows) for rows in last] == [1, 0, 1]
+
+
+def test_tokens_and_operations_are_those_of_all_processes(evaluated: Callable):
+    # The texts are distinct: no process embeds a text that another one embeds too.
+    (tokens, operations), *two = (result["distillation work"] for result in (*evaluated(1), *evaluated(2)))
+    assert tokens > 100 and operations > 1e6 and two == [(tokens, operations)] * 2
