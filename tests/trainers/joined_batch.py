@@ -74,9 +74,9 @@ def check_primitives() -> None:
     assert used_by_both.grad.tolist() == [3, 3] and used_by_one.grad.tolist() == [5, 5] and unused.grad is None
 
 
-def enable_fsdp2_on_the_cpu(mixed_precision: str = "no") -> None:
-    """Make accelerate use FSDP2 as the recipe says; on a CPU it would ignore the settings and use DDP."""
-    settings = load_config_from_file(str(RECIPES / "accelerate" / "fsdp2.yaml")).fsdp_config
+def enable_fsdp2_on_the_cpu(mixed_precision: str = "no", **changes: str) -> None:
+    """Make accelerate use FSDP2 as the recipe says, but for changes; on a CPU it would ignore this and use DDP."""
+    settings = load_config_from_file(str(RECIPES / "accelerate" / "fsdp2.yaml")).fsdp_config | changes
     os.environ |= {name.upper(): str(value) for name, value in settings.items()}  # as accelerate's launcher does
     Accelerator(cpu=True, mixed_precision=mixed_precision)
     for state in (PartialState, AcceleratorState):

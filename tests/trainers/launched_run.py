@@ -2,9 +2,9 @@
 
     torchrun --standalone --nproc_per_node 2 tests/trainers/launched_run.py BACKBONE OUTPUT LAUNCHER TUNING...
 
-LAUNCHER is "plain" (one process, or DDP) or the name of a file in `recipes/accelerate`, without its suffix. TUNING is
-"full", "lora" or "qlora", perhaps followed by "-bf16"; each is a run of its own. `test_launched_run.py` checks the
-results.
+LAUNCHER is "plain" (one process, or DDP), the name of a file in `recipes/accelerate` without its suffix, or
+"fsdp2-full-state" (unsharded checkpoints). TUNING is "full", "lora" or "qlora", perhaps followed by "-bf16"; each is a
+run of its own. `test_launched_run.py` checks the results.
 """
 
 import os
@@ -64,8 +64,9 @@ def make_trainer(backbone: str, output: Path, launcher: str, tuning: str, **opti
         report_to="none",
         **options,
     )
-    if launcher == "fsdp2":
-        enable_fsdp2_on_the_cpu("bf16" if bf16 else "no")
+    if launcher.startswith("fsdp2"):
+        state_dict_type = "FULL_STATE_DICT" if launcher == "fsdp2-full-state" else "SHARDED_STATE_DICT"
+        enable_fsdp2_on_the_cpu("bf16" if bf16 else "no", fsdp_state_dict_type=state_dict_type)
     dtype = torch.bfloat16 if bf16 else torch.float32
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     model, processor = load_model(

@@ -23,6 +23,7 @@ SCRIPT = str(Path(__file__).parent / "launched_run.py")
 LAUNCHERS = {
     "plain": ["qlora"],
     "fsdp2": ["full", "lora", "qlora-bf16"],
+    "fsdp2-full-state": ["lora"],
     "zero2": ["full", "lora"],
     "zero3": ["full", "lora-bf16"],
 }
