@@ -130,6 +130,20 @@ class ContrastiveCollator:
 
 
 @dataclass
+class TrainingStreamCollator:
+    """Collator of a [`TrainingStream`], which yields `None` in place of a batch that is skipped.
+
+    Args:
+        collator (`Callable`): The collator of the other batches.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+
+    def __call__(self, rows: list[dict[str, Any]] | None) -> Mapping[str, Any] | None:
+        return None if rows is None else self.collator(rows)
+
+
+@dataclass
 class EvaluationCollator:
     """Collator of evaluation batches: adds `num_rows`, and accepts an empty list of rows.
 

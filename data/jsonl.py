@@ -19,6 +19,7 @@ from datasets.fingerprint import Hasher
 from ..storage.arrow_cache import cached_table
 from .rows import (
     TEXT_COLUMNS,
+    TransformedStream,
     check_text,
     columns_of_rows,
     parse_teacher_embedding,
@@ -39,7 +40,7 @@ _CACHE_BATCH_LINES = 1000  # lines copied into the cache at a time
 
 def load_rows(
     path: str | Path, image_root: str | Path | None = None, streaming: bool = False
-) -> Dataset | IterableDataset:
+) -> Dataset | TransformedStream:
     """Open a JSONL file of rows for stage 2; images are read when a row is read.
 
     Args:

@@ -18,12 +18,13 @@ order, it stands as `{"type": "image", "image": path}`.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
@@ -79,24 +80,53 @@ def with_provenance(
     return dataset.map(add_columns, with_indices=True, batched=True)
 
 
-def with_images(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | IterableDataset:
-    """Read the images of `with_provenance` rows, stored as paths under `root`, whenever a row is read."""
-    return with_lazy_transform(dataset, partial(_read_batch, root=Path(root)))
+class TransformedStream(torch.utils.data.IterableDataset):
+    """A stream of stored rows, such as paths of images, and the transform that makes rows of them.
+
+    Iterating gives the rows. Who needs some of them only, such as one of several processes, iterates over `stored` and
+    transforms those.
+
+    Args:
+        stored (`IterableDataset`): The stored rows.
+        transform (`Callable`): Maps stored columns to row columns.
+    """
+
+    def __init__(self, stored: IterableDataset, transform: Callable[[dict[str, list]], dict[str, list]]):
+        self.stored, self.transform = stored, transform
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which determines the order."""
+        self.stored.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.stored.iter(1):
+            yield from rows_of_columns(self.transform(batch))
+
+
+Rows = Dataset | IterableDataset | TransformedStream
 
 
 def with_lazy_transform(
     dataset: Dataset | IterableDataset, transform: Callable[[dict[str, list]], dict[str, list]]
-) -> Dataset | IterableDataset:
+) -> Dataset | TransformedStream:
     """Apply a transform, from stored columns to row columns, whenever a row is read; a stream is shuffled first."""
     if isinstance(dataset, IterableDataset):
-        shuffled = dataset.shuffle(seed=0, buffer_size=STREAM_SHUFFLE_BUFFER_ROWS)
-        return shuffled.map(transform, batched=True, batch_size=1, remove_columns=column_names(dataset))
+        return TransformedStream(dataset.shuffle(seed=0, buffer_size=STREAM_SHUFFLE_BUFFER_ROWS), transform)
     return dataset.with_transform(transform)
 
 
+def with_images(dataset: Dataset | IterableDataset, root: str | Path) -> Dataset | TransformedStream:
+    """Read the images of `with_provenance` rows, stored as paths under `root`, whenever a row is read."""
+    return with_lazy_transform(dataset, partial(_read_batch, root=Path(root)))
+
+
 def _read_batch(batch: dict[str, list], root: Path) -> dict[str, list]:
-    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    return columns_of_rows([read_row(row, root) for row in rows])
+    return columns_of_rows([read_row(row, root) for row in rows_of_columns(batch)])
+
+
+def rows_of_columns(columns: Mapping[str, list]) -> list[dict[str, Any]]:
+    """Return the rows of a batch that has one list per column."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def columns_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:

@@ -1,10 +1,15 @@
-"""Which rows form a batch: blocks of one task for training, and batches of nearly equal size for evaluation."""
+"""Which rows form a batch: blocks of one task or a stream for training, and nearly equal batches for evaluation."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from itertools import count
 from typing import Any
 
+import datasets
 import torch
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import IterableDataset, Sampler, get_worker_info
+
+from .rows import TransformedStream, rows_of_columns
 
 
 class TaskSampler(Sampler[int]):
@@ -120,3 +125,71 @@ class EvaluationStream(IterableDataset):
             waiting = waiting[len(waiting) // 2 :]
         if waiting:
             yield waiting
+
+
+class TrainingStream(IterableDataset):
+    """The batches of a training stream, pass after pass without an end.
+
+    A joined batch, which the loss compares, has consecutive rows, and each process embeds its part of them. All
+    processes read all rows as they are stored; a row is transformed, which reads its images, only where it is used.
+
+    Args:
+        rows (`datasets.IterableDataset` or [`TransformedStream`]): The stream.
+        batch_size (`int`): Rows of a joined batch.
+        num_processes (`int`, *optional*, defaults to 1): Processes that train together.
+        process_index (`int`, *optional*, defaults to 0): This process, whose rows are yielded as lists.
+        drop_last (`bool`, *optional*, defaults to `True`): Whether to leave out the last batch of a pass if it is
+            short. Otherwise several processes fill it with the first rows of the pass.
+
+    Attributes:
+        num_seen_batches (`int`): Batches that a resumed training has seen. `None` is yielded in place of each.
+
+    Raises:
+        ValueError: While iterating: a pass has no batch.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset | TransformedStream,
+        batch_size: int,
+        num_processes: int = 1,
+        process_index: int = 0,
+        drop_last: bool = True,
+    ):
+        self.rows, self.batch_size, self.drop_last = rows, batch_size, drop_last
+        self.num_processes, self.process_index = num_processes, process_index
+        self.num_seen_batches = 0
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]] | None]:
+        worker = get_worker_info()  # the loader takes one batch of each worker in turn
+        worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number, batch in enumerate(self._joined_batches(copy_stream=num_workers > 1)):
+            if number % num_workers != worker_index:
+                continue
+            if number < self.num_seen_batches:
+                yield None
+                continue
+            rows = part_of_process(batch, self.num_processes, self.process_index)
+            if isinstance(self.rows, TransformedStream):
+                rows = rows_of_columns(self.rows.transform({name: [row[name] for row in rows] for name in rows[0]}))
+            yield rows
+
+    def _joined_batches(self, copy_stream: bool) -> Iterator[list[dict[str, Any]]]:
+        stream = self.rows.stored if isinstance(self.rows, TransformedStream) else self.rows
+        # The workers of a loader share the memory that holds a stream's epoch, but one may be an epoch ahead.
+        stream = deepcopy(stream) if copy_stream else stream
+        for epoch in count():
+            stream.set_epoch(epoch)
+            first: list[dict[str, Any]] = []
+            for columns in stream.iter(self.batch_size):
+                batch = rows_of_columns(columns)
+                first = first or batch
+                if len(batch) < self.batch_size and self.drop_last:
+                    break
+                while len(batch) < self.batch_size and self.num_processes > 1:
+                    batch = (batch + first)[: self.batch_size]
+                yield batch
+            if len(first) < self.batch_size and (self.drop_last or not first):
+                raise ValueError(
+                    f"train_dataset ended before one batch of {self.batch_size} rows: lower the batch size"
+                )

@@ -20,6 +20,8 @@ from .mmeb_train import mmeb_train
 from .rejected_rows import without_rejected
 from .rows import (
     TEXT_COLUMNS,
+    Rows,
+    TransformedStream,
     check_text,
     column_names,
     columns_of_rows,
@@ -160,14 +162,14 @@ def _check_streaming(data: DataArguments) -> None:
         raise ValueError(f"{reason} cannot be streamed: set streaming to false, or give a JSONL file or `columns`")
 
 
-def open_rows(data: DataArguments) -> Dataset | IterableDataset:
+def open_rows(data: DataArguments) -> Dataset | TransformedStream:
     """Open rows for stage 2, with their mined negatives and without the rejected rows if files of them are given.
 
     Args:
         data (`DataArguments`): Data settings.
 
     Returns:
-        `Dataset` or `IterableDataset`: Rows in the format of `data/rows.py`; images are read when a row is read.
+        `Dataset` or [`TransformedStream`]: Rows in the format of `data/rows.py`; images are read when a row is read.
 
     Raises:
         ValueError: Columns are missing, or the source cannot be streamed. Later, when a row is read: an image is
@@ -180,8 +182,8 @@ def open_rows(data: DataArguments) -> Dataset | IterableDataset:
 
 
 def open_with_eval_sets(
-    data: DataArguments, open_dataset: Callable[[DataArguments], Dataset | IterableDataset]
-) -> tuple[Dataset | IterableDataset, Dataset | dict[str, Dataset] | None]:
+    data: DataArguments, open_dataset: Callable[[DataArguments], Rows]
+) -> tuple[Rows, Dataset | dict[str, Dataset] | None]:
     """Open the rows to train on and those to evaluate.
 
     Args:
@@ -200,7 +202,7 @@ def open_with_eval_sets(
             raise ValueError(
                 "num_eval_rows holds rows out of `dataset`: give it, or eval_dataset and eval_split, not both"
             )
-        if isinstance(dataset, IterableDataset):
+        if not isinstance(dataset, Dataset):
             raise ValueError("num_eval_rows cannot hold rows out of a stream: name an eval_dataset instead")
         if not 0 < data.num_eval_rows < len(dataset):
             raise ValueError(
@@ -226,7 +228,7 @@ def open_with_eval_sets(
     return dataset, {match[1]: open_eval_set(match[2]) for match in named if match is not None}
 
 
-def _open_rows(data: DataArguments) -> Dataset | IterableDataset:
+def _open_rows(data: DataArguments) -> Dataset | TransformedStream:
     _check_columns_map(data)
     _check_streaming(data)
     if data.dataset == "openmoji":
@@ -311,7 +313,7 @@ def _open_mapped_table(data: DataArguments) -> Dataset | IterableDataset:
     return dataset
 
 
-def _mapped_rows(data: DataArguments) -> Dataset | IterableDataset:
+def _mapped_rows(data: DataArguments) -> Dataset | TransformedStream:
     mapping = data.columns or {}
     mapped = {target.split(".")[0] for target in mapping}
     for side, names_of_side in (("query", {"query"}), ("positive", {"positive", "positives"})):

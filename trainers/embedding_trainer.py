@@ -25,8 +25,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..batching_unime import micro_batches
 from ..checkpoint import save_checkpoint
 from ..checkpoint_safety import forbid_remote_code
-from ..data.collator import EvaluationCollator
-from ..data.sampler import EvaluationSampler, EvaluationStream
+from ..data.collator import EvaluationCollator, TrainingStreamCollator
+from ..data.rows import Rows
+from ..data.sampler import EvaluationSampler, EvaluationStream, TrainingStream
 from ..modeling_unime import UniMEModel
 from .adapter import make_publishable
 from .checkpointing import copy_to_every_node, removing_unfinished, write_training_record
@@ -61,7 +62,7 @@ from .trained_weights import fit_to_model, modules_without_gradient
 Batch = Mapping[str, Any]
 
 
-def check_rows(name: str, dataset: Dataset | IterableDataset, columns: Sequence[str]) -> None:
+def check_rows(name: str, dataset: Rows, columns: Sequence[str]) -> None:
     """Check the first row of a dataset.
 
     Args:
@@ -93,7 +94,8 @@ class EmbeddingTrainer(Trainer, ABC):
     Args:
         model (`PreTrainedModel` or `Module`): Called with the tensors of a micro-batch; its output has `.embeddings`.
         args ([`EmbeddingConfig`]): The training arguments.
-        train_dataset (`Dataset` or `IterableDataset`, *optional*): Training rows.
+        train_dataset (`Dataset`, `IterableDataset` or [`TransformedStream`], *optional*): Training rows; a stream is
+            read pass after pass until `max_steps`.
         eval_dataset (`Dataset`, `IterableDataset` or a `dict` of them, *optional*): Rows for [`evaluate`], or several
             sets by name.
         processing_class (`ProcessorMixin`, *optional*): UniME's processor; renders the items and is saved with the
@@ -116,7 +118,7 @@ class EmbeddingTrainer(Trainer, ABC):
         self,
         model: PreTrainedModel | Module,
         args: EmbeddingConfig,
-        train_dataset: Dataset | IterableDataset | None = None,
+        train_dataset: Rows | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: ProcessorMixin | None = None,
         data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
@@ -128,10 +130,6 @@ class EmbeddingTrainer(Trainer, ABC):
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             if dataset is not None:
                 check_rows(name, dataset, self.columns)
-        if isinstance(train_dataset, IterableDataset) and args.dataloader_drop_last:
-            # `Trainer` drops a short last batch, which may have no negatives, only for datasets of known length.
-            size = args.train_batch_size * args.world_size
-            train_dataset = train_dataset.map(dict, batched=True, batch_size=size, drop_last_batch=True)
         if data_collator is None:
             if processing_class is None:
                 raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
@@ -345,6 +343,25 @@ class EmbeddingTrainer(Trainer, ABC):
         self._statistics["eval"]["num_rows"].append(num_rows.sum())
         return loss, None, None
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the training batches; those of a stream do not end, and start with the ones after a resumed step.
+
+        `Trainer` would transform every row of a stream in every process, and resume at the start of its first pass.
+        """
+        if self.train_dataset is None or isinstance(self.train_dataset, Sized):
+            return super().get_train_dataloader()
+        args = self.args
+        processes = (args.train_batch_size * args.world_size, args.world_size, args.process_index)
+        return DataLoader(
+            TrainingStream(self.train_dataset, *processes, drop_last=args.dataloader_drop_last),
+            batch_size=None,
+            collate_fn=TrainingStreamCollator(self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
     def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
         """Return the evaluation batches: every row once, on any number of processes.
 
@@ -494,6 +511,9 @@ class EmbeddingTrainer(Trainer, ABC):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._throughput.start()
+        stream = kwargs["train_dataloader"].dataset
+        if isinstance(stream, TrainingStream):  # `Trainer` skips the batches that it has seen, without a look at them
+            stream.num_seen_batches = kwargs["steps_trained_in_current_epoch"]
         # `Trainer` checks `max_steps` only after a step: resumed at its end, it would take one step too many.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)

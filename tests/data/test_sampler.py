@@ -1,8 +1,17 @@
-from itertools import chain
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
 
 import pytest
+from datasets import IterableDataset
+from PIL import Image
+from torch.utils.data import DataLoader
 
-from unime.data.sampler import EvaluationSampler, EvaluationStream, TaskSampler
+from unime.data import rows as rows_module
+from unime.data.sampler import EvaluationSampler, EvaluationStream, TaskSampler, TrainingStream
+from unime.data.sources import DataArguments, open_rows
 
 
 TASKS = ["names"] * 10 + ["scenes"] * 7 + ["crops"] * 3
@@ -71,3 +80,75 @@ def test_the_last_two_batches_of_an_evaluation_stream_share_the_remaining_rows(
     parts = [list(EvaluationStream(iter(range(rows)), 4, processes, index)) for index in range(processes)]
     joined = [list(chain(*batch)) for batch in zip(*parts, strict=True)]
     assert [len(batch) for batch in joined] == sizes and list(chain(*joined)) == list(range(rows))
+
+
+@pytest.fixture
+def images_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by the path of each image that is read."""
+    paths, read_image = [], rows_module.read_image
+    monkeypatch.setattr(
+        rows_module, "read_image", lambda image, *args: paths.append(image) or read_image(image, *args)
+    )
+    return paths
+
+
+@pytest.fixture
+def streamed_file(tmp_path: Path) -> Path:
+    """Return a JSONL file of ten rows with images."""
+    for number in range(10):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{number}.png")
+    lines = [{"query": {"image": f"{number}.png"}, "positive": {"text": str(number)}} for number in range(10)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "rows.jsonl"
+
+
+def numbers(batch: list[dict[str, Any]] | None) -> list[int] | None:
+    return batch and [int(row["positives"][0]["text"]) for row in batch]
+
+
+def stream_of(path: Path, *processes: int) -> TrainingStream:
+    return TrainingStream(open_rows(DataArguments(str(path), streaming=True)), 4, *processes)
+
+
+def test_each_row_of_a_training_stream_is_read_by_the_process_that_uses_it(
+    streamed_file: Path, images_read: list[str]
+):
+    expected = [numbers(batch) for batch in islice(stream_of(streamed_file), 6)]
+    first_pass, third_pass = chain(*expected[:2]), chain(*expected[4:])
+    assert len(set(first_pass)) == 8 and expected[:2] != expected[4:] and len(set(third_pass)) == 8
+    images_read.clear()
+    parts = [[numbers(batch) for batch in islice(stream_of(streamed_file, 2, index), 6)] for index in (0, 1)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == expected
+    assert sorted(images_read) == sorted(f"{number}.png" for number in chain(*expected))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+def test_workers_change_neither_rows_nor_order_of_a_training_stream(streamed_file: Path, num_workers: int):
+    expected = [numbers(batch) for batch in islice(stream_of(streamed_file), 11)]
+    loader = DataLoader(stream_of(streamed_file), batch_size=None, num_workers=num_workers, collate_fn=numbers)
+    assert list(islice(loader, 11)) == expected
+
+
+def test_a_resumed_training_stream_does_not_read_the_rows_that_it_skips(streamed_file: Path, images_read: list[str]):
+    expected = [numbers(batch) for batch in islice(stream_of(streamed_file), 6)]
+    images_read.clear()
+    resumed = stream_of(streamed_file)
+    resumed.num_seen_batches = 3  # the second pass has begun
+    assert [numbers(batch) for batch in islice(resumed, 6)] == [None, None, None, *expected[3:]]
+    assert len(images_read) == 12
+
+
+@pytest.mark.parametrize(
+    ("processes", "drop_last", "sizes"), [(1, True, [4, 4]), (1, False, [4, 1, 4, 1]), (2, False, [4, 4, 4, 4])]
+)
+def test_the_short_last_batch_of_a_pass_is_dropped_kept_or_filled(processes: int, drop_last: bool, sizes: list[int]):
+    def rows() -> Iterator[dict[str, int]]:
+        yield from ({"number": number} for number in range(5))
+
+    parts = [
+        islice(TrainingStream(IterableDataset.from_generator(rows), 4, processes, index, drop_last), len(sizes))
+        for index in range(processes)
+    ]
+    joined = [[row["number"] for row in chain(*batch)] for batch in zip(*parts, strict=True)]
+    assert [len(batch) for batch in joined] == sizes
+    assert joined[1] == {"True": [0, 1, 2, 3], "False": [4, 0, 1, 2][: sizes[1]]}[str(drop_last)]

@@ -21,12 +21,16 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 STEPS = 6
 
 
-def start(stage: str, processes: int, backbone: Path, dataset: Path, output: Path) -> subprocess.Popen:
+def start(
+    stage: str, processes: int, backbone: Path, dataset: Path, output: Path, streaming: bool = False
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [RECIPES / f"{stage}.py", "--config", RECIPES / "tiny" / f"{stage}.yaml", "--dataset", dataset]
     command += ["--model_name_or_path", backbone, "--output_dir", output, "--bf16", "false"]
     command += ["--per_device_train_batch_size", 4 // processes, "--max_steps", STEPS, "--save_steps", 1]
     command += ["--warmup_steps", 1, "--logging_steps", 1]
+    if streaming:
+        command += ["--streaming", "true", "--task_block_size", 1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [str(argument) for argument in command],
@@ -56,10 +60,13 @@ def kill_while_saving(training: subprocess.Popen, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "processes"), [("stage1", 1), ("stage2", 2)])
+@pytest.mark.parametrize(
+    ("stage", "processes", "streaming"), [("stage1", 1, False), ("stage2", 2, False), ("stage2", 2, True)]
+)
 def test_a_training_killed_during_a_save_ends_with_the_same_weights(
     stage: str,
     processes: int,
+    streaming: bool,
     tiny_model,
     texts: Path,
     pairs: Path,
@@ -68,11 +75,13 @@ def test_a_training_killed_during_a_save_ends_with_the_same_weights(
 ):
     dataset = texts if stage == "stage1" else pairs
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    finish(start(stage, processes, tiny_model("llava"), dataset, uninterrupted))
-    kill_while_saving(start(stage, processes, tiny_model("llava"), dataset, killed), killed / "checkpoint-3")
+    finish(start(stage, processes, tiny_model("llava"), dataset, uninterrupted, streaming))
+    kill_while_saving(
+        start(stage, processes, tiny_model("llava"), dataset, killed, streaming), killed / "checkpoint-3"
+    )
     record_property("kills", 1)
     assert last_complete_checkpoint(killed) in [str(killed / f"checkpoint-{step}") for step in (2, 3)]
-    finish(start(stage, processes, tiny_model("llava"), dataset, killed))
+    finish(start(stage, processes, tiny_model("llava"), dataset, killed, streaming))
 
     expected, weights = (load_file(run / "model.safetensors") for run in (uninterrupted, killed))
     assert weights.keys() == expected.keys() and all(equal(weights[name], expected[name]) for name in expected)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import AutoConfig, ProcessorMixin
 from trl import TrlParser
@@ -63,6 +63,34 @@ def test_resumed_training_equals_uninterrupted_training(
     assert [e.get("loss") for e in resumed.state.log_history] == [
         e.get("loss") for e in uninterrupted.state.log_history
     ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_resumed_in_its_second_pass_equals_uninterrupted_training(
+    num_workers: int,
+    make_model: Callable,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    options: dict[str, Any],
+    tmp_path: Path,
+):
+    args = ContrastiveConfig(
+        str(tmp_path),
+        **options | {"save_strategy": "steps", "save_steps": 3, "max_steps": 5, "dataloader_num_workers": num_workers},
+    )
+
+    def trainer() -> ContrastiveTrainer:
+        stream = IterableDataset.from_generator(lambda: iter(rows)).shuffle(seed=0, buffer_size=len(rows))
+        return ContrastiveTrainer(
+            make_model(dropout=0.2), args, train_dataset=stream, processing_class=processor
+        )  # a pass has two batches
+
+    uninterrupted, resumed = trainer(), trainer()
+    uninterrupted.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    torch.testing.assert_close(resumed.model.state_dict(), uninterrupted.model.state_dict(), atol=0, rtol=0)
+    losses = [[entry.get("loss") for entry in run.state.log_history] for run in (resumed, uninterrupted)]
+    assert losses[0] == losses[1]
 
 
 def private_megabytes() -> float:
