@@ -6,7 +6,7 @@ A command imports what it needs when it runs, so that help and usage errors are 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -85,6 +85,7 @@ def check_data(
 
     from dataclasses import replace
 
+    from datasets import Dataset
     from trl import TrlParser
 
     from ..data.rejected_rows import write_rejected
@@ -93,7 +94,8 @@ def check_data(
 
     arguments = ["--config", str(config), *context.args]
     data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
-    dataset = open_rows(replace(data, streaming=False, rejected_file=None))  # streamed rows have no numbers
+    # Streamed rows have no numbers.
+    dataset = cast(Dataset, open_rows(replace(data, streaming=False, rejected_file=None)))
     problems, counts = validate(dataset, workers)
     if rejected_file is not None:
         write_rejected(rejected_file, problems)

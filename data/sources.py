@@ -216,8 +216,13 @@ def open_with_eval_sets(
 
     def open_eval_set(name: str) -> Dataset:
         # The files of mined negatives and rejected rows belong to the rows of `dataset`.
-        settings = {"dataset": name, "split": data.eval_split or data.split, "mined_file": None, "rejected_file": None}
-        return cast(Dataset, open_dataset(replace(data, streaming=False, **settings)))
+        split = data.eval_split or data.split
+        return cast(
+            Dataset,
+            open_dataset(
+                replace(data, dataset=name, split=split, streaming=False, mined_file=None, rejected_file=None)
+            ),
+        )
 
     names = data.eval_dataset or [data.dataset]
     named = [re.fullmatch(r"(\w+)=(.+)", name) for name in names]

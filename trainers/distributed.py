@@ -120,7 +120,7 @@ def prepare_without_wrapping(accelerator: Accelerator) -> None:
                     distributed.broadcast(tensor.data, src=0)
         return model
 
-    accelerator.prepare_model = prepare  # type: ignore[method-assign]
+    accelerator.prepare_model = prepare
 
 
 def is_sharded(model: Module) -> bool:
@@ -143,7 +143,7 @@ def gather_weights(model: Module, keep: bool, trained_only: bool = False) -> dic
     for name, weight in model.state_dict(keep_vars=True).items():
         if trained_only and not weight.requires_grad:
             continue
-        full = weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+        full = weight.full_tensor().detach() if isinstance(weight, DTensor) else weight.detach()
         if keep:
             weights[name] = full.cpu()
     return weights

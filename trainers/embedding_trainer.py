@@ -380,6 +380,7 @@ class EmbeddingTrainer(Trainer, ABC):
             raise ValueError("there is nothing to evaluate: pass an eval_dataset")
         args = self.args
         processes = (args.eval_batch_size * args.world_size, args.world_size, args.process_index)
+        batches: dict[str, Any]
         if isinstance(dataset, Sized):
             batches = {"dataset": dataset, "batch_sampler": EvaluationSampler(len(dataset), *processes)}
             num_workers = args.dataloader_num_workers
