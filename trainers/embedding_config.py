@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+from ..checkpoint import redact_home
 
 
 # Arguments of `Trainer` that would have no effect here, or a wrong one, and what to do instead.
@@ -103,6 +106,11 @@ class EmbeddingConfig(TrainingArguments):
             raise ValueError(f"matryoshka_dims must be positive, got {self.matryoshka_dims}")
         if not 0 <= self.graph_cache_gb < math.inf:
             raise ValueError(f"graph_cache_gb must be a number of gigabytes, 0 or more, got {self.graph_cache_gb}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # `Trainer` pickles its arguments into the folders that `push_to_hub` uploads.
+        state = {name: redact_home(value) if isinstance(value, str) else value for name, value in vars(self).items()}
+        return state | {"hub_token": None}
 
     def _check_accelerator_config(self) -> None:
         config = self.accelerator_config

@@ -475,6 +475,11 @@ class EmbeddingTrainer(Trainer, ABC):
         with self._throughput.paused(), removing_unfinished(folder):
             super()._save_checkpoint(model, trial)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if isinstance(self.model, PeftModel) and not is_sharded(self.model) and self.is_world_process_zero():
+            make_publishable(checkpoint_folder)
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.save_on_each_node:

@@ -65,6 +65,16 @@ TESTED_ELSEWHERE = {
     ],
     "fp16_deepspeed.py": ["fp16"],
     "test_throughput.py": ["include_num_input_tokens_seen"],
+    "test_push_to_hub.py": [
+        "push_to_hub",
+        "hub_model_id",
+        "hub_token",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_always_push",
+        "hub_revision",
+    ],
+    "test_trackers.py": ["report_to", "run_name", "project"],
 }
 CHECKS: dict[str, Callable] = {}
 
