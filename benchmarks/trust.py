@@ -28,6 +28,8 @@ TESTS = [
     "tests/cli/test_embed.py::test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled",
     "tests/recipes/test_embed_corpus.py",
     "tests/recipes/test_resume.py",
+    "tests/recipes/test_several_nodes.py",
+    "tests/trainers/test_launcher_matrix.py",
     "tests/index/test_killed.py",
 ]
 

@@ -36,7 +36,7 @@ CALLS = {
     "os.popen": "a shell interprets a text",
     "shutil.unpack_archive": "it unpacks an archive",
     "yaml.load": "it creates objects from a text: use yaml.safe_load",
-    "torch.load": "it creates objects from bytes: use safetensors",
+    "torch.load": "it creates objects from bytes: use safetensors, or weights_only=True",
     "importlib.import_module": "it imports a module by name",
     "Markup": "it treats a text as HTML",
     "input": "it waits for the user",
@@ -54,7 +54,8 @@ def violations(source: str) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
-        if name in CALLS:
+        weights_only = any(ast.unparse(keyword) == "weights_only=True" for keyword in node.keywords)
+        if name in CALLS and not (name == "torch.load" and weights_only):
             yield f"calls {name}: {CALLS[name]}"
         for keyword in node.keywords:
             if keyword.arg in ARGUMENTS and ast.unparse(keyword.value) != "False":
