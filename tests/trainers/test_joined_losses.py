@@ -11,6 +11,9 @@ import torch
 NAMES = ["hardest", "symmetric", "random", "soft labels", "soft labels alone"]
 
 
+pytestmark = pytest.mark.slow  # starts two processes
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """Compute the losses of a batch in one process, and in each of two processes that share it."""
