@@ -1,6 +1,6 @@
 """Which rows form a batch: blocks of one task or a stream for training, and nearly equal batches for evaluation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import count
 from typing import Any
@@ -10,6 +10,9 @@ import torch
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
 
 from .rows import TransformedStream, rows_of_columns
+
+
+Stream = datasets.IterableDataset | TransformedStream
 
 
 class TaskSampler(Sampler[int]):
@@ -93,29 +96,42 @@ class EvaluationSampler(Sampler[list[int]]):
             yield part_of_process(rows, self.num_processes, self.process_index)
 
 
+def stored_rows(rows: Stream) -> datasets.IterableDataset:
+    """Return the stored rows of a stream, whose images are not read yet."""
+    return rows.stored if isinstance(rows, TransformedStream) else rows
+
+
+def transformed_rows(rows: Stream, used: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Transform those of the stored rows of a stream that are used."""
+    if not used or not isinstance(rows, TransformedStream):
+        return used
+    return rows_of_columns(rows.transform({name: [row[name] for row in used] for name in used[0]}))
+
+
 class EvaluationStream(IterableDataset):
     """The batches of an evaluation stream: every row once, with the last two batches of nearly equal size.
 
-    The length of a stream is unknown, so batches have consecutive rows. Every process reads all of them.
+    The length of a stream is unknown, so batches have consecutive rows. All processes read all rows as they are
+    stored; a row is transformed, which reads its images, only where it is used.
 
     Args:
-        rows (`Iterable`): The stream.
+        rows (`datasets.IterableDataset` or [`TransformedStream`]): The stream.
         batch_size (`int`): Rows of a joined batch; the last two may have fewer.
         num_processes (`int`, *optional*, defaults to 1): Processes that evaluate together.
         process_index (`int`, *optional*, defaults to 0): This process, whose rows are yielded as lists.
     """
 
-    def __init__(self, rows: Iterable[Any], batch_size: int, num_processes: int = 1, process_index: int = 0):
+    def __init__(self, rows: Stream, batch_size: int, num_processes: int = 1, process_index: int = 0):
         self.rows, self.batch_size = rows, batch_size
         self.num_processes, self.process_index = num_processes, process_index
 
     def __iter__(self) -> Iterator[list[Any]]:
         for batch in self._joined_batches():
-            yield part_of_process(batch, self.num_processes, self.process_index)
+            yield transformed_rows(self.rows, part_of_process(batch, self.num_processes, self.process_index))
 
     def _joined_batches(self) -> Iterator[list[Any]]:
         waiting: list[Any] = []
-        for row in self.rows:
+        for row in stored_rows(self.rows):
             waiting.append(row)
             if len(waiting) == 2 * self.batch_size:
                 yield waiting[: self.batch_size]
@@ -150,7 +166,7 @@ class TrainingStream(IterableDataset):
 
     def __init__(
         self,
-        rows: datasets.IterableDataset | TransformedStream,
+        rows: Stream,
         batch_size: int,
         num_processes: int = 1,
         process_index: int = 0,
@@ -169,13 +185,10 @@ class TrainingStream(IterableDataset):
             if number < self.num_seen_batches:
                 yield None
                 continue
-            rows = part_of_process(batch, self.num_processes, self.process_index)
-            if isinstance(self.rows, TransformedStream):
-                rows = rows_of_columns(self.rows.transform({name: [row[name] for row in rows] for name in rows[0]}))
-            yield rows
+            yield transformed_rows(self.rows, part_of_process(batch, self.num_processes, self.process_index))
 
     def _joined_batches(self, copy_stream: bool) -> Iterator[list[dict[str, Any]]]:
-        stream = self.rows.stored if isinstance(self.rows, TransformedStream) else self.rows
+        stream = stored_rows(self.rows)
         # The workers of a loader share the memory that holds a stream's epoch, but one may be an epoch ahead.
         stream = deepcopy(stream) if copy_stream else stream
         for epoch in count():

@@ -1,6 +1,7 @@
 """The training arguments that both stages share."""
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +112,17 @@ class EmbeddingConfig(TrainingArguments):
         # `Trainer` pickles its arguments into the folders that `push_to_hub` uploads.
         state = {name: redact_home(value) if isinstance(value, str) else value for name, value in vars(self).items()}
         return state | {"hub_token": None}
+
+    def __copy__(self) -> "EmbeddingConfig":
+        # Copies in this process keep the token and the paths.
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EmbeddingConfig":
+        copied = object.__new__(type(self))
+        vars(copied).update(deepcopy(vars(self), memo))
+        return copied
 
     def _check_accelerator_config(self) -> None:
         config = self.accelerator_config

@@ -352,14 +352,20 @@ class EmbeddingTrainer(Trainer, ABC):
             return super().get_train_dataloader()
         args = self.args
         processes = (args.train_batch_size * args.world_size, args.world_size, args.process_index)
+        stream = TrainingStream(self.train_dataset, *processes, drop_last=args.dataloader_drop_last)
+        collate = TrainingStreamCollator(self.data_collator)
+        return self._loader(stream, collate, args.dataloader_num_workers, batch_size=None)
+
+    def _loader(self, dataset: Any, collate: Callable, num_workers: int, **batches: Any) -> DataLoader:
+        """Return a loader of this process's batches, which accelerate must not divide again."""
         return DataLoader(
-            TrainingStream(self.train_dataset, *processes, drop_last=args.dataloader_drop_last),
-            batch_size=None,
-            collate_fn=TrainingStreamCollator(self.data_collator),
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
+            dataset,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            **batches,
         )
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
@@ -380,21 +386,13 @@ class EmbeddingTrainer(Trainer, ABC):
             raise ValueError("there is nothing to evaluate: pass an eval_dataset")
         args = self.args
         processes = (args.eval_batch_size * args.world_size, args.world_size, args.process_index)
-        batches: dict[str, Any]
+        collate = EvaluationCollator(self.data_collator, next(iter(dataset)))
         if isinstance(dataset, Sized):
-            batches = {"dataset": dataset, "batch_sampler": EvaluationSampler(len(dataset), *processes)}
-            num_workers = args.dataloader_num_workers
-        else:  # several workers would each read a part of the stream, and end it with a short batch
-            batches = {"dataset": EvaluationStream(dataset, *processes), "batch_size": None}
-            num_workers = min(1, args.dataloader_num_workers)
-        return DataLoader(
-            **batches,
-            collate_fn=EvaluationCollator(self.data_collator, next(iter(dataset))),
-            num_workers=num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-        )
+            sampler = EvaluationSampler(len(dataset), *processes)
+            return self._loader(dataset, collate, args.dataloader_num_workers, batch_sampler=sampler)
+        # Several workers would each read a part of the stream, and end it with a short batch.
+        num_workers = min(1, args.dataloader_num_workers)
+        return self._loader(EvaluationStream(dataset, *processes), collate, num_workers, batch_size=None)
 
     def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
         """Return the batches for `predict`, like [`get_eval_dataloader`]."""

@@ -122,6 +122,18 @@ def test_each_row_of_a_training_stream_is_read_by_the_process_that_uses_it(
     assert sorted(images_read) == sorted(f"{number}.png" for number in chain(*expected))
 
 
+def test_each_row_of_an_evaluation_stream_is_read_by_the_process_that_uses_it(
+    streamed_file: Path, images_read: list[str]
+):
+    rows = open_rows(DataArguments(str(streamed_file), streaming=True))
+    expected = [numbers(batch) for batch in EvaluationStream(rows, 4)]
+    assert sorted(chain(*expected)) == list(range(10))
+    images_read.clear()
+    parts = [[numbers(batch) for batch in EvaluationStream(rows, 4, 2, index)] for index in (0, 1)]
+    assert [first + second for first, second in zip(*parts, strict=True)] == expected
+    assert sorted(images_read) == sorted(f"{number}.png" for number in range(10))
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 def test_workers_change_neither_rows_nor_order_of_a_training_stream(streamed_file: Path, num_workers: int):
     expected = [numbers(batch) for batch in islice(stream_of(streamed_file), 11)]

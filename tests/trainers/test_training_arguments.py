@@ -1,5 +1,6 @@
 """Every argument of `TrainingArguments`: what the table in the docs says about it is true."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, ProcessorMixin, TrainingArguments
 from transformers.utils import logging
 
-from unime.trainers import ContrastiveConfig, ContrastiveTrainer
+from unime.checkpoint import save_checkpoint
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer, train_and_save
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -362,6 +364,40 @@ def test_resuming(make_trainer: Callable, tmp_path: Path):
         state.read_text().replace('"early_stopping_patience_counter": 0', '"early_stopping_patience_counter": 3')
     )
     assert resume(restore_callback_states_from_checkpoint=True)[1] == 3
+
+
+@checks("resume_from_checkpoint")
+def test_a_recipe_resumes_from_the_named_checkpoint_or_else_from_the_last_one(
+    make_model: Callable, processor: ProcessorMixin, make_trainer: Callable, tmp_path: Path
+):
+    base = str(save_checkpoint(make_model().eval(), processor, tmp_path / "base"))
+
+    def steps_taken(**options: Any) -> int:
+        trainer = make_trainer(save_strategy="steps", save_steps=1, **options)
+        steps = []
+        training_step = trainer.training_step
+        trainer.training_step = lambda *args, **kwargs: steps.append(1) or training_step(*args, **kwargs)
+        train_and_save(trainer, base)
+        assert trainer.state.global_step == 2
+        return len(steps)
+
+    assert steps_taken() == 2
+    assert steps_taken() == 0  # from checkpoint-2
+    assert steps_taken(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1")) == 1
+
+
+def test_copies_of_the_arguments_keep_the_token_and_paths_that_files_must_not_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = ContrastiveConfig(str(tmp_path / "run"), hub_token="secret", matryoshka_dims=[8], use_cpu=True)
+    for copied in (copy.copy(args), copy.deepcopy(args), dataclasses.replace(args)):
+        assert (copied.hub_token, copied.output_dir) == ("secret", str(tmp_path / "run"))
+    assert copy.copy(args).matryoshka_dims is args.matryoshka_dims
+    assert copy.deepcopy(args).matryoshka_dims is not args.matryoshka_dims
+    torch.save(args, tmp_path / "args.bin")
+    saved = (tmp_path / "args.bin").read_bytes()
+    assert b"secret" not in saved and str(tmp_path).encode() not in saved
 
 
 @checks("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers")
