@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, Sampler, get_worker_info
 from .rows import TransformedStream, rows_of_columns
 
 
-Stream = datasets.IterableDataset | TransformedStream
+Stream: TypeAlias = datasets.IterableDataset | TransformedStream
 
 
 class TaskSampler(Sampler[int]):

@@ -116,12 +116,12 @@ class EmbeddingConfig(TrainingArguments):
     def __copy__(self) -> "EmbeddingConfig":
         # Copies in this process keep the token and the paths.
         copied = object.__new__(type(self))
-        vars(copied).update(vars(self))
+        copied.__dict__ |= vars(self)
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EmbeddingConfig":
         copied = object.__new__(type(self))
-        vars(copied).update(deepcopy(vars(self), memo))
+        copied.__dict__ |= deepcopy(vars(self), memo)
         return copied
 
     def _check_accelerator_config(self) -> None:
