@@ -34,6 +34,7 @@ ROOT_MODULES = [
     "image_formats",
     "configuration_unime",
     "processing_unime",
+    "image_tokens_unime",
     "batching_unime",
     "pooling_unime",
     "encoding_unime",

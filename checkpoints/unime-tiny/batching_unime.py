@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
+from .image_tokens_unime import count_image_tokens
 from .processing_unime import Item, is_interleaved, normalize_item, to_messages
 
 
@@ -242,7 +242,7 @@ def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]])
         sizes = tuple(image.size for image in item["images"])
         if sizes not in image_tokens:
             try:
-                image_tokens[sizes] = _count_image_tokens(processor, sizes)
+                image_tokens[sizes] = count_image_tokens(processor, sizes)
             except ValueError as error:
                 shapes = " and ".join(f"{width} x {height}" for width, height in sizes)
                 raise ValueError(
@@ -252,13 +252,6 @@ def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]])
         length = len(tokens) + image_tokens[sizes] - len(sizes)
         rendered.append(RenderedItem(index, item, text, tokens, length))
     return rendered
-
-
-def _count_image_tokens(processor: ProcessorMixin, sizes: tuple[tuple[int, int], ...]) -> int:
-    """Ask the processor how many tokens the images of one item, of these (width, height), take together."""
-    images = [Image.new("RGB", size) for size in sizes]  # together: LLaVA-OneVision tiles an image only if it is alone
-    output = processor(text=[processor.image_token * len(sizes)], images=[images], add_special_tokens=False)
-    return len(output["input_ids"][0])
 
 
 def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> RenderedItem:

@@ -1,0 +1,135 @@
+"""Count the tokens and the vision patches of images from their sizes alone, without preprocessing a pixel."""
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+
+# Class names of the processors whose arithmetic the tests compare with the processor itself. `idefics3` and `smolvlm`
+# split an image into a grid of tiles, `llava_next` and `llava_onevision` choose the best of given resolutions, and
+# Qwen-VL rounds the image to whole patches.
+QWEN_VL = frozenset({"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"})
+IDEFICS = frozenset({"Idefics3Processor", "SmolVLMProcessor"})
+LLAVA_TILES = frozenset({"LlavaNextProcessor", "LlavaOnevisionProcessor"})
+MAX_IDEFICS_PIXELS = 4096  # longest edge of an image before it is split, whatever the processor's size
+
+
+def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> int:
+    """Return the number of tokens that the images of one item take together.
+
+    The processors of LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL, Idefics3 and SmolVLM are counted by arithmetic, any
+    other by preprocessing blank images.
+
+    Args:
+        processor (`ProcessorMixin`): The processor.
+        sizes (`list[tuple[int, int]]`): Width and height of each image, in pixels. All images of the item: some
+            processors (LLaVA-OneVision) split an image into tiles only if it is alone.
+
+    Raises:
+        ValueError: The processor rejects the shape of an image.
+    """
+    family = type(processor).__name__
+    if not sizes:
+        return 0
+    if family in IDEFICS:
+        grids = [_idefics_grid(processor, *size) for size in sizes]
+        rows, columns = [[grid[0] for grid in grids]], [[grid[1] for grid in grids]]
+        texts = [
+            processor.replace_image_token({"rows": rows, "cols": columns}, image_idx=index)
+            for index in range(len(sizes))
+        ]
+        return len(processor.tokenizer("".join(texts), add_special_tokens=False)["input_ids"])
+    if family == "LlavaOnevisionProcessor" and len(sizes) > 1:
+        class_token = processor.vision_feature_select_strategy == "default"
+        return len(sizes) * (processor.num_image_tokens + 1 - class_token)  # and a token for the end of the image
+    if family in QWEN_VL | LLAVA_TILES | {"LlavaProcessor"}:
+        heights_and_widths = [(height, width) for width, height in sizes]
+        return sum(processor._get_num_multimodal_tokens(image_sizes=heights_and_widths)["num_image_tokens"])
+    return len(_preprocess_blank_images(processor, sizes)["input_ids"][0])
+
+
+def count_patches(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], patch_size: int) -> int:
+    """Return the number of patches that the vision tower reads for the images of one item, those of all tiles.
+
+    Args:
+        processor (`ProcessorMixin`): The processor.
+        sizes (`list[tuple[int, int]]`): Width and height of each image of the item, in pixels.
+        patch_size (`int`): Height and width of a patch, in pixels: `vision_config.patch_size` of the backbone.
+
+    Raises:
+        ValueError: The processor rejects the shape of an image.
+    """
+    family = type(processor).__name__
+    image_processor = processor.image_processor
+    if not sizes:
+        return 0
+    if family in QWEN_VL:
+        return sum(math.prod(_qwen_size(image_processor, *size)) for size in sizes) // patch_size**2
+    if family in IDEFICS:
+        grids = [_idefics_grid(processor, *size) for size in sizes]
+        tiles = sum(rows * columns + 1 for rows, columns in grids)
+        return tiles * (image_processor.max_image_size["longest_edge"] // patch_size) ** 2
+    if family == "LlavaProcessor":
+        crop = image_processor.crop_size
+        return len(sizes) * (crop["height"] // patch_size) * (crop["width"] // patch_size)
+    if family in LLAVA_TILES:
+        size = image_processor.size
+        edge = size["shortest_edge"] or min(size["height"], size["width"])
+        split = family == "LlavaNextProcessor" or len(sizes) == 1
+        tiles = len(sizes)
+        for width, height in sizes if split else ():
+            best = select_best_resolution((height, width), image_processor.image_grid_pinpoints)
+            tiles += (best[0] // edge) * (best[1] // edge)
+        return tiles * (edge // patch_size) ** 2
+    pixels = _preprocess_blank_images(processor, sizes)["pixel_values"]
+    return len(pixels) if pixels.ndim == 2 else pixels.numel() // (3 * patch_size**2)  # 2: a row for each patch
+
+
+def _qwen_size(image_processor, width: int, height: int) -> tuple[int, int]:
+    """Return the height and width to which Qwen-VL resizes an image."""
+    size = image_processor.size
+    factor = image_processor.patch_size * image_processor.merge_size
+    return smart_resize(height, width, factor, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+
+
+def _idefics_grid(processor: ProcessorMixin, width: int, height: int) -> tuple[int, int]:
+    """Return the rows and columns of tiles that Idefics3 and SmolVLM split an image into; (0, 0) if it stays whole.
+
+    As their image processors resize it. Their own count (`get_number_of_image_patches`) rounds differently where the
+    longest edge is not a whole number of tiles.
+    """
+    image_processor = processor.image_processor
+    if not image_processor.do_image_splitting:
+        return 0, 0
+    tile = image_processor.max_image_size["longest_edge"]
+    longest = image_processor.size["longest_edge"]
+    wide = width >= height
+    ratio = width / height
+
+    def shorter(longer: int) -> int:
+        return int(longer / ratio) if wide else int(longer * ratio)
+
+    short = shorter(longest)
+    short = max(short + short % 2, 1)
+    if longest > MAX_IDEFICS_PIXELS:
+        ratio = longest / short if wide else short / longest
+        longest, short = MAX_IDEFICS_PIXELS, max(shorter(MAX_IDEFICS_PIXELS), 1)
+    ratio = longest / short if wide else short / longest
+    long_tiles = math.ceil(longest / tile)
+    short_tiles = math.ceil(shorter(long_tiles * tile) / tile)
+    if long_tiles == 1 and short_tiles <= 1:
+        return 0, 0
+    return (short_tiles, long_tiles) if wide else (long_tiles, short_tiles)
+
+
+def _preprocess_blank_images(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> BatchFeature:
+    images = [Image.new("RGB", size) for size in sizes]
+    text = processor.image_token * len(sizes)
+    return processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
+
+
+__all__ = ["count_image_tokens", "count_patches"]
