@@ -29,6 +29,7 @@ from ..data.collator import EvaluationCollator, TrainingStreamCollator
 from ..data.rows import Rows
 from ..data.sampler import EvaluationSampler, EvaluationStream, TrainingStream
 from ..modeling_unime import UniMEModel
+from .activation_checkpointing import compute_last_adapter_first
 from .adapter import make_publishable
 from .checkpointing import copy_to_every_node, removing_unfinished, write_training_record
 from .distributed import (
@@ -148,6 +149,8 @@ class EmbeddingTrainer(Trainer, ABC):
         if isinstance(embedder, UniMEModel):  # no optimizer state and no weight decay where no gradient can come
             for name in modules_without_gradient(embedder):
                 embedder.get_submodule(name).requires_grad_(False)
+            if args.activation_checkpointing:
+                compute_last_adapter_first(embedder.backbone)
         super().__init__(
             model=model,
             args=args,

@@ -22,6 +22,7 @@ pass costs 1 and a backward pass 2 (1 for frozen weights, which need no gradient
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 from weakref import ref
@@ -34,7 +35,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_unime import UniMEModel
-from ..pooling_unime import last_layer_on_last_token
+from ..pooling_unime import SHORTCUT_DECODERS, last_layer_on_last_token
+from .activation_checkpointing import calling
 
 
 MicroBatch = Mapping[str, Tensor]
@@ -274,12 +276,26 @@ def with_last_layer_shortcut(
         embedder ([`UniMEModel`]): The model that `embed` calls.
         embed (`Callable`): Maps the tensors of one micro-batch to its embeddings.
     """
-    # Activation checkpointing would recompute the layer in the backward pass, outside this context: for all tokens.
-    if not embedder.supports_text_only_decoder or embedder.backbone.is_activation_checkpointing:
+    backbone, decoder = embedder.backbone, embedder.backbone.get_decoder()
+    if not embedder.supports_text_only_decoder or decoder.config.model_type not in SHORTCUT_DECODERS:
         return embed
+    last_layer = decoder.layers[-1]
 
     def embed_last_tokens(tensors: MicroBatch) -> Tensor:
-        with last_layer_on_last_token(embedder.backbone, tensors["attention_mask"]):
+        shortcut = partial(last_layer_on_last_token, backbone, tensors["attention_mask"])
+        if not (last_layer.gradient_checkpointing and last_layer.training and torch.is_grad_enabled()):
+            with shortcut():
+                return embed(tensors)
+        checkpoint = last_layer._gradient_checkpointing_func
+
+        def checkpoint_with_shortcut(forward: Callable, *args: Any) -> Any:
+            def forward_last_tokens(*args: Any) -> Any:  # in the backward pass again
+                with shortcut():
+                    return forward(*args)
+
+            return checkpoint(forward_last_tokens, *args)
+
+        with calling({last_layer: checkpoint_with_shortcut}):
             return embed(tensors)
 
     return embed_last_tokens
