@@ -209,11 +209,11 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
     not used.
 
     Args:
-        micro_batches (`Sequence`): This process's micro-batches, at least one.
+        micro_batches (`Sequence`): This process's micro-batches, in host memory; at least one.
 
     Returns:
         `tuple[list, Tensor]`: The micro-batches to run; and for each item of the given micro-batches, concatenated,
-        the row of its embedding among the embeddings of the micro-batches to run, `(items,)`.
+        the row of its embedding among the embeddings of the micro-batches to run, `(items,)`. All in host memory.
     """
     local_kinds = [tuple(sorted(tensors)) for tensors in micro_batches]
     kinds_by_process: list[list[tuple[str, ...]]] = [[] for _ in range(distributed.get_world_size())]
@@ -229,7 +229,7 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
         filler = micro_batches[indices[0]] if indices else None
         if not all(kind in kinds for kinds in kinds_by_process):
             source = next(process for process, kinds in enumerate(kinds_by_process) if kind in kinds)
-            filler = _broadcast(filler, source, device=micro_batches[0]["input_ids"].device)
+            filler = _broadcast(filler, source)
         for index in indices:
             aligned.append(micro_batches[index])
             first_rows[index] = num_rows
@@ -239,17 +239,17 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
             aligned.append(filler)
             num_rows += len(filler["input_ids"])
     rows = [
-        torch.arange(first_row, first_row + len(tensors["input_ids"]), device=tensors["input_ids"].device)
+        torch.arange(first_row, first_row + len(tensors["input_ids"]))
         for first_row, tensors in zip(first_rows, micro_batches, strict=True)
     ]
     return aligned, torch.cat(rows)
 
 
-def _broadcast(tensors: MicroBatch | None, source: int, device: torch.device) -> MicroBatch:
+def _broadcast(tensors: MicroBatch | None, source: int) -> MicroBatch:
     """Send the micro-batch of the process `source` to all processes."""
-    message: list[Any] = [{name: value.cpu() for name, value in tensors.items()} if tensors is not None else None]
+    message: list[Any] = [dict(tensors) if tensors is not None else None]
     distributed.broadcast_object_list(message, src=source)
-    return {name: value.to(device) for name, value in message[0].items()}
+    return message[0]
 
 
 def deepspeed_backward(engine: "DeepSpeedEngine") -> BackwardMicroBatch:

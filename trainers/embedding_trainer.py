@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, send_to_device
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
@@ -53,6 +53,7 @@ from .gradient_cache import (
     backward_micro_batch,
     cached_loss,
     vision_is_frozen,
+    with_inputs_on,
     with_last_layer_shortcut,
 )
 from .nonfinite import all_finite, check_finite_weights, nonfinite_error
@@ -231,7 +232,7 @@ class EmbeddingTrainer(Trainer, ABC):
         synchronize = self._runs_layers_together
         if synchronize:
             micro_batches, rows = align_micro_batches(micro_batches)
-            to_item_order = rows[to_item_order]
+            to_item_order = rows.to(to_item_order.device)[to_item_order]
 
         def loss_fn(embeddings: Tensor) -> Tensor:
             embeddings = embeddings[to_item_order]
@@ -256,8 +257,10 @@ class EmbeddingTrainer(Trainer, ABC):
                 embed = with_last_layer_shortcut(embedder, embed)
             if torch.is_grad_enabled() and vision_is_frozen(embedder.backbone):
                 embed = CachedVisionFeatures(embedder.backbone, embed)
-        budget = GraphCacheBudget(graph_cache_gb, self.model, synchronize)
-        devices = {parameter.device for parameter in self.model.parameters()}
+        device = self.args.device
+        embed = with_inputs_on(device, embed)
+        budget = GraphCacheBudget(graph_cache_gb, self.model, synchronize_on=device if synchronize else None)
+        devices = {device}.union(parameter.device for parameter in self.model.parameters())
         return cached_loss(embed, micro_batches, loss_fn, budget, backward, devices)
 
     @property
@@ -274,6 +277,12 @@ class EmbeddingTrainer(Trainer, ABC):
         if any(dimensions >= full for dimensions in dims):
             raise ValueError(f"matryoshka_dims {dims} must be smaller than the model's {full} dimensions")
         return [normalize(embeddings[:, :dimensions], dim=-1) for dimensions in dims]
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        # Micro-batches stay on the host: `with_inputs_on` copies each for its passes. No floats are cast to the type
+        # of DeepSpeed's weights, which would round the scores and the teacher's embeddings.
+        moved = {name: value for name, value in inputs.items() if name != "micro_batches"}
+        return {**inputs, **send_to_device(moved, self.args.device, non_blocking=True)}
 
     def training_step(self, model: Module, inputs: Batch, num_items_in_batch: Tensor | None = None) -> Tensor:
         """Add the gradients of a batch, summed over all processes."""
@@ -352,7 +361,9 @@ class EmbeddingTrainer(Trainer, ABC):
         `Trainer` would transform every row of a stream in every process, and resume at the start of its first pass.
         """
         if self.train_dataset is None or isinstance(self.train_dataset, Sized):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+            loader.device = None  # accelerate would move the whole batch there, and the next one
+            return loader
         args = self.args
         processes = (args.train_batch_size * args.world_size, args.world_size, args.process_index)
         stream = TrainingStream(self.train_dataset, *processes, drop_last=args.dataloader_drop_last)

@@ -67,7 +67,8 @@ def cached_loss(
     """Compute the loss of a whole batch; its `backward()` runs micro-batch by micro-batch.
 
     Args:
-        embed (`Callable`): Maps the tensors of one micro-batch to its embeddings `(items, dimensions)`.
+        embed (`Callable`): Maps the tensors of one micro-batch to its embeddings `(items, dimensions)`, see also
+            [`with_inputs_on`].
         micro_batches (`Sequence`): The micro-batches. A single one is embedded only once.
         loss_fn (`Callable`): Maps all embeddings `(all items, dimensions)`, in the order of the micro-batches, to a
             scalar. It runs once, so it may gather across processes.
@@ -126,6 +127,23 @@ def cached_loss(
     return loss
 
 
+def with_inputs_on(device: torch.device, embed: Callable[[MicroBatch], Tensor]) -> Callable[[MicroBatch], Tensor]:
+    """Return an `embed` that takes micro-batches in host memory, and copies one to the device for each of its passes.
+
+    The device then holds the inputs of the current micro-batch only, and those that kept graphs need. A copy from
+    pinned memory is asynchronous: the device may still compute the passes before.
+
+    Args:
+        device (`torch.device`): The device.
+        embed (`Callable`): Maps the tensors of one micro-batch, on the device, to its embeddings.
+    """
+
+    def embed_copy(tensors: MicroBatch) -> Tensor:
+        return embed({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    return embed_copy
+
+
 def _autocast_options(device_type: str) -> dict[str, Any]:
     return {
         "device_type": device_type,
@@ -170,21 +188,22 @@ class GraphCacheBudget:
     """The memory that gradient caching may use for graphs that wait for their backward pass.
 
     A graph holds the tensors that autograd saves for the backward pass. Each storage counts once, even if several
-    tensors or graphs share it; parameters, buffers and inputs exist anyway and do not count.
+    tensors or graphs share it; parameters, buffers and inputs exist anyway and do not count. Copies of the inputs on
+    another device, see [`with_inputs_on`], count if the graph keeps them.
 
     Args:
         gigabytes (`float`): The budget, in 10^9 bytes; 0 or more.
         model (`Module`): The model that is trained.
-        synchronize (`bool`, *optional*, defaults to `False`): Charge every process for the largest graph of all
-            processes, so that all keep the same number of graphs. Needed where processes hold shards of one model and
-            must run its layers together.
+        synchronize_on (`torch.device`, *optional*): Charge every process for the largest graph of all processes, so
+            that all keep the same number of graphs, and exchange its size on this device. Needed where processes hold
+            shards of one model and must run its layers together.
     """
 
-    def __init__(self, gigabytes: float, model: Module, synchronize: bool = False):
+    def __init__(self, gigabytes: float, model: Module, synchronize_on: torch.device | None = None):
         self.bytes_left = gigabytes * 1e9  # negative if the last graph exceeded the budget
         # References keep these storages alive, so that no new storage can get the identity of an old one.
         self._counted = {tensor.untyped_storage() for tensor in chain(model.parameters(), model.buffers())}
-        self._synchronize = synchronize
+        self._synchronize_on = synchronize_on
 
     @contextmanager
     def counting(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
@@ -206,9 +225,8 @@ class GraphCacheBudget:
         self._counted |= new
         # FSDP2 has freed its gathered weights by now: their storages have 0 bytes.
         graph_bytes = sum(storage.nbytes() for storage in new)
-        if self._synchronize:
-            device = next(iter(inputs.values())).device
-            largest = torch.tensor(graph_bytes, device=device)
+        if self._synchronize_on is not None:
+            largest = torch.tensor(graph_bytes, device=self._synchronize_on)
             distributed.all_reduce(largest, distributed.ReduceOp.MAX)
             graph_bytes = int(largest)
         self.bytes_left -= graph_bytes
