@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
@@ -46,7 +47,7 @@ class MicroBatch:
         processor (`ProcessorMixin`): UniME's processor, which makes the tensors.
         items (`list[RenderedItem]`): The items, shortest first.
         prefix (`tuple[int, ...]`, *optional*): Tokens that all items start with and that the tensors leave out.
-        packed (`bool`, *optional*, defaults to `False`): Whether the texts form one row without padding.
+        packed (`bool`, *optional*, defaults to `False`): Whether the items form one row without padding.
     """
 
     processor: ProcessorMixin
@@ -67,7 +68,7 @@ class MicroBatch:
     @property
     def tokens(self) -> int:
         """Return the number of tokens that the model reads, padding included."""
-        if self.packed and not self.has_images:
+        if self.packed:
             return sum(item.length for item in self.items)
         return len(self.items) * (self.items[-1].length - len(self.prefix))
 
@@ -84,20 +85,19 @@ class MicroBatch:
     def tensors(self) -> BatchFeature:
         """Return the inputs of the model, right-padded to the longest item.
 
-        A packed micro-batch of texts has `input_ids` and `position_ids` of shape `(1, tokens)`, and `text_ends` of
-        shape `(texts,)` with the position of each text's last token.
+        A packed micro-batch has `input_ids` and `position_ids` of shape `(1, tokens)`, with positions that start at 0
+        in each item, and `item_ends` of shape `(items,)` with the position of each item's last token in the row.
         """
         if self.has_images:
             texts = [item.text for item in self.items]
             images = [item.item["images"] for item in self.items]
             options = _tokenizer_options(self.processor, texts[0])
-            return self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
+            padded = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
+            return _pack(padded) if self.packed else padded
         rows = [torch.tensor(item.tokens[len(self.prefix) :]) for item in self.items]
         lengths = torch.tensor([len(row) for row in rows])
         if self.packed:
-            positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
-            packed = {"input_ids": torch.cat(rows)[None], "position_ids": positions[None]}
-            return BatchFeature({**packed, "text_ends": lengths.cumsum(0) - 1})
+            return BatchFeature({"input_ids": torch.cat(rows)[None], **_boundaries(lengths)})
         ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id or 0)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         return BatchFeature({"input_ids": ids, "attention_mask": mask})
@@ -137,8 +137,8 @@ def plan_micro_batches(
             truncated first.
         share_prefixes (`bool`, *optional*, defaults to `False`): Whether to leave out the tokens that all texts with
             the same instruction start with (see [`MicroBatch`]).
-        packed (`bool`, *optional*, defaults to `False`): Whether to pack the texts of a micro-batch into one row. Such
-            texts keep their prefixes.
+        packed (`bool`, *optional*, defaults to `False`): Whether to pack the items of a micro-batch into one row. Such
+            items keep their prefixes.
 
     Raises:
         ValueError: The processor rejects the shape of an image, the prompt and images of an item exceed `max_length`,
@@ -169,7 +169,11 @@ def plan_micro_batches(
 
 
 def micro_batches(
-    processor: ProcessorMixin, items: Sequence[Item], micro_batch_tokens: int = 8192, max_length: int | None = None
+    processor: ProcessorMixin,
+    items: Sequence[Item],
+    micro_batch_tokens: int = 8192,
+    max_length: int | None = None,
+    packed: bool = False,
 ) -> list[tuple[list[int], BatchFeature]]:
     """Group items into micro-batches under a token budget and return their tensors, see [`plan_micro_batches`].
 
@@ -179,6 +183,8 @@ def micro_batches(
         micro_batch_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch.
         max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`): Maximum number of tokens of an
             item.
+        packed (`bool`, *optional*, defaults to `False`): Whether to pack the items of a micro-batch into one row, see
+            [`MicroBatch.tensors`].
 
     Returns:
         `list[tuple[list[int], BatchFeature]]`: Indices of the items and inputs of the model, per micro-batch.
@@ -189,8 +195,29 @@ def micro_batches(
             images first.
     """
     normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
-    batches = plan_micro_batches(processor, normalized, micro_batch_tokens, max_length)
+    batches = plan_micro_batches(processor, normalized, micro_batch_tokens, max_length, packed=packed)
     return [(batch.indices, batch.tensors()) for batch in batches]
+
+
+def count_items(tensors: Mapping[str, Tensor]) -> int:
+    """Return the number of items of a micro-batch, packed or not.
+
+    Args:
+        tensors (`Mapping[str, Tensor]`): The tensors of the micro-batch.
+    """
+    return len(tensors["item_ends"] if "item_ends" in tensors else tensors["input_ids"])
+
+
+def _boundaries(lengths: Tensor) -> dict[str, Tensor]:
+    positions = torch.cat([torch.arange(length) for length in lengths.tolist()])
+    return {"position_ids": positions[None], "item_ends": lengths.cumsum(0) - 1}
+
+
+def _pack(padded: BatchFeature) -> BatchFeature:
+    """Concatenate the rows of padded tensors and leave the padding out; image tensors stay as they are."""
+    mask = padded.pop("attention_mask").bool()
+    packed = {name: padded[name][mask][None] for name in ("input_ids", "mm_token_type_ids") if name in padded}
+    return BatchFeature({**padded, **packed, **_boundaries(mask.sum(dim=1))})
 
 
 def _shared_prefixes(items: list[RenderedItem]) -> dict[str | None, tuple[int, ...]]:
@@ -286,4 +313,4 @@ def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> Rend
     return result
 
 
-__all__ = ["MicroBatch", "default_max_length", "micro_batches", "plan_micro_batches"]
+__all__ = ["MicroBatch", "count_items", "default_max_length", "micro_batches", "plan_micro_batches"]

@@ -16,8 +16,8 @@ from transformers.utils import ModelOutput
 from .batching_unime import default_max_length, plan_micro_batches
 from .configuration_unime import UniMEConfig
 from .cpu_prepacking_unime import MIN_PREPACKING_TOKENS, prepacked_weights
-from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches
-from .pooling_unime import pool_last_token
+from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches, forward_packed
+from .pooling_unime import pool_last_token, pool_packed
 from .processing_unime import Item, item_hash, normalize_item
 
 
@@ -153,6 +153,7 @@ class UniMEModel(PreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        item_ends: Tensor | None = None,
         truncate_dim: int | None = None,
         return_dict: bool | None = None,
         **kwargs,
@@ -162,6 +163,8 @@ class UniMEModel(PreTrainedModel):
         Args:
             input_ids (`Tensor` of shape `(batch, tokens)`): Rendered prompts, padded on either side.
             attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*, defaults to ones): 0 marks padding.
+            item_ends (`Tensor` of shape `(items,)`, *optional*): Positions of the last tokens of items that are packed
+                into one row, see [`MicroBatch.tensors`]. `position_ids` gives the positions in each item.
             truncate_dim (`int`, *optional*): Number of leading dimensions to keep before the embeddings are normalized
                 (Matryoshka embeddings).
             return_dict (`bool`, *optional*, defaults to the configuration's): Whether to return a [`UniMEOutput`]
@@ -178,10 +181,16 @@ class UniMEModel(PreTrainedModel):
             name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in kwargs.items()
         } | {"return_dict": True, "use_cache": False}
-        states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        mask = attention_mask if attention_mask is not None else torch.ones_like(cast(Tensor, input_ids))
+        if item_ends is None:
+            states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            mask = attention_mask if attention_mask is not None else torch.ones_like(cast(Tensor, input_ids))
+            embeddings = pool_last_token(states.last_hidden_state, mask, truncate_dim)
+        else:
+            self.require_packing()
+            states = forward_packed(self.backbone, input_ids=input_ids, item_ends=item_ends, **kwargs)
+            embeddings = pool_packed(states.last_hidden_state, item_ends, truncate_dim)
         output = UniMEOutput(
-            embeddings=pool_last_token(states.last_hidden_state, mask, truncate_dim),
+            embeddings=embeddings,
             last_hidden_state=states.last_hidden_state,
             hidden_states=states.hidden_states,
             attentions=states.attentions,
@@ -216,7 +225,7 @@ class UniMEModel(PreTrainedModel):
                 tokens of an item. Longer texts are truncated, the last ones first; prompts and images never are.
             truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
             show_progress_bar (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
-            packed (`bool`, *optional*, defaults to `False`): Whether to pack the texts of a micro-batch into one row
+            packed (`bool`, *optional*, defaults to `False`): Whether to pack the items of a micro-batch into one row
                 without padding. Use it with flash attention; other attention implementations compute a full mask
                 of all tokens by all tokens and get slower.
 
@@ -228,11 +237,8 @@ class UniMEModel(PreTrainedModel):
             ValueError: An item is malformed, its prompt and images exceed `max_length`, it does not fit into memory on
                 its own, or it has a text before an image and the checkpoint's chat template puts all images first.
         """
-        if packed and not self.supports_text_only_decoder:
-            raise ValueError(
-                f"packed=True is exact for {', '.join(sorted(TEXT_ONLY_DECODER_FAMILIES))} only, and this backbone is "
-                f"of type '{self.config.backbone_config.model_type}': leave packed out"
-            )
+        if packed:
+            self.require_packing()
         single = isinstance(items, (str, bytes)) or not isinstance(items, Sequence)
         items = cast(Sequence[Item], [items] if single else items)
         processor = processor or self._saved_processor()
@@ -276,6 +282,18 @@ class UniMEModel(PreTrainedModel):
     def supports_text_only_decoder(self) -> bool:
         """Return whether the decoder alone may embed texts, which shared prefixes and packing require."""
         return self.config.backbone_config.model_type in TEXT_ONLY_DECODER_FAMILIES
+
+    def require_packing(self) -> None:
+        """Refuse to pack items into one row where that is not exact.
+
+        Raises:
+            ValueError: The backbone is of another family than those in `TEXT_ONLY_DECODER_FAMILIES`.
+        """
+        if not self.supports_text_only_decoder:
+            raise ValueError(
+                f"packed=True is exact for {', '.join(sorted(TEXT_ONLY_DECODER_FAMILIES))} only, and this backbone is "
+                f"of type '{self.config.backbone_config.model_type}': leave packed out"
+            )
 
     def _saved_processor(self) -> ProcessorMixin:
         if not self.name_or_path:

@@ -4,7 +4,7 @@ The embedding is the hidden state of the last token. In the last decoder layer, 
 affects no other token, so most of that layer's work can be skipped for the others.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import get_ident
 
@@ -18,23 +18,36 @@ SHORTCUT_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "
 
 
 @contextmanager
-def last_layer_on_last_token(backbone: PreTrainedModel, mask: Tensor) -> Iterator[None]:
-    """Compute the last decoder layer for the last token of each row only.
+def last_layer_on_last_token(backbone: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Compute the last decoder layer for the last token of each item only.
 
     Inside this context the last layer is valid at last-token positions only. Both residual additions of the layer
-    broadcast the one computed state over the row, so the state at the last token is exact. Decoders outside
-    `SHORTCUT_DECODERS` and compiled models are left unchanged.
+    broadcast the one computed state over the row, so the state at the last token is exact; in a packed row, they add
+    zeros to the other tokens. Decoders outside `SHORTCUT_DECODERS` and compiled models are left unchanged.
 
     Args:
         backbone (`PreTrainedModel`): The backbone.
-        mask (`Tensor` of shape `(batch, tokens)`): Attention mask; 0 marks padding.
+        tensors (`Mapping[str, Tensor]`): Inputs of the model: `attention_mask` of shape `(batch, tokens)`, in which 0
+            marks padding, or `item_ends` of shape `(items,)`, the positions of last tokens in one packed row.
     """
     decoder = backbone.get_decoder()
     calling_thread = get_ident()
+    item_ends = tensors.get("item_ends")
 
     def select_last(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         # Another thread may be embedding other rows with the same model.
-        return (_last_token_states(inputs[0], mask)[:, None],) if get_ident() == calling_thread else None
+        if get_ident() != calling_thread:
+            return None
+        (hidden,) = inputs
+        if item_ends is not None:
+            return (hidden[:, item_ends.to(hidden.device)],)
+        return (_last_token_states(hidden, tensors["attention_mask"])[:, None],)
+
+    def put_back(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if item_ends is None or get_ident() != calling_thread:
+            return None
+        row = output.new_zeros(1, tensors["input_ids"].shape[1], output.shape[-1])
+        return row.index_copy(1, item_ends.to(output.device), output)
 
     hooks = []
     is_compiled = any(module._compiled_call_impl for module in decoder.modules())  # a hook would trigger recompilation
@@ -43,6 +56,7 @@ def last_layer_on_last_token(backbone: PreTrainedModel, mask: Tensor) -> Iterato
         for module in (layer.self_attn.o_proj, layer.post_attention_layernorm):
             # First in line, so that other hooks see what is really computed.
             hooks.append(module.register_forward_pre_hook(select_last, prepend=True))
+        hooks += [module.register_forward_hook(put_back) for module in (layer.self_attn.o_proj, layer.mlp)]
     try:
         yield
     finally:
@@ -67,8 +81,25 @@ def pool_last_token(hidden: Tensor, mask: Tensor, truncate_dim: int | None = Non
     Returns:
         `Tensor` of shape `(batch, dimensions)`, float32: Embeddings of unit length.
     """
-    pooled = _last_token_states(hidden, mask).float()
-    return nn.functional.normalize(pooled[:, :truncate_dim], dim=-1)
+    return _unit_length(_last_token_states(hidden, mask), truncate_dim)
 
 
-__all__ = ["last_layer_on_last_token", "pool_last_token"]
+def pool_packed(hidden: Tensor, item_ends: Tensor, truncate_dim: int | None = None) -> Tensor:
+    """Return the normalized hidden states of the last tokens of items that are packed into one row.
+
+    Args:
+        hidden (`Tensor` of shape `(1, tokens, hidden_size)`): Last hidden states of the backbone.
+        item_ends (`Tensor` of shape `(items,)`): Position of each item's last token.
+        truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
+
+    Returns:
+        `Tensor` of shape `(items, dimensions)`, float32: Embeddings of unit length.
+    """
+    return _unit_length(hidden[0, item_ends.to(hidden.device)], truncate_dim)
+
+
+def _unit_length(states: Tensor, truncate_dim: int | None) -> Tensor:
+    return nn.functional.normalize(states.float()[:, :truncate_dim], dim=-1)
+
+
+__all__ = ["last_layer_on_last_token", "pool_last_token", "pool_packed"]

@@ -192,7 +192,7 @@ def test_packed_texts_form_one_row_without_padding(llava: ProcessorMixin) -> Non
         tensors = batch.tensors()
         assert tensors["input_ids"].shape == tensors["position_ids"].shape == (1, batch.tokens)
         assert batch.tokens <= 400
-        starts = [0, *(tensors["text_ends"] + 1).tolist()]
+        starts = [0, *(tensors["item_ends"] + 1).tolist()]
         for item, start, stop in zip(batch.items, starts, starts[1:], strict=False):
             assert tensors["input_ids"][0, start:stop].tolist() == expected[item.index]
             assert tensors["position_ids"][0, start:stop].tolist() == list(range(stop - start))

@@ -59,7 +59,7 @@ def test_another_thread_computes_the_last_layer_for_all_tokens(
     expected = model(**batch)
     with (
         torch.no_grad(),
-        last_layer_on_last_token(model.backbone, batch["attention_mask"]),
+        last_layer_on_last_token(model.backbone, batch),
         ThreadPoolExecutor(1) as executor,
     ):
         in_other_thread, in_this_thread = executor.submit(model, **batch).result(), model(**batch)

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import Module, Parameter
 
+from ..batching_unime import count_items
 from .gradient_cache import BackwardMicroBatch, MicroBatch
 
 
@@ -233,13 +234,13 @@ def align_micro_batches(micro_batches: Sequence[MicroBatch]) -> tuple[list[Micro
         for index in indices:
             aligned.append(micro_batches[index])
             first_rows[index] = num_rows
-            num_rows += len(micro_batches[index]["input_ids"])
+            num_rows += count_items(micro_batches[index])
         for _ in range(max(kinds.count(kind) for kinds in kinds_by_process) - len(indices)):
             assert filler is not None  # this process's own, or the one that was sent
             aligned.append(filler)
-            num_rows += len(filler["input_ids"])
+            num_rows += count_items(filler)
     rows = [
-        torch.arange(first_row, first_row + len(tensors["input_ids"]))
+        torch.arange(first_row, first_row + count_items(tensors))
         for first_row, tensors in zip(first_rows, micro_batches, strict=True)
     ]
     return aligned, torch.cat(rows)

@@ -47,6 +47,10 @@ class EmbeddingConfig(TrainingArguments):
             for their backward pass; these micro-batches are embedded once instead of twice. The graph of the current
             micro-batch comes on top. A budget for all graphs saves up to a third of a step's time with adapters, and a
             quarter with full fine-tuning. Under ZeRO-3 a kept graph also holds the weights that were gathered for it.
+        packed (`bool`, *optional*, defaults to `False`): Whether the items of a micro-batch form one row without
+            padding, as in `encode(packed=True)`. The result does not change. Use it with flash attention
+            (`attn_implementation: flash_attention_2` of the model); other attention implementations compute a mask of
+            all tokens by all tokens and get slower.
         max_length (`int`, *optional*): Maximum number of tokens of one item; longer texts are truncated. Defaults to
             the tokenizer's limit.
         matryoshka_dims (`list[int]`, *optional*): Smaller dimensions to train as well, so that embeddings can be
@@ -64,6 +68,10 @@ class EmbeddingConfig(TrainingArguments):
     graph_cache_gb: float = field(
         default=0.0,
         metadata={"help": "Gigabytes for the graphs of micro-batches, which are then embedded once instead of twice."},
+    )
+    packed: bool = field(
+        default=False,
+        metadata={"help": "Pack the items of a micro-batch into one row without padding; needs flash attention."},
     )
     max_length: int | None = field(
         default=None,

@@ -1,5 +1,6 @@
 """The trainer that both stages build on: gradient caching, one loss over all processes, logging and saving."""
 
+import logging
 import math
 import shlex
 import sys
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..batching_unime import micro_batches
+from ..batching_unime import count_items, micro_batches
 from ..checkpoint import save_checkpoint
 from ..checkpoint_safety import forbid_remote_code
 from ..data.collator import EvaluationCollator, TrainingStreamCollator
@@ -61,6 +62,10 @@ from .throughput import ModelFlops, Throughput, count_tokens
 from .trained_weights import fit_to_model, modules_without_gradient
 
 
+logger = logging.getLogger(__name__)
+
+FULL_MASK_ATTENTION = ("eager", "sdpa")
+
 Batch = Mapping[str, Any]
 
 
@@ -85,6 +90,24 @@ def check_rows(name: str, dataset: Rows, columns: Sequence[str]) -> None:
         raise ValueError(
             f"{name} lacks the column(s) {', '.join(missing)}: this trainer needs {', '.join(columns)}, but the rows "
             f"have {', '.join(row)}"
+        )
+
+
+def check_packing(embedder: UniMEModel) -> None:
+    """Refuse to pack the items of a family where that is not exact, and warn where it is slow.
+
+    Args:
+        embedder ([`UniMEModel`]): The model that will be trained.
+
+    Raises:
+        ValueError: The model is of a family that cannot be packed.
+    """
+    embedder.require_packing()
+    attention = embedder.backbone.get_decoder().config._attn_implementation
+    if attention in FULL_MASK_ATTENTION:
+        logger.warning(
+            f"packed=True with attn_implementation='{attention}' computes a mask of all tokens by all tokens of a "
+            "micro-batch, and gets slower the more items it holds: use flash_attention_2, or set packed to false"
         )
 
 
@@ -136,7 +159,11 @@ class EmbeddingTrainer(Trainer, ABC):
             if processing_class is None:
                 raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
             prepare = partial(
-                micro_batches, processing_class, micro_batch_tokens=args.micro_batch_tokens, max_length=args.max_length
+                micro_batches,
+                processing_class,
+                micro_batch_tokens=args.micro_batch_tokens,
+                max_length=args.max_length,
+                packed=args.packed,
             )
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:
@@ -147,6 +174,8 @@ class EmbeddingTrainer(Trainer, ABC):
         embedder = model.get_base_model() if isinstance(model, PeftModel) else model
         if args.merge_dequantized and getattr(embedder, "hf_quantizer", None) is None:
             raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
+        if args.packed:
+            check_packing(embedder)
         if isinstance(embedder, UniMEModel):  # no optimizer state and no weight decay where no gradient can come
             for name in modules_without_gradient(embedder):
                 embedder.get_submodule(name).requires_grad_(False)
@@ -340,7 +369,7 @@ class EmbeddingTrainer(Trainer, ABC):
         loss.backward()
         if False not in finite:
             return []
-        sizes = [len(tensors["input_ids"]) for tensors in inputs["micro_batches"]]
+        sizes = [count_items(tensors) for tensors in inputs["micro_batches"]]
         return [provenance[item] for item in inputs["order"].split(sizes)[finite.index(False)].tolist()]
 
     def prediction_step(

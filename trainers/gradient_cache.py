@@ -300,7 +300,7 @@ def with_last_layer_shortcut(
     last_layer = decoder.layers[-1]
 
     def embed_last_tokens(tensors: MicroBatch) -> Tensor:
-        shortcut = partial(last_layer_on_last_token, backbone, tensors["attention_mask"])
+        shortcut = partial(last_layer_on_last_token, backbone, tensors)
         if not (last_layer.gradient_checkpointing and last_layer.training and torch.is_grad_enabled()):
             with shortcut():
                 return embed(tensors)

@@ -19,8 +19,9 @@ def count_tokens(micro_batches: Sequence[Mapping[str, Tensor]], padding: bool = 
         micro_batches (`Sequence`): The micro-batches.
         padding (`bool`, *optional*, defaults to `False`): Whether padding counts.
     """
-    masks = [tensors["attention_mask"] for tensors in micro_batches]
-    return sum(mask.numel() for mask in masks) if padding else int(torch.stack([mask.sum() for mask in masks]).sum())
+    masks = [tensors["attention_mask"] for tensors in micro_batches if "attention_mask" in tensors]
+    packed = sum(tensors["input_ids"].numel() for tensors in micro_batches if "item_ends" in tensors)
+    return packed + int(sum(mask.numel() if padding else mask.sum() for mask in masks))
 
 
 class Throughput:

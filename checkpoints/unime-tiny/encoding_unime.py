@@ -3,8 +3,8 @@
 - **Prefetching**: a thread prepares the tensors of the next micro-batch while the model runs the current one.
 - **Shared prefixes**: the states of a token depend only on the tokens before it, so the keys and values of a system
   prompt and an instruction are computed once for all texts that follow them.
-- **Packing**: the texts of a micro-batch form one row without padding. A block-diagonal mask (`sdpa`, `eager`) or the
-  boundaries of the texts (flash attention) keep them apart.
+- **Packing**: the items of a micro-batch form one row without padding. A block-diagonal mask (`sdpa`, `eager`) or the
+  boundaries of the items (flash attention) keep them apart, in training too.
 - **Last layer on the last token**: see [`last_layer_on_last_token`].
 - **Halving**: a micro-batch that does not fit into memory is split in two.
 """
@@ -13,12 +13,16 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from threading import get_ident
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, Cache, DynamicCache, DynamicLayer, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .batching_unime import MicroBatch
 from .pooling_unime import last_layer_on_last_token, pool_last_token
@@ -27,7 +31,8 @@ from .pooling_unime import last_layer_on_last_token, pool_last_token
 logger = logging.getLogger(__name__)
 
 # Backbones that embed a text with their decoder alone, causal in all layers; the tests compare each with its full
-# forward pass. Bidirectional prefixes (PaliGemma) and recurrent layers would need other code.
+# forward pass, and packed items with padded ones. Bidirectional prefixes (PaliGemma) and recurrent layers would need
+# other code.
 TEXT_ONLY_DECODER_FAMILIES = frozenset(
     {
         "idefics3",
@@ -78,19 +83,67 @@ def forward_with_prefix(backbone: PreTrainedModel, prefix: Cache, input_ids: Ten
     return decoder(input_ids=input_ids, attention_mask=mask, past_key_values=prefix, use_cache=True).last_hidden_state
 
 
-def forward_packed(backbone: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    """Return the last hidden states `(1, tokens, hidden_size)` of texts that are packed into one row.
+def forward_packed(
+    backbone: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, item_ends: Tensor, **kwargs: Any
+) -> ModelOutput:
+    """Return the output of the backbone for items that are packed into one row.
 
     Args:
-        backbone (`PreTrainedModel`): The backbone.
-        input_ids (`Tensor` of shape `(1, tokens)`): Tokens of the texts, one text after the other.
-        position_ids (`Tensor` of shape `(1, tokens)`): Position of each token in its text, starting at 0. The
+        backbone (`PreTrainedModel`): The backbone, of a family in `TEXT_ONLY_DECODER_FAMILIES`.
+        input_ids (`Tensor` of shape `(1, tokens)`): Tokens of the items, one item after the other.
+        position_ids (`Tensor` of shape `(1, tokens)`): Position of each token in its item, starting at 0. The
             attention mask follows from them.
+        item_ends (`Tensor` of shape `(items,)`): Position of each item's last token in the row.
+        kwargs: Other inputs of the backbone, such as `pixel_values`.
     """
     decoder = backbone.get_decoder()
+    max_length = int(position_ids.max()) + 1
+    # Flash attention would otherwise search for the boundaries in each layer, and wait for the device each time.
+    ends = nn.functional.pad(item_ends + 1, (1, 0)).int()
+    boundaries = {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max_length,
+        "max_length_k": max_length,
+    }
     if "mrope_section" in decoder.config.rope_parameters:  # Qwen-VL: mask positions, then time, height and width
-        position_ids = position_ids.expand(4, 1, -1)
-    return decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        axes = position_ids.expand(3, 1, -1)
+        if "image_grid_thw" in kwargs:
+            axes = _rope_index(backbone, input_ids, item_ends, kwargs["mm_token_type_ids"], kwargs["image_grid_thw"])
+        position_ids = torch.cat([position_ids[None], axes])
+    with _decoder_arguments(decoder, boundaries):
+        return backbone(input_ids=input_ids, position_ids=position_ids, **kwargs)
+
+
+def _rope_index(
+    backbone: PreTrainedModel, input_ids: Tensor, item_ends: Tensor, token_types: Tensor, image_grid_thw: Tensor
+) -> Tensor:
+    """Return the positions `(3, 1, tokens)` in time, height and width of packed items with images, for Qwen-VL."""
+    lengths = item_ends.diff(prepend=item_ends.new_tensor([-1])).tolist()
+    padded_ids, padded_types, mask = (
+        pad_sequence(row[0].split(lengths), batch_first=True)
+        for row in (input_ids, token_types, torch.ones_like(input_ids))
+    )
+    positions, _ = backbone.get_rope_index(
+        padded_ids, mm_token_type_ids=padded_types, image_grid_thw=image_grid_thw, attention_mask=mask
+    )
+    return positions[:, mask.bool()][:, None]
+
+
+@contextmanager
+def _decoder_arguments(decoder: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
+    """Pass further arguments to the decoder, but not to the vision tower, as arguments of the backbone would be."""
+    calling_thread = get_ident()
+
+    def add(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        # Another thread may be embedding other rows with the same model.
+        return (args, kwargs | arguments) if get_ident() == calling_thread else None
+
+    hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
@@ -165,15 +218,11 @@ def _embed_or_none(
 
 
 def _forward(model: PreTrainedModel, tensors: BatchFeature, truncate_dim: int | None, prefix: Cache | None) -> Tensor:
-    if "text_ends" in tensors:
-        hidden = forward_packed(model.backbone, tensors["input_ids"], tensors["position_ids"])
-        last = hidden[0, tensors["text_ends"]][:, None]
-        return pool_last_token(last, torch.ones(last.shape[:2], device=last.device), truncate_dim)
-    mask = tensors["attention_mask"]
     # The shortcut is known to be exact for causal decoders only.
-    shortcut = last_layer_on_last_token(model.backbone, mask) if model.supports_text_only_decoder else nullcontext()
+    shortcut = last_layer_on_last_token(model.backbone, tensors) if model.supports_text_only_decoder else nullcontext()
     with shortcut:
         if prefix is not None:
+            mask = tensors["attention_mask"]
             hidden = forward_with_prefix(model.backbone, prefix, tensors["input_ids"], mask)
             return pool_last_token(hidden, mask, truncate_dim)
         return model(**tensors, truncate_dim=truncate_dim).embeddings

@@ -133,8 +133,11 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
     }
     if sharding == "zero2":  # the trainers do the same under ZeRO-2 and ZeRO-3
         del stages["distillation"]
+        stages["contrastive"][2]["packed"] = True
     elif sharding != "zero3":  # the same rows as a stream, which every process reads and takes its share from
-        stages["streamed"] = (*stages["contrastive"][:3], IterableDataset.from_generator(contrastive_rows))
+        options = stages["contrastive"][2] | {"packed": sharding == "fsdp2"}
+        stream = IterableDataset.from_generator(contrastive_rows)
+        stages["streamed"] = (*stages["contrastive"][:2], options, stream)
     results = {}
     for name, (trainer_class, config_class, options, rows) in stages.items():
         saved = output.parent / f"{output.name}-{name}"
@@ -157,6 +160,7 @@ def main(model_folder: str, backbone: str, output: Path, batch_size: int, shardi
         trainer.accelerator.wait_for_everyone()
         local_rows = list(rows)[trainer.args.process_index * batch_size :][:batch_size]
         results[name] = {
+            "packed": trainer.args.packed,
             "log": [
                 {name: value for name, value in entry.items() if not name.endswith("_per_second")}
                 for entry in trainer.state.log_history

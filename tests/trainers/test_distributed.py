@@ -68,6 +68,20 @@ def test_two_processes_train_like_one_process_with_the_joined_batch(
         assert result["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
 
 
+def test_items_are_packed_in_one_run_of_each_kind_of_sharding(runs: dict[str, dict[str, Any]]):
+    packed = {
+        (name, stage)
+        for name, stages in runs.items()
+        for stage in stages.keys() - {"world"}
+        if stages[stage]["packed"]
+    }
+    assert packed == {
+        (f"{name}.{rank}", stage)
+        for name, stage in (("zero2", "contrastive"), ("shards", "streamed"))
+        for rank in (0, 1)
+    }
+
+
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
 def test_fsdp2_shards_every_layer(runs: dict[str, dict[str, Any]], stage: str):
     assert runs["two.0"][stage]["sharded"] == []
