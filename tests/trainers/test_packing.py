@@ -1,4 +1,4 @@
-"""Packed micro-batches give the gradients of padded ones, with a mask and with the boundaries that flash attention reads."""
+"""Packed micro-batches give the gradients of padded ones, with a mask and with the boundaries of flash attention."""
 
 import logging
 from collections.abc import Callable
