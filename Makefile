@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Strict: a tree of links under build/, which type checkers and IDEs can follow.
 EDITABLE := --config-settings editable_mode=strict --editable
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-matrix bench trust study audit lint types docs format clean FORCE
+.PHONY: help install demo styles test test-slow test-matrix bench trust study audit lint types docs format clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,11 @@ install: .venv/installed ## create .venv with every extra and the development to
 
 demo: .venv/installed ## train on real images for minutes, print the table, write runs/demo/report.html
 	$(BIN)/python recipes/demo.py
+
+# Optional drawings for training and evaluation (openmoji/styles.py); needs npm.
+styles: .venv/installed ## fetch the emoji of four other artists from the npm registry into the cache folder
+	npm pack --pack-destination "$$($(BIN)/python -c 'from unime.openmoji.catalogue import cache_folder; print(cache_folder())')" \
+		$$($(BIN)/python -c 'from unime.openmoji.styles import PACKAGES; print(*(f"{p.name}@{p.version}" for p in PACKAGES.values()))')
 
 test: .venv/installed ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 $(TEST_ARGS)

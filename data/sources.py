@@ -71,6 +71,10 @@ class DataArguments:
         dataset_seed (`int`, *optional*, defaults to 0): Seed of the OpenMoji data and of `max_rows_per_subset`.
         negatives_per_row (`int`, *optional*, defaults to 1): Maximum number of hard negatives of an OpenMoji row; each
             almost equals the positive.
+        styles (`list[str]`, *optional*): Styles of the OpenMoji drawings: `openmoji`, `twemoji`, `noto`, `fluent`;
+            `make styles` fetches the last three. Defaults to `openmoji`.
+        transparent (`bool`, *optional*, defaults to `False`): Draw single OpenMoji emoji on a transparent background,
+            for `image_augmentations`.
         eval_dataset (`list[str]`, *optional*): Dataset for `eval_strategy`, opened like `dataset`; or several, each as
             `name=dataset`, whose metrics are `eval_{name}_loss` and so on.
         eval_split (`str`, *optional*): With `columns`, the split of `eval_dataset`, or of `dataset` if there is none.
@@ -130,6 +134,13 @@ class DataArguments:
     negatives_per_row: int = field(
         default=1,
         metadata={"help": "OpenMoji: maximum number of hard negatives per row; each almost equals the positive."},
+    )
+    styles: list[str] | None = field(
+        default=None, metadata={"help": "OpenMoji: styles of the drawings: openmoji, twemoji, noto, fluent."}
+    )
+    transparent: bool = field(
+        default=False,
+        metadata={"help": "OpenMoji: single emoji on a transparent background, for image_augmentations."},
     )
     eval_dataset: list[str] | None = field(
         default=None, metadata={"help": "Dataset for eval_strategy, like `dataset`; or several as name=dataset."}
@@ -245,6 +256,8 @@ def _open_rows(data: DataArguments) -> Dataset | TransformedStream:
             seed=data.dataset_seed,
             negatives=data.negatives_per_row,
             target_prompts=data.target_prompts,
+            styles=data.styles,
+            transparent=data.transparent,
         )
     if data.dataset == "mmeb-train":
         return mmeb_train(

@@ -5,14 +5,15 @@
     openmoji_conversations("train", 50_000)   images with prompts and answers (pre-training of the backbone)
 
 Equal arguments give equal rows in every process. Rows are generated once and kept in the cache folder; images are
-stored as short specs and drawn when a row is read. The splits hold out object pairs, combinations of skin tone and
-role, and the categories of some emoji: see `splits`.
+stored as short specs and drawn when a row is read, optionally in the styles of several artists (see `styles`). The
+splits hold out object pairs, combinations of skin tone and role, and the categories of some emoji: see `splits`.
 """
 
 import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from datasets import Dataset, Features, List, Value
@@ -31,7 +32,9 @@ from .questions import sample_expression, sample_question
 from .scene_tasks import TASKS
 from .scenes import Scene, render_crop
 from .splits import check_split
-from .views import View
+from .styles import OPENMOJI, check_training_styles, has_drawing, styles_version
+from .views import TRANSPARENT, View
+from .vocabulary import objects
 
 
 DATASET_VERSION = 2
@@ -44,18 +47,38 @@ _CONVERSATION = Features({"image": Value("string"), "prompt": Value("string"), "
 
 
 def draw_image(spec: str) -> Image.Image:
-    """Draw the image that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32); RGB.
+    """Draw the image that a spec describes: a scene or a view of one emoji (96 x 96), or a crop (32 x 32).
+
+    It is RGB, or RGBA for a view on a transparent background. A spec that ends with "@" and a style is drawn in it.
 
     Raises:
         ValueError: The spec does not begin with "scene", "view" or "crop".
     """
-    if spec.startswith("scene "):
-        return Scene.from_spec(spec).render()
-    if spec.startswith("view "):
-        return View.from_spec(spec).render()
-    if spec.startswith("crop "):
-        return render_crop(spec)
+    content, _, style = spec.partition(" @")
+    style = style or OPENMOJI
+    if content.startswith("scene "):
+        return Scene.from_spec(content).render(style)
+    if content.startswith("view "):
+        return View.from_spec(content).render(style)
+    if content.startswith("crop "):
+        return render_crop(content, style)
     raise ValueError(f"{spec!r} is not the spec of an OpenMoji image: it must begin with scene, view or crop")
+
+
+def in_style(spec: str, style: str, transparent: bool = False) -> str:
+    """Return the spec in a style, or in OpenMoji's if the style lacks one of the emoji.
+
+    Args:
+        spec (`str`): A spec without a style.
+        style (`str`): One of `styles.STYLES`.
+        transparent (`bool`, *optional*, defaults to `False`): Make the background of a view transparent.
+    """
+    if spec.startswith("view "):
+        view = View.from_spec(spec)
+        spec, images = replace(view, background=TRANSPARENT).spec if transparent else spec, [view.image]
+    else:
+        images = [objects()[int(part.split(".")[0])].image for part in spec.split()[1:]]
+    return spec if style == OPENMOJI or not has_drawing(style)[images].all() else f"{spec} @{style}"
 
 
 def load_item(stored: dict) -> dict:
@@ -73,6 +96,8 @@ def openmoji_rows(
     tasks: Sequence[str] | None = None,
     negatives: int = 1,
     target_prompts: bool = False,
+    styles: Sequence[str] | None = None,
+    transparent: bool = False,
 ) -> Dataset:
     """Return training rows of the given tasks, mixed by the tasks' weights.
 
@@ -86,9 +111,14 @@ def openmoji_rows(
         negatives (`int`, *optional*, defaults to 1): Maximum number of hard negatives per row.
         target_prompts (`bool`, *optional*, defaults to `False`): Give text candidates an instruction, as images have.
             Evaluate with the same setting.
+        styles (`Sequence[str]`, *optional*): Styles of `styles.STYLES` to draw the images in. The query of a row has
+            one of them; its candidates, which differ in content only, another or the same. Default: OpenMoji's.
+        transparent (`bool`, *optional*, defaults to `False`): Draw single emoji on a transparent background, which
+            `image_augmentations` then paints; the model sees it white otherwise.
 
     Raises:
-        ValueError: The split or a task does not exist.
+        ValueError: The split, a task or a style does not exist, or the style is held out.
+        FileNotFoundError: The drawings of a style have not been fetched.
     """
     check_split(split)
     chosen = list(tasks or TASKS)
@@ -97,6 +127,7 @@ def openmoji_rows(
             raise ValueError(f"the OpenMoji data has no task {task!r}: choose from {', '.join(TASKS)}")
     key = {"kind": "rows", "split": split, "size": size, "seed": seed, "tasks": chosen, "negatives": negatives}
     key["target_prompts"] = target_prompts
+    key |= _style_key(styles, transparent)
     return _cached(key, _make_rows, _ROW).with_transform(_draw_rows)
 
 
@@ -107,11 +138,22 @@ def openmoji_texts(split: str, size: int, seed: int = 0) -> Dataset:
     return _cached(key, _make_texts, Features({"text": Value("string")}))
 
 
-def openmoji_conversations(split: str, size: int, seed: int = 0) -> Dataset:
-    """Return generative rows: `image` (an image or `None`), `prompt`, `answer`."""
+def openmoji_conversations(
+    split: str, size: int, seed: int = 0, styles: Sequence[str] | None = None, transparent: bool = False
+) -> Dataset:
+    """Return generative rows: `image` (an image or `None`), `prompt`, `answer`; styles as in [`openmoji_rows`]."""
     check_split(split)
-    key = {"kind": "conversations", "split": split, "size": size, "seed": seed}
+    key = {"kind": "conversations", "split": split, "size": size, "seed": seed} | _style_key(styles, transparent)
     return _cached(key, _make_conversations, _CONVERSATION).with_transform(_draw_conversations)
+
+
+def _style_key(styles: Sequence[str] | None, transparent: bool) -> dict:
+    """Return what the styles add to the key of a table: nothing for the defaults."""
+    key: dict = {"transparent": True} if transparent else {}
+    if styles is not None:
+        check_training_styles(styles)
+        key |= {"styles": list(styles), "styles_version": styles_version(styles)}
+    return key
 
 
 def _cached(key: dict, make: Callable[[dict], Iterator[dict]], features: Features) -> Dataset:
@@ -143,14 +185,36 @@ def _make_rows(key: dict) -> Iterator[dict]:
             row["negatives"] = [
                 with_instruction(negative, BY_OPENMOJI_TASK.get(task)) for negative in row["negatives"]
             ]
-        yield row
+        yield _row_in_styles(row, key, rng)
+
+
+def _row_in_styles(row: dict, key: dict, rng: random.Random) -> dict:
+    query_style, style = (rng.choice(key.get("styles", [OPENMOJI])) for _ in range(2))
+    if row["task"] == "crop":  # a crop is a part of the query's image
+        style = query_style
+
+    def restyle(item: dict, style: str) -> dict:
+        if item["image"] is None:
+            return item
+        return item | {"image": in_style(item["image"], style, "transparent" in key)}
+
+    # A negative in a style of its own would be recognized by the style.
+    return row | {
+        "query": restyle(row["query"], query_style),
+        "positive": restyle(row["positive"], style),
+        "negatives": [restyle(negative, style) for negative in row["negatives"]],
+    }
 
 
 def _make_conversations(key: dict) -> Iterator[dict]:
     kinds, weights = list(KINDS), [weight for _, weight in KINDS.values()]
     for index in range(key["size"]):
         rng = _random_source(key, index)
-        yield KINDS[rng.choices(kinds, weights)[0]][0](key["split"], rng)
+        row = KINDS[rng.choices(kinds, weights)[0]][0](key["split"], rng)
+        if row["image"] is not None:
+            style = rng.choice(key.get("styles", [OPENMOJI]))
+            row["image"] = in_style(row["image"], style, "transparent" in key)
+        yield row
 
 
 def _make_texts(key: dict) -> Iterator[dict]:

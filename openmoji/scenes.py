@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .styles import OPENMOJI
 from .vocabulary import COLOURS, sprites
 
 
@@ -75,13 +76,13 @@ class Scene:
         other = self.find(reference)
         return [placed for placed in self.placed if other and relation_of(placed.cell, other.cell) == relation]
 
-    def render(self) -> Image.Image:
-        """Draw the image, 96 x 96 RGB."""
+    def render(self, style: str = OPENMOJI) -> Image.Image:
+        """Draw the image in a style, 96 x 96 RGB."""
         canvas = np.full((GRID * CELL_SIZE, GRID * CELL_SIZE, 3), _BACKGROUND_GREY, dtype=np.uint8)
         for placed in self.placed:
             row, column = divmod(placed.cell, GRID)
             top, left = row * CELL_SIZE, column * CELL_SIZE
-            _draw_tile(canvas[top : top + CELL_SIZE, left : left + CELL_SIZE], placed)
+            _draw_tile(canvas[top : top + CELL_SIZE, left : left + CELL_SIZE], placed, style)
         return Image.fromarray(canvas)
 
     def crop(self, cell: int) -> Image.Image:
@@ -91,8 +92,8 @@ class Scene:
         return self.render().crop((left, top, left + CELL_SIZE, top + CELL_SIZE))
 
 
-def _draw_tile(cell: np.ndarray, placed: Placed) -> None:
-    drawing = sprites()[placed.object]
+def _draw_tile(cell: np.ndarray, placed: Placed, style: str) -> None:
+    drawing = sprites(style)[placed.object]
     inset = (CELL_SIZE - len(drawing)) // 2
     cell[1:-1, 1:-1] = _PALETTE[placed.colour]
     cell[inset:-inset, inset:-inset] = drawing
@@ -103,11 +104,11 @@ def crop_spec(placed: Placed) -> str:
     return f"crop {placed.object}.{placed.colour}"
 
 
-def render_crop(spec: str) -> Image.Image:
+def render_crop(spec: str, style: str = OPENMOJI) -> Image.Image:
     """Draw the image of a `crop_spec`, equal to that of `Scene.crop`."""
     cell = np.full((CELL_SIZE, CELL_SIZE, 3), _BACKGROUND_GREY, dtype=np.uint8)
     object, colour = map(int, spec.split()[1].split("."))
-    _draw_tile(cell, Placed(object, 0, colour))
+    _draw_tile(cell, Placed(object, 0, colour), style)
     return Image.fromarray(cell)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .catalogue import DRAWING_SIZE, drawings
+from .catalogue import DRAWING_SIZE
+from .styles import OPENMOJI, style_drawings
 
 
 BACKGROUNDS = (
@@ -20,6 +21,7 @@ BACKGROUNDS = (
     (250, 224, 236),
 )
 MIN_VIEW_PIXELS = round(0.85 * DRAWING_SIZE)
+TRANSPARENT = -1  # in place of the index of a background
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,14 @@ class View:
         """Parse a spec."""
         return cls(*map(int, spec.split()[1].split(".")))
 
-    def render(self) -> Image.Image:
-        """Draw the image, 96 x 96 RGB."""
-        drawing = Image.fromarray(np.asarray(drawings()[self.image]))
+    def render(self, style: str = OPENMOJI) -> Image.Image:
+        """Draw the image in a style, 96 x 96 RGB, or RGBA with a transparent background."""
+        drawing = Image.fromarray(np.asarray(style_drawings(style)[self.image]))
         drawing = drawing.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        if self.background == TRANSPARENT:
+            canvas = Image.new("RGBA", (DRAWING_SIZE, DRAWING_SIZE))
+            canvas.paste(drawing, (self.left, self.top))
+            return canvas
         canvas = Image.new("RGB", (DRAWING_SIZE, DRAWING_SIZE), BACKGROUNDS[self.background])
         canvas.paste(drawing, (self.left, self.top), drawing)
         return canvas

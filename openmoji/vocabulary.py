@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .catalogue import catalogue, drawings
+from .styles import OPENMOJI, has_drawing, style_drawings
 
 
 NUM_OBJECTS = 300
@@ -135,6 +136,11 @@ def objects() -> tuple[SceneObject, ...]:
     return _selected_objects()[0]
 
 
-def sprites() -> np.ndarray:
-    """Return the drawings of the objects on white, `(300, 24, 24, 3)` uint8."""
-    return _selected_objects()[1]
+@functools.cache
+def sprites(style: str = OPENMOJI) -> np.ndarray:
+    """Return a style's drawings of the objects on white, `(300, 24, 24, 3)` uint8; blank where it has none."""
+    if style == OPENMOJI:
+        return _selected_objects()[1]
+    blank = Image.new("RGB", (SPRITE_SIZE, SPRITE_SIZE), (255, 255, 255))
+    drawn = [entry.image if has_drawing(style)[entry.image] else None for entry in objects()]
+    return np.stack([np.asarray(blank if image is None else _sprite(style_drawings(style)[image])) for image in drawn])
