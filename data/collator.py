@@ -1,7 +1,7 @@
 """Collators: from rows to micro-batches of distinct items, and indices that connect them to the rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..processing_unime import to_item_dict
+from .image_augmentation import ImageAugmentation
 from .rows import (
     check_scores,
     content_hash,
@@ -60,9 +61,12 @@ class ContrastiveCollator:
 
     Args:
         prepare (`Callable`): Maps items to `[(indices, tensors), ...]`, as `unime.micro_batches` does.
+        augment ([`ImageAugmentation`], *optional*): Changes the images of the items. The hashes are those of the
+            unchanged items.
     """
 
     prepare: Prepare
+    augment: ImageAugmentation | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         items: list[Any] = []
@@ -113,7 +117,8 @@ class ContrastiveCollator:
                 scored_queries.append(query)
 
         row_of_pair = [index for index, row_positive in enumerate(positives) for _ in row_positive]
-        return _micro_batches(self.prepare, items) | {
+        shown = items if self.augment is None else self.augment(items, list(item_indices))
+        return _micro_batches(self.prepare, shown) | {
             "provenance": provenance,
             "identity": torch.tensor(list(item_indices)),
             "content": torch.tensor(contents),
@@ -151,12 +156,16 @@ class EvaluationCollator:
     processes must run in all of them. Nothing refers to these embeddings.
 
     Args:
-        collate (`Callable`): The collator of the training.
+        collate (`Callable`): The collator of the training; its image augmentation is left out.
         filler (`Mapping`): The row to embed in place of no rows.
     """
 
     collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
     filler: Mapping[str, Any]
+
+    def __post_init__(self):
+        if isinstance(self.collate, ContrastiveCollator):
+            self.collate = replace(self.collate, augment=None)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         batch = dict(self.collate(rows or [self.filler]))

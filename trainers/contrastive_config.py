@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..data.image_augmentation import check_augmentations
 from .embedding_config import EmbeddingConfig
 
 
@@ -46,6 +47,9 @@ class ContrastiveConfig(EmbeddingConfig):
             step. Hard negatives alone can collapse an untrained model.
         task_block_size (`int`, *optional*, defaults to `1`): Consecutive rows that share a task, see
             [`~unime.data.sampler.TaskSampler`]; 1 mixes all tasks, half a batch makes negatives harder.
+        image_augmentations (`list[str]`, *optional*): Random changes of the training images: `size`, `outline`,
+            `colours`, `background`, `resolution`, see [`~unime.data.image_augmentation`]. The first, second and fourth
+            change images with a transparent background only. The changes depend on `seed` and on the batch.
     """
 
     temperature: float = field(
@@ -100,8 +104,14 @@ class ContrastiveConfig(EmbeddingConfig):
         default=1, metadata={"help": "Consecutive rows that share a task; 1 mixes all tasks."}
     )
 
+    image_augmentations: list[str] | None = field(
+        default=None,
+        metadata={"help": "Random changes of training images: size, outline, colours, background, resolution."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_augmentations(self.image_augmentations or ())
         for name in ("temperature", "soft_label_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -1,5 +1,6 @@
 """Stage 2: hard-negative enhanced instruction tuning (UniME, arXiv 2504.17432, §3.3)."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..data.collator import ContrastiveCollator
+from ..data.image_augmentation import ImageAugmentation
 from ..data.sampler import TaskSampler
 from .contrastive_config import ContrastiveConfig
 from .distributed import gather
@@ -125,8 +127,17 @@ class ContrastiveTrainer(EmbeddingTrainer):
         """Return the training batches.
 
         Raises:
-            ValueError: `task_block_size` is not 1, and the tasks of the rows are not stored in a column.
+            ValueError: `task_block_size` is not 1, and the tasks of the rows are not stored in a column; or there are
+                `image_augmentations`, and the collator is not a [`ContrastiveCollator`].
         """
+        kinds = self.args.image_augmentations
+        if kinds:
+            if not isinstance(self.data_collator, ContrastiveCollator):
+                raise ValueError(
+                    f"image_augmentations needs a ContrastiveCollator, not {type(self.data_collator).__name__}: "
+                    "remove it, or change the images in your collator"
+                )
+            self.data_collator = replace(self.data_collator, augment=ImageAugmentation(kinds, self.args.seed))
         dataset = self.train_dataset
         if self.args.task_block_size != 1 and not (isinstance(dataset, Dataset) and "task" in dataset.column_names):
             raise ValueError(
