@@ -131,7 +131,7 @@ def style_drawings(style: str) -> np.ndarray:
 @functools.cache
 def has_drawing(style: str) -> np.ndarray:
     """Return whether a style has a drawing of each emoji of the catalogue, `(number of emoji,)` bool."""
-    return style_drawings(style)[..., 3].reshape(len(catalogue()), -1).any(axis=1)
+    return np.asarray(style_drawings(style)[..., 3].reshape(len(catalogue()), -1).any(axis=1))
 
 
 def _icons(package: Package) -> dict:
@@ -200,8 +200,9 @@ def _draw(icons: dict, slug: str) -> np.ndarray:
     left, top = (icon.get(side, icons.get(side, 0)) for side in ("left", "top"))
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
-    fitted = {"width": DRAWING_SIZE} if width >= height else {"height": DRAWING_SIZE}
-    image = Image.open(BytesIO(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True, **fitted)))
+    drawn_width, drawn_height = (round(DRAWING_SIZE * side / max(width, height)) for side in (width, height))
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=drawn_width, height=drawn_height, skip_system_fonts=True)
+    image = Image.open(BytesIO(png))
     canvas = Image.new("RGBA", (DRAWING_SIZE, DRAWING_SIZE))
     canvas.paste(image.convert("RGBA"), ((DRAWING_SIZE - image.width) // 2, (DRAWING_SIZE - image.height) // 2))
     drawn = np.asarray(canvas)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -50,6 +51,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
     """
 
     args: ContrastiveConfig
+    data_collator: Any
     columns = ("query", "positive", "negatives", "task", "label")
     collator_class = ContrastiveCollator
 
