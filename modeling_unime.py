@@ -187,7 +187,7 @@ class UniMEModel(PreTrainedModel):
             embeddings = pool_last_token(states.last_hidden_state, mask, truncate_dim)
         else:
             self.require_packing()
-            states = forward_packed(self.backbone, input_ids=input_ids, item_ends=item_ends, **kwargs)
+            states = forward_packed(self.backbone, cast(Tensor, input_ids), item_ends=item_ends, **kwargs)
             embeddings = pool_packed(states.last_hidden_state, item_ends, truncate_dim)
         output = UniMEOutput(
             embeddings=embeddings,

@@ -174,7 +174,7 @@ class EmbeddingTrainer(Trainer, ABC):
         embedder = model.get_base_model() if isinstance(model, PeftModel) else model
         if args.merge_dequantized and getattr(embedder, "hf_quantizer", None) is None:
             raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
-        if args.packed:
+        if args.packed and isinstance(embedder, UniMEModel):
             check_packing(embedder)
         if isinstance(embedder, UniMEModel):  # no optimizer state and no weight decay where no gradient can come
             for name in modules_without_gradient(embedder):
