@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, 
 
 from .checkpoint_safety import forbid_remote_code, model_files, read_config
 from .configuration_unime import UniMEConfig
+from .image_size import ImageSize, set_image_size
 from .modeling_unime import UniMEModel, require_all_weights
 from .processing_unime import processor_from_backbone
 
@@ -43,11 +44,13 @@ PROMPTS = {
 }
 
 
-def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
+def load_model(path: str, image_size: ImageSize | None = None, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
     """Load a UniME checkpoint, or wrap a native image-text backbone.
 
     Args:
         path (`str`): Folder or Hub id of a UniME checkpoint or of a backbone.
+        image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images, such as 336, or
+            arguments of its image processor; see [`set_image_size`]. Defaults to the size saved with the checkpoint.
         kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
 
     Returns:
@@ -55,22 +58,39 @@ def load_model(path: str, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: The backbone is not an image-text model, its weights are a pickle, it requires code of its own, or
-            the checkpoint is damaged or incomplete.
+        ValueError: The backbone is not an image-text model, its weights are a pickle, it requires code of its own,
+            the checkpoint is damaged or incomplete, or the model cannot read images at `image_size`.
     """
     is_unime = read_config(path).model_type == UniMEConfig.model_type
     with forbid_remote_code(path):
         if not is_unime:
             model = UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
-            return model, processor_from_backbone(path, trust_remote_code=False)
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-        if processor.chat_template is None:
-            raise ValueError(
-                f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint again"
-            )
-        model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
-    require_all_weights(path, report["missing_keys"])
+            processor = processor_from_backbone(path, trust_remote_code=False)
+        else:
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+            if processor.chat_template is None:
+                raise ValueError(
+                    f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint "
+                    "again"
+                )
+            model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
+            require_all_weights(path, report["missing_keys"])
+    set_image_size(processor, image_size)
+    share_image_grids(processor, model)
     return model, processor
+
+
+def share_image_grids(processor: ProcessorMixin, model: UniMEModel) -> None:
+    """Give a model the grids of tiles of its processor; LLaVA-1.6 and LLaVA-OneVision have them in both.
+
+    Args:
+        processor (`ProcessorMixin`): The processor.
+        model ([`UniMEModel`]): The model; its configuration is changed.
+    """
+    grids = processor.image_processor.to_dict().get("image_grid_pinpoints")
+    if grids is not None:
+        for config in (model.config.backbone_config, model.backbone.config):
+            config.image_grid_pinpoints = grids
 
 
 def redact_home(text: str) -> str:

@@ -18,6 +18,7 @@ from .options import (
     IdColumn,
     ImageColumn,
     ImageRoot,
+    ImageSize,
     Model,
     Source,
     Split,
@@ -45,6 +46,7 @@ def embed(
     identifier: IdColumn = "id",
     image_root: ImageRoot = None,
     split: Split = "train",
+    image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
@@ -60,6 +62,7 @@ def embed(
 
     from ..checkpoint import PROMPTS, fingerprint
     from ..corpus.corpus import open_corpus
+    from ..image_size import parse_image_size
     from ..index.parquet_shards import rejected_in, write_lance, write_shards
 
     if prompt is not None and instruction is not None:
@@ -73,7 +76,7 @@ def embed(
         raise ValueError(f"{output} is inside the source {source} and would become part of it: choose another folder")
     started = time.perf_counter()
     corpus = open_corpus(source, text, image, identifier, image_root, split)
-    network, processor = load_onto(model, dtype, device)
+    network, processor = load_onto(model, dtype, device, image_size)
     settings = {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,
         "checkpoint": model,
@@ -81,6 +84,7 @@ def embed(
         "instruction": instruction if prompt is None else PROMPTS[prompt],
         "dimensions": network.config.hidden_size if truncate_dim is None else truncate_dim,
         "dtype": dtype,
+        "image_size": parse_image_size(image_size),
     }
     num_done = 0
     with _progress() as show:
@@ -129,6 +133,7 @@ def index(
     identifier: IdColumn = "id",
     image_root: ImageRoot = None,
     split: Split = "train",
+    image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if an entry was rejected.")] = False,
@@ -145,11 +150,12 @@ def index(
         model = model_or_default(model)
 
     from ..corpus.corpus import open_corpus
+    from ..image_size import parse_image_size
     from ..index.index import REJECTED_FILE, Index
 
     corpus = open_corpus(source, text, image, identifier, image_root, split)
     if is_new:
-        store = Index.create(folder, str(model), instruction)
+        store = Index.create(folder, str(model), instruction, parse_image_size(image_size))
     else:
         store = Index.open(folder)
         model = model or store.record.checkpoint
@@ -159,8 +165,14 @@ def index(
                 f"{folder} was created with the instruction {store.record.instruction!r}, not {instruction!r}: "
                 "leave --instruction out, or create a new index"
             )
+        if image_size is not None and parse_image_size(image_size) != store.record.image_size:
+            size = store.record.image_size or "saved with its model"
+            raise ValueError(
+                f"{folder} was created with the image size {size}, not {image_size}: leave --image-size out, or "
+                "create a new index"
+            )
     with _progress() as show:
-        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device), show)
+        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, store.record.image_size), show)
     rejected_file = folder / REJECTED_FILE
     result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
     _print_result(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .options import AsJson, Model, model_or_default
+from .options import AsJson, ImageSize, Model, model_or_default
 
 
 def export(
@@ -17,6 +17,7 @@ def export(
         Literal["plain", "onnx"], typer.Option(help="plain: native classes without code; onnx: text only.")
     ] = "plain",
     model: Model = None,
+    image_size: ImageSize = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         typer.Option(help="Type of the weights; auto keeps their type. ONNX is always float32."),
@@ -30,7 +31,7 @@ def export(
 
     report: dict[str, Any] = {"format": format, "model": model, "output": str(output)}
     with redirect_stdout(sys.stderr):  # libraries may print, and standard output is for the report
-        report |= _write_onnx(model, output) if format == "onnx" else _write_plain(model, output, dtype)
+        report |= _write_onnx(model, output) if format == "onnx" else _write_plain(model, output, dtype, image_size)
     files = sorted(path for path in output.rglob("*") if path.is_file())
     report["files"] = {path.relative_to(output).as_posix(): path.stat().st_size for path in files}
     if as_json:
@@ -48,14 +49,14 @@ def _write_onnx(model: str, output: Path) -> dict[str, Any]:
     return {"largest difference": export_onnx(*load_model(model, dtype="float32"), output)}
 
 
-def _write_plain(model: str, output: Path, dtype: str) -> dict[str, Any]:
+def _write_plain(model: str, output: Path, dtype: str, image_size: str | None) -> dict[str, Any]:
     from huggingface_hub import ModelCard
     from transformers.utils import cached_file
 
     from ..checkpoint import load_model
     from ..export.plain import export_plain
 
-    network, processor = load_model(model, dtype=dtype)
+    network, processor = load_model(model, image_size, dtype=dtype)
     card = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
     export_plain(network, processor, output, card and ModelCard.load(card).data)
     return {}

@@ -1,7 +1,7 @@
 """Options that several commands share, the default model, loading onto a device, and safe terminal output."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ IdColumn = Annotated[str, typer.Option("--id", help="Column of the id.")]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder that relative image paths start from.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
 Model = Annotated[str | None, typer.Option(help=MODEL_HELP)]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(help="Size at which the model reads images, such as 336, or JSON of image processor arguments."),
+]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cuda:1'; by default an accelerator if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -36,11 +40,13 @@ def model_or_default(model: str | None) -> str:
     return model or str(default)
 
 
-def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrainedModel, ProcessorMixin]":
+def load_onto(
+    checkpoint: str, dtype: str, device: str | None, image_size: "int | dict[str, Any] | str | None"
+) -> "tuple[PreTrainedModel, ProcessorMixin]":
     """Return a model on a device, by default an accelerator if there is one, and its processor.
 
     Raises:
-        ValueError: The device is not available.
+        ValueError: The device is not available, or the model cannot read images at `image_size`.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -50,7 +56,7 @@ def load_onto(checkpoint: str, dtype: str, device: str | None) -> "tuple[PreTrai
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     disable_progress_bar()  # of loading weights; commands show their own progress
-    model, processor = load_model(checkpoint, dtype=dtype)
+    model, processor = load_model(checkpoint, image_size, dtype=dtype)
     try:
         return model.to(device), processor
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError

@@ -51,7 +51,7 @@ def search(
     if num_entries:
         checkpoint = model or store.record.checkpoint
         store.check_model(checkpoint)
-        network, processor = load_onto(checkpoint, dtype, device)
+        network, processor = load_onto(checkpoint, dtype, device, store.record.image_size)
         hits = store.search(network.encode(item, processor), k, where)
     query = QueryDescription(item.get("text"), None if image is None else str(image), item.get("instruction"), where)
     if as_json:

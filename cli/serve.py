@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Model, load_onto, model_or_default
+from .options import Device, Dtype, ImageSize, Model, load_onto, model_or_default
 
 
 def serve(
     model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
     api_key: Annotated[
@@ -44,7 +45,7 @@ def serve(
     from ..serve.limits import Limits
     from ..serve.service import EmbeddingService
 
-    network, processor = load_onto(model, dtype, device)
+    network, processor = load_onto(model, dtype, device, image_size)
     service = EmbeddingService(
         Path(model).resolve().name if Path(model).is_dir() else model,
         Embedder(network, processor, micro_batch_tokens),

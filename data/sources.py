@@ -46,6 +46,8 @@ class DataArguments:
             Parquet files, or an image folder with its `metadata.jsonl`.
         image_root (`str`, *optional*): Folder that relative image paths start from. Defaults to the folder of the
             dataset, and for MMEB-train to the working folder.
+        image_size (`int` or `dict`, *optional*): The size at which the model reads images, such as 336, or arguments
+            of its image processor; see [`set_image_size`]. It is saved with the model. Defaults to the model's own.
         columns (`dict`, *optional*): Column for each part of a row. The keys are `text`, `image` or `instruction` of
             `query`, `positive` or `negative` (such as `query.text`), `scores`, `task` and `label`; for stage 1 they
             are `text` (a column or a list of columns) and `teacher`. If a column holds a list of texts or images per
@@ -89,6 +91,10 @@ class DataArguments:
     image_root: str | None = field(
         default=None,
         metadata={"help": "Folder that relative image paths start from. Default: the dataset's own folder."},
+    )
+    image_size: dict[str, Any] | str | int | None = field(
+        default=None,
+        metadata={"help": "Size at which the model reads images, such as 336, or JSON of image processor arguments."},
     )
     columns: dict[str, str | list[str]] | None = field(
         default=None,

@@ -11,6 +11,7 @@ processes share the work. With several benchmarks each gets its own subfolder of
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,13 @@ class EvaluationArguments:
     micro_batch_tokens: int | None = field(
         default=None, metadata={"help": "Token budget of a micro-batch; only for UniME and native backbones."}
     )
+    image_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "Size at which models read images, such as 336, or JSON of image processor arguments; only for "
+            "UniME and native backbones."
+        },
+    )
 
 
 def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
@@ -104,6 +112,7 @@ def evaluate_models(
     from accelerate import PartialState
 
     from ..checkpoint import fingerprint
+    from ..image_size import parse_image_size
     from .embedding_cache import EmbeddingCache
     from .encoders.loading import load_encoder
     from .report.gallery import build_galleries
@@ -114,11 +123,21 @@ def evaluate_models(
     tasks = {name: open_benchmark(name, benchmark_args) for name in args.benchmarks}
     results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     rankings = {}
-    settings = {"dtype": args.dtype, "max_length": args.max_length, "micro_batch_tokens": args.micro_batch_tokens}
+    image_size = parse_image_size(args.image_size)
+    settings = {
+        "dtype": args.dtype,
+        "max_length": args.max_length,
+        "micro_batch_tokens": args.micro_batch_tokens,
+        "image_size": image_size,
+    }
     folder = Path(args.embedding_cache or Path(args.output) / "embeddings")
     for title, path in models.items():
-        encoder = load_encoder(path, args.dtype, state.device, args.max_length, args.micro_batch_tokens)
+        encoder = load_encoder(
+            path, args.dtype, state.device, args.max_length, args.micro_batch_tokens, args.image_size
+        )
         key = "-".join(map(str, (Path(path).name, fingerprint(path), args.dtype, args.max_length)))
+        if image_size is not None:
+            key += "-" + re.sub(r"\W+", "_", json.dumps(image_size))
         cache = EmbeddingCache(encoder.encode, folder / key)
         for name in tasks:
             with torch.inference_mode():

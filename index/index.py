@@ -43,12 +43,15 @@ class IndexRecord:
         revision (`str`): Fingerprint of the checkpoint; see [`fingerprint`].
         dimensions (`int`): Dimension of the embeddings.
         instruction (`str`, *optional*): Instruction of every entry; `None` for the defaults of [`embed_entries`].
+        image_size (`int` or `dict`, *optional*): The size at which the model reads images; see [`set_image_size`].
+            `None` for the size saved with the checkpoint.
     """
 
     checkpoint: str
     revision: str
     dimensions: int
     instruction: str | None = None
+    image_size: int | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,21 @@ class Index:
         return cls(Path(folder), record)
 
     @classmethod
-    def create(cls, folder: str | Path, checkpoint: str, instruction: str | None = None) -> "Index":
+    def create(
+        cls,
+        folder: str | Path,
+        checkpoint: str,
+        instruction: str | None = None,
+        image_size: int | dict[str, Any] | None = None,
+    ) -> "Index":
         """Create an empty index for the embeddings of a model.
 
         Args:
             folder (`str` or `Path`): New or empty folder.
             checkpoint (`str`): Folder or Hub id of the model.
             instruction (`str`, *optional*): Instruction of every entry. Defaults to those of [`embed_entries`].
+            image_size (`int` or `dict`, *optional*): The size at which the model reads images, by default the one
+                saved with the checkpoint. Load the model for [`Index.sync`] with it.
 
         Raises:
             ValueError: The folder is not empty.
@@ -130,7 +141,7 @@ class Index:
             raise ValueError(f"{folder} exists and is not an empty folder: choose a new folder for the index")
         dimensions = read_config(checkpoint).get_text_config().hidden_size
         absolute = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
-        record = IndexRecord(absolute, fingerprint(checkpoint), dimensions, instruction)
+        record = IndexRecord(absolute, fingerprint(checkpoint), dimensions, instruction, image_size)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / RECORD_FILE) as part:
             part.write_text(json.dumps(asdict(record), indent=2) + "\n")

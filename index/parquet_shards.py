@@ -32,7 +32,7 @@ from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected, embed_ent
 SHARD_NAME = re.compile(r"\d{6}-[0-9a-f]{32}\.parquet")
 SETTINGS_KEY, REJECTED_KEY = b"unime", b"unime.rejected"  # in the metadata of a shard
 
-Settings = Mapping[str, Any]  # `str`, `int` or `None`
+Settings = Mapping[str, Any]  # ready for JSON
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +73,8 @@ def write_shards(
         model ([`UniMEModel`]): Model.
         processor (`ProcessorMixin`): Processor of the model.
         settings (`dict`): What the embeddings depend on, stored in every shard: `source`, `checkpoint`, `revision`,
-            `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions` and `dtype`.
+            `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions`, `dtype` and `image_size`
+            (`None` for the size saved with the checkpoint).
         report (`Callable`): Called with the number of further entries done and those of them that were rejected.
 
     Returns:
@@ -127,9 +128,10 @@ def _check_folder(folder: Path, settings: Settings) -> None:
             continue
         recorded = json.loads(pq.read_schema(path).metadata[SETTINGS_KEY])
         for name, value in settings.items():
-            if recorded[name] != value:
+            if recorded.get(name) != value:
                 raise ValueError(
-                    f"{folder} holds embeddings with the {name} {recorded[name]!r}, not {value!r}: choose a new folder"
+                    f"{folder} holds embeddings with the {name} {recorded.get(name)!r}, not {value!r}: choose a new "
+                    "folder"
                 )
 
 

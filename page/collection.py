@@ -77,7 +77,7 @@ def open_index(folder: str | Path, report: ProgressCallback | None = None) -> Co
     index = Index.open(folder)
     checkpoint = index.record.checkpoint
     index.check_model(checkpoint)
-    return Collection(Path(checkpoint).name, index, *load_model(checkpoint, dtype="float32"))
+    return Collection(Path(checkpoint).name, index, *load_model(checkpoint, index.record.image_size, dtype="float32"))
 
 
 def open_openmoji(checkpoint: str | Path, report: ProgressCallback | None = None) -> Collection:

@@ -58,6 +58,10 @@ class ScriptArguments:
         default=None, metadata={"help": "Folder that image paths start from. Default: the source's folder."}
     )
     instruction: str | None = field(default=None, metadata={"help": "Instruction for every row; see `embed_entries`."})
+    image_size: str | None = field(
+        default=None,
+        metadata={"help": "Size at which the model reads images, such as 336, or JSON of image processor arguments."},
+    )
     truncate_dim: int | None = field(
         default=None, metadata={"help": "Leading dimensions to keep (Matryoshka). Default: all."}
     )
@@ -130,7 +134,7 @@ class Embedder:
 
     def __init__(self, script: ScriptArguments, root: Location):
         self.script, self.root = script, root
-        model, self.processor = load_model(script.model, dtype=script.dtype)
+        model, self.processor = load_model(script.model, script.image_size, dtype=script.dtype)
         self.model = model.to("cuda" if script.num_gpus_per_worker else "cpu")
         self.dimensions = script.truncate_dim or model.config.hidden_size
 

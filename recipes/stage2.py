@@ -16,6 +16,7 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer, train_and_save
 def main(data: DataArguments, args: ContrastiveConfig, model_args: ModelConfig) -> None:
     model, processor = load_model(
         model_args.model_name_or_path,
+        image_size=data.image_size,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),

@@ -35,6 +35,7 @@ ROOT_MODULES = [
     "configuration_unime",
     "processing_unime",
     "image_tokens_unime",
+    "image_size",
     "batching_unime",
     "pooling_unime",
     "encoding_unime",

@@ -11,11 +11,12 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import PROCESSOR_NAME
 
-from ..checkpoint import load_model, redact_home, save_checkpoint
+from ..checkpoint import load_model, redact_home, save_checkpoint, share_image_grids
 from ..checkpoint_safety import TRAINING_RECORD, check_integrity, forbid_remote_code
 from ..processing_unime import Item
 from ..storage.atomic_files import atomic_write
@@ -112,7 +113,8 @@ def merge_checkpoint(
 
     Args:
         base (`str`): Folder or Hub id that the adapter was trained on: a backbone or a UniME checkpoint.
-        adapter (`str` or `Path`): Folder of the adapter.
+        adapter (`str` or `Path`): Folder of the adapter. A processor saved there, with the image size of the training,
+            replaces that of the base.
         directory (`str` or `Path`): Where to write the checkpoint.
         quantization_config (`BitsAndBytesConfig`, *optional*): How the base was quantized during training.
         dequantize (`bool`, *optional*, defaults to `False`): Whether to merge into the dequantized base, which is what
@@ -130,9 +132,13 @@ def merge_checkpoint(
         model, processor = load_model(base, quantization_config=quantization_config, device_map="cpu", **kwargs)
     else:
         model, processor = load_model(base, **kwargs)
+    if Path(adapter, PROCESSOR_NAME).is_file():
+        with forbid_remote_code(adapter):
+            processor = AutoProcessor.from_pretrained(adapter, trust_remote_code=False)
     quantizer = getattr(model, "hf_quantizer", None)
     if dequantize and quantizer is None:
         raise ValueError("there is nothing to dequantize: pass the quantization_config that the base was trained with")
+    share_image_grids(processor, model)
     adapted = load_adapter(model, adapter)
     if not changes_weights(adapted):
         raise ValueError(
@@ -144,6 +150,7 @@ def merge_checkpoint(
     if quantizer is not None:
         dequantize = dequantize or quantizer.pre_quantized  # there are no full weights
         model = adapted.unload().dequantize() if dequantize else load_model(base, **kwargs)[0]
+        share_image_grids(processor, model)
         adapted = load_adapter(model, adapter)
     merged = merge_adapter(adapted)
     cosine = float((trained * merged.encode(items, processor)).sum(axis=1).min())

@@ -14,6 +14,7 @@ from ...checkpoint import load_model
 from ...checkpoint_safety import forbid_remote_code, read_config
 from ...configuration_unime import UniMEConfig
 from ...extras import require_extra
+from ...image_size import ImageSize
 from ...modeling_unime import require_all_weights
 from ...processing_unime import Item, is_interleaved, to_item_dict, to_messages
 from ..tasks import Encode
@@ -40,6 +41,7 @@ def load_encoder(
     device: str | torch.device = "cpu",
     max_length: int | None = None,
     micro_batch_tokens: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> Encoder:
     """Load an encoder.
 
@@ -51,6 +53,8 @@ def load_encoder(
         max_length (`int`, *optional*): Maximum number of tokens per item; only for UniME and native backbones.
         micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Token budget of a
             micro-batch; only for UniME and native backbones.
+        image_size (`int`, `dict` or `str`, *optional*, defaults to the model's own): The size at which the model reads
+            images, see [`set_image_size`]; only for UniME and native backbones.
 
     Raises:
         ValueError: The weights are a pickle, or the model needs code of its own.
@@ -76,7 +80,7 @@ def load_encoder(
         encode = partial(siglip_encode, model=model.to(device).eval(), processor=processor)
         return Encoder(encode, processor)
     if model_type == UniMEConfig.model_type or model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        model, processor = load_model(path, dtype=dtype)
+        model, processor = load_model(path, image_size, dtype=dtype)
         encode = partial(
             model.to(device).encode, processor=processor, max_length=max_length, micro_batch_tokens=micro_batch_tokens
         )

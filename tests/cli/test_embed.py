@@ -92,6 +92,7 @@ def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tm
         "instruction": None,
         "dimensions": 192,
         "dtype": "float32",
+        "image_size": None,
     }
     assert not (tmp_path / "vectors.rejected.jsonl").exists()
     read = datasets.load_dataset(str(tmp_path / "vectors"), split="train", cache_dir=str(tmp_path / "cache"))
@@ -180,6 +181,10 @@ def test_wrong_usage_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) ->
     before = files(output)
     changed = refusal(corpus, output, "--prompt", "classification")
     assert f"{output} holds embeddings with the instruction None, not '{PROMPTS['classification']}'" in changed
+    resized = refusal(corpus, output, "--image-size", '{"size": {"height": 48, "width": 48}}')
+    assert f"{output} holds embeddings with the image_size None, not {{'size': {{'height': 48" in resized
+    number = refusal(corpus, output, "--image-size", 336)
+    assert "has no size that a number could limit: leave image_size out" in number
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("a")
     assert f"holds embeddings with the source '{corpus}'" in refusal(tmp_path / "other", output)

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,11 +131,32 @@ def test_wrong_usage_is_refused_in_one_sentence(indexed: Path, images: Path, tmp
         (("search", indexed, "dog", "--model", other), f"{other} is another model"),
         (("index", images, indexed, "--model", other), f"{other} is another model"),
         (("index", images, indexed, "--instruction", "Find:"), "was created with the instruction None"),
+        (("index", images, indexed, "--image-size", 336), "with the image size saved with its model, not 336"),
         (("index", images, images), f"{images} exists and is not an empty folder"),
         (("search", indexed, "dog", "--device", "cuda:77"), "this machine cannot compute on cuda:77: "),
     ]:
         assert reason in refusal(*words)
     assert unime("search", indexed, "dog", "-k", 0).exit_code == 2
+
+
+def test_an_index_is_searched_and_updated_at_the_image_size_that_it_was_created_with(
+    images: Path, tiny_model: Callable[[str], Path], tmp_path: Path
+):
+    photos, folder = tmp_path / "photos", tmp_path / "index"
+    photos.mkdir()
+    for name in ("pizza.png", "dog.png"):
+        shutil.copy(images / name, photos)
+    model = ("--model", tiny_model("qwen2-vl"))
+    assert unime("index", photos, folder, *model, "--image-size", 24, "--instruction", "Look:").exit_code == 0
+    shutil.copy(images / "dog.png", photos / "dog2.png")
+    assert unime("index", photos, folder, "--image-size", "24").exit_code == 0  # the same size in another form
+    found = hits(folder, "--image", photos / "dog.png", "--instruction", "Look:")
+    assert [hit["id"] for hit in found] == ["dog.png", "dog2.png", "pizza.png"]
+    assert found[0]["score"] == pytest.approx(1, abs=1e-5) == found[1]["score"]
+    created = f"{folder} was created with the image size 24, not"
+    assert f"{created} 32: leave --image-size out, or create" in refusal("index", photos, folder, "--image-size", 32)
+    unlike = refusal("index", photos, folder, "--image-size", "large")
+    assert unlike.startswith("image_size must be a positive number of pixels")
 
 
 def test_an_empty_index_and_an_empty_result_are_reported(indexed: Path, tmp_path: Path):

@@ -109,6 +109,22 @@ def test_several_benchmarks_have_one_folder_each(run: Callable[..., Path], tmp_p
     assert "Compositional understanding" in (output / "sugarcrepe" / "report.html").read_text()
 
 
+def test_embeddings_at_another_image_size_are_computed_again(
+    run: Callable[..., Path], tiny_model: Callable[[str], Path], tmp_path: Path
+):
+    for part in ("image", "caption"):
+        (tmp_path / part).mkdir()
+    Image.radial_gradient("L").resize((90, 60)).save(tmp_path / "image" / "0.jpg")
+    (tmp_path / "caption" / "0.txt").write_text("a gradient\n")
+    embedded = []
+    for size in ((), ("--image_size", 24), ("--image-size", 24), ("--image-size", '{"max_pixels": 576}')):
+        output = run("--models", f"tiny={tiny_model('qwen2-vl')}", "--benchmarks", "urban1k", "--urban1k_folder",
+                     tmp_path, *size)  # fmt: skip
+        results = json.loads((output / "results.json").read_text())["tiny"]
+        embedded.append((results["embedded"]["items"], results["run"]["image_size"]))
+    assert embedded == [(2, None), (2, 24), (0, 24), (2, {"max_pixels": 576})]
+
+
 def test_unknown_benchmarks_highlights_and_options_are_refused(run: Callable[..., Path]):
     with pytest.raises(ValueError, match="unknown benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
         run("--models", "anything", "--benchmarks", "imagenet")

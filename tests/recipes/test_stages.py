@@ -31,13 +31,15 @@ OTHERS = {
 # Overrides for two steps on a laptop; everything else comes from the recipe, 4-bit weights included.
 LAPTOP = [*"--max_steps 2 --warmup_steps 0 --learning_rate 0.01 --per_device_train_batch_size 4".split()]
 LAPTOP += [*"--dtype float32 --use_cpu true --fp16 false --bf16 false --report_to none".split()]
+IMAGE_SIZE = 24  # one tile of the tiny models
+LAPTOP += ["--image_size", str(IMAGE_SIZE)]
 IMAGE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8))
 ITEMS = ["text number 3", IMAGE, {"image": IMAGE, "text": "Is it a number?"}]
 
 
 def embed(folder: Path, adapter: Path | None = None) -> np.ndarray:
-    """Return the embeddings of the items by a checkpoint, with an optional adapter."""
-    model, processor = load_model(str(folder), dtype="float32")
+    """Return the embeddings of the items by a checkpoint, with an optional adapter, at the recipes' image size."""
+    model, processor = load_model(str(folder), IMAGE_SIZE, dtype="float32")
     model = model if adapter is None else load_adapter(model, adapter).get_base_model()
     return model.encode(ITEMS, processor)
 

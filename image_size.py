@@ -1,0 +1,97 @@
+"""The size at which a model reads images: one setting for all families, or the image processor's own arguments.
+
+The setting changes the processor, which is saved with a checkpoint. Everything that loads the checkpoint then reads
+images at this size: [`load_model`], `AutoModel`, sentence-transformers and serving engines.
+"""
+
+import json
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from transformers import ProcessorMixin
+
+
+ImageSize = int | Mapping[str, Any] | str  # a `str` is JSON, from the command line
+
+
+def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> None:
+    """Set the size at which a processor reads images; aspect ratios are kept.
+
+    Args:
+        processor (`ProcessorMixin`): The processor of a model; it is changed.
+        image_size (`int`, `dict` or `str`, *optional*): With a number `n`, images are read with at most `n * n` pixels
+            (Qwen2-VL, Qwen2.5-VL, Qwen3-VL), or within a square of `n` by `n` pixels, rounded up to whole tiles of the
+            vision tower (LLaVA-1.6, LLaVA-OneVision, Idefics3, SmolVLM). A dict has arguments of the image processor,
+            such as `{"min_pixels": 3136, "max_pixels": 1003520}`. Either may be a `str` of JSON. `None` keeps the
+            size.
+
+    Raises:
+        ValueError: The processor has no such argument, or no size that a number stands for.
+    """
+    arguments = parse_image_size(image_size)
+    if arguments is None:
+        return
+    image_processor = processor.image_processor
+    if isinstance(arguments, int):
+        arguments = _arguments_of_number(image_processor, arguments)
+    valid = _valid_arguments(image_processor)
+    unknown = ", ".join(name for name in arguments if name not in valid)
+    if unknown:
+        raise ValueError(
+            f"image_size has {unknown}, which {type(image_processor).__name__} does not take: its arguments are "
+            f"{', '.join(valid)}"
+        )
+    processor.image_processor = type(image_processor).from_dict(image_processor.to_dict(), **arguments)
+
+
+def parse_image_size(image_size: ImageSize | None) -> int | dict[str, Any] | None:
+    """Return an image size as a number or a dict.
+
+    Raises:
+        ValueError: It is neither a positive number nor a dict, nor JSON of one.
+    """
+    value: Any = image_size
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # reported below
+    if value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, Mapping) and value:
+        return dict(value)
+    raise ValueError(
+        "image_size must be a positive number of pixels, such as 336, or arguments of the image processor, such as "
+        f'{{"max_pixels": 1003520}}; got {image_size!r}'
+    )
+
+
+def _arguments_of_number(image_processor: Any, pixels: int) -> dict[str, Any]:
+    """Return the arguments with which an image processor reads images at up to `pixels` by `pixels`."""
+    name = type(image_processor).__name__.removesuffix("Pil")
+    if name == "Qwen2VLImageProcessor":
+        size = image_processor.size
+        return {"size": {"shortest_edge": min(size["shortest_edge"], pixels**2), "longest_edge": pixels**2}}
+    if name in ("Idefics3ImageProcessor", "SmolVLMImageProcessor"):
+        tile = image_processor.max_image_size["longest_edge"]
+        return {"size": {"longest_edge": tile * ceil(pixels / tile)}}
+    if name in ("LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"):
+        grids = image_processor.image_grid_pinpoints
+        largest = max(map(max, grids))
+        if pixels > largest:
+            raise ValueError(
+                f"image_size is {pixels}, but the image_grid_pinpoints of this {name} end at {largest} pixels: give "
+                f"at most {largest}, or an image_size with larger image_grid_pinpoints"
+            )
+        tile = (image_processor.crop_size or image_processor.size)["height"]
+        limit = tile * ceil(pixels / tile)
+        return {"image_grid_pinpoints": [grid for grid in grids if max(grid) <= limit] or [[tile, tile]]}
+    raise ValueError(
+        f"image_size is {pixels}, but {name} has no size that a number could limit: leave image_size out, or give "
+        f"arguments of the image processor as a dict: {', '.join(_valid_arguments(image_processor))}"
+    )
+
+
+def _valid_arguments(image_processor: Any) -> list[str]:
+    return sorted(image_processor.valid_kwargs.__annotations__)
