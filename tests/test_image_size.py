@@ -7,13 +7,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, ProcessorMixin
+from tiny_models import TINY_MODELS
+from transformers import (
+    AutoModel,
+    LlavaNextImageProcessor,
+    LlavaOnevisionImageProcessor,
+    ProcessorMixin,
+    Qwen2VLImageProcessor,
+    SmolVLMImageProcessor,
+)
+from transformers.image_processing_utils import BaseImageProcessor
 
 from unime import load_model, processor_from_backbone, save_checkpoint
 from unime.cli.options import load_onto
 from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
 from unime.image_size import parse_image_size, set_image_size
+from unime.image_tokens_unime import count_image_tokens, count_patches
 from unime.index.index import Index
 
 
@@ -22,6 +32,21 @@ SIZES = {"llava-next": 24, "llava-onevision": 24, "qwen2-vl": 24, "smolvlm": 32}
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8))
 TURNED = PHOTO.transpose(Image.Transpose.ROTATE_90)
 ITEMS = [PHOTO, {"image": TURNED, "text": "turned", "instruction": "Look:"}, "text"]
+
+
+# Per backbone: the tiny model with its tokens for images, the image processor of its checkpoint, the pixels of a patch.
+QWEN2_VL = {"patch_size": 14, "size": {"shortest_edge": 3136, "longest_edge": 12845056}}
+QWEN3_VL = {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
+SMOLVLM2 = {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}}
+LLAVA_NEXT = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+PUBLISHED: dict[str, tuple[str, BaseImageProcessor, int]] = {
+    "Qwen2-VL, Qwen2.5-VL": ("qwen2-vl", Qwen2VLImageProcessor(**QWEN2_VL), 14),
+    "Qwen3-VL": ("qwen3-vl", Qwen2VLImageProcessor(**QWEN3_VL), 16),
+    "SmolVLM2-2.2B": ("smolvlm", SmolVLMImageProcessor(**SMOLVLM2), 14),
+    "LLaVA-1.6": ("llava-next", LlavaNextImageProcessor(**LLAVA_NEXT), 14),
+    "LLaVA-OneVision": ("llava-onevision", LlavaOnevisionImageProcessor(), 14),
+}
+TABLE_SIZES = [(336, 336), (4000, 3000)]
 
 
 def image_tokens(processor: ProcessorMixin, *sizes: tuple[int, int]) -> list[int]:
@@ -76,6 +101,49 @@ def test_a_number_limits_the_pixels_and_a_small_image_is_not_enlarged_beyond_a_t
     set_image_size(processor, SIZES[name])
     limited, small = image_tokens(processor, (1000, 1000), (SIZES[name], SIZES[name]))
     assert limited == small < native[0]
+
+
+def published(backbone: str) -> tuple[ProcessorMixin, int]:
+    """Return the processor of a published checkpoint, apart from its tokenizer, and the pixels of a patch."""
+    name, image_processor, patch_size = PUBLISHED[backbone]
+    _, processor = TINY_MODELS[name]()
+    processor.image_processor = image_processor
+    processor.tokenizer.add_tokens("\n\n")  # which stands between the tiles of SmolVLM and is one token
+    sizes = {"patch_size": 14, "num_image_tokens": 729, "image_seq_len": 81}
+    for attribute in sizes.keys() & vars(processor).keys():
+        setattr(processor, attribute, sizes[attribute])
+    return processor, patch_size
+
+
+def table_row(backbone: str, image_size: int | None) -> str:
+    processor, patch_size = published(backbone)
+    set_image_size(processor, image_size)
+    counts = [
+        count
+        for size in TABLE_SIZES
+        for count in (count_image_tokens(processor, [size]), count_patches(processor, [size], patch_size))
+    ]
+    cells = [backbone, str(image_size or "default"), *(f"{count:,}" for count in counts)]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("backbone", PUBLISHED)
+def test_the_table_of_the_docs_is_what_the_processors_do(backbone: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "concepts" / "image-size.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(f"| {backbone} |")]
+    assert rows == [table_row(backbone, image_size) for image_size in (None, 336, 672)]
+
+
+@pytest.mark.parametrize("backbone", PUBLISHED)
+def test_published_processors_read_photos_at_336_pixels(backbone: str) -> None:
+    processor, patch_size = published(backbone)
+    set_image_size(processor, 336)
+    size = (1200, 900)
+    pixels = processor.image_processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"]
+    # Patches of shape (patches, values), or tiles of shape (..., tiles, channels, height, width).
+    patches = len(pixels) if pixels.ndim == 2 else pixels.shape[:-3].numel() * (pixels.shape[-1] // patch_size) ** 2
+    assert patches == count_patches(processor, [size], patch_size) <= 2 * 27**2
+    assert image_tokens(processor, size) == [count_image_tokens(processor, [size])]
 
 
 def test_arguments_of_the_image_processor_are_a_dict_or_json(tiny_model: Callable[[str], Path]) -> None:
