@@ -34,7 +34,7 @@ TURNED = PHOTO.transpose(Image.Transpose.ROTATE_90)
 ITEMS = [PHOTO, {"image": TURNED, "text": "turned", "instruction": "Look:"}, "text"]
 
 
-# Per backbone: the tiny model with its tokens for images, the image processor of its checkpoint, the pixels of a patch.
+# The tiny model with the same tokens for images, the image processor of the published checkpoint, pixels of a patch.
 QWEN2_VL = {"patch_size": 14, "size": {"shortest_edge": 3136, "longest_edge": 12845056}}
 QWEN3_VL = {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
 SMOLVLM2 = {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}}

@@ -5,7 +5,7 @@ import random
 import pytest
 from PIL import Image
 from tiny_models import PATCH_PIXELS, TINY_MODELS
-from transformers import ProcessorMixin
+from transformers import ProcessorMixin, SiglipImageProcessor
 
 from unime.image_tokens_unime import count_image_tokens, count_patches
 
@@ -78,3 +78,11 @@ def test_counts_follow_the_settings_of_the_image_processor(family: str, settings
         setattr(processor.image_processor, name, value)
     for size in [(1, 30), (90, 9), (50, 10), (30, 90)][: 2 if settings.get("size") == HUGE else 4]:
         assert counted(processor, [size]) == blank_images(processor, [size])
+
+
+def test_a_llava_with_siglip_which_crops_nothing_is_counted() -> None:
+    _, processor = TINY_MODELS["llava"]()
+    processor.image_processor = SiglipImageProcessor(size={"height": 40, "width": 48})
+    processor.vision_feature_select_strategy, processor.num_additional_image_tokens = "full", 0
+    for sizes in ([(30, 90)], [(90, 9), (50, 10)]):
+        assert counted(processor, sizes) == blank_images(processor, sizes) == (30 * len(sizes), 30 * len(sizes))

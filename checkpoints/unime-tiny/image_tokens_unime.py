@@ -46,7 +46,11 @@ def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int
     if family == "LlavaOnevisionProcessor" and len(sizes) > 1:
         class_token = processor.vision_feature_select_strategy == "default"
         return len(sizes) * (processor.num_image_tokens + 1 - class_token)  # and a token for the end of the image
-    if family in QWEN_VL | LLAVA_TILES | {"LlavaProcessor"}:
+    if family == "LlavaProcessor":
+        class_token = processor.vision_feature_select_strategy == "default"
+        added = processor.num_additional_image_tokens - class_token
+        return len(sizes) * (_llava_patches(processor, processor.patch_size) + added)
+    if family in QWEN_VL | LLAVA_TILES:
         heights_and_widths = [(height, width) for width, height in sizes]
         return sum(processor._get_num_multimodal_tokens(image_sizes=heights_and_widths)["num_image_tokens"])
     return len(_preprocess_blank_images(processor, sizes)["input_ids"][0])
@@ -74,8 +78,7 @@ def count_patches(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], p
         tiles = sum(rows * columns + 1 for rows, columns in grids)
         return tiles * (image_processor.max_image_size["longest_edge"] // patch_size) ** 2
     if family == "LlavaProcessor":
-        crop = image_processor.crop_size
-        return len(sizes) * (crop["height"] // patch_size) * (crop["width"] // patch_size)
+        return len(sizes) * _llava_patches(processor, patch_size)
     if family in LLAVA_TILES:
         size = image_processor.size
         edge = size["shortest_edge"] or min(size["height"], size["width"])
@@ -87,6 +90,12 @@ def count_patches(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], p
         return tiles * (edge // patch_size) ** 2
     pixels = _preprocess_blank_images(processor, sizes)["pixel_values"]
     return len(pixels) if pixels.ndim == 2 else pixels.numel() // (3 * patch_size**2)  # 2: a row for each patch
+
+
+def _llava_patches(processor: ProcessorMixin, patch_size: int) -> int:
+    """Return the number of patches of the square that LLaVA-1.5 reads of any image: CLIP crops it, SigLIP does not."""
+    square = processor.image_processor.crop_size or processor.image_processor.size
+    return (square["height"] // patch_size) * (square["width"] // patch_size)
 
 
 def _qwen_size(image_processor, width: int, height: int) -> tuple[int, int]:
