@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import FAMILIES, random_model
+import torch
+from models import FAMILIES, configuration, random_model
 from PIL import Image
 
-from unime import load_model
+from unime import UniMEModel, load_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -20,6 +21,19 @@ def test_a_random_model_embeds_texts_and_images(family: str, tmp_path: Path):
     assert np.abs(cosines - np.eye(3)).max() < 0.9  # embeddings of different items differ
 
 
+@pytest.mark.parametrize(("name", "billions"), [("qwen2-vl-2b", 2.21), ("qwen2-vl-7b", 7.75)])
+def test_a_random_model_of_a_real_size_has_the_weights_of_the_published_one(name: str, billions: float):
+    config, processor = configuration(name)
+    with torch.device("meta"):
+        model = UniMEModel.from_backbone(config)
+    # Without the head of the language model, which the smaller checkpoint does not store either.
+    assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.005)
+    image = processor.image_processor(Image.new("RGB", (336, 336)), return_tensors="pt")
+    assert image["pixel_values"].shape == (24**2, 3 * 2 * 14**2)  # patches of 14 pixels, two frames
+
+
 def test_an_unknown_family_is_rejected(tmp_path: Path):
-    with pytest.raises(ValueError, match="there is no random model of 'clip': choose from llava-onevision, qwen2-vl"):
+    with pytest.raises(
+        ValueError, match="there is no random model of 'clip': choose from llava-onevision, qwen2-vl, "
+    ):
         random_model("clip", tmp_path)
