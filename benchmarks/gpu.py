@@ -75,7 +75,7 @@ class ScriptArguments(Sizes):
 def cases_of(script: ScriptArguments) -> list[Case]:
     """Return the cases, the most important ones first."""
     cases = [Case(script.models[0], "gradients", "float32")]
-    checkpointing = {"activation_checkpointing": True}
+    checkpointing, packed = {"activation_checkpointing": True}, {"packed": True}
     for model in script.models:
         cases += [
             Case(model, "encode", beside_baseline=True),
@@ -83,16 +83,14 @@ def cases_of(script: ScriptArguments) -> list[Case]:
             Case(model, "step", settings=checkpointing, beside_baseline=True),
         ]
     for model in script.models:
-        cases += [
-            Case(model, "encode", attention=FLASH, settings={"packed": True}),
-            Case(model, "encode", attention=FLASH),
-        ]
+        cases += [Case(model, "encode", attention=FLASH, settings=layout) for layout in (packed, {})]
         for weights in ("4-bit", "bf16"):
             cached = {"graph_cache_gb": script.graph_cache_gb}
             cases += [
                 Case(model, "step", weights, settings=checkpointing | cached),
                 Case(model, "step", weights),
                 Case(model, "step", weights, settings=cached),
+                Case(model, "step", weights, FLASH, checkpointing | packed),
                 Case(model, "step", weights, FLASH, checkpointing),
             ]
     return cases

@@ -130,14 +130,12 @@ def _now() -> float:
 def measure_encode(
     sizes: Sizes, case: Case, path: Path, model: UniMEModel, processor: ProcessorMixin
 ) -> Iterator[dict[str, Any]]:
-    """Yield the speed of `encode` with each workload; only texts can be packed."""
+    """Yield the speed of `encode` with each workload."""
     flops = ModelFlops(model.requires_grad_(False))
     functions: dict[str, Callable] = {OURS: partial(model.encode, processor=processor, **case.settings)}
     if case.beside_baseline:
         functions[BASELINE] = partial(around(model, path).encode, batch_size=BASELINE_ITEMS, show_progress_bar=False)
     for name, items in workloads(sizes.items, sizes.image_side).items():
-        if case.settings.get("packed") and name != "texts":
-            continue
         batches = [tensors for _, tensors in micro_batches(processor, items)]
         embeddings = {}
         for library, encode in functions.items():
