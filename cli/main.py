@@ -111,6 +111,36 @@ def check_data(
     raise typer.Exit(bool(problems))
 
 
+@app.command(context_settings=PASSED_ON)
+def plan(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="YAML of a recipe; other options override its settings.")],
+    gpus: Annotated[int, typer.Option(help="Number of GPUs.")] = 8,
+    memory: Annotated[
+        list[int] | None, typer.Option(help="Memory of a GPU in GB: 24, 40, 80 or 141; can be repeated. All of them.")
+    ] = None,
+    gpu: Annotated[list[str] | None, typer.Option(help="Name of a GPU, such as A100-80GB; can be repeated.")] = None,
+    config_file: Annotated[Path | None, typer.Option(help="Configuration of accelerate. Data parallel.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id of the backbone, if not the recipe's.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of training data that is not at hand, for epochs.")] = None,
+    utilization: Annotated[
+        float, typer.Option(help="Share of the peak rate that training reaches; 0.25 is the paper's.")
+    ] = 0.25,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate memory, operations and hours of a recipe on GPUs, from its configuration alone."""
+    require_extra("train", "trl")
+
+    from .plan import chosen_gpus, plan_recipe, print_plan
+
+    kinds = chosen_gpus(memory or [], gpu or [])
+    planned = plan_recipe(recipe, gpus, kinds, config_file, model, rows, utilization, context.args)
+    if as_json:
+        typer.echo(json.dumps(planned, indent=2))
+    else:
+        print_plan(planned)
+
+
 @app.command()
 def merge(
     base: Annotated[str, typer.Argument(help="Model that the adapter was trained on: a backbone or a checkpoint.")],

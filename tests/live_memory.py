@@ -1,6 +1,7 @@
 """Count the bytes of the tensors that are alive, and their peak: real tensors and fake ones."""
 
 import gc
+import math
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -15,14 +16,14 @@ class LiveMemory(TorchDispatchMode):
 
     Args:
         existing (`Iterable[Tensor]`): Tensors that are there before and do not count.
-        collect (`bool`, *optional*, defaults to `False`): Whether to collect garbage before a new peak counts: fake
+        collect_bytes (`float`, *optional*): Collect garbage before a peak that is higher by so many bytes counts: fake
             tensors of checkpointed layers are in reference cycles.
     """
 
-    def __init__(self, existing: Iterable[Tensor], collect: bool = False):
+    def __init__(self, existing: Iterable[Tensor], collect_bytes: float = math.inf):
         super().__init__()
         self.live = self.peak = 0
-        self._collect = collect
+        self._collect_bytes = collect_bytes
         self._existing = list(existing)  # kept alive, so that no new storage can get the identity of an old one
         self._counted = {tensor.untyped_storage()._cdata for tensor in self._existing}
 
@@ -34,7 +35,7 @@ class LiveMemory(TorchDispatchMode):
                 self._counted.add(storage._cdata)
                 self.live += storage.nbytes()
                 weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
-        if self._collect and self.live > 1.02 * self.peak:
+        if self.live > self.peak + self._collect_bytes:
             gc.collect()
         self.peak = max(self.peak, self.live)
         return result
