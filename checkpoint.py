@@ -65,19 +65,37 @@ def load_model(path: str, image_size: ImageSize | None = None, **kwargs) -> tupl
     with forbid_remote_code(path):
         if not is_unime:
             model = UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
-            processor = processor_from_backbone(path, trust_remote_code=False)
+            processor = load_processor(path, image_size)
         else:
-            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-            if processor.chat_template is None:
-                raise ValueError(
-                    f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint "
-                    "again"
-                )
+            processor = load_processor(path, image_size)
             model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
             require_all_weights(path, report["missing_keys"])
-    set_image_size(processor, image_size)
     share_image_grids(processor, model)
     return model, processor
+
+
+def load_processor(path: str, image_size: ImageSize | None = None) -> ProcessorMixin:
+    """Load the processor of a checkpoint or backbone, as [`load_model`] does, without the weights.
+
+    Args:
+        path (`str`): Folder or Hub id of a UniME checkpoint or of a backbone.
+        image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images; see
+            [`set_image_size`].
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: The checkpoint is damaged or has no chat template, or the model cannot read images at `image_size`.
+    """
+    is_unime = read_config(path).model_type == UniMEConfig.model_type
+    with forbid_remote_code(path):
+        load = AutoProcessor.from_pretrained if is_unime else processor_from_backbone
+        processor = load(path, trust_remote_code=False)
+    if processor.chat_template is None:
+        raise ValueError(
+            f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint again"
+        )
+    set_image_size(processor, image_size)
+    return processor
 
 
 def share_image_grids(processor: ProcessorMixin, model: UniMEModel) -> None:

@@ -9,8 +9,19 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+import torch
 from transformers import ProcessorMixin
+from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import ChannelDimension
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.models.smolvlm.image_processing_smolvlm import get_resize_output_image_size as smolvlm_output_size
 
+
+# Class names of image processors, by how they limit the size of an image.
+PIXEL_LIMIT = frozenset({"Qwen2VLImageProcessor"})
+TILES_OF_LONGEST_EDGE = frozenset({"Idefics3ImageProcessor", "SmolVLMImageProcessor"})
+TILES_OF_GRIDS = frozenset({"LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"})
 
 ImageSize = int | Mapping[str, Any] | str  # a `str` is JSON, from the command line
 
@@ -67,16 +78,52 @@ def parse_image_size(image_size: ImageSize | None) -> int | dict[str, Any] | Non
     )
 
 
+def size_as_read(processor: ProcessorMixin, width: int, height: int) -> tuple[int, int]:
+    """Return the width and height to which a processor resizes an image: of several sizes, the largest.
+
+    Args:
+        processor (`ProcessorMixin`): The processor.
+        width (`int`): Width of the image in pixels.
+        height (`int`): Height of the image in pixels.
+
+    Raises:
+        ValueError: The processor rejects this shape.
+    """
+    image_processor = processor.image_processor
+    name, size = _class_name(image_processor), image_processor.size
+    image = torch.empty((3, height, width), device="meta")
+    if name in PIXEL_LIMIT:
+        factor = image_processor.patch_size * image_processor.merge_size
+        new_size = smart_resize(height, width, factor, size["shortest_edge"], size["longest_edge"])
+    elif name in TILES_OF_LONGEST_EDGE:
+        new_size = smolvlm_output_size(image, size["longest_edge"])
+    elif name in TILES_OF_GRIDS:
+        grid = select_best_resolution((height, width), image_processor.image_grid_pinpoints)
+        new_size = get_patch_output_size(image, grid, ChannelDimension.FIRST)
+    elif size["height"] and size["width"]:
+        new_size = size["height"], size["width"]
+    elif size["shortest_edge"]:
+        first = ChannelDimension.FIRST
+        new_size = get_resize_output_image_size(image, size["shortest_edge"], False, input_data_format=first)
+    else:
+        new_size = height, width
+    return new_size[1], new_size[0]
+
+
+def _class_name(image_processor: Any) -> str:
+    return type(image_processor).__name__.removesuffix("Pil")
+
+
 def _arguments_of_number(image_processor: Any, pixels: int) -> dict[str, Any]:
     """Return the arguments with which an image processor reads images at up to `pixels` by `pixels`."""
-    name = type(image_processor).__name__.removesuffix("Pil")
-    if name == "Qwen2VLImageProcessor":
+    name = _class_name(image_processor)
+    if name in PIXEL_LIMIT:
         size = image_processor.size
         return {"size": {"shortest_edge": min(size["shortest_edge"], pixels**2), "longest_edge": pixels**2}}
-    if name in ("Idefics3ImageProcessor", "SmolVLMImageProcessor"):
+    if name in TILES_OF_LONGEST_EDGE:
         tile = image_processor.max_image_size["longest_edge"]
         return {"size": {"longest_edge": tile * ceil(pixels / tile)}}
-    if name in ("LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"):
+    if name in TILES_OF_GRIDS:
         grids = image_processor.image_grid_pinpoints
         largest = max(map(max, grids))
         if pixels > largest:

@@ -15,6 +15,7 @@ from ..extras import MissingExtraError, require_extra
 from .embed import embed, index
 from .export import export
 from .options import MODEL_HELP, AsJson, Dtype, model_or_default, printable
+from .prepare import prepare
 from .search import search
 from .serve import serve
 
@@ -36,6 +37,7 @@ app.command()(index)
 app.command()(search)
 app.command()(serve)
 app.command()(export)
+app.command(context_settings=PASSED_ON)(prepare)
 
 
 def _print_version(requested: bool) -> None:

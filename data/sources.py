@@ -11,12 +11,14 @@ from typing import Any, cast
 import datasets
 from datasets import Dataset, IterableDataset
 
+from ..image_size import parse_image_size
 from ..processing_unime import ITEM_KEYS
 from .dataset_loading import load_table
 from .image_files import default_image_root
 from .jsonl import load_rows, load_texts
 from .mining import with_mined_negatives
 from .mmeb_train import mmeb_train
+from .prepared import is_prepared, open_prepared
 from .rejected_rows import without_rejected
 from .rows import (
     TEXT_COLUMNS,
@@ -35,6 +37,20 @@ from .rows import (
 SIDES = ("query", "positive", "positives", "negative")
 TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "scores", "label", "task", "text", "teacher")
 
+# Where the rows are, and which of them are used for what.
+SETTINGS_BESIDE_ROWS = frozenset(
+    {
+        "dataset",
+        "image_root",
+        "streaming",
+        "mined_file",
+        "rejected_file",
+        "eval_dataset",
+        "eval_split",
+        "num_eval_rows",
+    }
+)
+
 
 @dataclass
 class DataArguments:
@@ -42,8 +58,9 @@ class DataArguments:
 
     Args:
         dataset (`str`, *optional*, defaults to `"openmoji"`): `"openmoji"`, `"mmeb-train"`, a JSONL file in the row
-            format, or, together with `columns`, anything that `datasets.load_dataset` takes: a Hub id, a folder of
-            Parquet files, or an image folder with its `metadata.jsonl`.
+            format, a folder written by `unime prepare`, or, together with `columns`, anything that
+            `datasets.load_dataset` takes: a Hub id, a folder of Parquet files, or an image folder with its
+            `metadata.jsonl`.
         image_root (`str`, *optional*): Folder that relative image paths start from. Defaults to the folder of the
             dataset, and for MMEB-train to the working folder.
         image_size (`int` or `dict`, *optional*): The size at which the model reads images, such as 336, or arguments
@@ -86,7 +103,10 @@ class DataArguments:
 
     dataset: str = field(
         default="openmoji",
-        metadata={"help": "'openmoji', 'mmeb-train', a JSONL file of rows, or a Hub id or folder with `columns`."},
+        metadata={
+            "help": "'openmoji', 'mmeb-train', a JSONL file of rows, a folder of `unime prepare`, or a Hub id or "
+            "folder with `columns`."
+        },
     )
     image_root: str | None = field(
         default=None,
@@ -250,9 +270,19 @@ def open_with_eval_sets(
     return dataset, {match[1]: open_eval_set(match[2]) for match in named if match is not None}
 
 
+def settings_of_rows(data: DataArguments) -> dict[str, Any]:
+    """Return the settings that the rows of a dataset depend on, ready for JSON."""
+    settings = {name: value for name, value in vars(data).items() if name not in SETTINGS_BESIDE_ROWS}
+    return settings | {"image_size": parse_image_size(data.image_size)}
+
+
 def _open_rows(data: DataArguments) -> Dataset | TransformedStream:
     _check_columns_map(data)
     _check_streaming(data)
+    if is_prepared(data.dataset):
+        settings, defaults = settings_of_rows(data), settings_of_rows(DataArguments())
+        named = {name: value for name, value in settings.items() if value != defaults[name]}
+        return open_prepared(data.dataset, named | {"image_size": settings["image_size"]})
     if data.dataset == "openmoji":
         from ..openmoji.dataset import openmoji_rows  # needs the extra `openmoji`
 

@@ -52,6 +52,7 @@ COMMANDS = {
     "eval --model unime-tiny": "eval",
     "eval --help": "eval",
     "check-data stage2.yaml": "train",
+    "prepare stage2.yaml --output prepared": "train",
     "merge base adapter merged": "train",
     "card checkpoint": "eval",
 }

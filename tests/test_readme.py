@@ -16,6 +16,7 @@ import pytest
 from typer.main import get_command
 
 from unime.cli.main import app
+from unime.cli.prepare import ModelArguments
 from unime.data.sources import DataArguments
 from unime.eval.__main__ import EvaluationArguments
 from unime.eval.benchmarks import BenchmarkArguments
@@ -29,7 +30,11 @@ PROGRAMS = ("accelerate", "make", "pip", "python", "unime")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 # Commands that parse their options with dataclasses, beside or instead of typer's options.
-DATACLASSES = {"eval": (EvaluationArguments, BenchmarkArguments), "check-data": (DataArguments,)}
+DATACLASSES = {
+    "eval": (EvaluationArguments, BenchmarkArguments),
+    "check-data": (DataArguments,),
+    "prepare": (DataArguments, ModelArguments),
+}
 
 
 def commands(page: Path) -> list[list[str]]:
