@@ -9,14 +9,18 @@ depends on an architecture.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from io import BytesIO
+from threading import Lock
+from typing import IO, Any, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from transformers import AutoProcessor, ProcessorMixin
 
 
 Item = str | Image.Image | Sequence[Any] | Mapping[str, Any]
+HASHED_BYTES = 2**18  # of an image at a time
+_FILE_LOCK = Lock()
 ITEM_KEYS = ("text", "image", "content", "instruction")
 SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, in the wording of its README
 
@@ -251,8 +255,9 @@ def is_interleaved(item: Mapping[str, Any]) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image as the model sees it, which is how a viewer shows it: 8-bit RGB, upright, transparency on white.
 
-    The EXIF orientation is applied. An animation gives its current frame, which is the first one of a newly opened
-    file. A 16-bit image keeps its upper 8 bits. An image that needs no change is returned as it is.
+    The image itself stays as it is: a file that is opened but not decoded yet is decoded in a copy. The EXIF
+    orientation is applied. An animation gives its current frame, which is the first one of a newly opened file. A
+    16-bit image keeps its upper 8 bits. An image that needs no change is returned as it is.
 
     Raises:
         ValueError: The image is empty, or its mode has no RGB meaning.
@@ -260,6 +265,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise ValueError(f"it is empty ({image.width} x {image.height} pixels): use an image with pixels")
+    if isinstance(image, ImageFile.ImageFile) and image._im is None:
+        image = _reopen(image)
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -271,6 +278,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _reopen(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
+    """Open the file of an image that is not decoded yet once more, at its frame and in its draft mode."""
+    with _FILE_LOCK:  # the same image may be read by several threads
+        file = cast(IO[bytes], image.fp)
+        position = file.tell()
+        file.seek(0)
+        copy = type(image)(BytesIO(file.read()))
+        file.seek(position)
+    if image.tell():
+        copy.seek(image.tell())
+    copy.draft(image.mode, image.size)
+    return copy
 
 
 def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -310,6 +331,14 @@ def normalize_item(item: Item, index: int) -> dict[str, Any]:
         raise ValueError(f"item {index}: its image cannot be read ({error}): repair or replace it") from None
 
 
+def _hash_pixels(image: Image.Image) -> bytes:
+    digest = hashlib.sha256()  # most processors have instructions for it
+    rows = max(1, HASHED_BYTES // (3 * image.width))  # in strips, which stay in the caches
+    for top in range(0, image.height, rows):
+        digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
+    return digest.digest()
+
+
 def item_hash(item: Mapping[str, Any]) -> int:
     """Return a 63-bit hash of a normalized item. Equal items have equal hashes in every process."""
     digest = hashlib.blake2b(digest_size=8)
@@ -317,7 +346,7 @@ def item_hash(item: Mapping[str, Any]) -> int:
         encoded = b"" if text is None else b"+" + text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     for image in item["images"]:
-        digest.update(f"{image.size}".encode() + image.tobytes())
+        digest.update(f"{image.size}".encode() + _hash_pixels(image))
     if is_interleaved(item):  # otherwise the images come first, and the order adds nothing
         digest.update(repr(item["content"]).encode())
     return int.from_bytes(digest.digest(), "big") >> 1

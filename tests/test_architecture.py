@@ -40,6 +40,7 @@ ROOT_MODULES = [
     "pooling_unime",
     "encoding_unime",
     "cpu_prepacking_unime",
+    "windows_unime",
     "modeling_unime",
     "checkpoint_safety",
     "checkpoint",

@@ -46,6 +46,7 @@ CHECKPOINT_FILES = {
     "sentence_bert_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "windows_unime.py",
 }
 INSTRUCTION = "Represent the given image with the following question:"
 

@@ -18,14 +18,15 @@ from .configuration_unime import UniMEConfig
 from .cpu_prepacking_unime import MIN_PREPACKING_TOKENS, prepacked_weights
 from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches, forward_packed
 from .pooling_unime import pool_last_token, pool_packed
-from .processing_unime import Item, item_hash, normalize_item
+from .processing_unime import Item
+from .windows_unime import read_windows
 
 
 # A generative checkpoint names its weights "model.visual...", "model.language_model...". When transformers loads
 # Qwen2-VL or Qwen2.5-VL without the head, it mistakes the former for weights of the language model. In older
 # checkpoints "model." is the language model itself: "model.layers..." and so on.
 GENERATIVE_PREFIX = {r"^model\.(?!(layers|embed_tokens|norm)\.)": ""}
-ENCODE_WINDOW_ITEMS = 4096  # rendered and sorted together: enough to sort well, few enough to hold in memory
+ENCODE_WINDOW_ITEMS = 4096  # rendered and sorted together: enough to sort well; images end a window earlier
 
 
 def require_all_weights(checkpoint: str, missing_keys: Iterable[str]) -> None:
@@ -214,7 +215,8 @@ class UniMEModel(PreTrainedModel):
         A list of texts and images is read in its order. `items` is a list itself, so one such item is
         `[["The cat", image, "sits on", image]]`, or `{"content": ["The cat", image, ...], "instruction": ...}`.
 
-        Equal items are embedded once. Results do not depend on how the items are batched.
+        Equal items are embedded once. Results do not depend on how the items are batched. Opened image files
+        (`PIL.Image.open`) are decoded a few at a time and are not decoded in `items` itself, see [`read_windows`].
 
         Args:
             items (`list` or a single item): The items; a single item gives a single embedding.
@@ -250,24 +252,27 @@ class UniMEModel(PreTrainedModel):
         self.eval()
         try:
             with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
-                for start in range(0, len(items), ENCODE_WINDOW_ITEMS):
-                    window = slice(start, start + ENCODE_WINDOW_ITEMS)
+                start = 0
+                for window in read_windows(items, ENCODE_WINDOW_ITEMS):
                     sources, new_items = [], {}
-                    for index, item in enumerate(items[window], start):
-                        normalized = normalize_item(item, index)
-                        sources.append(first_index.setdefault(item_hash(normalized), index))
+                    for index, (digest, item) in enumerate(window, start):
+                        sources.append(first_index.setdefault(digest, index))
                         if sources[-1] == index:
-                            new_items[index] = normalized
+                            new_items[index] = item
+                    window.clear()
                     progress.update(len(sources) - len(new_items))
                     batches = plan_micro_batches(
                         processor, new_items, budget, max_length, self.supports_text_only_decoder, packed
                     )
+                    new_items.clear()
                     prepack = sum(batch.tokens for batch in batches) >= MIN_PREPACKING_TOKENS
                     with prepacked_weights(self) if prepack else nullcontext():
                         for indices, vectors in embed_micro_batches(self, batches, truncate_dim):
                             embeddings[indices] = vectors
                             progress.update(len(indices))
-                    embeddings[window] = embeddings[sources]
+                    batches.clear()  # with the images, before the window after the next one is decoded
+                    embeddings[start : start + len(sources)] = embeddings[sources]
+                    start += len(sources)
         finally:
             for module in in_training_mode:
                 module.training = True
