@@ -47,6 +47,17 @@ def parsed() -> Callable[..., tuple[Any, ...]]:
     return parse
 
 
+@pytest.fixture(scope="session")
+def run_script(script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]]) -> Callable[..., None]:
+    """Return a function that runs a script in this process, with the arguments of its command line."""
+
+    def run(path: Path, *command: object) -> None:
+        module = script(path)
+        module.main(*parsed(module, *command))
+
+    return run
+
+
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     """Write twelve texts with their teacher embeddings."""

@@ -1,9 +1,9 @@
-"""Both stages through the real command line, on tiny random models of the recipes' backbones."""
+"""Both stages of every recipe, on tiny random models of their backbones."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,8 +19,10 @@ from unime.trainers import load_adapter
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-PAPERS = {"llava-1.6-7b": "llava-next", "llava-onevision-7b": "llava-onevision"}
-OTHERS = {
+evaluation = importlib.import_module("unime.eval.__main__")
+BACKBONES = {
+    "llava-1.6-7b": "llava-next",
+    "llava-onevision-7b": "llava-onevision",
     "qwen2-vl-2b": "qwen2-vl",
     "qwen2-vl-7b": "qwen2-vl",
     "qwen2.5-vl-3b": "qwen2.5-vl",
@@ -73,8 +75,34 @@ def check_stages(base: Path, one: Path, two: Path) -> None:
     assert not identical(vision_two, vision_one) and not identical(language_two, language_one)
 
 
-@pytest.mark.parametrize("recipe", PAPERS)
-def test_the_paper_recipes_train_a_tiny_model_of_their_backbone(
+def train_both_stages(
+    run: Callable[..., object], recipe: str, base: Path, texts: Path, pairs: Path, folder: Path
+) -> tuple[Path, Path]:
+    """Run both stages of a recipe and return their folders."""
+    one, two = folder / "one", folder / "two"
+    settings = ["--config", RECIPES / recipe / "stage1.yaml", "--model_name_or_path", base, "--dataset", texts]
+    run(RECIPES / "stage1.py", *settings, "--output_dir", one, *LAPTOP)
+    settings = ["--config", RECIPES / recipe / "stage2.yaml", "--model_name_or_path", one, "--dataset", pairs]
+    run(RECIPES / "stage2.py", *settings, "--image_root", pairs.parent, "--output_dir", two, *LAPTOP)
+    return one, two
+
+
+@pytest.mark.parametrize("recipe", BACKBONES)
+def test_a_recipe_trains_a_tiny_model_of_its_backbone(
+    recipe: str,
+    tiny_model: Callable[[str], Path],
+    run_script: Callable[..., None],
+    texts: Path,
+    pairs: Path,
+    tmp_path: Path,
+):
+    base = tiny_model(BACKBONES[recipe])
+    check_stages(base, *train_both_stages(run_script, recipe, base, texts, pairs, tmp_path))
+
+
+@pytest.mark.slow  # test_mine.py launches stage 2 in the fast tests
+@pytest.mark.parametrize("recipe", ["llava-1.6-7b", "llava-onevision-7b"])
+def test_a_recipe_of_the_paper_trains_when_it_is_launched_by_accelerate(
     recipe: str,
     tiny_model: Callable[[str], Path],
     launch: Callable[..., str],
@@ -82,70 +110,45 @@ def test_the_paper_recipes_train_a_tiny_model_of_their_backbone(
     pairs: Path,
     tmp_path: Path,
 ):
-    base, one, two = tiny_model(PAPERS[recipe]), tmp_path / "one", tmp_path / "two"
-    settings = ["--config", RECIPES / recipe / "stage1.yaml", "--model_name_or_path", base, "--dataset", texts]
-    launch(RECIPES / "stage1.py", *settings, "--output_dir", one, *LAPTOP)
-    settings = ["--config", RECIPES / recipe / "stage2.yaml", "--model_name_or_path", one, "--dataset", pairs]
-    launch(RECIPES / "stage2.py", *settings, "--image_root", pairs.parent, "--output_dir", two, *LAPTOP)
-    check_stages(base, one, two)
-
-
-@pytest.mark.parametrize("recipe", OTHERS)
-def test_the_recipes_of_other_backbones_train_a_tiny_model_of_their_backbone(
-    recipe: str,
-    tiny_model: Callable[[str], Path],
-    script: Callable[[Path], ModuleType],
-    parsed: Callable[..., tuple],
-    texts: Path,
-    pairs: Path,
-    tmp_path: Path,
-):
-    def run(stage: str, start: Path, output: str, *settings: object) -> Path:
-        module, arguments = script(RECIPES / f"{stage}.py"), ["--config", RECIPES / recipe / f"{stage}.yaml"]
-        arguments += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
-        module.main(*parsed(module, *arguments, *settings, *LAPTOP))
-        return tmp_path / output
-
-    base = tiny_model(OTHERS[recipe])
-    one = run("stage1", base, "one", "--dataset", texts)
-    two = run("stage2", one, "two", "--dataset", pairs, "--image_root", pairs.parent)
-    check_stages(base, one, two)
+    base = tiny_model(BACKBONES[recipe])
+    check_stages(base, *train_both_stages(launch, recipe, base, texts, pairs, tmp_path))
 
 
 def test_every_recipe_backbone_is_tested_with_a_tiny_model():
-    assert {path.parent.name for path in RECIPES.glob("*/stage2.yaml")} == {*PAPERS, *OTHERS, "tiny"}
+    assert {path.parent.name for path in RECIPES.glob("*/stage2.yaml")} == {*BACKBONES, "tiny"}
 
 
+@pytest.mark.slow  # the next test trains a backbone, and test_a_recipe_trains_... both stages
 def test_the_tiny_recipes_make_a_backbone_an_embedding_model_a_clip_and_a_comparison(
-    launch: Callable[..., str], tmp_path: Path
+    run_script: Callable[..., None], capsys: pytest.CaptureFixture, tmp_path: Path
 ):
     tower, backbone, one, two, clip = (tmp_path / name for name in ("tower", "backbone", "one", "two", "clip"))
     tiny = RECIPES / "tiny"
     small = ["--num_rows", 64, "--per_device_train_batch_size", 8]
     steps = ["--max_steps", 2, "--warmup_steps", 0]
-    launch(
+    run_script(
         tiny / "vision.py", "--config", tiny / "vision.yaml", "--output_dir", tower, "--texts", 200, *small, *steps,
     )  # fmt: skip
-    launch(
+    run_script(
         tiny / "backbone.py", "--config", tiny / "backbone.yaml", "--output_dir", backbone, "--vision", tower,
         *small, *steps,
     )  # fmt: skip
-    launch(
+    run_script(
         RECIPES / "stage1.py", "--config", tiny / "stage1.yaml", "--output_dir", one,
         "--model_name_or_path", backbone, *small, *steps,
     )  # fmt: skip
-    launch(
+    run_script(
         RECIPES / "stage2.py", "--config", tiny / "stage2.yaml", "--output_dir", two,
         "--model_name_or_path", one, *small, *steps,
     )  # fmt: skip
-    launch(
+    run_script(
         tiny / "clip.py", "--config", tiny / "clip.yaml", "--output_dir", clip,
         "--tokenizer", backbone, "--seconds", 2, *small,
     )  # fmt: skip
-    printed = launch(
-        "-m", "unime.eval", "--output_dir", tmp_path, "--size", 20, "--models",
-        f"Before={backbone}", f"Stage 1={one}", f"Stage 2={two}", f"CLIP={clip}",
-    )  # fmt: skip
+    models = [f"Before={backbone}", f"Stage 1={one}", f"Stage 2={two}", f"CLIP={clip}"]
+    capsys.readouterr()
+    evaluation.main(["--output_dir", str(tmp_path), "--size", "20", "--models", *models])
+    printed = capsys.readouterr().out
 
     trained = SiglipVisionModel.from_pretrained(tower).half().state_dict()
     loaded = LlavaForConditionalGeneration.from_pretrained(backbone).model.vision_tower.state_dict()
@@ -168,13 +171,13 @@ def test_the_tiny_recipes_make_a_backbone_an_embedding_model_a_clip_and_a_compar
 
 
 def test_the_tower_and_the_language_model_of_the_tiny_backbone_train_in_turn(
-    script: Callable[[Path], ModuleType], parsed: Callable[..., tuple], tmp_path: Path
+    run_script: Callable[..., None], tmp_path: Path
 ):
     def run(name: str, start: Path, output: str, *settings: object) -> Path:
-        module, recipe = script(RECIPES / "tiny" / f"{name}.py"), RECIPES / "tiny" / f"{name}.yaml"
         small = ["--num_rows", 64, "--per_device_train_batch_size", 8, "--max_steps", 2, "--warmup_steps", 0]
         small += ["--model_name_or_path", start, "--output_dir", tmp_path / output]
-        module.main(*parsed(module, "--config", recipe, *small, *settings))
+        tiny = RECIPES / "tiny"
+        run_script(tiny / f"{name}.py", "--config", tiny / f"{name}.yaml", *small, *settings)
         return tmp_path / output
 
     start = RECIPES.parent / "checkpoints" / "tiny-backbone"
@@ -199,18 +202,16 @@ def test_the_tower_and_the_language_model_of_the_tiny_backbone_train_in_turn(
 )
 def test_repeating_a_finished_training_changes_nothing(
     rows: int,
-    script: Callable[[Path], ModuleType],
-    parsed: Callable[..., tuple],
+    run_script: Callable[..., None],
     tiny_model: Callable[[str], Path],
     texts: Path,
     tmp_path: Path,
 ):
     texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:rows]))
-    stage1 = script(RECIPES / "stage1.py")
-    settings = ["--config", RECIPES / "tiny" / "stage1.yaml", "--model_name_or_path", tiny_model("llava")]
+    settings = ["--config", RECIPES / "tiny" / "stage1.yaml", "--model_name_or_path", tiny_model("llava-next")]
     settings += ["--dataset", texts, "--output_dir", tmp_path / "run", *LAPTOP]
-    stage1.main(*parsed(stage1, *settings))
+    run_script(RECIPES / "stage1.py", *settings)
     first = UniMEModel.from_pretrained(tmp_path / "run").state_dict()
-    stage1.main(*parsed(stage1, *settings))
+    run_script(RECIPES / "stage1.py", *settings)
     assert identical(UniMEModel.from_pretrained(tmp_path / "run").state_dict(), first)
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2
