@@ -31,6 +31,7 @@ def test_a_step_has_the_loss_of_sentence_transformers(weights: str, tmp_path: Pa
     assert all(row[rate] > 0 for row in (ours, theirs) for rate in ("items/s", "tokens/s", "TFLOP/s"))
 
 
+@pytest.mark.slow  # test_encode.py compares the same embeddings
 def test_encode_has_the_embeddings_of_sentence_transformers(tmp_path: Path):
     case = Case("unime-tiny", "encode", "float32", settings={"packed": True}, beside_baseline=True)
     rows = list(measure(gpu.ScriptArguments(**SIZES), str(tmp_path), case))
