@@ -53,6 +53,7 @@ COMMANDS = {
     "eval --help": "eval",
     "check-data stage2.yaml": "train",
     "prepare stage2.yaml --output prepared": "train",
+    "plan stage2.yaml": "train",
     "merge base adapter merged": "train",
     "card checkpoint": "eval",
 }

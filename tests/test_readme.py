@@ -20,6 +20,7 @@ from unime.cli.prepare import ModelArguments
 from unime.data.sources import DataArguments
 from unime.eval.__main__ import EvaluationArguments
 from unime.eval.benchmarks import BenchmarkArguments
+from unime.trainers import ContrastiveConfig
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,7 @@ DATACLASSES = {
     "eval": (EvaluationArguments, BenchmarkArguments),
     "check-data": (DataArguments,),
     "prepare": (DataArguments, ModelArguments),
+    "plan": (DataArguments, ContrastiveConfig),
 }
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -132,7 +133,7 @@ class StepCost:
     """
 
     def __init__(self, model: nn.Module, numerics: Numerics = Numerics()):
-        embedder = cast(UniMEModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
+        embedder = cast(UniMEModel, model.get_base_model() if isinstance(model, PeftModel) else model)
         if not any(weight.requires_grad for weight in model.parameters()):
             raise ValueError("the model has no trained weight: set use_peft, or train all weights")
         if any(weight.ndim == 3 and ".experts." in name for name, weight in model.named_parameters()):

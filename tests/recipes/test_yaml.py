@@ -17,9 +17,9 @@ YAMLS = sorted(set(RECIPES.glob("**/*.yaml")) - set(LAUNCH_CONFIGS) - set(RECIPE
 
 
 def script_of(recipe: Path) -> Path:
-    """Return the script of a recipe, which has the same name and is in the same folder or in `recipes`."""
+    """Return the script of a recipe, whose name its name begins with, in the same folder or in `recipes`."""
     script = recipe.with_suffix(".py")
-    return script if script.exists() else RECIPES / script.name
+    return script if script.exists() else RECIPES / f"{recipe.stem.partition('-')[0]}.py"
 
 
 def name_of(recipe: Path) -> str:
