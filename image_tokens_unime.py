@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -98,6 +98,35 @@ def _llava_patches(processor: ProcessorMixin, patch_size: int) -> int:
     return (square["height"] // patch_size) * (square["width"] // patch_size)
 
 
+def vision_token_equivalents(
+    processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], config: PreTrainedConfig
+) -> float:
+    """Return how many tokens of the language model the patches of one item's images are worth, in work and in memory.
+
+    A patch has a hidden state in each layer of the tower, a token one in each layer of the language model. The ratio
+    of their sizes is 0.30 for LLaVA-OneVision-7B, 0.63 for SmolVLM2-2.2B and 0.95 for Qwen2-VL-2B. Patches count as
+    zero if the configuration states no patch size.
+
+    Args:
+        processor (`ProcessorMixin`): The processor.
+        sizes (`list[tuple[int, int]]`): Width and height of each image of the item, in pixels.
+        config (`PreTrainedConfig`): Configuration of the backbone.
+
+    Raises:
+        ValueError: The processor rejects the shape of an image.
+    """
+    vision, text = config.to_dict().get("vision_config", {}), config.get_text_config()
+    patch_size = vision.get("patch_size")
+    if patch_size is None:
+        return 0.0
+    edge = patch_size if isinstance(patch_size, int) else patch_size[0]  # InternVL states both edges
+    # Qwen2-VL has an `embed_dim`, and calls the width of the tower's output `hidden_size`.
+    layers = vision.get("depth") or vision["num_hidden_layers"]
+    hidden_size = vision.get("embed_dim") or vision["hidden_size"]
+    share = layers * hidden_size / (text.num_hidden_layers * text.hidden_size)
+    return share * count_patches(processor, sizes, edge)
+
+
 def _qwen_size(image_processor, width: int, height: int) -> tuple[int, int]:
     """Return the height and width to which Qwen-VL resizes an image."""
     size = image_processor.size
@@ -141,4 +170,4 @@ def _preprocess_blank_images(processor: ProcessorMixin, sizes: Sequence[tuple[in
     return processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
 
 
-__all__ = ["count_image_tokens", "count_patches"]
+__all__ = ["count_image_tokens", "count_patches", "vision_token_equivalents"]

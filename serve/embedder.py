@@ -121,6 +121,7 @@ class Embedder:
                     self.micro_batch_tokens,
                     limit,
                     share_prefixes=self.model.supports_text_only_decoder,
+                    config=self.model.config.backbone_config,
                 )
             except ValueError as error:
                 reason = str(error).removeprefix("item 0").lstrip(": ")

@@ -1,11 +1,14 @@
 """Micro-batches contain every item once and keep their token budget; only the user's text is truncated."""
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from token_ids import token_ids
-from transformers import ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 
 from unime import UniMEConfig, micro_batches
 from unime.batching_unime import default_max_length, plan_micro_batches
@@ -47,6 +50,28 @@ def test_micro_batches_contain_all_items_sorted_and_keep_the_budget(processor: P
         lengths += [(isinstance(items[indices[0]], dict), int(length)) for length in tensors["attention_mask"].sum(1)]
     assert lengths == sorted(lengths)
     assert any(len(indices) > 1 for indices, _ in batches)
+
+
+def test_vision_patches_count_towards_the_budget(llava: ProcessorMixin, tiny_model: Callable[[str], Path]) -> None:
+    items = {index: normalize_item(Image.new("RGB", (24, 24)), index) for index in range(6)}
+    config = AutoConfig.from_pretrained(tiny_model("llava"))
+    config.vision_config.num_hidden_layers *= 5  # each of the nine patches of an image is worth five tokens
+    (whole,) = plan_micro_batches(llava, items, micro_batch_tokens=10**6, config=config)
+    assert whole.cost == whole.tokens + 6 * 9 * 5
+    batches = plan_micro_batches(llava, items, micro_batch_tokens=int(whole.cost / 2), config=config)
+    assert [len(batch.items) for batch in batches] == [3, 3]
+    (one,) = plan_micro_batches(llava, items, micro_batch_tokens=int(whole.cost / 2))  # tokens alone would fit
+    assert one.cost == one.tokens == whole.tokens
+    assert [half.cost for half in whole.halves()] == [whole.cost / 2] * 2
+
+
+def test_pixels_have_the_type_that_is_asked_for_rounded_as_the_model_rounds_them(llava: ProcessorMixin) -> None:
+    image = Image.effect_noise((24, 24), 100).convert("RGB")
+    ((_, full),) = micro_batches(llava, [image])
+    ((_, half),) = micro_batches(llava, [image], dtype=torch.bfloat16)
+    assert half["pixel_values"].nbytes * 2 == full["pixel_values"].nbytes
+    assert half["input_ids"].dtype == half["attention_mask"].dtype == torch.int64
+    assert torch.equal(half["pixel_values"], full["pixel_values"].to(torch.bfloat16))
 
 
 def test_a_micro_batch_ends_where_lengths_differ_much(llava: ProcessorMixin) -> None:

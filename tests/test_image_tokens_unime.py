@@ -1,13 +1,16 @@
 """Tokens and patches that are counted from the size of an image are those that the processor makes."""
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from tiny_models import PATCH_PIXELS, TINY_MODELS
-from transformers import ProcessorMixin, SiglipImageProcessor
+from transformers import AutoConfig, ProcessorMixin, SiglipImageProcessor
 
-from unime.image_tokens_unime import count_image_tokens, count_patches
+from unime import processor_from_backbone
+from unime.image_tokens_unime import count_image_tokens, count_patches, vision_token_equivalents
 
 
 THIN = [(1, 1), (2, 3), (1, 199), (199, 1), (1, 201), (201, 1), (3, 900), (900, 3), (1500, 20)]
@@ -86,3 +89,12 @@ def test_a_llava_with_siglip_which_crops_nothing_is_counted() -> None:
     processor.vision_feature_select_strategy, processor.num_additional_image_tokens = "full", 0
     for sizes in ([(30, 90)], [(90, 9), (50, 10)]):
         assert counted(processor, sizes) == blank_images(processor, sizes) == (30 * len(sizes), 30 * len(sizes))
+
+
+def test_a_patch_is_worth_its_share_of_the_layers_of_a_token(tiny_model: Callable[[str], Path]):
+    processor = processor_from_backbone(str(tiny_model("qwen2-vl")))
+    config = AutoConfig.from_pretrained(tiny_model("qwen2-vl"))
+    config.vision_config.depth, config.vision_config.embed_dim = 32, 1280  # of Qwen2-VL-2B
+    config.text_config.num_hidden_layers, config.text_config.hidden_size = 28, 1536
+    tokens = vision_token_equivalents(processor, [(32, 32), (16, 64)], config)
+    assert tokens == pytest.approx((4 * 4 + 2 * 8) * 32 * 1280 / (28 * 1536))

@@ -42,7 +42,9 @@ class EmbeddingConfig(TrainingArguments):
 
     Args:
         micro_batch_tokens (`int`, *optional*, defaults to `8192`): Token budget of one forward pass, padding
-            included. Lower it if memory is short; the result does not depend on it. 2048 (CPU) to 32768 are sensible.
+            included. A patch of the vision tower counts as its share of a token (0.2 to 1, see
+            [`vision_token_equivalents`]). Lower it if memory is short; the result does not depend on it. 2048 (CPU)
+            to 32768 are sensible.
         graph_cache_gb (`float`, *optional*, defaults to `0.0`): Gigabytes for the graphs of micro-batches that wait
             for their backward pass; these micro-batches are embedded once instead of twice. The graph of the current
             micro-batch comes on top. A budget for all graphs saves up to a third of a step's time with adapters, and a
@@ -63,7 +65,10 @@ class EmbeddingConfig(TrainingArguments):
 
     micro_batch_tokens: int = field(
         default=8192,
-        metadata={"help": "Token budget of one forward pass; bounds the memory and does not change the result."},
+        metadata={
+            "help": "Token budget of one forward pass, vision patches included; bounds the memory and does not change "
+            "the result."
+        },
     )
     graph_cache_gb: float = field(
         default=0.0,

@@ -158,12 +158,16 @@ class EmbeddingTrainer(Trainer, ABC):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
+            loaded = model.get_base_model() if isinstance(model, PeftModel) else model
+            unime = loaded if isinstance(loaded, UniMEModel) else None
             prepare = partial(
                 micro_batches,
                 processing_class,
                 micro_batch_tokens=args.micro_batch_tokens,
                 max_length=args.max_length,
                 packed=args.packed,
+                config=None if unime is None else unime.config.backbone_config,
+                dtype=None if unime is None else unime.dtype,  # to which the model casts pixels anyway
             )
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:

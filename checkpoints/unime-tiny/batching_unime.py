@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from .image_tokens_unime import count_image_tokens
+from .image_tokens_unime import count_image_tokens, vision_token_equivalents
 from .processing_unime import Item, is_interleaved, normalize_item, to_messages
 
 
@@ -30,6 +30,8 @@ class RenderedItem:
         text (`str`): The item as the chat template renders it.
         tokens (`list[int]`): Tokens of `text`, in which each image is one token.
         length (`int`): Number of tokens that the model reads, including those of the images.
+        vision_cost (`float`, *optional*, defaults to 0.0): Number of tokens that the vision tower's work on the images
+            is worth, see [`vision_token_equivalents`].
     """
 
     index: int
@@ -37,6 +39,7 @@ class RenderedItem:
     text: str
     tokens: list[int]
     length: int
+    vision_cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class MicroBatch:
         return len(self.items) * (self.items[-1].length - len(self.prefix))
 
     @property
+    def cost(self) -> float:
+        """Return the number of tokens that the micro-batch takes of a budget, those for vision patches included."""
+        return self.tokens + sum(item.vision_cost for item in self.items)
+
+    @property
     def padding(self) -> int:
         """Return the number of padding tokens."""
         return self.tokens - sum(item.length - len(self.prefix) for item in self.items)
@@ -82,18 +90,23 @@ class MicroBatch:
         middle = len(self.items) // 2
         return replace(self, items=self.items[:middle]), replace(self, items=self.items[middle:])
 
-    def tensors(self) -> BatchFeature:
+    def tensors(self, dtype: torch.dtype | None = None) -> BatchFeature:
         """Return the inputs of the model, right-padded to the longest item.
 
         A packed micro-batch has `input_ids` and `position_ids` of shape `(1, tokens)`, with positions that start at 0
         in each item, and `item_ends` of shape `(items,)` with the position of each item's last token in the row.
+
+        Args:
+            dtype (`torch.dtype`, *optional*, defaults to the processor's, float32): Type of pixels and other
+                floating-point tensors.
         """
         if self.has_images:
             texts = [item.text for item in self.items]
             images = [item.item["images"] for item in self.items]
             options = _tokenizer_options(self.processor, texts[0])
-            padded = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
-            return _pack(padded) if self.packed else padded
+            tensors = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
+            tensors = tensors if dtype is None else tensors.to(dtype=dtype)
+            return _pack(tensors) if self.packed else tensors
         rows = [torch.tensor(item.tokens[len(self.prefix) :]) for item in self.items]
         lengths = torch.tensor([len(row) for row in rows])
         if self.packed:
@@ -122,6 +135,7 @@ def plan_micro_batches(
     max_length: int | None = None,
     share_prefixes: bool = False,
     packed: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> list[MicroBatch]:
     """Render items, sort them by (has images, prefix, length) and group them under a token budget.
 
@@ -131,7 +145,7 @@ def plan_micro_batches(
         processor (`ProcessorMixin`): Processor with UniME's chat template (see [`chat_template`]).
         items (`dict[int, dict]`): Items by index, normalized by [`normalize_item`].
         micro_batch_tokens (`int`, *optional*, defaults to 8192): Token budget of a micro-batch: rows times tokens of
-            the longest row. A single item may exceed it.
+            the longest row, and the worth of vision patches if `config` is given. A single item may exceed it.
         max_length (`int`, *optional*, defaults to the tokenizer's `model_max_length`): Maximum number of tokens of an
             item. Longer texts are truncated; prompts and image tokens never are. Of several texts, the last ones are
             truncated first.
@@ -139,6 +153,8 @@ def plan_micro_batches(
             the same instruction start with (see [`MicroBatch`]).
         packed (`bool`, *optional*, defaults to `False`): Whether to pack the items of a micro-batch into one row. Such
             items keep their prefixes.
+        config (`PreTrainedConfig`, *optional*): Configuration of the backbone, which says how many tokens a vision
+            patch is worth ([`vision_token_equivalents`]). Without it only tokens count.
 
     Raises:
         ValueError: The processor rejects the shape of an image, the prompt and images of an item exceed `max_length`,
@@ -148,7 +164,8 @@ def plan_micro_batches(
         return []
     limit = processor.tokenizer.model_max_length if max_length is None else max_length
     rendered = [
-        item if item.length <= limit else _truncate(processor, item, limit) for item in _tokenize(processor, items)
+        item if item.length <= limit else _truncate(processor, item, limit)
+        for item in _tokenize(processor, items, config)
     ]
     prefixes = _shared_prefixes(rendered) if share_prefixes and not packed else {}
 
@@ -161,7 +178,7 @@ def plan_micro_batches(
         if batches and batches[-1].prefix == prefix(item) and batches[-1].has_images == bool(item.item["images"]):
             extended = replace(batches[-1], items=[*batches[-1].items, item])
         max_padding = MAX_PADDING_SHARE * micro_batch_tokens
-        if extended and extended.tokens <= micro_batch_tokens and extended.padding <= max_padding:
+        if extended and extended.cost <= micro_batch_tokens and extended.padding <= max_padding:
             batches[-1].items.append(item)
         else:
             batches.append(MicroBatch(processor, [item], prefix(item), packed))
@@ -174,6 +191,8 @@ def micro_batches(
     micro_batch_tokens: int = 8192,
     max_length: int | None = None,
     packed: bool = False,
+    config: PreTrainedConfig | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[tuple[list[int], BatchFeature]]:
     """Group items into micro-batches under a token budget and return their tensors, see [`plan_micro_batches`].
 
@@ -185,6 +204,9 @@ def micro_batches(
             item.
         packed (`bool`, *optional*, defaults to `False`): Whether to pack the items of a micro-batch into one row, see
             [`MicroBatch.tensors`].
+        config (`PreTrainedConfig`, *optional*): Configuration of the backbone, with which vision patches count too.
+        dtype (`torch.dtype`, *optional*, defaults to the processor's, float32): Type of pixels and other
+            floating-point tensors. [`UniMEModel`] casts them to its own type, so that of the model changes nothing.
 
     Returns:
         `list[tuple[list[int], BatchFeature]]`: Indices of the items and inputs of the model, per micro-batch.
@@ -195,8 +217,8 @@ def micro_batches(
             images first.
     """
     normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
-    batches = plan_micro_batches(processor, normalized, micro_batch_tokens, max_length, packed=packed)
-    return [(batch.indices, batch.tensors()) for batch in batches]
+    batches = plan_micro_batches(processor, normalized, micro_batch_tokens, max_length, packed=packed, config=config)
+    return [(batch.indices, batch.tensors(dtype)) for batch in batches]
 
 
 def count_items(tensors: Mapping[str, Tensor]) -> int:
@@ -256,28 +278,33 @@ def _tokenizer_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
 
 
-def _tokenize(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[RenderedItem]:
-    """Render and tokenize items, and count their tokens, including those of the images."""
+def _tokenize(
+    processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]], config: PreTrainedConfig | None
+) -> list[RenderedItem]:
+    """Render and tokenize items, and count their tokens and vision patches."""
     interleaved = next((index for index, item in items.items() if is_interleaved(item)), None)
     if interleaved is not None:
         _require_order(processor, interleaved)
     texts = _render(processor, list(items.values()))
     token_lists = processor.tokenizer(texts, **_tokenizer_options(processor, texts[0]))["input_ids"]
-    image_tokens: dict[tuple[tuple[int, int], ...], int] = {(): 0}  # sizes of an item's images -> their tokens
+    # sizes of an item's images -> their tokens, and what their patches are worth
+    counts: dict[tuple[tuple[int, int], ...], tuple[int, float]] = {(): (0, 0.0)}
     rendered = []
     for (index, item), text, tokens in zip(items.items(), texts, token_lists, strict=True):
         sizes = tuple(image.size for image in item["images"])
-        if sizes not in image_tokens:
+        if sizes not in counts:
             try:
-                image_tokens[sizes] = count_image_tokens(processor, sizes)
+                vision_cost = 0.0 if config is None else vision_token_equivalents(processor, sizes, config)
+                counts[sizes] = count_image_tokens(processor, sizes), vision_cost
             except ValueError as error:
                 shapes = " and ".join(f"{width} x {height}" for width, height in sizes)
                 raise ValueError(
                     f"item {index}: the model's processor does not accept an image of {shapes} pixels ({error}): crop "
                     "or resize it"
                 ) from None
-        length = len(tokens) + image_tokens[sizes] - len(sizes)
-        rendered.append(RenderedItem(index, item, text, tokens, length))
+        image_tokens, vision_cost = counts[sizes]
+        length = len(tokens) + image_tokens - len(sizes)
+        rendered.append(RenderedItem(index, item, text, tokens, length, vision_cost))
     return rendered
 
 
@@ -299,7 +326,8 @@ def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> Rend
         shorter = {**item.item, "content": content}
         (text,) = _render(processor, [shorter])
         tokens = processor.tokenizer(text, **_tokenizer_options(processor, text))["input_ids"]
-        return RenderedItem(item.index, shorter, text, tokens, len(tokens) + image_tokens)
+        length = len(tokens) + image_tokens
+        return replace(item, item=shorter, text=text, tokens=tokens, length=length)
 
     num_tokens = sum(map(len, text_tokens.values()))
     # A control string is one token by itself and several once the template breaks it, so the count is searched for.

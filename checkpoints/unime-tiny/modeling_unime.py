@@ -222,7 +222,8 @@ class UniMEModel(PreTrainedModel):
             items (`list` or a single item): The items; a single item gives a single embedding.
             processor (`ProcessorMixin`, *optional*, defaults to the one saved with the checkpoint): UniME's processor.
             micro_batch_tokens (`int`, *optional*, defaults to [`default_micro_batch_tokens`]): Token budget of one
-                forward pass, padding included. It affects memory and speed only; 1,024 to 65,536 are common.
+                forward pass, padding and the worth of vision patches included ([`vision_token_equivalents`]). It
+                affects memory and speed only; 1,024 to 65,536 are common.
             max_length (`int`, *optional*, defaults to the limit of the tokenizer and the model): Maximum number of
                 tokens of an item. Longer texts are truncated, the last ones first; prompts and images never are.
             truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
@@ -262,7 +263,13 @@ class UniMEModel(PreTrainedModel):
                     window.clear()
                     progress.update(len(sources) - len(new_items))
                     batches = plan_micro_batches(
-                        processor, new_items, budget, max_length, self.supports_text_only_decoder, packed
+                        processor,
+                        new_items,
+                        budget,
+                        max_length,
+                        self.supports_text_only_decoder,
+                        packed,
+                        self.config.backbone_config,
                     )
                     new_items.clear()
                     prepack = sum(batch.tokens for batch in batches) >= MIN_PREPACKING_TOKENS

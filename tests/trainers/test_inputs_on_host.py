@@ -120,3 +120,19 @@ def test_dropout_on_the_device_is_the_same_in_both_passes(monkeypatch: pytest.Mo
     loss.backward()
     first, second, third, *again = drawn
     torch.testing.assert_close(again, [second, third], atol=0, rtol=0)
+
+
+def test_pixels_of_a_batch_have_the_type_of_the_model_and_give_the_same_loss(
+    make_model: Callable[..., UniMEModel], processor: ProcessorMixin, rows: list[dict[str, Any]], tmp_path: Path
+):
+    args = ContrastiveConfig(str(tmp_path), per_device_train_batch_size=6, use_cpu=True, report_to="none")
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    model = make_model().to(torch.bfloat16)
+    trainer = ContrastiveTrainer(model, args, rows, processing_class=processor, peft_config=adapter)
+    batch = trainer.data_collator(rows[:6])
+    pixels = [tensors["pixel_values"] for tensors in batch["micro_batches"] if "pixel_values" in tensors]
+    assert {tensor.dtype for tensor in pixels} == {torch.bfloat16}
+    trainer.data_collator.prepare.keywords["dtype"] = None
+    full = trainer.data_collator(rows[:6])
+    assert any(tensor.dtype == torch.float32 for tensors in full["micro_batches"] for tensor in tensors.values())
+    assert torch.equal(trainer.compute_loss(trainer.model, batch), trainer.compute_loss(trainer.model, full))
