@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from PIL import Image
 from transformers import ProcessorMixin
 from typer.testing import CliRunner, Result
 
-from unime import micro_batches
+from unime import load_model, micro_batches
 from unime.checkpoint import load_processor
 from unime.cli.main import app
 from unime.data import prepared
@@ -28,6 +29,7 @@ from unime.data.rows import ROW_COLUMNS
 from unime.data.sources import DataArguments, open_rows
 from unime.image_tokens_unime import count_patches
 from unime.processing_unime import to_item_dict
+from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
 SIZES = {"qwen2-vl": 56, "smolvlm": 32, "llava-next": 24}
@@ -272,8 +274,8 @@ def test_mmeb_train_is_prepared_with_the_settings_of_a_recipe(recipe: Callable[.
 def test_a_killed_run_continues_with_each_row_once(
     recipe: Callable[..., Path], pairs: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    photo(4, 1600, 1200).save(pairs.parent / "large.jpg")
-    rows = [{"query": {"text": f"number {n}"}, "positive": {"image": "large.jpg"}} for n in range(1500)]
+    photo(4, 640, 480).save(pairs.parent / "large.jpg")
+    rows = [{"query": {"text": f"number {n}"}, "positive": {"image": "large.jpg"}} for n in range(1100)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = tmp_path / "out"
     command = [sys.executable, "-m", "unime.cli", "prepare", recipe(), "--output", output, "--workers", "2"]
@@ -290,6 +292,30 @@ def test_a_killed_run_continues_with_each_row_once(
     before = files(output)
     subprocess.run([*map(str, command)], check=True, stderr=subprocess.DEVNULL)
     after = files(output)
-    assert len(after) == 6 and all(after[name] == before[name] for name in before if name.startswith("train"))
+    assert len(after) == 5 and all(after[name] == before[name] for name in before if name.startswith("train"))
     prepared_rows = open_rows(DataArguments(str(output), image_size=56)).with_format(None)
-    assert list(prepared_rows["where"]) == [f"rows.jsonl, row {n}" for n in range(1500)]
+    assert list(prepared_rows["where"]) == [f"rows.jsonl, row {n}" for n in range(1100)]
+
+
+@pytest.mark.slow
+def test_training_on_prepared_rows_is_training_on_the_rows_themselves(
+    recipe: Callable[..., Path], pairs: Path, tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    prepare(recipe(), tmp_path / "out", "--lossless")
+    rejected_file = str(tmp_path / "out" / "rejected.jsonl")
+    trained = []
+    for dataset in (pairs, tmp_path / "out"):
+        torch.manual_seed(0)  # of the adapters
+        model, processor = load_model(str(tiny_model("qwen2-vl")), 56, dtype="float32")
+        args = ContrastiveConfig(
+            str(tmp_path / "run"), per_device_train_batch_size=4, max_steps=4, learning_rate=1e-2, report_to="none",
+            use_cpu=True, seed=1, save_strategy="no",
+        )  # fmt: skip
+        rows = open_rows(DataArguments(str(dataset), image_size=56, rejected_file=rejected_file))
+        adapter = LoraConfig(r=4, target_modules="all-linear", task_type="FEATURE_EXTRACTION")
+        trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=adapter)
+        before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+        trainer.train()
+        trained.append({name: weight.detach() for name, weight in trainer.model.named_parameters()})
+        assert any(not torch.equal(trained[-1][name], before[name]) for name in before)
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
