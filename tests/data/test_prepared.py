@@ -318,4 +318,6 @@ def test_training_on_prepared_rows_is_training_on_the_rows_themselves(
         trainer.train()
         trained.append({name: weight.detach() for name, weight in trainer.model.named_parameters()})
         assert any(not torch.equal(trained[-1][name], before[name]) for name in before)
-    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+    # The pixels are equal, but the hashes of the items are not, in whose order the loss adds up its terms.
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=1e-5)
