@@ -20,13 +20,13 @@ import functools
 import hashlib
 import json
 import re
-import tarfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tarfile import open as open_tar
 
 import numpy as np
 import resvg_py
@@ -144,7 +144,7 @@ def _icons(package: Package) -> dict:
     content = package.archive.read_bytes()
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise ValueError(f"{package.archive} is not {package.name} {package.version}: delete it and fetch it again")
-    with tarfile.open(fileobj=BytesIO(content)) as archive:
+    with open_tar(fileobj=BytesIO(content)) as archive:
 
         def member(name: str) -> dict:
             opened = archive.extractfile(f"package/{name}.json")

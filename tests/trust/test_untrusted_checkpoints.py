@@ -92,12 +92,12 @@ def save_adapter(base: tuple[UniMEModel, ProcessorMixin], folder: Path) -> Path:
 def create_index(folder: Path, index: Path) -> None:
     """Load a model as `unime index` does for a new index."""
     Index.create(index, str(folder))
-    load_onto(str(folder), "float32", "cpu")
+    load_onto(str(folder), "float32", "cpu", None)
 
 
 LOADERS = {
     "load_model": lambda folder, _: load_model(str(folder)),
-    "serve": lambda folder, _: load_onto(str(folder), "float32", "cpu"),
+    "serve": lambda folder, _: load_onto(str(folder), "float32", "cpu", None),
     "index": lambda folder, scratch: create_index(folder, scratch / "index"),
     "eval": lambda folder, _: load_encoder(str(folder)),
     "eval as SentenceTransformer": lambda folder, _: load_encoder(str(without_config(folder))),
