@@ -20,7 +20,7 @@ from ..isolate_failures import map_isolating_failures
 
 
 WINDOW_ENTRIES = 1024
-MAX_WINDOW_PIXELS = 2**27  # 400 MB of decoded RGB images
+MAX_WINDOW_PIXELS = 2**27  # 537 MB, as Pillow takes 4 bytes for a pixel
 READER_THREADS = 8
 
 
