@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def image_rows(config: Any, pixels: int) -> dict[str, float]:
     }
 
 
+def patch_share(config: Any) -> float:
+    """Return the share of a token as which a patch counts in a budget, as in [`vision_token_equivalents`]."""
+    vision, text = config.vision_config.to_dict(), config.get_text_config()
+    layers, hidden_size = vision.get("depth") or vision["num_hidden_layers"], vision.get("embed_dim")
+    return layers * (hidden_size or vision["hidden_size"]) / (text.num_hidden_layers * text.hidden_size)
+
+
 def rows_and_images(data: DataArguments, rows: int | None, is_text: bool) -> tuple[int | None, float]:
     """Return the number of rows, if it is known without reading the data, and the images of a row."""
     images = 0 if is_text else MMEB_IMAGES
@@ -131,7 +139,7 @@ def sharding(config_file: Path | None) -> dict[str, bool]:
     return {"shards_weights": is_fsdp or stage == 3, "shards_optimizer": is_fsdp or stage >= 1}
 
 
-def chosen_gpus(memory: list[float], names: list[str]) -> list[Gpu]:
+def chosen_gpus(memory: Sequence[float], names: Sequence[str]) -> list[Gpu]:
     """Return the GPUs of given names or memory; by default one of each memory.
 
     Raises:
@@ -191,7 +199,7 @@ def plan_recipe(
     numerics = Numerics(2 if half else 4, 1, 4 if autocast or not half else 2, autocast)
     num_rows, images = rows_and_images(data, rows, is_text)
     size = data.image_size if isinstance(data.image_size, int) else DEFAULT_IMAGE_SIZE
-    content = image_rows(config, size) if images else {}
+    content = image_rows(config, size) | {"patch_share": patch_share(config)} if images else {}
     mean_row = Rows(items=1 if is_text else 2, images=images, text_tokens=TEXT_TOKENS, **content)
     steps = args.max_steps
     if steps <= 0:
@@ -212,6 +220,7 @@ def plan_recipe(
         else None,
         optimizer_bytes=0.5 if "8bit" in args.optim else 2,
         workers=args.dataloader_num_workers,
+        pixel_bytes=embedder.dtype.itemsize,
         **sharding(config_file),
     )
     cost = StepCost(network, numerics)

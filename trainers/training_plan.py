@@ -61,6 +61,7 @@ class Rows:
         patches (`float`): Patches of an image in the vision tower.
         tile_patches (`float`): Those of them that attend to each other.
         patch_numbers (`float`): Numbers of a patch: `3 * patch_size**2` and frames.
+        patch_share (`float`): Share of a token as which a patch counts in `micro_batch_tokens`.
     """
 
     items: float
@@ -70,6 +71,7 @@ class Rows:
     patches: float = 0
     tile_patches: float = 0
     patch_numbers: float = 0
+    patch_share: float = 0
 
     def loads(self, rows: float, micro_batch_tokens: int) -> list[Load]:
         """Return the micro-batches of `rows` rows, texts first."""
@@ -77,7 +79,8 @@ class Rows:
         loads = []
         for items, has_image in ((texts, 0), (images, 1)):
             item_tokens = self.text_tokens + has_image * self.image_tokens
-            count = math.ceil(items / max(1, micro_batch_tokens // item_tokens))
+            item_cost = item_tokens + has_image * self.patches * self.patch_share
+            count = math.ceil(items / max(1, micro_batch_tokens // item_cost))
             share = items / count if count else 0
             image = share * has_image
             load = Load(share * item_tokens, image * self.image_tokens, image * self.patches, item_tokens)
@@ -101,6 +104,7 @@ class Setup:
         shards_weights (`bool`, *optional*, defaults to `False`): FSDP2 and ZeRO-3. 4-bit weights are not sharded.
         shards_optimizer (`bool`, *optional*, defaults to `False`): FSDP2, ZeRO-2 and ZeRO-3; also the gradients.
         workers (`int`, *optional*, defaults to 0): `dataloader_num_workers`.
+        pixel_bytes (`int`, *optional*, defaults to 2): Bytes of a number of a pixel: those of the model's type.
     """
 
     rows_per_gpu: int
@@ -114,6 +118,7 @@ class Setup:
     shards_weights: bool = False
     shards_optimizer: bool = False
     workers: int = 0
+    pixel_bytes: int = 2
 
 
 def count_parameters(model: nn.Module, setup: Setup) -> dict[str, int]:
@@ -184,8 +189,7 @@ def training_plan(
     def used(micro_batch_tokens: int) -> dict[str, float]:
         """Return the bytes with one graph at a time, by part."""
         loads = rows.loads(setup.rows_per_gpu, micro_batch_tokens)
-        # On the device as float32, and in the dtype of the model.
-        pixels = max(load.patches for load in loads) * rows.patch_numbers * (4 + 2)
+        pixels = max(load.patches for load in loads) * rows.patch_numbers * setup.pixel_bytes
         return {**constant, "pixels": pixels, "one graph": max(cost.peak(ways[0], load) for load in loads)}
 
     def left(micro_batch_tokens: int) -> float:
@@ -213,7 +217,7 @@ def training_plan(
         parts["kept graphs"] = min(setup.graph_cache_gb * 1e9, sum(sizes[ways[0]] for sizes in graphs[1:]))
     total = executed(setup.graph_cache_gb)
     seconds = total / (utilization * gpu.tflops * 1e12)
-    batch_pixels = setup.rows_per_gpu * rows.images * rows.patches * rows.patch_numbers * 4  # float32
+    batch_pixels = setup.rows_per_gpu * rows.images * rows.patches * rows.patch_numbers * setup.pixel_bytes
     images_per_second = setup.rows_per_gpu * rows.images / seconds
     return {
         "GPU": f"{setup.gpus} x {gpu.name}",
@@ -225,7 +229,7 @@ def training_plan(
         "useful PFLOP per step and GPU": useful / 1e15,
         "executed PFLOP per step and GPU": total / 1e15,
         "executed / useful": total / useful,
-        "executed / useful, graph_cache_gb: inf": executed(math.inf) / useful,
+        "executed / useful, best plan": executed(math.inf) / useful,
         "seconds per step": seconds,
         "steps": setup.steps,
         "hours": setup.steps * seconds / 3600,

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from unime import UniMEModel, processor_from_backbone
 from unime.cli.main import app
-from unime.cli.plan import chosen_gpus, image_rows, plan_recipe
+from unime.cli.plan import chosen_gpus, image_rows, patch_share, plan_recipe
 from unime.image_size import set_image_size
+from unime.image_tokens_unime import vision_token_equivalents
 from unime.trainers.training_plan import GPUS, NF4_BYTES, Gpu, Rows, Setup, constant_bytes, count_parameters
 
 
@@ -47,7 +48,7 @@ def test_stage_2_is_planned_on_the_backbone_of_stage_1(stage2: dict[str, Any]):
 def test_memory_that_is_left_saves_operations(stage2: dict[str, Any]):
     small, large = stage2["plans"]
     assert small["executed / useful"] == large["executed / useful"] < 2
-    name = "executed / useful, graph_cache_gb: inf"
+    name = "executed / useful, best plan"
     assert 1 <= large[name] < small[name] < small["executed / useful"]
 
 
@@ -128,6 +129,8 @@ def test_tokens_and_patches_of_an_image_are_those_of_the_processor(name: str, ti
     if name == "llava-onevision":  # its tiles are padded to a fixed number
         numbers = (batch["pixel_values"][0].abs().sum((1, 2, 3)) > 0).sum() * batch["pixel_values"][0, 0].numel()
     assert numbers == image["patches"] * image["patch_numbers"]
+    share = vision_token_equivalents(processor, [(pixels, pixels)], config)
+    assert share == pytest.approx(patch_share(config) * image["patches"])
 
 
 def test_weights_gradients_and_optimizer_are_those_of_a_training_step(tiny_model: Callable[[str], Path]):
