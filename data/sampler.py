@@ -1,4 +1,4 @@
-"""Which rows form a batch: blocks of one task or a stream for training, and nearly equal batches for evaluation."""
+"""Which rows form a batch: blocks of a task, balanced parts or a stream to train on, equal batches to evaluate on."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import datasets
 import torch
 from torch.utils.data import IterableDataset, Sampler, get_worker_info
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from .rows import TransformedStream, rows_of_columns
 
@@ -62,6 +63,24 @@ class TaskSampler(Sampler[int]):
         # A short block anywhere but at the end would shift the blocks after it across batch boundaries.
         blocks.sort(key=len, reverse=True)
         return iter([row for rows in blocks for row in rows])
+
+
+class BalancedSampler(BatchRebalanceSampler):
+    """Batch sampler that divides a joined batch into parts of about equal length, perhaps of unequal numbers of rows.
+
+    The base class assumes that a process pads all of its rows to the longest one, but micro-batches have rows of
+    similar lengths, so the cost of a part is the sum of its lengths. The longest rows are placed first, each in the
+    part that is the shortest so far.
+    """
+
+    def _assign(self, indices: list[int], lengths: list[float]) -> list[list[list[int]]]:
+        parts: list[list[int]] = [[] for _ in range(self.dp_size)]
+        totals = [0.0] * self.dp_size
+        for index, length in sorted(zip(indices, lengths, strict=True), key=lambda row: row[1], reverse=True):
+            shortest = min(range(self.dp_size), key=lambda part: (totals[part], len(parts[part])))
+            parts[shortest].append(index)
+            totals[shortest] += length
+        return [[part] for part in parts]
 
 
 def part_of_process(rows: Sequence, num_processes: int, process_index: int) -> list:

@@ -151,5 +151,10 @@ class ContrastiveTrainer(EmbeddingTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.task_block_size == 1:
             return super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy='batch_rebalance' would divide the blocks of one task over the processes: "
+                "set task_block_size to 1, or remove train_sampling_strategy"
+            )
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return TaskSampler(self.train_dataset.with_format(None)["task"], self.args.task_block_size, seed)

@@ -19,8 +19,9 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..batching_unime import count_items, micro_batches
@@ -28,7 +29,7 @@ from ..checkpoint import save_checkpoint
 from ..checkpoint_safety import forbid_remote_code
 from ..data.collator import EvaluationCollator, TrainingStreamCollator
 from ..data.rows import Rows
-from ..data.sampler import EvaluationSampler, EvaluationStream, TrainingStream
+from ..data.sampler import BalancedSampler, EvaluationSampler, EvaluationStream, TrainingStream
 from ..modeling_unime import UniMEModel
 from .activation_checkpointing import compute_last_adapter_first
 from .adapter import make_publishable
@@ -402,6 +403,22 @@ class EmbeddingTrainer(Trainer, ABC):
         stream = TrainingStream(self.train_dataset, *processes, drop_last=args.dataloader_drop_last)
         collate = TrainingStreamCollator(self.data_collator)
         return self._loader(stream, collate, args.dataloader_num_workers, batch_size=None)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        args, dataset = self.args, self.train_dataset
+        if args.train_sampling_strategy in ("group_by_length", "batch_rebalance") and not (
+            isinstance(dataset, Dataset) and args.length_column_name in dataset.column_names
+        ):
+            raise ValueError(
+                f"train_sampling_strategy='{args.train_sampling_strategy}' needs the length of every row before "
+                f"training: use a Dataset with a stored column '{args.length_column_name}' (length_column_name)"
+            )
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, BatchRebalanceSampler):
+            return sampler
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sizes = (sampler.effective_batch_size, sampler.dp_size, sampler.grad_accum)
+        return BalancedSampler(sampler.lengths, *sizes, seed=seed, rank=sampler.rank, drop_last=sampler.drop_last)
 
     def _loader(self, dataset: Any, collate: Callable, num_workers: int, **batches: Any) -> DataLoader:
         """Return a loader of this process's batches, which accelerate must not divide again."""

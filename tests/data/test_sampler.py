@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import IterableDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from unime.data import rows as rows_module
-from unime.data.sampler import EvaluationSampler, EvaluationStream, TaskSampler, TrainingStream
+from unime.data.sampler import BalancedSampler, EvaluationSampler, EvaluationStream, TaskSampler, TrainingStream
 from unime.data.sources import DataArguments, open_rows
 
 
@@ -164,3 +165,15 @@ def test_the_short_last_batch_of_a_pass_is_dropped_kept_or_filled(processes: int
     joined = [[row["number"] for row in chain(*batch)] for batch in zip(*parts, strict=True)]
     assert [len(batch) for batch in joined] == sizes
     assert joined[1] == {"True": [0, 1, 2, 3], "False": [4, 0, 1, 2][: sizes[1]]}[str(drop_last)]
+
+
+def test_balanced_parts_of_a_batch_have_nearly_equal_lengths():
+    lengths = torch.empty(4096).log_normal_(6, 1, generator=torch.Generator().manual_seed(0)).tolist()
+    ranks = [BalancedSampler(lengths, 512, 8, 1, rank=rank) for rank in range(8)]
+    for parts in zip(*ranks, strict=True):
+        totals = [sum(lengths[row] for row in part) for part in parts]
+        assert len({row for part in parts for row in part}) == sum(map(len, parts)) == 512
+        assert max(totals) < 1.001 * sum(totals) / 8  # a mean of 1.2 with 64 rows each
+    equal_rows = [sum(lengths[start : start + 64]) for start in range(0, 512, 64)]
+    assert max(equal_rows) > 1.1 * sum(equal_rows) / 8
+    assert all(part for part in BalancedSampler([0] * 8, 8, 4, 1)._assign(list(range(8)), [0] * 8))
