@@ -58,6 +58,7 @@ from .gradient_cache import (
     with_inputs_on,
     with_last_layer_shortcut,
 )
+from .layer_compilation import compile_layers
 from .nonfinite import all_finite, check_finite_weights, nonfinite_error
 from .throughput import ModelFlops, Throughput, count_tokens
 from .trained_weights import fit_to_model, modules_without_gradient
@@ -222,7 +223,7 @@ class EmbeddingTrainer(Trainer, ABC):
         self._model_flops = ModelFlops(self._embedder) if isinstance(self._embedder, UniMEModel) else None
 
     def _compile(self) -> None:
-        """Compile the parts of the backbone if `torch_compile` or accelerate's `dynamo_backend` is set."""
+        """Compile the layers of the backbone if `torch_compile` or accelerate's `dynamo_backend` is set."""
         plugin = self.accelerator.state.dynamo_plugin
         if plugin.backend == DynamoBackend.NO:
             return
@@ -231,11 +232,7 @@ class EmbeddingTrainer(Trainer, ABC):
                 "torch_compile does not work with a model that FSDP2 or DeepSpeed shards: set it to false, and "
                 "dynamo_backend to 'no' in the configuration of accelerate"
             )
-        # Inductor's own random numbers need not be equal in the two forward passes of gradient caching.
-        torch._inductor.config.fallback_random = True
-        # Vision tower, projector and language model, not the code around them, which depends on the number of images.
-        for part in self._embedder.backbone.children():
-            part.compile(**plugin.to_kwargs())
+        compile_layers(self._embedder.backbone, **plugin.to_kwargs())
         plugin.backend = DynamoBackend.NO  # accelerate would compile a wrapper around the model, which is not called
 
     @abstractmethod
