@@ -219,7 +219,7 @@ def plan_recipe(
         if model_args.load_in_8bit
         else None,
         optimizer_bytes=0.5 if "8bit" in args.optim else 2,
-        workers=args.dataloader_num_workers,
+        prefetched=args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2),
         pixel_bytes=embedder.dtype.itemsize,
         **sharding(config_file),
     )

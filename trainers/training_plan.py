@@ -44,7 +44,6 @@ MARGIN_SHARE = 0.08  # of the memory: the allocator's fragments; as much as the 
 MARGIN_GB = 1.0  # CUDA context, and workspaces of cuBLAS and NCCL
 NF4_BYTES = 0.5 + 4 / 64  # four bits, and a float32 scale for each block of 64
 NESTED_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # the scales in 8 bits
-PREFETCHED_BATCHES = 2  # of each dataloader worker, torch's default
 # Of one thread that decodes, resizes and normalizes JPEGs: between 13 and 46 images a second, by family.
 IMAGES_PER_SECOND_AND_CORE = 25
 
@@ -103,7 +102,8 @@ class Setup:
         optimizer_bytes (`float`, *optional*): Bytes of the optimizer per byte of a trained weight.
         shards_weights (`bool`, *optional*, defaults to `False`): FSDP2 and ZeRO-3. 4-bit weights are not sharded.
         shards_optimizer (`bool`, *optional*, defaults to `False`): FSDP2, ZeRO-2 and ZeRO-3; also the gradients.
-        workers (`int`, *optional*, defaults to 0): `dataloader_num_workers`.
+        prefetched (`int`, *optional*, defaults to 0): Batches that the dataloader's workers hold: their number times
+            `dataloader_prefetch_factor`.
         pixel_bytes (`int`, *optional*, defaults to 2): Bytes of a number of a pixel: those of the model's type.
     """
 
@@ -117,7 +117,7 @@ class Setup:
     optimizer_bytes: float = 2
     shards_weights: bool = False
     shards_optimizer: bool = False
-    workers: int = 0
+    prefetched: int = 0
     pixel_bytes: int = 2
 
 
@@ -233,6 +233,6 @@ def training_plan(
         "seconds per step": seconds,
         "steps": setup.steps,
         "hours": setup.steps * seconds / 3600,
-        "host memory of batches, GB": setup.gpus * (PREFETCHED_BATCHES * setup.workers + 2) * batch_pixels / 1e9,
+        "host memory of batches, GB": setup.gpus * (setup.prefetched + 2) * batch_pixels / 1e9,
         "CPU cores for images": math.ceil(setup.gpus * images_per_second / IMAGES_PER_SECOND_AND_CORE),
     }
