@@ -13,49 +13,50 @@ from unime import UniMEModel
 
 
 SCRIPT = str(Path(__file__).parent / "joined_batch.py")
-TWO_PROCESSES = ["two", "shards", "zero2", "zero3"]
-PROCESSES = ["one.0", *(f"{name}.{rank}" for name in TWO_PROCESSES for rank in (0, 1))]
-STAGES = [(name, "contrastive") for name in ["one", *TWO_PROCESSES]]
+SHARDING = {"two": [], "shards": ["fsdp2"], "zero2": ["zero2"], "zero3": ["zero3"]}  # of each run of two processes
+STAGES = [(name, "contrastive") for name in ["one", *SHARDING]]
 STAGES += [(name, "distillation") for name in ("one", "two", "shards", "zero3")]
 STAGES += [(name, "streamed") for name in ("one", "two", "shards")]
+# DeepSpeed's runs are slow ones; sharding itself is tested with FSDP2.
+MARKED_STAGES = [
+    pytest.param(name, stage, marks=[pytest.mark.slow] if name.startswith("zero") else []) for name, stage in STAGES
+]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Run both stages in one process with batches of 12, and in two with batches of 6, sharded or not."""
+    """Return the results of each process ("two.0", "two.1"), whose run starts when it is first asked for.
+
+    A run trains both stages: "one" in one process with batches of 12, the others in two with batches of 6.
+    """
     folder = tmp_path_factory.mktemp("joined")
     torch.manual_seed(0)
     UniMEModel.from_backbone(AutoConfig.from_pretrained(tiny_model("llava"))).save_pretrained(folder / "model")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    runs = [([sys.executable], "one", ["12"])]
-    runs += [
-        (launch, name, ["6", *sharding])
-        for name, sharding in zip(TWO_PROCESSES, ([], ["fsdp2"], ["zero2"], ["zero3"]), strict=True)
-    ]
-    for pair in (runs[:2], runs[2:4], runs[4:]):  # in pairs, as a process needs half a gigabyte or more
-        started = [
-            subprocess.Popen(
-                [*command, SCRIPT, str(folder / "model"), str(tiny_model("llava")), str(folder / output), *settings],
+
+    class Runs(dict):
+        def __missing__(self, name: str) -> dict[str, Any]:
+            run = name.split(".")[0]
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            settings = ["12"] if run == "one" else ["6", *SHARDING[run]]
+            subprocess.run(
+                [sys.executable, *(launcher if run != "one" else [])]
+                + [SCRIPT, str(folder / "model"), str(tiny_model("llava")), str(folder / run), *settings],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
+                check=True,
+                timeout=240,
             )
-            for command, output, settings in pair
-        ]
-        for process in started:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors[-4000:]
-    results = {name: torch.load(folder / name) for name in PROCESSES}
-    for name, stages in results.items():
-        for stage in stages.keys() - {"world"}:
-            saved = f"{folder / name.split('.')[0]}-{stage}"
-            stages[stage]["weights"] = UniMEModel.from_pretrained(saved).state_dict()
-            stages[stage]["resumed"] = UniMEModel.from_pretrained(f"{saved}-resumed").state_dict()
-    return results
+            for rank in range(1 if run == "one" else 2):
+                stages = self[f"{run}.{rank}"] = torch.load(folder / f"{run}.{rank}")
+                for stage in stages.keys() - {"world"}:
+                    saved = f"{folder / run}-{stage}"
+                    stages[stage]["weights"] = UniMEModel.from_pretrained(saved).state_dict()
+                    stages[stage]["resumed"] = UniMEModel.from_pretrained(f"{saved}-resumed").state_dict()
+            return self[name]
+
+    return Runs()
 
 
-@pytest.mark.parametrize(("run", "stage"), [pair for pair in STAGES if pair[0] != "one"])
+@pytest.mark.parametrize(("run", "stage"), [case for case in MARKED_STAGES if case.values[0] != "one"])
 def test_two_processes_train_like_one_process_with_the_joined_batch(
     runs: dict[str, dict[str, Any]], run: str, stage: str
 ):
@@ -68,18 +69,17 @@ def test_two_processes_train_like_one_process_with_the_joined_batch(
         assert result["evaluation"] == pytest.approx(one["evaluation"], rel=1e-5)
 
 
-def test_items_are_packed_in_one_run_of_each_kind_of_sharding(runs: dict[str, dict[str, Any]]):
-    packed = {
-        (name, stage)
-        for name, stages in runs.items()
-        for stage in stages.keys() - {"world"}
-        if stages[stage]["packed"]
-    }
-    assert packed == {
-        (f"{name}.{rank}", stage)
-        for name, stage in (("zero2", "contrastive"), ("shards", "streamed"))
-        for rank in (0, 1)
-    }
+@pytest.mark.parametrize(
+    ("run", "stages"),
+    [("one", set()), ("two", set()), ("shards", {"streamed"})]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in [("zero2", {"contrastive"}), ("zero3", set())]],
+)
+def test_items_are_packed_in_one_run_of_each_kind_of_sharding(
+    runs: dict[str, dict[str, Any]], run: str, stages: set[str]
+):
+    for rank in range(1 if run == "one" else 2):
+        results = runs[f"{run}.{rank}"]
+        assert {stage for stage in results.keys() - {"world"} if results[stage]["packed"]} == stages
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "distillation"])
@@ -109,7 +109,7 @@ def test_a_stream_gives_the_same_batches_as_the_dataset(runs: dict[str, dict[str
     torch.testing.assert_close(stream, dataset, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "stage"), STAGES)
+@pytest.mark.parametrize(("name", "stage"), MARKED_STAGES)
 def test_resumed_training_ends_with_the_same_weights(runs: dict[str, dict[str, Any]], name: str, stage: str):
     result = runs[f"{name}.0"][stage]
     torch.testing.assert_close(result["resumed"], result["weights"], atol=0, rtol=0)
