@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -128,11 +128,11 @@ class AnswerLogits(torch.nn.Module):
 
     def __init__(self, llava: LlavaForConditionalGeneration):
         super().__init__()
-        self.llava = llava
+        self.model = llava.model  # without the head, whose weights are those of the embeddings
 
     def forward(self, positions: Tensor, **inputs: Tensor) -> Tensor:
-        hidden = self.llava.model(**inputs, use_cache=False).last_hidden_state
-        return self.llava.lm_head(hidden[:, :-1][positions])
+        hidden = self.model(**inputs, use_cache=False).last_hidden_state
+        return linear(hidden[:, :-1][positions], self.model.get_input_embeddings().weight)
 
 
 @dataclass
