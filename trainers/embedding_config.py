@@ -1,6 +1,5 @@
 """The training arguments that both stages share."""
 
-import math
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +48,8 @@ class EmbeddingConfig(TrainingArguments):
             for their backward pass; these micro-batches are embedded once instead of twice. The graph of the current
             micro-batch comes on top. A budget for all graphs saves up to a third of a step's time with adapters, and a
             quarter with full fine-tuning. Under ZeRO-3 a kept graph also holds the weights that were gathered for it.
+            `inf` uses the memory that the device has left, which the first step measures, and lets layers with
+            activation checkpointing keep more than their input where it fits; see [`AutomaticGraphCache`].
         packed (`bool`, *optional*, defaults to `False`): Whether the items of a micro-batch form one row without
             padding, as in `encode(packed=True)`. The result does not change. Use it with flash attention
             (`attn_implementation: flash_attention_2` of the model); other attention implementations compute a mask of
@@ -72,7 +73,9 @@ class EmbeddingConfig(TrainingArguments):
     )
     graph_cache_gb: float = field(
         default=0.0,
-        metadata={"help": "Gigabytes for the graphs of micro-batches, which are then embedded once instead of twice."},
+        metadata={
+            "help": "Gigabytes for graphs of micro-batches, which are then embedded once, not twice; inf: all memory."
+        },
     )
     packed: bool = field(
         default=False,
@@ -118,7 +121,7 @@ class EmbeddingConfig(TrainingArguments):
             raise ValueError(f"micro_batch_tokens must be positive, got {self.micro_batch_tokens}")
         if any(dimensions < 1 for dimensions in self.matryoshka_dims or ()):
             raise ValueError(f"matryoshka_dims must be positive, got {self.matryoshka_dims}")
-        if not 0 <= self.graph_cache_gb < math.inf:
+        if not self.graph_cache_gb >= 0:
             raise ValueError(f"graph_cache_gb must be a number of gigabytes, 0 or more, got {self.graph_cache_gb}")
 
     def __getstate__(self) -> dict[str, Any]:

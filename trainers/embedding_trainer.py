@@ -33,6 +33,7 @@ from ..data.sampler import BalancedSampler, EvaluationSampler, EvaluationStream,
 from ..modeling_unime import UniMEModel
 from .activation_checkpointing import compute_last_adapter_first
 from .adapter import make_publishable
+from .automatic_graph_cache import AutomaticGraphCache, Memory, memory_of
 from .checkpointing import copy_to_every_node, removing_unfinished, write_training_record
 from .distributed import (
     align_micro_batches,
@@ -50,6 +51,7 @@ from .embedding_config import EmbeddingConfig
 from .gradient_cache import (
     BackwardMicroBatch,
     CachedVisionFeatures,
+    GraphCache,
     GraphCacheBudget,
     MicroBatch,
     backward_micro_batch,
@@ -216,6 +218,12 @@ class EmbeddingTrainer(Trainer, ABC):
         if self.accelerator.use_distributed and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             prepare_without_wrapping(self.accelerator)
         self._compile()
+        self._memory: Memory | None = None
+        if math.isinf(args.graph_cache_gb):
+            if not isinstance(self._embedder, UniMEModel):
+                raise ValueError("graph_cache_gb=inf needs a UniMEModel to measure: set a number of gigabytes")
+            self._memory = memory_of(self.args.device)
+        self._automatic_graph_cache: AutomaticGraphCache | None = None
         self._current_batch: Batch = {}
         self._statistics: dict[str, dict[str, list[Tensor]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._throughput = Throughput()
@@ -253,15 +261,23 @@ class EmbeddingTrainer(Trainer, ABC):
             ValueError: The loss is not finite; the message names the step and the rows.
         """
         backward = deepspeed_backward(model) if self.is_deepspeed_enabled else backward_micro_batch
-        return self._cached_loss(model, inputs, self.args.graph_cache_gb, backward)
+        return self._cached_loss(model, inputs, self._graph_cache(), backward)
+
+    def _graph_cache(self) -> GraphCache:
+        synchronize = self._runs_layers_together
+        if self._memory is None:
+            device = self.args.device if synchronize else None
+            return GraphCacheBudget(self.args.graph_cache_gb, self.model, synchronize_on=device)
+        if self._automatic_graph_cache is None:  # it learns in the first step
+            self._automatic_graph_cache = AutomaticGraphCache(self._embedder.backbone, self._memory, synchronize)
+        return self._automatic_graph_cache
 
     def _cached_loss(
-        self, model: Module, inputs: Batch, graph_cache_gb: float, backward: BackwardMicroBatch
+        self, model: Module, inputs: Batch, graph_cache: GraphCache | None, backward: BackwardMicroBatch
     ) -> Tensor:
         statistics = self._statistics["train" if self.model.training else "eval"]
         micro_batches, to_item_order = inputs["micro_batches"], torch.argsort(inputs["order"])
-        synchronize = self._runs_layers_together
-        if synchronize:
+        if self._runs_layers_together:
             micro_batches, rows = align_micro_batches(micro_batches)
             to_item_order = rows.to(to_item_order.device)[to_item_order]
 
@@ -290,9 +306,8 @@ class EmbeddingTrainer(Trainer, ABC):
                 embed = CachedVisionFeatures(embedder.backbone, embed)
         device = self.args.device
         embed = with_inputs_on(device, embed)
-        budget = GraphCacheBudget(graph_cache_gb, self.model, synchronize_on=device if synchronize else None)
         devices = {device}.union(parameter.device for parameter in self.model.parameters())
-        return cached_loss(embed, micro_batches, loss_fn, budget, backward, devices)
+        return cached_loss(embed, micro_batches, loss_fn, graph_cache, backward, devices)
 
     @property
     def _embedder(self) -> PreTrainedModel:
@@ -367,7 +382,7 @@ class EmbeddingTrainer(Trainer, ABC):
             return provenance
         self.model.zero_grad()
         with self.compute_loss_context_manager():
-            loss = self._cached_loss(model, inputs, 0, checked_backward)
+            loss = self._cached_loss(model, inputs, None, checked_backward)
         loss.backward()
         if False not in finite:
             return []

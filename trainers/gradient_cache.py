@@ -14,17 +14,18 @@ pass costs 1 and a backward pass 2 (1 for frozen weights, which need no gradient
 3 (2). Three shortcuts reduce the price and leave the gradients as they are:
 
 - [`GraphCacheBudget`] lets step 1 keep the graphs of as many micro-batches as fit into a memory budget, at least that
-  of the first one; step 3 then embeds only the others again.
+  of the first one; step 3 then embeds only the others again. [`AutomaticGraphCache`] uses the memory that a device has
+  left, also for layers that are not, or not fully, checkpointed.
 - [`CachedVisionFeatures`] reuses the image features of step 1 in step 3 if the vision tower is frozen.
 - [`with_last_layer_shortcut`] runs the last layer for the last token of each item only.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 import torch
@@ -60,7 +61,7 @@ def cached_loss(
     embed: Callable[[MicroBatch], Tensor],
     micro_batches: Sequence[MicroBatch],
     loss_fn: Callable[[Tensor], Tensor],
-    budget: "GraphCacheBudget | None" = None,
+    budget: "GraphCache | None" = None,
     backward: BackwardMicroBatch = backward_micro_batch,
     devices: Iterable[torch.device] = (),
 ) -> Tensor:
@@ -72,8 +73,8 @@ def cached_loss(
         micro_batches (`Sequence`): The micro-batches. A single one is embedded only once.
         loss_fn (`Callable`): Maps all embeddings `(all items, dimensions)`, in the order of the micro-batches, to a
             scalar. It runs once, so it may gather across processes.
-        budget ([`GraphCacheBudget`], *optional*): Memory budget of this step. Graphs are kept until it is used up, so
-            at most one graph exceeds it. By default only the graph of the first micro-batch is kept.
+        budget ([`GraphCacheBudget`] or [`AutomaticGraphCache`], *optional*): Chooses the graphs that are kept. By
+            default only that of the first micro-batch is kept.
         backward (`Callable`, *optional*, defaults to [`backward_micro_batch`]): Backpropagates the gradient of one
             micro-batch.
         devices (`Iterable[torch.device]`, *optional*): Devices that `embed` may draw random numbers from beside those
@@ -91,10 +92,11 @@ def cached_loss(
     embeddings_with_graph: dict[int, Tensor] = {}
     random_states: dict[int, RandomState] = {}
     parts = []
+    budget = GraphCacheBudget(0) if budget is None else budget
+    budget.start(micro_batches)
     for index, tensors in enumerate(micro_batches):
-        within_budget = budget is not None and budget.bytes_left > 0
-        if within_budget or index == 0:
-            with budget.counting(tensors) if budget is not None and within_budget else nullcontext():
+        if index == 0 or budget.keeps(index):
+            with budget.building(index, tensors):
                 embeddings_with_graph[index] = embed(tensors)
             parts.append(embeddings_with_graph[index].detach())
         else:
@@ -116,11 +118,14 @@ def cached_loss(
         for index, tensors in enumerate(micro_batches):
             if index in random_states:
                 with random_states[index].restored(), torch.enable_grad(), torch.autocast(**autocast):
-                    part = embed(tensors)
+                    with budget.building(index, tensors):
+                        part = embed(tensors)
             else:
                 part = embeddings_with_graph.pop(index)
-            backward(part, slices[index] * gradient, index == len(micro_batches) - 1)
+            with budget.backward():
+                backward(part, slices[index] * gradient, index == len(micro_batches) - 1)
             del part  # frees its graph before the next one is built
+        budget.finish()
 
     loss = loss.detach().requires_grad_()
     loss.register_hook(backward_all)
@@ -184,8 +189,29 @@ class RandomState:
             outside.restore()
 
 
+class GraphCache(Protocol):
+    """Chooses the graphs of a step that [`cached_loss`] keeps from the first pass."""
+
+    def start(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Begin a step."""
+
+    def keeps(self, index: int) -> bool:
+        """Return whether to keep the graph of a micro-batch; the first one is always kept."""
+
+    def building(self, index: int, tensors: MicroBatch) -> AbstractContextManager:
+        """Build the graph of a micro-batch inside this context."""
+
+    def backward(self) -> AbstractContextManager:
+        """Run the backward pass of a micro-batch inside this context."""
+
+    def finish(self) -> None:
+        """End a step."""
+
+
 class GraphCacheBudget:
     """The memory that gradient caching may use for graphs that wait for their backward pass.
+
+    Graphs are kept until the budget is used up, so at most one graph exceeds it.
 
     A graph holds the tensors that autograd saves for the backward pass. Each storage counts once, even if several
     tensors or graphs share it; parameters, buffers and inputs exist anyway and do not count. Copies of the inputs on
@@ -193,17 +219,36 @@ class GraphCacheBudget:
 
     Args:
         gigabytes (`float`): The budget, in 10^9 bytes; 0 or more.
-        model (`Module`): The model that is trained.
+        model (`Module`, *optional*): The model that is trained.
         synchronize_on (`torch.device`, *optional*): Charge every process for the largest graph of all processes, so
             that all keep the same number of graphs, and exchange its size on this device. Needed where processes hold
             shards of one model and must run its layers together.
     """
 
-    def __init__(self, gigabytes: float, model: Module, synchronize_on: torch.device | None = None):
+    def __init__(self, gigabytes: float, model: Module | None = None, synchronize_on: torch.device | None = None):
         self.bytes_left = gigabytes * 1e9  # negative if the last graph exceeded the budget
+        weights = chain(model.parameters(), model.buffers()) if model is not None else ()
         # References keep these storages alive, so that no new storage can get the identity of an old one.
-        self._counted = {tensor.untyped_storage() for tensor in chain(model.parameters(), model.buffers())}
+        self._counted = {tensor.untyped_storage() for tensor in weights}
         self._synchronize_on = synchronize_on
+
+    def start(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Begin a step."""
+
+    def keeps(self, index: int) -> bool:
+        """Return whether some of the budget is left."""
+        return self.bytes_left > 0
+
+    def building(self, index: int, tensors: MicroBatch) -> AbstractContextManager:
+        """Count a graph that is built inside this context, until the budget is used up."""
+        return self.counting(tensors) if self.bytes_left > 0 else nullcontext()
+
+    def backward(self) -> AbstractContextManager:
+        """Do nothing."""
+        return nullcontext()
+
+    def finish(self) -> None:
+        """Do nothing."""
 
     @contextmanager
     def counting(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:

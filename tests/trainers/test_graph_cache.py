@@ -104,7 +104,7 @@ def test_a_graph_is_freed_by_its_backward_pass_while_others_are_kept():
     assert alive == [4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("gigabytes", [-1, math.inf, math.nan])
+@pytest.mark.parametrize("gigabytes", [-1, math.nan])
 def test_an_invalid_budget_is_refused(gigabytes: float, tmp_path: Path):
     with pytest.raises(ValueError, match="graph_cache_gb must be a number of gigabytes, 0 or more"):
         ContrastiveConfig(str(tmp_path), use_cpu=True, graph_cache_gb=gigabytes)
