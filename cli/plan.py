@@ -13,6 +13,7 @@ from transformers.utils.logging import set_verbosity_error
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data.sources import DataArguments
+from ..image_tokens_unime import patch_share
 from ..modeling_unime import UniMEModel
 from ..trainers import ContrastiveConfig, DistillationConfig
 from ..trainers.cost_model import Numerics, StepCost
@@ -106,13 +107,6 @@ def image_rows(config: Any, pixels: int) -> dict[str, float]:
         "tile_patches": side**2,
         "patch_numbers": numbers,
     }
-
-
-def patch_share(config: Any) -> float:
-    """Return the share of a token as which a patch counts in a budget, as in [`vision_token_equivalents`]."""
-    vision, text = config.vision_config.to_dict(), config.get_text_config()
-    layers, hidden_size = vision.get("depth") or vision["num_hidden_layers"], vision.get("embed_dim")
-    return layers * (hidden_size or vision["hidden_size"]) / (text.num_hidden_layers * text.hidden_size)
 
 
 def rows_and_images(data: DataArguments, rows: int | None, is_text: bool) -> tuple[int | None, float]:

@@ -44,6 +44,7 @@ def prepare(
     from ..configuration_unime import UniMEConfig
     from ..data.prepared import REJECTED_FILE, RowPreparation, is_prepared, prepare_rows
     from ..data.sources import DataArguments, open_rows, settings_of_rows
+    from ..image_tokens_unime import patch_share
 
     arguments = ["--config", str(config), *context.args]
     parser = TrlParser((DataArguments, ModelArguments))
@@ -63,11 +64,12 @@ def prepare(
         "data": settings_of_rows(data),
         "max_length": max_length,
         "lossless": lossless,
+        "patch_share": patch_share(backbone),
         "image_processor": processor.image_processor.to_dict(),
         "chat_template": processor.chat_template,
     }
     rows = cast(Dataset, open_rows(data))
-    row_preparation = RowPreparation(processor, backbone.vision_config.patch_size, max_length, lossless)
+    row_preparation = RowPreparation(processor, backbone, max_length, lossless)
     written, num_files = prepare_rows(rows, row_preparation, output, settings, workers, shard_index, num_shards)
     if written < num_files:
         typer.echo(f"{written} of {num_files} files are written: run the other shards too")

@@ -24,13 +24,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
-from transformers import ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
 from ..batching_unime import plan_micro_batches
 from ..image_size import size_as_read
-from ..image_tokens_unime import count_image_tokens, count_patches
+from ..image_tokens_unime import count_image_tokens
 from ..processing_unime import ITEM_KEYS, normalize_item, to_rgb
 from ..storage.atomic_files import atomic_write, intact_files
 from .rejected_rows import write_rejected
@@ -52,25 +52,24 @@ def _features(decode: bool) -> Features:
     part = {"type": Value("string"), "text": Value("string"), "image": image}
     item = {"text": Value("string"), "image": List(image), "content": List(part), "instruction": Value("string")}
     texts = dict.fromkeys(("task", "label", "where", "rejected"), Value("string"))
-    counts = dict.fromkeys(("length", "patches"), Value("int64"))
     rows = {"query": item, "positives": List(item), "negatives": List(item), "scores": List(Value("float64"))}
-    return Features(rows | texts | counts)
+    return Features(rows | texts | {"length": Value("int64")})
 
 
 @dataclass(frozen=True)
 class RowPreparation:
-    """Makes stored rows: images as the processor reads them, and the work that a row takes.
+    """Makes stored rows: images as the processor reads them, and the length of a row.
 
     Args:
         processor (`ProcessorMixin`): UniME's processor, with the image size of the training.
-        patch_size (`int`): Height and width of a patch of the vision tower, in pixels.
+        config (`PreTrainedConfig`): Configuration of the backbone, which says what a vision patch is worth.
         max_length (`int`): Maximum number of tokens of an item.
         lossless (`bool`, *optional*, defaults to `False`): Whether to encode every image as PNG. Otherwise drawings
             are PNG, and other images are JPEG.
     """
 
     processor: ProcessorMixin
-    patch_size: int
+    config: PreTrainedConfig
     max_length: int
     lossless: bool = False
 
@@ -78,14 +77,14 @@ class RowPreparation:
         """Return row `index` as it is stored; of a bad row, only where it stands and the reason in `rejected`."""
         row = read_or_explain(rows, index)
         if isinstance(row, str):
-            return {"task": "", "where": f"row {index}", "rejected": row}
+            return {"task": "", "where": f"row {index}", "rejected": row, "length": 0}
         where = row.get("where") or f"row {index}"
         try:
             sides = ([row["query"]], row["positives"], row["negatives"])
             (query,), positives, negatives = ([self._shrink_images(item) for item in items] for items in sides)
-            length, patches = self._count([query, *positives, *negatives])
+            length = self._length([query, *positives, *negatives])
         except ValueError as error:
-            return {"task": row["task"], "where": where, "rejected": f"{where}: {error}"}
+            return {"task": row["task"], "where": where, "rejected": f"{where}: {error}", "length": 0}
         return {
             "query": self._stored_item(query),
             "positives": [self._stored_item(item) for item in positives],
@@ -96,7 +95,6 @@ class RowPreparation:
             "where": where,
             "rejected": None,
             "length": length,
-            "patches": patches,
         }
 
     def _shrink_images(self, item: Mapping[str, Any] | str) -> dict[str, Any]:
@@ -130,13 +128,11 @@ class RowPreparation:
                 return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
         return image
 
-    def _count(self, items: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-        """Return the tokens and the patches that the model reads for the items of a row."""
+    def _length(self, items: Sequence[Mapping[str, Any]]) -> int:
+        """Return what the items of a row take of a token budget without padding, see [`plan_micro_batches`]."""
         normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
-        batches = plan_micro_batches(self.processor, normalized, max_length=self.max_length)
-        sizes = [[image.size for image in item["images"]] for item in normalized.values()]
-        tokens = sum(item.length for batch in batches for item in batch.items)
-        return tokens, sum(count_patches(self.processor, images, self.patch_size) for images in sizes)
+        batches = plan_micro_batches(self.processor, normalized, max_length=self.max_length, config=self.config)
+        return round(sum(item.length + item.vision_cost for batch in batches for item in batch.items))
 
     def _stored_item(self, item: Mapping[str, Any]) -> dict[str, Any]:
         stored: dict[str, Any] = {name: item.get(name) for name in ITEM_KEYS}
@@ -262,8 +258,8 @@ def _stored_rows(folder: Path) -> Dataset:
 def open_prepared(folder: str | Path, expected: Mapping[str, Any]) -> Dataset:
     """Open a prepared training set; images are decoded when a row is read.
 
-    Besides the stored columns `length` (tokens of the row's items, those of images included) and `patches` (of the
-    vision tower), which `with_format(None)` shows, the rows are those of the dataset that it was made of.
+    The rows are those of the dataset that it was made of. `with_format(None)` also shows the column `length`: the
+    tokens of the row's items, those of images included, and what the patches of the vision tower are worth in tokens.
 
     Args:
         folder (`str` or `Path`): Folder that `unime prepare` wrote.

@@ -417,15 +417,18 @@ class EmbeddingTrainer(Trainer, ABC):
         return self._loader(stream, collate, args.dataloader_num_workers, batch_size=None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        args, dataset = self.args, self.train_dataset
-        if args.train_sampling_strategy in ("group_by_length", "batch_rebalance") and not (
-            isinstance(dataset, Dataset) and args.length_column_name in dataset.column_names
-        ):
+        args, dataset, column = self.args, self.train_dataset, self.args.length_column_name
+        if args.train_sampling_strategy not in ("group_by_length", "batch_rebalance"):
+            return super()._get_train_sampler(train_dataset)
+        if not (isinstance(dataset, Dataset) and column in dataset.column_names):
             raise ValueError(
                 f"train_sampling_strategy='{args.train_sampling_strategy}' needs the length of every row before "
-                f"training: use a Dataset with a stored column '{args.length_column_name}' (length_column_name)"
+                f"training: use a Dataset with a stored column '{column}' (length_column_name), such as one that "
+                "`unime prepare` wrote"
             )
-        sampler = super()._get_train_sampler(train_dataset)
+        # As stored: `Trainer` would transform every row, which reads its images, to see its length.
+        sampler = super()._get_train_sampler(dataset.with_format(None).select_columns(column))
+        sampler.lengths = list(sampler.lengths)  # not a lazy column, which reads a file for each value
         if not isinstance(sampler, BatchRebalanceSampler):
             return sampler
         seed = args.seed if args.data_seed is None else args.data_seed

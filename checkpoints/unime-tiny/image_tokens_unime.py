@@ -98,14 +98,29 @@ def _llava_patches(processor: ProcessorMixin, patch_size: int) -> int:
     return (square["height"] // patch_size) * (square["width"] // patch_size)
 
 
+def patch_share(config: PreTrainedConfig) -> float:
+    """Return the share of a token of the language model that a vision patch is worth, in work and in memory.
+
+    A patch has a hidden state in each layer of the tower, a token one in each layer of the language model. The ratio
+    of their sizes is 0.30 for LLaVA-OneVision-7B, 0.63 for SmolVLM2-2.2B and 0.95 for Qwen2-VL-2B; 0 if the
+    configuration states no patch size.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of the backbone.
+    """
+    vision, text = config.to_dict().get("vision_config", {}), config.get_text_config()
+    if vision.get("patch_size") is None:
+        return 0.0
+    # Qwen2-VL has an `embed_dim`, and calls the width of the tower's output `hidden_size`.
+    layers = vision.get("depth") or vision["num_hidden_layers"]
+    hidden_size = vision.get("embed_dim") or vision["hidden_size"]
+    return layers * hidden_size / (text.num_hidden_layers * text.hidden_size)
+
+
 def vision_token_equivalents(
     processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], config: PreTrainedConfig
 ) -> float:
-    """Return how many tokens of the language model the patches of one item's images are worth, in work and in memory.
-
-    A patch has a hidden state in each layer of the tower, a token one in each layer of the language model. The ratio
-    of their sizes is 0.30 for LLaVA-OneVision-7B, 0.63 for SmolVLM2-2.2B and 0.95 for Qwen2-VL-2B. Patches count as
-    zero if the configuration states no patch size.
+    """Return how many tokens of the language model the patches of one item's images are worth, see [`patch_share`].
 
     Args:
         processor (`ProcessorMixin`): The processor.
@@ -115,16 +130,11 @@ def vision_token_equivalents(
     Raises:
         ValueError: The processor rejects the shape of an image.
     """
-    vision, text = config.to_dict().get("vision_config", {}), config.get_text_config()
-    patch_size = vision.get("patch_size")
+    patch_size = config.to_dict().get("vision_config", {}).get("patch_size")
     if patch_size is None:
         return 0.0
     edge = patch_size if isinstance(patch_size, int) else patch_size[0]  # InternVL states both edges
-    # Qwen2-VL has an `embed_dim`, and calls the width of the tower's output `hidden_size`.
-    layers = vision.get("depth") or vision["num_hidden_layers"]
-    hidden_size = vision.get("embed_dim") or vision["hidden_size"]
-    share = layers * hidden_size / (text.num_hidden_layers * text.hidden_size)
-    return share * count_patches(processor, sizes, edge)
+    return patch_share(config) * count_patches(processor, sizes, edge)
 
 
 def _qwen_size(image_processor, width: int, height: int) -> tuple[int, int]:
@@ -170,4 +180,4 @@ def _preprocess_blank_images(processor: ProcessorMixin, sizes: Sequence[tuple[in
     return processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
 
 
-__all__ = ["count_image_tokens", "count_patches", "vision_token_equivalents"]
+__all__ = ["count_image_tokens", "count_patches", "patch_share", "vision_token_equivalents"]

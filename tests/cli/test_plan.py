@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from unime import UniMEModel, processor_from_backbone
 from unime.cli.main import app
-from unime.cli.plan import chosen_gpus, image_rows, patch_share, plan_recipe
+from unime.cli.plan import chosen_gpus, image_rows, plan_recipe
 from unime.image_size import set_image_size
-from unime.image_tokens_unime import vision_token_equivalents
+from unime.image_tokens_unime import patch_share, vision_token_equivalents
 from unime.trainers.training_plan import GPUS, NF4_BYTES, Gpu, Rows, Setup, constant_bytes, count_parameters
 
 

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 from typer.testing import CliRunner, Result
 
 from unime import load_model, micro_batches
@@ -26,8 +26,9 @@ from unime.cli.main import app
 from unime.data import prepared
 from unime.data.mmeb_train import INSTRUCTIONS
 from unime.data.rows import ROW_COLUMNS
+from unime.data.sampler import BalancedSampler
 from unime.data.sources import DataArguments, open_rows
-from unime.image_tokens_unime import count_patches
+from unime.image_tokens_unime import vision_token_equivalents
 from unime.processing_unime import to_item_dict
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
@@ -126,6 +127,7 @@ def test_the_model_reads_the_same_of_prepared_rows(
     rows = open_rows(DataArguments(str(tmp_path / "out"), image_size=SIZES[family]))
     stored = rows.with_format(None)
     processor = load_processor(str(tiny_model(family)), SIZES[family])
+    config = AutoConfig.from_pretrained(tiny_model(family))
     assert len(rows) == len(original) == 9
     for index in GOOD:
         row, expected = rows[index], original[index]
@@ -150,9 +152,10 @@ def test_the_model_reads_the_same_of_prepared_rows(
                 assert torch.equal(tensors["pixel_values"][:, 1:], expected_tensors["pixel_values"][:, 1:])
                 thumbnails = tensors["pixel_values"][:, 0] - expected_tensors["pixel_values"][:, 0]
                 assert thumbnails.abs().mean() < 0.2  # of values from -2 to 2.7; these images are tiny
-        assert stored[index]["length"] == sum(tensors["input_ids"].shape[1] for tensors in read)
+        tokens = sum(tensors["input_ids"].shape[1] for tensors in read)
         sizes = [[image.size for image in to_item_dict(item)["images"]] for item in items]
-        assert stored[index]["patches"] == sum(count_patches(processor, images, 8) for images in sizes)
+        worth = sum(vision_token_equivalents(processor, images, config) for images in sizes)
+        assert stored[index]["length"] == round(tokens + worth)
 
 
 def test_images_are_only_shrunk_and_drawings_and_small_files_keep_their_colours(
@@ -160,7 +163,7 @@ def test_images_are_only_shrunk_and_drawings_and_small_files_keep_their_colours(
 ) -> None:
     assert "9 rows are in" in prepare(recipe(), tmp_path / "out")
     table = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert table.column_names == [*ROW_COLUMNS, "rejected", "length", "patches"]
+    assert table.column_names == [*ROW_COLUMNS, "rejected", "length"]
     (photo_image,) = table[0]["positives"][0]["image"]
     (drawing,) = table[1]["negatives"][0]["image"]
     small, transparent = table[3]["query"]["image"]
@@ -190,6 +193,41 @@ def test_bad_rows_are_listed_and_stop_a_training_unless_it_leaves_them_out(
     (tmp_path / "mined.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [[5, [1, 1]], *[[]] * 8]))
     settings.mined_file = str(tmp_path / "mined.jsonl")  # numbers of the rows of the dataset, as before
     assert [item["text"] for item in open_rows(settings)[0]["negatives"]] == ["d", "b"]
+
+
+@pytest.mark.parametrize("strategy", ["batch_rebalance", "group_by_length"])
+def test_training_divides_prepared_rows_by_their_stored_length(
+    strategy: str, recipe: Callable[..., Path], tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    output = tmp_path / "out"
+    prepare(recipe(), output)
+    stored = prepared._stored_rows(output)["length"][:]
+    assert [length > 0 for length in stored] == [index in GOOD for index in range(9)]
+    rows = open_rows(DataArguments(str(output), image_size=56, rejected_file=str(output / "rejected.jsonl")))
+    transform, read = rows.format["format_kwargs"]["transform"], []
+
+    def counted(columns: dict[str, list]) -> dict[str, list]:
+        read.extend(columns["where"])
+        return transform(columns)
+
+    rows = rows.with_transform(counted)
+    model, processor = load_model(str(tiny_model("qwen2-vl")), 56, dtype="float32")
+    args = ContrastiveConfig(
+        str(tmp_path / "run"), per_device_train_batch_size=6, max_steps=1, report_to="none", use_cpu=True,
+        save_strategy="no", train_sampling_strategy=strategy, length_column_name="length",
+    )  # fmt: skip
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="FEATURE_EXTRACTION")
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor, peft_config=adapter)
+    read.clear()
+    sampler = trainer._get_train_sampler()
+    assert read == [] and sampler.lengths == [stored[index] for index in GOOD]
+    if strategy == "batch_rebalance":
+        parts = [list(BalancedSampler(sampler.lengths, 6, 2, 1, rank=rank))[0] for rank in (0, 1)]
+        longest = max(sampler.lengths)
+        lengths = [sum(sampler.lengths[row] for row in part) for part in parts]
+        assert len(set(parts[0] + parts[1])) == 6 and abs(lengths[0] - lengths[1]) <= longest
+    trainer.train()
+    assert trainer.state.global_step == 1 and len(read) >= 6
 
 
 def test_a_repeated_command_writes_only_what_is_missing_or_damaged(

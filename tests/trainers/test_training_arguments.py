@@ -438,6 +438,15 @@ def test_rows_are_sampled_by_their_length(strategy: str, train: Callable, text_r
     assert trainer.state.global_step == 2
 
 
+def test_sampling_by_length_that_is_impossible_is_refused(train: Callable, text_rows: list[dict[str, Any]]):
+    for strategy in ("group_by_length", "batch_rebalance"):
+        with pytest.raises(ValueError, match=f"'{strategy}' needs the length .* a stored column 'tokens'"):
+            train(train_dataset=text_rows, train_sampling_strategy=strategy, length_column_name="tokens")
+    rows = Dataset.from_list([row | {"length": 1} for row in text_rows])
+    with pytest.raises(ValueError, match="divide the blocks of one task over the processes: set task_block_size"):
+        train(train_dataset=rows, train_sampling_strategy="batch_rebalance", task_block_size=2)
+
+
 @checks("activation_checkpointing", "activation_checkpointing_kwargs")
 @checks("gradient_checkpointing", "gradient_checkpointing_kwargs")
 def test_activation_checkpointing_changes_nothing(train: Callable):
