@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, UntypedStorage, distributed
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -286,6 +287,12 @@ def vision_is_frozen(backbone: PreTrainedModel) -> bool:
     return not any(weight.requires_grad for weight in backbone.parameters() if weight not in language_weights)
 
 
+def _copy_on_host(tensor: Tensor) -> Tensor:
+    """Return a copy in host memory: for CUDA in pinned memory, so that the copies both ways are asynchronous."""
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
 class CachedVisionFeatures:
     """An `embed` for [`cached_loss`] that computes the image features of a micro-batch once, in its first pass.
 
@@ -294,7 +301,8 @@ class CachedVisionFeatures:
     shards of the tower have the same number of micro-batches with images, so they run it together, even if some of
     these are repetitions ([`align_micro_batches`]).
 
-    The features take as much memory as the image tokens of the whole batch at the input of the language model.
+    The features wait in host memory, where they take as much as the image tokens of the whole batch at the input of
+    the language model.
 
     Args:
         backbone (`PreTrainedModel`): The image-text model; its vision tower and projector are frozen.
@@ -305,20 +313,23 @@ class CachedVisionFeatures:
         self._backbone, self._embed = backbone, embed
         self._compute = backbone.get_image_features
         self._devices = {weight.device for weight in backbone.parameters()}
-        self._queue: deque[tuple[BaseModelOutputWithPooling, RandomState]] = deque()
+        self._queue: deque[tuple[list[Any], list[Any], TreeSpec, RandomState]] = deque()
 
     def __call__(self, tensors: MicroBatch) -> Tensor:
         def cached_features(*args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
             if torch.is_grad_enabled() and self._queue:  # a second pass; first passes with a graph precede all others
-                output, state_after_vision = self._queue.popleft()
+                leaves, devices, structure, state_after_vision = self._queue.popleft()
                 # As if the tower had run, so that the language model's dropout mask is unchanged.
                 state_after_vision.restore()
-                return output
+                on_device = (leaf.to(device, non_blocking=True) for leaf, device in zip(leaves, devices, strict=True))
+                return tree_unflatten(on_device, structure)
             output = self._compute(*args, **kwargs)
             if not torch.is_grad_enabled():
                 light = type(output)(**{name: value for name, value in output.items() if name not in UNCACHED_OUTPUTS})
-                devices = self._devices.union(tensor.device for tensor in tensors.values())
-                self._queue.append((light, RandomState(devices)))
+                features, structure = tree_flatten(light)
+                state = RandomState(self._devices.union(tensor.device for tensor in tensors.values()))
+                devices = [tensor.device for tensor in features]
+                self._queue.append(([_copy_on_host(tensor) for tensor in features], devices, structure, state))
             return output
 
         self._backbone.get_image_features = cached_features

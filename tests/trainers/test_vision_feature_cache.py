@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, ProcessorMixin
 
 from unime import UniMEModel, micro_batches, processor_from_backbone
@@ -70,6 +71,25 @@ def test_gradients_with_dropout_are_identical(
         kept = gradients(CachedVisionFeatures(model.backbone, embed), gigabytes)
         assert len(calls) == 4
         torch.testing.assert_close(kept, twice, atol=0, rtol=0)
+
+
+def test_features_wait_in_host_memory(make_model: Callable[..., UniMEModel], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+    backbone = freeze_vision(make_model()).backbone
+
+    def features(tensors: dict[str, Tensor]) -> Tensor:
+        return torch.cat(list(backbone.get_image_features(**tensors).pooler_output))
+
+    with FakeTensorMode(allow_non_fake_inputs=True):  # its tensors claim to be on a GPU
+        backbone.to("cuda")
+        embed, pixels = CachedVisionFeatures(backbone, features), torch.zeros(2, 3, 24, 24, device="cuda")
+        with torch.no_grad():
+            first = [embed({"pixel_values": pixels}) for _ in range(3)]
+        waiting = [tensor for tensors, *_ in embed._queue for tensor in tensors]
+        assert len(embed._queue) == 3 and {tensor.device.type for tensor in waiting} == {"cpu"}
+        again = embed({"pixel_values": pixels})
+    assert again.is_cuda and again.shape == first[0].shape and len(embed._queue) == 2
 
 
 @pytest.mark.parametrize("trained", ["language model", "projector too"])
