@@ -23,6 +23,7 @@ from .options import (
     Source,
     Split,
     TextColumn,
+    Workers,
     load_onto,
     model_or_default,
     printable,
@@ -49,6 +50,7 @@ def embed(
     image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    workers: Workers = 0,
     truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry, with status 1.")] = False,
     as_json: AsJson = False,
@@ -98,7 +100,7 @@ def embed(
                 raise typer.Exit(1)
 
         shards = output.with_name(f".{output.name}.shards") if is_lance else output
-        kept = write_shards(corpus, shards, network, processor, settings, report)
+        kept = write_shards(corpus, shards, network, processor, settings, report, workers)
     rejected = [entry for shard in sorted(shards.glob("*.parquet")) for entry in rejected_in(shard)]
     rejected_file = output.with_name(f"{output.name}.rejected.jsonl")
     rejected_file.unlink(missing_ok=True)
@@ -136,6 +138,7 @@ def index(
     image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
+    workers: Workers = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if an entry was rejected.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -172,7 +175,8 @@ def index(
                 "create a new index"
             )
     with _progress() as show:
-        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, store.record.image_size), show)
+        stored_size = store.record.image_size
+        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, stored_size), show, workers)
     rejected_file = folder / REJECTED_FILE
     result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
     _print_result(

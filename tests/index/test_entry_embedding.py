@@ -1,5 +1,6 @@
 """Embedding entries in windows equals `encode`, embeds equal content once, and skips bad entries."""
 
+import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -158,3 +159,58 @@ def test_a_corpus_is_read_at_most_two_windows_ahead(loaded) -> None:
     assert [entry.id for entry in next(windows).entries] == ["1", "2", "3", "4"]
     assert len(read) <= 2 * 4 + 2 * entry_embedding.READER_THREADS + 1
     windows.close()
+
+
+class EntryOfProcess(Entry):
+    """An entry that remembers the process that read it."""
+
+    @property
+    def content(self) -> str:
+        self.metadata["process"] = os.getpid()
+        return super().content
+
+
+def entries_of_all_kinds() -> list[Entry]:
+    """Return entries with equal content, unreadable ones, and one that the processor rejects."""
+    entries = mixed_entries(14)
+    bad = [Entry("nothing"), Entry("broken", "a text", b"no image"), Entry("gone", image="/nowhere/gone.png")]
+    too_long = Entry("too long", None, noise_png(1, 3000 // 4))
+    return [*bad[:1], *entries[:9], too_long, bad[1], Entry("again", entries[3].text), *entries[9:], bad[2]]
+
+
+@pytest.mark.parametrize("max_pixels", [2**25, 3 * 40 * 40])
+def test_worker_processes_give_the_same_results(loaded, max_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = loaded
+    processor.tokenizer.model_max_length = 40  # an image of 750 pixels takes more tokens
+    monkeypatch.setattr(entry_embedding, "MAX_CHUNK_PIXELS", max_pixels)
+    monkeypatch.setattr(entry_embedding, "CHUNK_ENTRIES", 4)
+    monkeypatch.setattr(entry_embedding, "CHUNKS_PER_WINDOW", 2)
+    entries = [EntryOfProcess(entry.id, entry.text, entry.image) for entry in entries_of_all_kinds()]
+    expected_ids, expected, expected_reasons = concatenate(embed_entries(model, processor, entries, truncate_dim=64))
+    windows = list(embed_entries(model, processor, entries, truncate_dim=64, workers=2))
+    ids, vectors, reasons = concatenate(iter(windows))
+    assert ids == expected_ids and reasons.keys() == expected_reasons.keys()
+    # The index of an item in its batch is part of a message of the processor.
+    assert [reason.split(": item")[0] for reason in reasons.values()] == [
+        reason.split(": item")[0] for reason in expected_reasons.values()
+    ]
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert max(len(window.entries) + len(window.rejected) for window in windows) <= 8
+    processes = {entry.metadata["process"] for window in windows for entry in window.entries}
+    assert len(processes - {os.getpid()}) == 2
+    assert list(embed_entries(model, processor, [], workers=2)) == []
+
+
+def test_chunks_of_worker_processes_that_do_not_fit_into_memory_are_divided_here(loaded) -> None:
+    model, processor = loaded
+    entries = mixed_entries(8)
+    _, expected, _ = concatenate(embed_entries(model, processor, entries))
+
+    def refuse(_, __, kwargs) -> None:
+        if len(kwargs["input_ids"]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    ids, vectors, rejected = concatenate(embed_entries(model, processor, entries, workers=1))
+    assert ids == [entry.id for entry in entries] and not rejected
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
