@@ -139,7 +139,7 @@ def test_every_data_file_of_the_package_is_installed() -> None:
 def test_the_extra_all_holds_every_extra_of_a_user() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"]
     (line,) = extras["all"]
-    for_developers = {"all", "dev", "docs", "slow", "bench", "study", "ray", "deepspeed"}
+    for_developers = {"all", "dev", "docs", "slow", "bench", "study", "ray", "deepspeed", "liger"}
     assert Requirement(line).extras == set(extras) - for_developers
 
 

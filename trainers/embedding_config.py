@@ -14,8 +14,6 @@ REFUSED_ARGUMENTS = {
     "label_smoothing_factor": "smooths class labels, which these losses do not have: remove it",
     "auto_find_batch_size": "would shrink the batch that the loss compares: lower micro_batch_tokens instead, which "
     "bounds the memory",
-    "use_liger_kernel": "has no effect, as Liger does not support model type unime: remove it",
-    "liger_kernel_config": "has no effect, as Liger does not support model type unime: remove it",
     "use_cache": "has no effect, as embedding a text needs no cache of keys and values: remove it",
     "remove_unused_columns": "would remove the columns that the collator reads: remove it",
     "label_names": "has no effect, as the rows have no labels of a classifier: remove it",
@@ -107,6 +105,15 @@ class EmbeddingConfig(TrainingArguments):
             if getattr(self, name):
                 raise ValueError(f"{name} {reason}")
         self._check_accelerator_config()
+        if unsupported := sorted(set(self.liger_kernel_config or ()) - {"rms_norm", "swiglu"}):
+            raise ValueError(
+                "liger_kernel_config switches the kernels rms_norm and swiglu; it cannot hold "
+                f"{', '.join(unsupported)}: remove what is not one of the two"
+            )
+        if self.liger_kernel_config and not self.use_liger_kernel:
+            raise ValueError(
+                "liger_kernel_config has no effect without use_liger_kernel: set use_liger_kernel to true"
+            )
         if "lomo" in self.optim or "layerwise" in self.optim:
             raise ValueError(
                 f"optim={self.optim.value} changes a weight as soon as its gradient is there, but here gradients add "

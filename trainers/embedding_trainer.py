@@ -61,6 +61,7 @@ from .gradient_cache import (
     with_last_layer_shortcut,
 )
 from .layer_compilation import compile_layers
+from .liger_kernels import use_liger_kernels
 from .nonfinite import all_finite, check_finite_weights, nonfinite_error
 from .throughput import ModelFlops, Throughput, count_tokens
 from .trained_weights import fit_to_model, modules_without_gradient
@@ -136,8 +137,10 @@ class EmbeddingTrainer(Trainer, ABC):
 
     Raises:
         ValueError: `merge_dequantized` is set without quantized weights; a dataset is empty, lacks a column or is
-            smaller than a batch; there is neither a processor nor a collator; one process has several GPUs; or the
-            training is sharded by FSDP1, or compiled and sharded.
+            smaller than a batch; there is neither a processor nor a collator; one process has several GPUs; the
+            training is sharded by FSDP1, or compiled and sharded; or `use_liger_kernel` is set for a device or a
+            family that Liger's kernels do not support.
+        MissingExtraError: `use_liger_kernel` is set and Liger is not installed.
     """
 
     columns: tuple[str, ...]
@@ -184,6 +187,8 @@ class EmbeddingTrainer(Trainer, ABC):
             raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
         if args.packed and isinstance(embedder, UniMEModel):
             check_packing(embedder)
+        if args.use_liger_kernel and isinstance(embedder, UniMEModel):
+            use_liger_kernels(embedder.backbone, args.liger_kernel_config, args.device)
         if isinstance(embedder, UniMEModel):  # no optimizer state and no weight decay where no gradient can come
             for name in modules_without_gradient(embedder):
                 embedder.get_submodule(name).requires_grad_(False)

@@ -275,7 +275,6 @@ def test_more_hard_negatives_than_candidates_can_be_trained(make_trainer: Callab
         ({"pad_negatives": "drop"}, "pad_negatives must be 'mask' or 'repeat'"),
         ({"negative_sampling": "best"}, "negative_sampling must be 'hardest', 'random' or 'easiest'"),
         ({"gradient_accumulation_steps": 4}, "raise per_device_train_batch_size instead"),
-        ({"use_liger_kernel": True}, "use_liger_kernel has no effect"),
     ],
 )
 def test_invalid_arguments_are_refused(options: dict[str, Any], message: str, tmp_path: Path):

@@ -26,8 +26,6 @@ REFUSED = {
     "gradient_accumulation_steps": 2,
     "label_smoothing_factor": 0.1,
     "auto_find_batch_size": True,
-    "use_liger_kernel": True,
-    "liger_kernel_config": {"rope": True},
     "use_cache": True,
     "remove_unused_columns": True,
     "label_names": ["label"],
