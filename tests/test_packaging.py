@@ -20,6 +20,7 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 EXTRAS = {
     "unime": None,
     "unime.cli": None,
+    "unime.cli.plan": "train",
     "unime.export": "export",
     "unime.storage": "train",
     "unime.data": "train",

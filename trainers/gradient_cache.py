@@ -245,7 +245,8 @@ class GraphCacheBudget:
         return self.counting(tensors) if self.bytes_left > 0 else nullcontext()
 
     def backward(self) -> AbstractContextManager:
-        """Do nothing."""
+        """Forget the graphs that were counted, so that each is freed by its backward pass."""
+        self._counted.clear()
         return nullcontext()
 
     def finish(self) -> None:
