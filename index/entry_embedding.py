@@ -8,6 +8,7 @@ With worker processes, these also make the tensors, so that only the model runs 
 worker or the model rejects is embedded here once more, which finds the entries at fault.
 """
 
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -256,12 +257,17 @@ def _embed_with_workers(
         config=model.config.backbone_config,
     )
     chunks = windows(entries, Entry.num_pixels, CHUNK_ENTRIES, MAX_CHUNK_PIXELS)
+    # A fork of this process could deadlock on the locks of LanceDB's threads; the server is forked without them.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload([__name__])
     loader = DataLoader(
         _ChunkReader(plan, instruction),
         sampler=chunks,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCHED_CHUNKS,
+        multiprocessing_context=context,
     )
     dimensions = truncate_dim or model.config.hidden_size
     model.eval()

@@ -99,6 +99,7 @@ def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tm
     np.testing.assert_array_equal(read.with_format("numpy")["embedding"][:], vectors)
 
 
+@pytest.mark.slow
 def test_worker_processes_write_the_same_table(corpus: Path, tmp_path: Path) -> None:
     (corpus / "broken.jpg").write_bytes(b"no image")
     tables = []
