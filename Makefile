@@ -41,7 +41,7 @@ styles: .venv/installed ## fetch the emoji of four other artists from the npm re
 		$$($(BIN)/python -c 'from unime.openmoji.styles import PACKAGES; print(*(f"{p.name}@{p.version}" for p in PACKAGES.values()))')
 
 test: .venv/installed ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 test-slow: .venv/installed ## run the slow tests: kills, load, Ray, a real browser (needs chromium)
 	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,slow]"
