@@ -25,6 +25,7 @@ from ..trainers.training_plan import (
     Gpu,
     Rows,
     Setup,
+    batches_in_host_memory,
     constant_bytes,
     count_parameters,
     training_plan,
@@ -213,7 +214,11 @@ def plan_recipe(
         if model_args.load_in_8bit
         else None,
         optimizer_bytes=0.5 if "8bit" in args.optim else 2,
-        prefetched=args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2),
+        host_batches=batches_in_host_memory(
+            args.dataloader_num_workers,
+            args.dataloader_prefetch_factor,
+            settings.get("dataloader_pin_memory", True),  # `use_cpu` turns it off in `args`
+        ),
         pixel_bytes=embedder.dtype.itemsize,
         **sharding(config_file),
     )

@@ -102,8 +102,8 @@ class Setup:
         optimizer_bytes (`float`, *optional*): Bytes of the optimizer per byte of a trained weight.
         shards_weights (`bool`, *optional*, defaults to `False`): FSDP2 and ZeRO-3. 4-bit weights are not sharded.
         shards_optimizer (`bool`, *optional*, defaults to `False`): FSDP2, ZeRO-2 and ZeRO-3; also the gradients.
-        prefetched (`int`, *optional*, defaults to 0): Batches that the dataloader's workers hold: their number times
-            `dataloader_prefetch_factor`.
+        host_batches (`int`, *optional*, defaults to 3): Batches that a process holds in host memory, see
+            [`batches_in_host_memory`].
         pixel_bytes (`int`, *optional*, defaults to 2): Bytes of a number of a pixel: those of the model's type.
     """
 
@@ -117,8 +117,22 @@ class Setup:
     optimizer_bytes: float = 2
     shards_weights: bool = False
     shards_optimizer: bool = False
-    prefetched: int = 0
+    host_batches: int = 3
     pixel_bytes: int = 2
+
+
+def batches_in_host_memory(num_workers: int, prefetch_factor: int | None = None, pin_memory: bool = True) -> int:
+    """Return how many batches one process of a training holds in host memory, at most.
+
+    Each worker makes or has made `prefetch_factor` batches that nobody has taken. The training uses one, accelerate
+    has taken the next one, and a batch that is copied into pinned memory exists twice.
+
+    Args:
+        num_workers (`int`): `dataloader_num_workers`.
+        prefetch_factor (`int`, *optional*, defaults to 2): `dataloader_prefetch_factor`.
+        pin_memory (`bool`, *optional*, defaults to `True`): `dataloader_pin_memory`; without effect on a CPU.
+    """
+    return num_workers * (prefetch_factor or 2) + 2 + pin_memory
 
 
 def count_parameters(model: nn.Module, setup: Setup) -> dict[str, int]:
@@ -233,6 +247,6 @@ def training_plan(
         "seconds per step": seconds,
         "steps": setup.steps,
         "hours": setup.steps * seconds / 3600,
-        "host memory of batches, GB": setup.gpus * (setup.prefetched + 2) * batch_pixels / 1e9,
+        "host memory of batches, GB": setup.gpus * setup.host_batches * batch_pixels / 1e9,
         "CPU cores for images": math.ceil(setup.gpus * images_per_second / IMAGES_PER_SECOND_AND_CORE),
     }
