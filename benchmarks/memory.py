@@ -1,12 +1,13 @@
 """Peak memory of a stage-2 step by batch size and by size of the graph cache.
 
-    python benchmarks/memory.py --batch_sizes 128 512 2048 --graph_cache_gb 0 0.25 1
+    python benchmarks/memory.py --batch_sizes 16 128 --graph_cache_gb 0 0.5
 
 Each row of the table comes from its own process, which trains on the same rows in one batch or in several: the peak of
-the resident memory, and its increase during the steps. The model and the tensors of all batches, including pixels, are
-in memory before; the steps add gradients, graphs, embeddings, and the matrix of the loss. They also add memory that
-the allocator cannot reuse between micro-batches of different shapes, which grows with their number; hence the number
-of rows is the same in every process. Writes benchmarks/results/memory.json. Linux only.
+the resident memory, and its increase during the steps. A row has a caption and an image of `image_size` pixels. The
+model and the tensors of all batches are in memory before. The steps add gradients, graphs, embeddings, the matrix of
+the loss, and copies of the inputs, as if they went from host memory to a GPU. They also add memory that the allocator
+cannot reuse between micro-batches of different shapes, which grows with their number; hence the number of rows is the
+same in every process. Writes benchmarks/results/memory.json. Linux only.
 """
 
 import ctypes
@@ -18,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import models
 import psutil
 import result_files
 import torch
+from torch import Tensor
 from trl import TrlParser
 
 from unime import load_model
@@ -35,24 +38,43 @@ ROOT = Path(__file__).resolve().parents[1]
 class ScriptArguments:
     """Settings of the benchmark."""
 
-    model: str = field(default=str(ROOT / "checkpoints/unime-tiny"), metadata={"help": "Checkpoint or backbone."})
-    batch_sizes: list[int] = field(default_factory=lambda: [128, 512, 2048], metadata={"help": "Rows per batch."})
-    rows: int = field(default=2048, metadata={"help": "Rows in total, in steps of one batch each."})
+    model: str = field(default="qwen2-vl-3m", metadata={"help": "Random model, or unime-tiny."})
+    image_size: list[int] = field(default_factory=lambda: [640, 480], metadata={"help": "Width and height in pixels."})
+    batch_sizes: list[int] = field(default_factory=lambda: [16, 128], metadata={"help": "Rows per batch."})
+    rows: int = field(default=128, metadata={"help": "Rows in total, in steps of one batch each."})
     graph_cache_gb: list[float] = field(
-        default_factory=lambda: [0, 0.25, 1], metadata={"help": "Sizes of the graph cache in GB."}
+        default_factory=lambda: [0, 0.5], metadata={"help": "Sizes of the graph cache in GB."}
     )
-    micro_batch_tokens: int = field(default=1024, metadata={"help": "Token budget of one forward pass."})
+    micro_batch_tokens: int = field(default=4096, metadata={"help": "Token budget of one forward pass."})
     output: str = field(default=str(ROOT / "benchmarks/results/memory.json"), metadata={"help": "Output file."})
     only: bool = field(
         default=False, metadata={"help": "Internal: measure one batch size and cache size in this process."}
     )
 
 
+class HostTensor(Tensor):
+    """A tensor that `to` copies, as it does from host memory to a GPU."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return a copy."""
+        return self.as_subclass(Tensor).clone()
+
+
+def rows_with_images(count: int, width: int, height: int) -> list[dict[str, Any]]:
+    """Return rows with a caption and an OpenMoji scene of a size."""
+
+    def enlarged(row: dict[str, Any]) -> dict[str, Any]:
+        image = row["positive"]["image"].resize((width, height))
+        return row | {"positive": row["positive"] | {"image": image}, "negatives": []}
+
+    return list(map(enlarged, openmoji_rows("validation", count, tasks=["scene_t2i"])))
+
+
 def peak_memory(script: ScriptArguments, batch_size: int, graph_cache_gb: float) -> dict[str, float]:
     """Return the peak resident memory, its increase during the steps, and the size of a batch, in MB."""
     torch.set_num_threads(1)
-    model, processor = load_model(script.model, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
+        model, processor = load_model(str(models.checkpoint(script.model, Path(folder))), dtype="float32")
         args = ContrastiveConfig(
             folder,
             per_device_train_batch_size=batch_size,
@@ -65,10 +87,15 @@ def peak_memory(script: ScriptArguments, batch_size: int, graph_cache_gb: float)
             use_cpu=True,
             disable_tqdm=True,
         )
-        dataset = openmoji_rows("validation", script.rows)
+        dataset = rows_with_images(script.rows, *script.image_size)
         trainer = ContrastiveTrainer(model, args, train_dataset=dataset, processing_class=processor)
         starts = range(0, script.rows, batch_size)
-        batches = [trainer.data_collator(list(dataset.select(range(start, start + batch_size)))) for start in starts]
+        batches = [trainer.data_collator(dataset[start : start + batch_size]) for start in starts]
+        for batch in batches:
+            batch["micro_batches"] = [
+                {name: tensor.as_subclass(HostTensor) for name, tensor in tensors.items()}
+                for tensors in batch["micro_batches"]
+            ]
         # Return freed memory to the kernel; otherwise the steps could use it without an increase.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
@@ -88,6 +115,7 @@ def measure_in_subprocess(script: ScriptArguments, batch_size: int, graph_cache_
     command = [sys.executable, __file__, "--model", script.model, "--only", "true"]
     command += ["--batch_sizes", str(batch_size), "--graph_cache_gb", str(graph_cache_gb)]
     command += ["--micro_batch_tokens", str(script.micro_batch_tokens), "--rows", str(script.rows)]
+    command += ["--image_size", *map(str, script.image_size)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(
@@ -118,8 +146,8 @@ def main(script: ScriptArguments) -> None:
                 }
             )
     print(result_files.table(rows))
-    settings = {"model": Path(script.model).name, "rows": script.rows, "dtype": "float32"}
-    settings["micro-batch tokens"] = script.micro_batch_tokens
+    settings = {"model": script.model, "rows": script.rows, "image": "x".join(map(str, script.image_size))}
+    settings |= {"dtype": "float32", "micro-batch tokens": script.micro_batch_tokens}
     result_files.write(script.output, settings, rows)
 
 

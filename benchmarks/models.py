@@ -36,6 +36,16 @@ TINY = "unime-tiny"
 FAMILIES = ("llava-onevision", "qwen2-vl")  # 60 to 100 M parameters
 # Keeps the embeddings of different items apart, as trained weights do; the default of 0.02 does not.
 INITIALIZER_RANGE = 0.04
+LANGUAGE_3M = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 4096,
+    "initializer_range": INITIALIZER_RANGE,
+    "tie_word_embeddings": True,
+}
 LANGUAGE = {
     "hidden_size": 768,
     "intermediate_size": 2048,
@@ -64,15 +74,17 @@ QWEN2_7B = QWEN2_2B | {
 SIGLIP = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 5, "num_attention_heads": 6}
 SIGLIP |= {"image_size": 96, "patch_size": 16}  # a tile becomes 36 tokens
 QWEN_VISION = {"depth": 5, "embed_dim": 384, "num_heads": 6, "patch_size": 16}
+QWEN_VISION_3M = {"depth": 3, "embed_dim": 192, "num_heads": 3, "patch_size": 16}
 QWEN_VISION_675M = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "patch_size": 14}
 # The language model and the vision tower of each random model.
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llava-onevision": (LANGUAGE, SIGLIP),
     "qwen2-vl": (LANGUAGE, QWEN_VISION),
+    "qwen2-vl-3m": (LANGUAGE_3M, QWEN_VISION_3M),
     "qwen2-vl-2b": (QWEN2_2B, QWEN_VISION_675M),
     "qwen2-vl-7b": (QWEN2_7B, QWEN_VISION_675M),
 }
-REAL_SIZES = tuple(SIZES)[len(FAMILIES) :]
+REAL_SIZES = ("qwen2-vl-2b", "qwen2-vl-7b")
 LLAVA_ONEVISION_CHAT = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' ~ message['role'] ~ ' ' -}}
@@ -181,10 +193,10 @@ def configuration(name: str) -> tuple[PreTrainedConfig, ProcessorMixin]:
 
 
 def random_model(family: str, folder: Path) -> Path:
-    """Write a random native backbone of 60 to 100 M parameters, with its tokenizer and processor.
+    """Write a random native backbone, with its tokenizer and processor.
 
     Args:
-        family (`str`): One of `FAMILIES`.
+        family (`str`): One of `FAMILIES`, or `qwen2-vl-3m`, which reads large images in little time.
         folder (`Path`): Output folder; created if absent.
 
     Returns:

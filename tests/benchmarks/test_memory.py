@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_memory_depends_on_the_graph_cache_and_not_on_the_batch(tmp_path: Path):
     command = [sys.executable, "benchmarks/memory.py", "--output", str(tmp_path / "memory.json")]
+    command += ["--model", "unime-tiny", "--image_size", "96", "96"]
     command += ["--batch_sizes", "64", "256", "--graph_cache_gb", "0", "0.2", "8"]
     command += ["--micro_batch_tokens", "512", "--rows", "256"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
