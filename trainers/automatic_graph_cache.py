@@ -25,10 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .activation_checkpointing import calling, checkpointed_layers, checkpointing_function
 from .gradient_cache import MicroBatch, RandomState
-from .pass_planning import Checkpointing, PlannedPass, plan_passes
-
-
-MEMORY_MARGIN = 0.08  # share of the device that stays unused: the allocator's fragments, and what other libraries take
+from .pass_planning import MEMORY_MARGIN, Checkpointing, PlannedPass, plan_passes
 
 
 class Memory(Protocol):

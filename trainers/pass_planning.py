@@ -17,6 +17,10 @@ from enum import IntEnum
 from itertools import pairwise
 
 
+# Share of a device that no graph uses: fragments of the allocator, and a largest micro-batch that no step measured.
+MEMORY_MARGIN = 0.08
+
+
 class Checkpointing(IntEnum):
     """What the layers of a micro-batch keep for their backward pass, in ascending order of memory."""
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .cost_model import Load, StepCost
-from .pass_planning import Checkpointing, executed_flops, plan_passes
+from .pass_planning import MEMORY_MARGIN, Checkpointing, executed_flops, plan_passes
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ GPUS = (
     Gpu("H200", 141, 989.4),
 )
 
-MARGIN_SHARE = 0.08  # of the memory: the allocator's fragments; as much as the automatic graph cache leaves
-MARGIN_GB = 1.0  # CUDA context, and workspaces of cuBLAS and NCCL
+CONTEXT_GB = 1.0  # CUDA context, and workspaces of cuBLAS and NCCL, which the driver counts as taken
 NF4_BYTES = 0.5 + 4 / 64  # four bits, and a float32 scale for each block of 64
 NESTED_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # the scales in 8 bits
 # Of one thread that decodes, resizes and normalizes JPEGs: between 13 and 46 images a second, by family.
@@ -198,7 +197,7 @@ def training_plan(
         utilization (`float`): Executed operations per second over the peak rate of the GPU.
     """
     ways = list(Checkpointing) if setup.checkpointing else [Checkpointing.NONE]
-    margin = (MARGIN_SHARE * gpu.memory_gb + MARGIN_GB) * 1e9
+    margin = (MEMORY_MARGIN * gpu.memory_gb + CONTEXT_GB) * 1e9
 
     def used(micro_batch_tokens: int) -> dict[str, float]:
         """Return the bytes with one graph at a time, by part."""
@@ -217,19 +216,18 @@ def training_plan(
     graphs = [{way: cost.kept(way, load) for way in ways} for load in loads]
     free = max(0.0, left(setup.micro_batch_tokens))
 
-    def executed(graph_cache_gb: float) -> float:
-        if math.isinf(graph_cache_gb):
-            return executed_flops(plan_passes(graphs, free), forward, backward, again)
-        plain = [{ways[0]: sizes[ways[0]]} for sizes in graphs]  # a budget in GB leaves checkpointing as it is
-        return executed_flops(plan_passes(plain, graph_cache_gb * 1e9), forward, backward, again)
+    def planned(graph_cache_gb: float) -> tuple[float, float]:
+        """Return the executed operations, and the bytes of graphs beside the smallest one."""
+        # a budget in GB leaves checkpointing as it is
+        sizes = graphs if math.isinf(graph_cache_gb) else [{ways[0]: graph[ways[0]]} for graph in graphs]
+        passes = plan_passes(sizes, free if math.isinf(graph_cache_gb) else graph_cache_gb * 1e9)
+        kept = sum(graph[one.checkpointing] for graph, one in zip(graphs, passes, strict=True) if one.kept)
+        second = max(graph[one.checkpointing] - graph[ways[0]] for graph, one in zip(graphs, passes, strict=True))
+        return executed_flops(passes, forward, backward, again), max(kept - graphs[0][ways[0]], second)
 
     useful = sum(forward) + sum(backward)
     parts = used(setup.micro_batch_tokens)
-    if math.isinf(setup.graph_cache_gb):
-        parts["kept graphs"] = min(free, sum(sizes[ways[-1]] for sizes in graphs[1:]))
-    else:
-        parts["kept graphs"] = min(setup.graph_cache_gb * 1e9, sum(sizes[ways[0]] for sizes in graphs[1:]))
-    total = executed(setup.graph_cache_gb)
+    total, parts["kept graphs"] = planned(setup.graph_cache_gb)
     seconds = total / (utilization * gpu.tflops * 1e12)
     batch_pixels = setup.rows_per_gpu * rows.images * rows.patches * rows.patch_numbers * setup.pixel_bytes
     images_per_second = setup.rows_per_gpu * rows.images / seconds
@@ -243,7 +241,7 @@ def training_plan(
         "useful PFLOP per step and GPU": useful / 1e15,
         "executed PFLOP per step and GPU": total / 1e15,
         "executed / useful": total / useful,
-        "executed / useful, best plan": executed(math.inf) / useful,
+        "executed / useful, best plan": planned(math.inf)[0] / useful,
         "seconds per step": seconds,
         "steps": setup.steps,
         "hours": setup.steps * seconds / 3600,
