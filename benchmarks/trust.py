@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = [
     "tests/trust",
     "tests/cli/test_embed.py::test_a_killed_run_goes_on_and_nothing_is_lost_or_doubled",
+    "tests/data/test_prepared.py",
     "tests/recipes/test_embed_corpus.py",
     "tests/recipes/test_resume.py",
     "tests/recipes/test_several_nodes.py",

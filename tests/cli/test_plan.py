@@ -42,7 +42,8 @@ def test_stage_2_is_planned_on_the_backbone_of_stage_1(stage2: dict[str, Any]):
     # 4 workers prefetch one batch each, one is used, one comes next and one is pinned: 128 rows, bfloat16 pixels.
     pixels = 128 * 1.14 * 576 * 1176
     assert small["host memory of batches, GB"] == pytest.approx(8 * (4 + 3) * pixels * 2 / 1e9)
-    assert small["hours"] == pytest.approx(large["hours"] * 989.4 / 165.2)
+    work = small["executed / useful"] / large["executed / useful"]
+    assert small["hours"] == pytest.approx(large["hours"] * work * 989.4 / 165.2)
     assert small["total, GB"] - small["memory, GB"]["margin"] == pytest.approx(
         sum(size for name, size in small["memory, GB"].items() if name != "margin")
     )
@@ -50,9 +51,12 @@ def test_stage_2_is_planned_on_the_backbone_of_stage_1(stage2: dict[str, Any]):
 
 def test_memory_that_is_left_saves_operations(stage2: dict[str, Any]):
     small, large = stage2["plans"]
-    assert small["executed / useful"] == large["executed / useful"] < 2
-    name = "executed / useful, best plan"
-    assert 1 <= large[name] < small[name] < small["executed / useful"]
+    assert 1 <= large["executed / useful"] < small["executed / useful"] < 1.5
+    for entry in (small, large):  # the recipe's graph cache takes what is left
+        assert entry["executed / useful"] == entry["executed / useful, best plan"]
+    recipe, kinds = RECIPES / "qwen2-vl-2b" / "stage2.yaml", [GPUS[0], GPUS[2]]
+    small, large = plan_recipe(recipe, 8, kinds, overrides=["--graph_cache_gb", "0"])["plans"]
+    assert 1.5 < small["executed / useful"] == large["executed / useful"] < 2
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():

@@ -87,7 +87,14 @@ def train_both_stages(
     return one, two
 
 
-@pytest.mark.parametrize("recipe", BACKBONES)
+# The 7B recipes of Qwen train models of the same classes as the smaller ones.
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("qwen2-vl-7b", "qwen2.5-vl-7b") else ())
+        for name in BACKBONES
+    ],
+)
 def test_a_recipe_trains_a_tiny_model_of_its_backbone(
     recipe: str,
     tiny_model: Callable[[str], Path],

@@ -56,6 +56,7 @@ def letters(cache: AutomaticGraphCache) -> str:
     return "".join("fsn"[p.checkpointing].upper() if p.kept else "fsn"[p.checkpointing] for p in cache.passes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", ["trained", "frozen"])
 def test_gradients_are_the_same_and_the_memory_is_not_exceeded(
     vision: str, model: PeftModel, batches: list[dict[str, Tensor]]
@@ -92,6 +93,7 @@ def test_without_checkpointing_whole_graphs_are_kept(model: PeftModel, batches: 
         assert letters(cache) == expected
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_micro_batch_is_measured(model: PeftModel, batches: list[dict[str, Tensor]]):
     cache = AutomaticGraphCache(model.get_base_model().backbone, HostMemory(capacity=1e9))
     texts = [tensors for tensors in batches if "pixel_values" not in tensors]
@@ -104,6 +106,7 @@ def test_a_new_kind_of_micro_batch_is_measured(model: PeftModel, batches: list[d
     assert letters(cache) == "N" * len(batches)
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_the_same_steps(
     make_model: Callable[..., UniMEModel], processor: ProcessorMixin, rows: list[dict[str, Any]], tmp_path: Path
 ):

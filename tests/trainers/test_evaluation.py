@@ -192,6 +192,7 @@ def test_the_metrics_do_not_depend_on_the_number_of_processes(evaluated: Callabl
             assert {f"eval_{name}_loss" for name in sets} <= set(result[stage])
 
 
+@pytest.mark.slow
 def test_one_process_embeds_the_only_row_of_an_evaluation_set(evaluated: Callable):
     last = [result["contrastive batches"][-1] for result in (*evaluated(1), *evaluated(2))]
     assert [len(rows) for rows in last] == [1, 0, 1]
