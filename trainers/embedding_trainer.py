@@ -1,4 +1,4 @@
-"""The trainer that both stages build on: gradient caching, one loss over all processes, logging and saving."""
+"""The trainer that both stages build on: gradient caching, one loss over all processes, evaluation and logging."""
 
 import logging
 import math
@@ -7,9 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,33 +17,22 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, set_seed
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..batching_unime import count_items, micro_batches
-from ..checkpoint import save_checkpoint
-from ..checkpoint_safety import forbid_remote_code
-from ..data.collator import EvaluationCollator, TrainingStreamCollator
 from ..data.rows import Rows
-from ..data.sampler import BalancedSampler, EvaluationSampler, EvaluationStream, TrainingStream
 from ..modeling_unime import UniMEModel
 from .activation_checkpointing import compute_last_adapter_first
-from .adapter import make_publishable
 from .automatic_graph_cache import AutomaticGraphCache, Memory, memory_of
-from .checkpointing import copy_to_every_node, removing_unfinished, write_training_record
 from .distributed import (
     align_micro_batches,
     deepspeed_backward,
     gather,
-    gather_weights,
     is_sharded,
-    only_saved_state_expected,
     prepare_without_wrapping,
     sum_gradients,
     sum_when_reducing,
-    without_loss_scaling,
 )
 from .embedding_config import EmbeddingConfig
 from .gradient_cache import (
@@ -62,7 +49,9 @@ from .gradient_cache import (
 )
 from .layer_compilation import compile_layers
 from .liger_kernels import use_liger_kernels
-from .nonfinite import all_finite, check_finite_weights, nonfinite_error
+from .nonfinite import all_finite, nonfinite_error
+from .resumable_trainer import ResumableTrainer
+from .row_loading_trainer import RowLoadingTrainer
 from .throughput import ModelFlops, Throughput, count_tokens
 from .trained_weights import fit_to_model, modules_without_gradient
 
@@ -116,7 +105,7 @@ def check_packing(embedder: UniMEModel) -> None:
         )
 
 
-class EmbeddingTrainer(Trainer, ABC):
+class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
     """A [`~transformers.Trainer`] with a loss that compares the embeddings of a whole batch, over all processes.
 
     A subclass defines the columns that it needs, its collator, and the loss of the embeddings of a batch.
@@ -162,11 +151,11 @@ class EmbeddingTrainer(Trainer, ABC):
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             if dataset is not None:
                 check_rows(name, dataset, self.columns)
+        embedder = model.get_base_model() if isinstance(model, PeftModel) else model
+        unime = embedder if isinstance(embedder, UniMEModel) else None
         if data_collator is None:
             if processing_class is None:
                 raise ValueError(f"{type(self).__name__} needs processing_class (or a data_collator) to render items")
-            loaded = model.get_base_model() if isinstance(model, PeftModel) else model
-            unime = loaded if isinstance(loaded, UniMEModel) else None
             prepare = partial(
                 micro_batches,
                 processing_class,
@@ -179,21 +168,18 @@ class EmbeddingTrainer(Trainer, ABC):
             data_collator = type(self).collator_class(prepare)
         if peft_config is not None:
             set_seed(args.seed)  # `Trainer` sets it only after the adapter's weights are drawn
-            model = get_peft_model(
-                model, fit_to_model(peft_config, model) if isinstance(model, UniMEModel) else peft_config
-            )
-        embedder = model.get_base_model() if isinstance(model, PeftModel) else model
+            model = get_peft_model(model, peft_config if unime is None else fit_to_model(peft_config, unime))
         if args.merge_dequantized and getattr(embedder, "hf_quantizer", None) is None:
             raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
-        if args.packed and isinstance(embedder, UniMEModel):
-            check_packing(embedder)
-        if args.use_liger_kernel and isinstance(embedder, UniMEModel):
-            use_liger_kernels(embedder.backbone, args.liger_kernel_config, args.device)
-        if isinstance(embedder, UniMEModel):  # no optimizer state and no weight decay where no gradient can come
-            for name in modules_without_gradient(embedder):
-                embedder.get_submodule(name).requires_grad_(False)
+        if unime is not None:
+            if args.packed:
+                check_packing(unime)
+            if args.use_liger_kernel:
+                use_liger_kernels(unime.backbone, args.liger_kernel_config, args.device)
+            for name in modules_without_gradient(unime):  # no optimizer state, no weight decay: no gradient can come
+                unime.get_submodule(name).requires_grad_(False)
             if args.activation_checkpointing:
-                compute_last_adapter_first(embedder.backbone)
+                compute_last_adapter_first(unime.backbone)
         super().__init__(
             model=model,
             args=args,
@@ -315,10 +301,6 @@ class EmbeddingTrainer(Trainer, ABC):
         return cached_loss(embed, micro_batches, loss_fn, graph_cache, backward, devices)
 
     @property
-    def _embedder(self) -> PreTrainedModel:
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-
-    @property
     def _runs_layers_together(self) -> bool:
         return is_sharded(self.model) or self.is_deepspeed_enabled
 
@@ -406,82 +388,6 @@ class EmbeddingTrainer(Trainer, ABC):
         self._statistics["eval"]["num_rows"].append(num_rows.sum())
         return loss, None, None
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the training batches; those of a stream do not end, and start with the ones after a resumed step.
-
-        `Trainer` would transform every row of a stream in every process, and resume at the start of its first pass.
-        """
-        if self.train_dataset is None or isinstance(self.train_dataset, Sized):
-            loader = super().get_train_dataloader()
-            loader.device = None  # accelerate would move the whole batch there, and the next one
-            return loader
-        args = self.args
-        processes = (args.train_batch_size * args.world_size, args.world_size, args.process_index)
-        stream = TrainingStream(self.train_dataset, *processes, drop_last=args.dataloader_drop_last)
-        collate = TrainingStreamCollator(self.data_collator)
-        return self._loader(stream, collate, args.dataloader_num_workers, batch_size=None)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        args, dataset, column = self.args, self.train_dataset, self.args.length_column_name
-        if args.train_sampling_strategy not in ("group_by_length", "batch_rebalance"):
-            return super()._get_train_sampler(train_dataset)
-        if not (isinstance(dataset, Dataset) and column in dataset.column_names):
-            raise ValueError(
-                f"train_sampling_strategy='{args.train_sampling_strategy}' needs the length of every row before "
-                f"training: use a Dataset with a stored column '{column}' (length_column_name), such as one that "
-                "`unime prepare` wrote"
-            )
-        # As stored: `Trainer` would transform every row, which reads its images, to see its length.
-        sampler = super()._get_train_sampler(dataset.with_format(None).select_columns(column))
-        sampler.lengths = list(sampler.lengths)  # not a lazy column, which reads a file for each value
-        if not isinstance(sampler, BatchRebalanceSampler):
-            return sampler
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sizes = (sampler.effective_batch_size, sampler.dp_size, sampler.grad_accum)
-        return BalancedSampler(sampler.lengths, *sizes, seed=seed, rank=sampler.rank, drop_last=sampler.drop_last)
-
-    def _loader(self, dataset: Any, collate: Callable, num_workers: int, **batches: Any) -> DataLoader:
-        """Return a loader of this process's batches, which accelerate must not divide again."""
-        return DataLoader(
-            dataset,
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            **batches,
-        )
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | IterableDataset | None = None) -> DataLoader:
-        """Return the evaluation batches: every row once, on any number of processes.
-
-        `Trainer` would apply `dataloader_drop_last`, which is meant for training, or repeat rows to fill a batch.
-
-        Args:
-            eval_dataset (`str`, `Dataset` or `IterableDataset`, *optional*): The rows, or the name of a set of the
-                trainer's `eval_dataset`.
-
-        Raises:
-            ValueError: There is no evaluation set.
-        """
-        dataset = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
-        dataset = self.eval_dataset if dataset is None else dataset
-        if dataset is None:
-            raise ValueError("there is nothing to evaluate: pass an eval_dataset")
-        args = self.args
-        processes = (args.eval_batch_size * args.world_size, args.world_size, args.process_index)
-        collate = EvaluationCollator(self.data_collator, next(iter(dataset)))
-        if isinstance(dataset, Sized):
-            sampler = EvaluationSampler(len(dataset), *processes)
-            return self._loader(dataset, collate, args.dataloader_num_workers, batch_sampler=sampler)
-        # Several workers would each read a part of the stream, and end it with a short batch.
-        num_workers = min(1, args.dataloader_num_workers)
-        return self._loader(EvaluationStream(dataset, *processes), collate, num_workers, batch_size=None)
-
-    def get_test_dataloader(self, test_dataset: Dataset | IterableDataset) -> DataLoader:
-        """Return the batches for `predict`, like [`get_eval_dataloader`]."""
-        return self.get_eval_dataloader(test_dataset)
-
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the metrics are the means over the rows of the loss and of the statistics of each batch."""
         self._statistics["eval"].clear()  # an evaluation that raised an error may have left some
@@ -514,104 +420,10 @@ class EmbeddingTrainer(Trainer, ABC):
         counts, _ = gather(torch.tensor([tokens], device=self.args.device))
         self.state.num_input_tokens_seen += int(counts.sum())
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write a checkpoint that loads everywhere, or the adapter if one is trained.
-
-        The `checkpoint-*` folders of a training run (`_internal_call`) are those of any `Trainer`, made to resume.
-
-        Raises:
-            ValueError: A weight is not finite; nothing is written.
-        """
-        if not is_sharded(self.model):
-            check_finite_weights(self.model.named_parameters(), self.state.global_step)
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-            return
-        directory = output_dir or self.args.output_dir
-        if isinstance(self.model, PeftModel):
-            if is_sharded(self.model):  # `Trainer` would write no adapter
-                weights = gather_weights(self.model, self.args.should_save, trained_only=True)
-                self._save(directory, state_dict=weights)
-            else:
-                super().save_model(directory)
-            if self.args.should_save:
-                make_publishable(directory)
-        else:
-            self._save_full_model(directory)
-        if self.args.should_save:
-            write_training_record(self, self._embedder, directory)
-
-    def _save_full_model(self, directory: str) -> None:
-        model, weights = self.model, None
-        if self.is_deepspeed_enabled:
-            weights = self.accelerator.get_state_dict(self.model_wrapped)  # every process must call this
-        if is_sharded(model):
-            weights = gather_weights(model, self.args.should_save)
-            with torch.device("meta"):  # FSDP2 replaced the model's class
-                model = UniMEModel(model.config)
-        if self.args.should_save:
-            save_checkpoint(model, self.processing_class, directory, state_dict=weights)
-
     def _save_checkpoint(self, model: Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        with self._throughput.paused(), removing_unfinished(folder):
+        with self._throughput.paused():
             super()._save_checkpoint(model, trial)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if isinstance(self.model, PeftModel) and not is_sharded(self.model) and self.is_world_process_zero():
-            make_publishable(checkpoint_folder)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self.args.save_on_each_node:
-            copy_to_every_node(Path(output_dir), self.args)
-        # `trainer_state.json`, written next, marks the checkpoint as complete: all processes must have written theirs.
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
-        if not isinstance(self.model, PreTrainedModel) or is_sharded(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        # `save_pretrained` may write a backbone's weights under historical names. `Trainer` would not find the present
-        # names, warn, and continue from random weights; `from_pretrained` knows both.
-        with forbid_remote_code(resume_from_checkpoint):
-            saved, report = type(self.model).from_pretrained(
-                resume_from_checkpoint, use_safetensors=True, output_loading_info=True
-            )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{resume_from_checkpoint} lacks weights, such as {min(report['missing_keys'])}: resume from another "
-                "checkpoint"
-            )
-        self.model.load_state_dict(saved.state_dict())
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with without_loss_scaling(self.optimizer) if is_sharded(self.model) else nullcontext():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_sharded(self.model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        with only_saved_state_expected(self.model, checkpoint), without_loss_scaling(self.optimizer):
-            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._throughput.start()
-        stream = kwargs["train_dataloader"].dataset
-        if isinstance(stream, TrainingStream):  # `Trainer` skips the batches that it has seen, without a look at them
-            stream.num_seen_batches = kwargs["steps_trained_in_current_epoch"]
-        # `Trainer` checks `max_steps` only after a step: resumed at its end, it would take one step too many.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-        if self.state.global_step == 0:  # `Trainer` would end here and save an untrained model
-            raise ValueError(
-                f"train_dataset ended before one batch of {self.args.train_batch_size} rows: lower the batch size"
-            )
-
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:  # its engine has the weights, perhaps as shards
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        super()._run_epoch(*args, **kwargs)
