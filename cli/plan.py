@@ -13,6 +13,7 @@ from transformers.utils.logging import set_verbosity_error
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data.sources import DataArguments
+from ..image_size import parse_image_size
 from ..image_tokens_unime import patch_share
 from ..modeling_unime import UniMEModel
 from ..trainers import ContrastiveConfig, DistillationConfig
@@ -193,7 +194,9 @@ def plan_recipe(
     half = autocast or embedder.dtype.itemsize == 2
     numerics = Numerics(2 if half else 4, 1, 4 if autocast or not half else 2, autocast)
     num_rows, images = rows_and_images(data, rows, is_text)
-    size = data.image_size if isinstance(data.image_size, int) else DEFAULT_IMAGE_SIZE
+    size = DEFAULT_IMAGE_SIZE if data.image_size is None else parse_image_size(data.image_size)
+    if not isinstance(size, int):
+        raise ValueError(f"image_size is {size}, but a plan needs a number of pixels: pass --image_size, such as 336")
     content = image_rows(config, size) | {"patch_share": patch_share(config)} if images else {}
     mean_row = Rows(items=1 if is_text else 2, images=images, text_tokens=TEXT_TOKENS, **content)
     steps = args.max_steps

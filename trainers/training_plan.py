@@ -138,7 +138,7 @@ def count_parameters(model: nn.Module, setup: Setup) -> dict[str, int]:
     """Return the numbers of all, trained and quantized weights."""
     quantized = 0
     if setup.quantized_bytes is not None:
-        linears = (module for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        linears = (module for module in model.modules() if isinstance(module, nn.Linear))
         quantized = sum(linear.weight.numel() for linear in linears if not linear.weight.requires_grad)
     parameters = list(model.parameters())
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)

@@ -24,8 +24,7 @@ def windows(
         values (`Iterable`): The values.
         num_pixels (`Callable`): Returns the number of pixels of a value.
         max_values (`int`): Maximum number of values in a window.
-        max_pixels (`int`): Maximum number of pixels in a window; a single value
-            may exceed it.
+        max_pixels (`int`): Maximum number of pixels in a window; a single value may exceed it.
     """
     window: list[T] = []
     total = 0

@@ -59,6 +59,12 @@ def test_memory_that_is_left_saves_operations(stage2: dict[str, Any]):
     assert 1.5 < small["executed / useful"] == large["executed / useful"] < 2
 
 
+def test_an_image_size_that_is_no_number_is_refused():
+    overrides = ["--image_size", '{"max_pixels": 1003520}']
+    with pytest.raises(ValueError, match="a plan needs a number of pixels: pass --image_size"):
+        plan_recipe(RECIPES / "qwen2-vl-2b" / "stage2.yaml", overrides=overrides)
+
+
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
     recipe = RECIPES / "llava-onevision-7b" / "stage2.yaml"
     gpu = [Gpu("small", 20, 100)]

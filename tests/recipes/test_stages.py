@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, SiglipVisionModel
+from transformers import LlavaForConditionalGeneration, SegformerModel, SiglipVisionModel
 
 from unime import UniMEModel, load_model
 from unime.trainers import load_adapter
@@ -222,3 +225,28 @@ def test_repeating_a_finished_training_changes_nothing(
     run_script(RECIPES / "stage1.py", *settings)
     assert identical(UniMEModel.from_pretrained(tmp_path / "run").state_dict(), first)
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_the_script_of_the_styles_trains_every_step_and_runs_none_twice(tmp_path: Path):
+    small = (
+        "--num_rows 64 --per_device_train_batch_size 8 --max_steps 2 --warmup_steps 0 --save_steps 1 --use_cpu true"
+    )
+    python = tmp_path / "python"  # the script's commands with other sizes, and without the drawings of other artists
+    python.write_text(
+        f'#!/bin/bash\ncase $1 in *stage1*) styles=;; *) styles="--styles openmoji";; esac\n'
+        f'echo "$1" >> {tmp_path}/calls\nexec {sys.executable} "$@" {small} --use_cpu true $styles\n'
+    )
+    python.chmod(0o755)
+    command = ["bash", RECIPES / "tiny" / "unime-tiny-styles.sh", tmp_path / "out"]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for _ in range(2):
+        subprocess.run(command, cwd=RECIPES.parent, env=environment, check=True, timeout=900)
+    assert len((tmp_path / "calls").read_text().split()) == 4
+
+    tower = SegformerModel.from_pretrained(tmp_path / "out" / "vision", dtype="float32").half().state_dict()
+    backbone = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out" / "backbone", dtype="float32")
+    assert identical(backbone.model.vision_tower.half().state_dict(), tower)
+    model, processor = load_model(str(tmp_path / "out" / "stage2"))
+    vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
+    assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999
