@@ -1,13 +1,17 @@
 """The training arguments that both stages share."""
 
+import logging
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from ..checkpoint import redact_home
 
+
+logger = logging.getLogger(__name__)
 
 # Arguments of `Trainer` that would have no effect here, or a wrong one, and what to do instead.
 REFUSED_ARGUMENTS = {
@@ -105,6 +109,10 @@ class EmbeddingConfig(TrainingArguments):
             if getattr(self, name):
                 raise ValueError(f"{name} {reason}")
         self._check_accelerator_config()
+        if self.bf16 and self.device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+            logger.warning(
+                "bf16=True is about ten times slower than float32 on this CPU, which lacks AVX-512: set bf16 to false"
+            )
         if unsupported := sorted(set(self.liger_kernel_config or ()) - {"rms_norm", "swiglu"}):
             raise ValueError(
                 "liger_kernel_config switches the kernels rms_norm and swiglu; it cannot hold "

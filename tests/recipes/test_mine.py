@@ -72,6 +72,7 @@ def test_mined_negatives_have_the_same_task_and_another_answer_and_can_be_traine
         RECIPES / "stage2.py", "--config", RECIPES / "tiny" / "stage2.yaml", "--num_rows", 80, "--max_steps", 1,
         "--mined_file", tmp_path / "negatives.jsonl", "--model_name_or_path", tiny_model("llava"), "--warmup_steps", 0,
         "--per_device_train_batch_size", 8, "--task_block_size", 8, "--output_dir", tmp_path / "run",
+        "--bf16", "false",
     )  # fmt: skip
     assert (tmp_path / "run" / "model.safetensors").exists()
 

@@ -455,6 +455,22 @@ def test_activation_checkpointing_changes_nothing(train: Callable):
         torch.testing.assert_close(adapter(trainer), plain, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("capability", "bf16", "warned"), [("AVX2", True, 1), ("AVX512", True, 0), ("AVX2", False, 0)]
+)
+def test_bfloat16_on_a_cpu_that_is_slow_in_it_is_warned_of(
+    capability: str,
+    bf16: bool,
+    warned: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    ContrastiveConfig(str(tmp_path), use_cpu=True, bf16=bf16)
+    assert sum("set bf16 to false" in message for message in caplog.messages) == warned
+
+
 @checks("bf16", "bf16_full_eval", "use_cpu")
 def test_bfloat16(train: Callable, make_trainer: Callable):
     plain, mixed = train(), train(bf16=True)
