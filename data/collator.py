@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..processing_unime import to_item_dict
+from ..processing_unime import decoded, to_item_dict
 from .image_augmentation import ImageAugmentation
 from .rows import (
+    change_images,
     check_scores,
     content_hash,
     content_hashes,
@@ -77,6 +78,7 @@ class ContrastiveCollator:
         places = [row.get("where") or f"row {index} of the batch" for index, row in enumerate(rows)]
 
         def add_item(item: Any, where: str) -> int:
+            item = change_images(item, decoded)  # once, for the hashes and for the tensors
             identity, content = content_hashes(item)
             if identity not in item_indices:
                 item_indices[identity] = len(items)

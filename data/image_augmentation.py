@@ -8,11 +8,13 @@ batch, before the forward passes, so gradient caching embeds the same pixels twi
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from PIL import Image, ImageChops
 
-from ..processing_unime import Item, to_item_dict, to_rgb
+from ..processing_unime import Item, to_rgb
+from .rows import change_images
 
 
 IMAGE_AUGMENTATIONS = ("size", "outline", "colours", "background", "resolution")
@@ -50,17 +52,7 @@ class ImageAugmentation:
                 changes alike in every process and after resuming, and an image differently in every batch.
         """
         source = random.Random(f"{self.seed}/{'/'.join(map(str, batch))}")
-        return [self._changed_item(item, source) for item in items]
-
-    def _changed_item(self, item: Item, source: random.Random) -> Item:
-        parts = to_item_dict(item)
-        if not parts["images"]:
-            return item
-        images = [self.image(image, source) for image in parts["images"]]
-        if isinstance(item, Mapping) and item.get("content") is None:
-            return {**item, "image": images}
-        content = [part if isinstance(part, str) else images[part] for part in parts["content"]]
-        return {"content": content, "instruction": parts["instruction"]}
+        return [change_images(item, partial(self.image, source=source)) for item in items]
 
     def image(self, image: Image.Image, source: random.Random) -> Image.Image:
         """Return a changed copy of an image, RGB and of the same size."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -31,10 +31,10 @@ from transformers.image_utils import SizeDict
 from ..batching_unime import plan_micro_batches
 from ..image_size import size_as_read
 from ..image_tokens_unime import count_image_tokens
-from ..processing_unime import ITEM_KEYS, normalize_item, to_rgb
+from ..processing_unime import ITEM_KEYS, Item, normalize_item, to_rgb
 from ..storage.atomic_files import atomic_write, intact_files
 from .rejected_rows import write_rejected
-from .rows import columns_of_rows, read_row, rows_of_columns
+from .rows import change_images, columns_of_rows, read_row, rows_of_columns
 from .validation import read_or_explain
 
 
@@ -80,8 +80,8 @@ class RowPreparation:
             return {"task": "", "where": f"row {index}", "rejected": row, "length": 0}
         where = row.get("where") or f"row {index}"
         try:
-            sides = ([row["query"]], row["positives"], row["negatives"])
-            (query,), positives, negatives = ([self._shrink_images(item) for item in items] for items in sides)
+            sides: tuple[list[Item], ...] = ([row["query"]], row["positives"], row["negatives"])
+            (query,), positives, negatives = ([change_images(item, self._shrink) for item in items] for items in sides)
             length = self._length([query, *positives, *negatives])
         except ValueError as error:
             return {"task": row["task"], "where": where, "rejected": f"{where}: {error}", "length": 0}
@@ -96,15 +96,6 @@ class RowPreparation:
             "rejected": None,
             "length": length,
         }
-
-    def _shrink_images(self, item: Mapping[str, Any] | str) -> dict[str, Any]:
-        item = {"text": item} if isinstance(item, str) else {**item}
-        if item.get("image") is not None:
-            images = item["image"] if isinstance(item["image"], (list, tuple)) else [item["image"]]
-            item["image"] = [self._shrink(image) for image in images]
-        if item.get("content") is not None:
-            item["content"] = [part if isinstance(part, str) else self._shrink(part) for part in item["content"]]
-        return item
 
     def _shrink(self, image: Image.Image) -> Image.Image:
         """Resize an image by the processor's method to the size at which it is read, if that is smaller.
@@ -128,16 +119,17 @@ class RowPreparation:
                 return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
         return image
 
-    def _length(self, items: Sequence[Mapping[str, Any]]) -> int:
+    def _length(self, items: Sequence[Item]) -> int:
         """Return what the items of a row take of a token budget without padding, see [`plan_micro_batches`]."""
         normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
         batches = plan_micro_batches(self.processor, normalized, max_length=self.max_length, config=self.config)
         return round(sum(item.length + item.vision_cost for batch in batches for item in batch.items))
 
-    def _stored_item(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        stored: dict[str, Any] = {name: item.get(name) for name in ITEM_KEYS}
+    def _stored_item(self, item: Item) -> dict[str, Any]:
+        columns = {"text": item} if isinstance(item, str) else cast(Mapping[str, Any], item)
+        stored: dict[str, Any] = {name: columns.get(name) for name in ITEM_KEYS}
         if stored["image"] is not None:
-            stored["image"] = [self._encode(image) for image in stored["image"]]
+            stored["image"] = [self._encode(image) for image in stored["image"]]  # a list, see `change_images`
         if stored["content"] is not None:
             stored["content"] = [
                 {"type": "text", "text": part, "image": None}

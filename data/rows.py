@@ -274,6 +274,18 @@ def _check_item(item: dict[str, Any], where: str) -> dict[str, Any]:
     return item
 
 
+def change_images(item: Item, change: Callable[[Image.Image], Image.Image]) -> Item:
+    """Return an item with changed images; its texts, its instruction and the order stay."""
+    parts = to_item_dict(item)
+    if not parts["images"]:
+        return item
+    images = [change(image) for image in parts["images"]]
+    if isinstance(item, Mapping) and item.get("content") is None:
+        return {**item, "image": images}
+    content = [part if isinstance(part, str) else images[part] for part in parts["content"]]
+    return {"content": content, "instruction": parts["instruction"]}
+
+
 def content_hashes(item: Item) -> tuple[int, int]:
     """Return 63-bit hashes of an item and of its content, which are its text and images without its instruction.
 

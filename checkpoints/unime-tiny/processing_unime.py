@@ -265,9 +265,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if 0 in image.size:
         raise ValueError(f"it is empty ({image.width} x {image.height} pixels): use an image with pixels")
-    if isinstance(image, ImageFile.ImageFile) and image._im is None:
-        image = _reopen(image)
-    image.load()
+    image = decoded(image)
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F"):  # Pillow would clip all values at 255
@@ -278,6 +276,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decoded(image: Image.Image) -> Image.Image:
+    """Return an image whose pixels are in memory: the image itself, or a copy of a file that is only opened."""
+    if isinstance(image, ImageFile.ImageFile) and image._im is None:
+        image = _reopen(image)
+    image.load()
+    return image
 
 
 def _reopen(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
@@ -355,6 +361,7 @@ def item_hash(item: Mapping[str, Any]) -> int:
 __all__ = [
     "Item",
     "chat_template",
+    "decoded",
     "is_interleaved",
     "item_hash",
     "normalize_item",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from unime import micro_batches, processor_from_backbone
@@ -119,6 +120,24 @@ def test_images_with_the_same_pixels_are_one_item() -> None:
     assert batch["query"].tolist() == [0, 0, 1]
     assert batch["candidate"].tolist() == [2, 3, 0]
     assert batch["identity"].tolist() == item_contents(batch)
+
+
+def test_a_file_that_is_only_opened_is_decoded_once_for_its_hashes_and_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (32, 24), "red").save(tmp_path / "red.jpg")
+    decoded, load = [], JpegImageFile.load
+
+    def counting_load(image: JpegImageFile) -> Any:
+        if image._im is None:
+            decoded.append(image)
+        return load(image)
+
+    monkeypatch.setattr(JpegImageFile, "load", counting_load)
+    with Image.open(tmp_path / "red.jpg") as opened:
+        batch = ContrastiveCollator(reversed_halves)([row("red", opened)])
+        assert batch["content"].tolist() == item_contents(batch)
+        assert len(decoded) == 1 and opened._im is None
 
 
 def test_a_batch_of_texts_has_their_teacher_embeddings() -> None:

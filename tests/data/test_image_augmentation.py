@@ -124,7 +124,7 @@ def test_only_training_batches_are_changed_and_hashes_stay():
     augmented = ContrastiveCollator(prepare, ImageAugmentation(IMAGE_AUGMENTATIONS))
     batches = [plain([row]), augmented([row]), EvaluationCollator(augmented, row)([row])]
     assert all(batch["identity"].tolist() == batches[0]["identity"].tolist() for batch in batches)
-    assert seen[0] == seen[2] == ["blue", row["positive"]]
+    assert seen[0] == seen[2] == ["blue", {"image": [row["positive"]["image"]]}]
     assert seen[1][0] == "blue" and seen[1][1]["image"][0].mode == "RGB"
 
 
