@@ -85,4 +85,4 @@ def _read(item: Item, index: int) -> tuple[int, dict[str, Any]]:
     return item_hash(normalized), normalized
 
 
-__all__ = ["MAX_WINDOW_PIXELS", "READER_THREADS", "read_windows", "windows"]
+__all__ = ["MAX_WINDOW_PIXELS", "READER_THREADS", "item_pixels", "read_windows", "windows"]

@@ -28,9 +28,10 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from ...processing_unime import Item, to_item_dict, to_rgb
+from ...windows_unime import MAX_WINDOW_PIXELS, item_pixels, windows
 
 
-ENCODE_WINDOW_ITEMS = 4096  # limits the pixels in memory
+ENCODE_WINDOW_ITEMS = 512  # whose tensors are in memory together: 310 MB at 224 pixels
 
 
 @dataclass
@@ -96,18 +97,19 @@ class CLIPEmbedder(CLIPModel):
         training = self.training
         self.eval()
         with tqdm(total=len(items), desc="Embedding", unit="item", disable=not show_progress_bar) as progress:
-            for start in range(0, len(items), ENCODE_WINDOW_ITEMS):
-                window = items[start : start + ENCODE_WINDOW_ITEMS]
-                for indices, batch in clip_micro_batches(processor, window, batch_size):
+            start = 0
+            for window in windows(items, item_pixels, ENCODE_WINDOW_ITEMS, MAX_WINDOW_PIXELS):
+                for indices, batch in clip_micro_batches(processor, window, batch_size, start):
                     output = self(**batch.to(self.device))
                     embeddings[[start + index for index in indices]] = output.embeddings.cpu().numpy()
                     progress.update(len(indices))
+                start += len(window)
         self.train(training)
         return embeddings
 
 
 def clip_micro_batches(
-    processor: CLIPProcessor, items: Sequence[Item], batch_size: int = 64
+    processor: CLIPProcessor, items: Sequence[Item], batch_size: int = 64, first_index: int = 0
 ) -> list[tuple[list[int], BatchFeature]]:
     """Sort items by modality and length and split them into micro-batches of one modality.
 
@@ -118,6 +120,7 @@ def clip_micro_batches(
             are truncated to the tokenizer's `model_max_length`, as in CLIP.
         items (`Sequence[Item]`): The items, with at most one image each.
         batch_size (`int`, *optional*, defaults to 64): Items per micro-batch.
+        first_index (`int`, *optional*, defaults to 0): Number of the first item in error messages.
 
     Returns:
         `list[tuple[list[int], BatchFeature]]`: Indices of the items and inputs of the model, per micro-batch.
@@ -126,7 +129,7 @@ def clip_micro_batches(
         ValueError: An item is invalid or has several images; the message names it.
     """
     dicts = []
-    for index, item in enumerate(items):
+    for index, item in enumerate(items, first_index):
         try:
             dicts.append(to_item_dict(item))
         except ValueError as error:

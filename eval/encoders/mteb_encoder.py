@@ -16,7 +16,6 @@ the part of this file above `model_meta`, which runs without this package, and t
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from ...modeling_unime import require_all_weights
 
 
 ENCODE_WINDOW_ITEMS = 512  # items to collect and sort at a time; mteb's own batches may hold a single image
+MAX_WINDOW_PIXELS = 2**25  # ends a window earlier: 134 MB, as Pillow takes 4 bytes for a pixel
 BYTES_PER_PARAMETER = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # by safetensors type
 
 
@@ -123,7 +123,7 @@ class UniMEEncoder(AbsEncoder):
         """
         items = _items(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type))
         embeddings = []
-        while window := list(islice(items, ENCODE_WINDOW_ITEMS)):
+        for window in _windows(items):
             embeddings.append(
                 self.model.encode(window, self.processor, show_progress_bar=show_progress_bar, **self.limits)
             )
@@ -148,6 +148,18 @@ def _items(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[d
             )
         for values in zip(*(batch[column] for column in columns), strict=True):
             yield dict(zip(columns, values, strict=True)) | {"instruction": instruction}
+
+
+def _windows(items: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    window, pixels = [], 0
+    for item in items:
+        window.append(item)
+        pixels += item["image"].width * item["image"].height if "image" in item else 0
+        if len(window) == ENCODE_WINDOW_ITEMS or pixels >= MAX_WINDOW_PIXELS:
+            yield window
+            window, pixels = [], 0
+    if window:
+        yield window
 
 
 def model_meta(path: str, name: str | None = None, revision: str | None = None, **fields: Any) -> ModelMeta:

@@ -1,6 +1,7 @@
 """SigLIP as a baseline: two towers and a 64-token text limit; image plus text is the sum of both, as for CLIP."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,10 @@ from torch.nn.functional import normalize
 from transformers import ProcessorMixin, Siglip2Model, SiglipModel
 
 from ...processing_unime import Item, to_item_dict, to_rgb
+from ...windows_unime import MAX_WINDOW_PIXELS, item_pixels, windows
+
+
+ENCODE_WINDOW_ITEMS = 512  # sorted by modality together
 
 
 @torch.no_grad()
@@ -29,10 +34,21 @@ def siglip_encode(
     Raises:
         ValueError: An item has several images.
     """
-    dicts = [to_item_dict(item) for item in items]
-    for index, item in enumerate(dicts):
-        if len(item["images"]) > 1:
-            raise ValueError(f"item {index} has {len(item['images'])} images, but SigLIP takes one; join them")
+    embeddings = [np.zeros((0, model.config.text_config.projection_size), dtype=np.float32)]
+    start = 0
+    for window in windows(items, item_pixels, ENCODE_WINDOW_ITEMS, MAX_WINDOW_PIXELS):
+        dicts = [to_item_dict(item) for item in window]
+        for index, item in enumerate(dicts, start):
+            if len(item["images"]) > 1:
+                raise ValueError(f"item {index} has {len(item['images'])} images, but SigLIP takes one; join them")
+        embeddings.append(_embed_window(dicts, model, processor, batch_size))
+        start += len(window)
+    return np.concatenate(embeddings)
+
+
+def _embed_window(
+    dicts: list[dict[str, Any]], model: SiglipModel | Siglip2Model, processor: ProcessorMixin, batch_size: int
+) -> np.ndarray:
     texts = [
         None
         if item["images"] and item["text"] is None
@@ -41,7 +57,7 @@ def siglip_encode(
     ]
     with_text = [index for index, text in enumerate(texts) if text is not None]
     with_image = [index for index, item in enumerate(dicts) if item["images"]]
-    embeddings = np.zeros((len(items), model.config.text_config.projection_size), dtype=np.float32)
+    embeddings = np.zeros((len(dicts), model.config.text_config.projection_size), dtype=np.float32)
     for indices, embed in (
         (with_text, lambda batch: _embed_texts(model, processor, [texts[index] for index in batch])),
         (with_image, lambda batch: _embed_images(model, processor, [dicts[index]["images"][0] for index in batch])),

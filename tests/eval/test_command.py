@@ -150,7 +150,7 @@ def test_options_have_hyphens_or_underscores(option: str, monkeypatch: pytest.Mo
     assert (parsed["output"], parsed["embedding_cache"]) == ("here", "there")
 
 
-def test_siglip_embeds_as_published(siglip: Path):
+def test_siglip_embeds_as_published(siglip: Path, monkeypatch: pytest.MonkeyPatch):
     encode = load_encoder(str(siglip)).encode
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
     items = ["a cat", image, {"image": image, "text": "a cat"}, {"image": image, "instruction": "Find:"}]
@@ -163,5 +163,7 @@ def test_siglip_embeds_as_published(siglip: Path):
     np.testing.assert_allclose(image_only, output.image_embeds[0], atol=1e-5)
     np.testing.assert_allclose(both, (text_only + image_only) / np.linalg.norm(text_only + image_only), atol=1e-5)
     np.testing.assert_allclose(instructed, image_only, atol=1e-5)
-    with pytest.raises(ValueError, match="item 0 has 2 images, but SigLIP takes one"):
-        encode([{"image": [image, image]}])
+    monkeypatch.setattr("unime.eval.encoders.siglip.MAX_WINDOW_PIXELS", 1)
+    np.testing.assert_allclose(encode(items), [text_only, image_only, both, instructed], atol=1e-6)
+    with pytest.raises(ValueError, match="item 4 has 2 images, but SigLIP takes one"):
+        encode([*items, {"image": [image, image]}])

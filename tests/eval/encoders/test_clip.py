@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel
 
 from unime.data.collator import ContrastiveCollator
+from unime.eval.encoders import clip as clip_encoder
 from unime.eval.encoders.clip import CLIPEmbedder, clip_micro_batches, tiny_clip
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
@@ -46,6 +47,20 @@ def test_mixed_items_have_the_same_embeddings_as_each_item_alone():
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
     alone = np.concatenate([model.encode([item], processor, batch_size=1) for item in ITEMS])
     np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_windows_are_bounded_in_pixels_and_errors_name_the_item_of_the_whole_list(monkeypatch):
+    model, processor = clip()
+    whole = model.encode(ITEMS, processor)
+    monkeypatch.setattr(clip_encoder, "MAX_WINDOW_PIXELS", 1000)  # RED has more, BLUE 960
+    sizes = []
+    monkeypatch.setattr(
+        clip_encoder, "clip_micro_batches", lambda *args: sizes.append(len(args[1])) or clip_micro_batches(*args)
+    )
+    np.testing.assert_allclose(model.encode(ITEMS, processor), whole, atol=1e-6)
+    assert sizes == [1, 1, 2, 2]
+    with pytest.raises(ValueError, match="item 6 has 2 images"):
+        model.encode([*ITEMS, {"image": [RED, BLUE]}], processor)
 
 
 def test_text_with_image_is_the_normalized_sum_of_both():
