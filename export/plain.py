@@ -5,11 +5,14 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCardData
 from transformers import AutoModelForImageTextToText, ProcessorMixin
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ..checkpoint import PROMPTS, require_merged_adapters, write_sentence_transformer
 from ..modeling_unime import UniMEModel
 from ..processing_unime import to_item_dict, to_messages
 
+
+INTERLEAVED_MROPE_FAMILIES = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 
 CARD = """\
 ---
@@ -74,6 +77,11 @@ def export_plain(
             "export, use the original checkpoint"
         )
     setattr(native, names[0], model.backbone)
+    # Of a model that `from_pretrained` did not make, transformers writes the towers under names that only it knows.
+    native._weight_conversions = get_model_conversion_mapping(native, add_legacy=False)
+    rope = native.config.get_text_config().rope_parameters or {}
+    if native.config.model_type in INTERLEAVED_MROPE_FAMILIES and "mrope_section" in rope:
+        rope.setdefault("mrope_interleaved", True)  # transformers always interleaves, vLLM asks the configuration
     weights = {name: weight for name, weight in native.state_dict().items() if weight.device.type != "meta"}
     native.save_pretrained(directory, state_dict=weights)
     processor.save_pretrained(directory)

@@ -55,6 +55,7 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 
 INITIALIZER_RANGE = 0.2
@@ -276,6 +277,7 @@ def make_tiny_model(name: str, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = text_only() if name == "text-only" else TINY_MODELS[name]()
+    model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)  # as published weights are named
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return Path(folder)

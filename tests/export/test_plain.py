@@ -119,6 +119,19 @@ def test_every_backbone_embeds_the_same_without_this_package(
     check([name for name in TINY_MODELS if name not in SHORT], source, tmp_path)
 
 
+# A weight of each part, as the published checkpoints of the family name it; serving engines know no other names.
+PUBLISHED_NAMES = {
+    "llava": ["vision_tower.vision_model.embeddings.class_embedding", "language_model.model.embed_tokens.weight"],
+    "llava-next": ["vision_tower.vision_model.pre_layrnorm.weight", "language_model.model.norm.weight"],
+    "llava-onevision": ["vision_tower.vision_model.embeddings.patch_embedding.weight", "image_newline"],
+    "qwen2-vl": ["visual.patch_embed.proj.weight", "model.embed_tokens.weight"],
+    "qwen2.5-vl": ["visual.patch_embed.proj.weight", "model.embed_tokens.weight"],
+    "qwen3-vl": ["model.visual.patch_embed.proj.weight", "model.language_model.embed_tokens.weight"],
+    "smolvlm": ["model.vision_model.embeddings.patch_embedding.weight", "model.text_model.embed_tokens.weight"],
+    "idefics3": ["model.vision_model.embeddings.patch_embedding.weight", "model.text_model.embed_tokens.weight"],
+}
+
+
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_weights_have_the_published_names_of_the_backbone_without_its_head(
     name: str, tiny_model: Callable[[str], Path], tmp_path: Path
@@ -131,9 +144,13 @@ def test_weights_have_the_published_names_of_the_backbone_without_its_head(
             names.append(set(weights.keys()))
     plain, published = names
     assert plain < published and all("lm_head" in key for key in published - plain)
+    assert plain.issuperset(PUBLISHED_NAMES[name])
     config, original = (json.loads((path / "config.json").read_text()) for path in (folder, tiny_model(name)))
     assert config["architectures"] == original["architectures"] and config["model_type"] == original["model_type"]
     assert "auto_map" not in config
+    assert config.get("text_config", {}).get("rope_parameters", {}).get("mrope_interleaved", False) == (
+        name == "qwen3-vl"
+    )
     _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     _, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
