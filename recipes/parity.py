@@ -39,6 +39,7 @@ TEXTS = [
     "two dogs\nplay with a ball; " * 20,
     "a text that says <image> and <|im_end|>",
 ]
+LONG_TEXTS = [f"{text} " * count for text, count in (("A dog runs over the wet grass.", 40), ("a red kite,", 60))]
 IMAGE_SIZES = [(64, 64), (224, 224), (320, 96), (96, 320), (640, 480)]  # (width, height) in pixels
 INSTRUCTIONS = {"text": PROMPTS["text_to_image"], "image": PROMPTS["image"], "both": PROMPTS["question"]}
 
@@ -88,6 +89,8 @@ def sample_items() -> dict[str, list[dict[str, Any]]]:
     for modality, items in by_modality.items():
         groups[modality] = items
         groups[f"{modality}, instruction"] = [item | {"instruction": INSTRUCTIONS[modality]} for item in items]
+    groups["several images"] = [{"text": TEXTS[0], "image": images[:2]}, {"image": images[1:4]}]
+    groups["long text"] = [{"text": text} for text in LONG_TEXTS]
     return groups
 
 

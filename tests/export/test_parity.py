@@ -35,7 +35,7 @@ def item_of(conversation: list[dict[str, Any]]) -> dict[str, Any]:
         for part in message["content"]:
             if part["type"] == "image_url":
                 file = b64decode(part["image_url"]["url"].removeprefix("data:image/png;base64,"), validate=True)
-                item["image"] = Image.open(BytesIO(file))
+                item.setdefault("image", []).append(Image.open(BytesIO(file)))
             else:
                 item["instruction" if message["role"] == "system" else "text"] = part["text"]
     return item
@@ -57,7 +57,7 @@ def serve(tiny: tuple[UniMEModel, ProcessorMixin]) -> Iterator[Callable[[str], s
             return model(inputs["input_ids"], inputs["attention_mask"]).embeddings[0].detach().numpy()
         item = item_of(body["messages"])
         if kind == "flipped" and "image" in item:
-            item["image"] = item["image"].rotate(180)
+            item["image"] = [image.rotate(180) for image in item["image"]]
         vector = 2 * model.encode(item, processor)  # not a unit vector, which the cosine must not notice
         return vector[:-1] if kind == "short" else vector
 
@@ -111,17 +111,22 @@ def test_an_engine_that_renders_conversations_agrees_in_every_modality(
 ) -> None:
     result = recipe.compare(recipe.ScriptArguments(serve("engine"), CHECKPOINT))
     kinds = ["text", "image", "both"]
-    assert list(result["rows"]) == [name for kind in kinds for name in (kind, f"{kind}, instruction")]
-    assert all(row["items"] == 5 and row["least"] > 1 - 1e-5 for row in result["rows"].values())
+    rows = [name for kind in kinds for name in (kind, f"{kind}, instruction")]
+    assert {name: row["items"] for name, row in result["rows"].items()} == dict.fromkeys(rows, 5) | {
+        "several images": 2,
+        "long text": 2,
+    }
+    assert all(row["least"] > 1 - 1e-5 for row in result["rows"].values())
     assert result["equal"] and result["served"] == "tiny"
-    assert recipe.table(result).count("1.000000") == 12 and "below" not in recipe.table(result)
+    assert recipe.table(result).count("1.000000") == 16 and "below" not in recipe.table(result)
 
 
 def test_a_fault_shows_only_in_the_rows_that_it_affects(serve: Callable[[str], str], recipe: ModuleType) -> None:
     result = recipe.compare(recipe.ScriptArguments(serve("flipped"), CHECKPOINT))
     least = {name: row["least"] for name, row in result["rows"].items()}
     assert least["text"] > 0.9999 and least["image"] < 0.999 and least["both"] < 0.999 and not result["equal"]
-    assert recipe.table(result).count("below the threshold") == 4 and "the embeddings differ" in recipe.table(result)
+    assert least["several images"] < 0.999
+    assert recipe.table(result).count("below the threshold") == 5 and "the embeddings differ" in recipe.table(result)
 
 
 def test_bare_text_differs_from_the_prompt_and_rendered_text_does_not(
@@ -131,8 +136,8 @@ def test_bare_text_differs_from_the_prompt_and_rendered_text_does_not(
         recipe.compare(recipe.ScriptArguments(serve("engine"), CHECKPOINT, form=form))
         for form in ("input", "rendered")
     )
-    assert bare["rows"].keys() == {"text"} and bare["rows"]["text"]["mean"] < 0.9 and not bare["equal"]
-    assert rendered["rows"].keys() == {"text", "text, instruction"} and rendered["equal"]
+    assert bare["rows"].keys() == {"text", "long text"} and bare["rows"]["text"]["mean"] < 0.9 and not bare["equal"]
+    assert rendered["rows"].keys() == {"text", "text, instruction", "long text"} and rendered["equal"]
 
 
 def test_the_comparison_ignores_the_length_of_a_vector_but_not_its_direction(recipe: ModuleType) -> None:
