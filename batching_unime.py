@@ -69,6 +69,11 @@ class MicroBatch:
         return bool(self.items[0].item["images"])
 
     @property
+    def num_pixels(self) -> int:
+        """Return the number of pixels of the images, as they are before preprocessing."""
+        return sum(image.width * image.height for item in self.items for image in item.item["images"])
+
+    @property
     def tokens(self) -> int:
         """Return the number of tokens that the model reads, padding included."""
         if self.packed:

@@ -1,19 +1,22 @@
-"""Shared prefixes and packing give the same embeddings, and each prefix is computed once."""
+"""Threads, shared prefixes and packing give the same embeddings, and each prefix is computed once."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_models import TINY_MODELS
-from transformers import AutoConfig, ProcessorMixin
+from transformers import AutoConfig, BatchFeature, ProcessorMixin
 
-from unime import UniMEModel, processor_from_backbone
-from unime.encoding_unime import TEXT_ONLY_DECODER_FAMILIES
+from unime import UniMEModel, encoding_unime, processor_from_backbone
+from unime.batching_unime import MicroBatch, plan_micro_batches
+from unime.encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches
+from unime.processing_unime import normalize_item
 
 
 INSTRUCTION = "Find an everyday image that shows what the following words describe, and nothing else:"
@@ -109,3 +112,43 @@ def test_other_families_do_not_share_prefixes(
     assert not passes and not model.supports_text_only_decoder
     with pytest.raises(ValueError, match="packed=True is exact for .*'llava': leave packed out"):
         model.encode(ITEMS, processor, packed=True)
+
+
+def images_one_by_one(model: UniMEModel, processor: ProcessorMixin) -> list[MicroBatch]:
+    """Return six micro-batches of one image with 1,200 pixels each."""
+    items = {index: normalize_item(Image.new("RGB", (40, 30), (40 * index, 9, 9)), index) for index in range(6)}
+    return plan_micro_batches(processor, items, micro_batch_tokens=1)
+
+
+def test_two_threads_prepare_micro_batches_at_once(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding_unime, "READER_THREADS", 2)
+    folder = tiny_model("llava-next")
+    model, processor = UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
+    batches = images_one_by_one(model, processor)
+    expected = np.concatenate([vectors for batch in batches for _, vectors in embed_micro_batches(model, [batch])])
+    both_at_work = Barrier(2)
+
+    class Meeting(MicroBatch):
+        def tensors(self, dtype: torch.dtype | None = None) -> BatchFeature:
+            both_at_work.wait(timeout=20)
+            return super().tensors(dtype)
+
+    meeting = [Meeting(processor, batch.items) for batch in batches]
+    indices, vectors = zip(*embed_micro_batches(model, meeting), strict=True)
+    assert list(indices) == [[index] for index in range(6)]
+    np.testing.assert_array_equal(np.concatenate(vectors), expected)
+
+
+@pytest.mark.parametrize(("threads", "max_pixels", "prepared"), [(1, 9000, 2), (4, 9000, 5), (4, 3000, 3), (4, 1, 2)])
+def test_prepared_micro_batches_are_bounded_in_number_and_in_pixels(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, threads: int, max_pixels: int, prepared: int
+) -> None:
+    monkeypatch.setattr(encoding_unime, "READER_THREADS", threads)
+    monkeypatch.setattr(encoding_unime, "MAX_WINDOW_PIXELS", max_pixels)
+    folder = tiny_model("llava-next")
+    model, processor = UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
+    remaining = iter(images_one_by_one(model, processor))
+    next(embed_micro_batches(model, remaining))
+    assert 6 - len(list(remaining)) == prepared  # with the one that was embedded

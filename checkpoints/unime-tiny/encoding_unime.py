@@ -1,6 +1,6 @@
 """Embed micro-batches without gradients, exactly and fast.
 
-- **Prefetching**: a thread prepares the tensors of the next micro-batch while the model runs the current one.
+- **Prefetching**: threads prepare the tensors of the next micro-batches while the model runs the current one.
 - **Shared prefixes**: the states of a token depend only on the tokens before it, so the keys and values of a system
   prompt and an instruction are computed once for all texts that follow them.
 - **Packing**: the items of a micro-batch form one row without padding. A block-diagonal mask (`sdpa`, `eager`) or the
@@ -12,7 +12,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from threading import get_ident
 from typing import Any
@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from .batching_unime import MicroBatch
 from .pooling_unime import last_layer_on_last_token, pool_last_token
+from .windows_unime import MAX_WINDOW_PIXELS, READER_THREADS
 
 
 logger = logging.getLogger(__name__)
@@ -191,16 +192,24 @@ def embed_micro_batches(
 
 
 def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
-    """Yield micro-batches with their tensors, and prepare the next tensors in a thread."""
-    with ThreadPoolExecutor(1) as thread:
-        current = None
-        for batch in batches:
-            upcoming = batch, thread.submit(batch.tensors)
-            if current is not None:
-                yield current[0], current[1].result()
-            current = upcoming
-        if current is not None:
-            yield current[0], current[1].result()
+    """Yield micro-batches with their tensors, in order, and prepare the next ones in threads.
+
+    While the caller works on a micro-batch, `READER_THREADS` others are prepared or ready. Fewer (but at least one) if
+    these and the caller's have more than `MAX_WINDOW_PIXELS` pixels, the last one not counted.
+    """
+    pending: deque[tuple[MicroBatch, Future[BatchFeature]]] = deque()
+    pixels = 0
+    with ThreadPoolExecutor(READER_THREADS) as threads:
+        for upcoming in batches:
+            pending.append((upcoming, threads.submit(upcoming.tensors)))
+            pixels += upcoming.num_pixels
+            while len(pending) > READER_THREADS or (len(pending) > 1 and pixels > MAX_WINDOW_PIXELS):
+                batch, tensors = pending.popleft()
+                pixels -= batch.num_pixels
+                yield batch, tensors.result()
+        while pending:
+            batch, tensors = pending.popleft()
+            yield batch, tensors.result()
 
 
 def _embed_or_none(
