@@ -15,8 +15,10 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, has_file
 
-from .checkpoint_safety import forbid_remote_code, model_files, read_config
+from .adapters import merge_saved_adapter
+from .checkpoint_safety import ADAPTER_CONFIG, adapter_base, forbid_remote_code, model_files, read_config
 from .configuration_unime import UniMEConfig
 from .image_size import ImageSize, set_image_size
 from .modeling_unime import UniMEModel, require_all_weights
@@ -47,8 +49,10 @@ PROMPTS = {
 def load_model(path: str, image_size: ImageSize | None = None, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
     """Load a UniME checkpoint, or wrap a native image-text backbone.
 
+    A LoRA or DoRA adapter of either, trained by UniME or by others, is merged into the model that it was trained on.
+
     Args:
-        path (`str`): Folder or Hub id of a UniME checkpoint or of a backbone.
+        path (`str`): Folder or Hub id of a UniME checkpoint, of a backbone, or of an adapter.
         image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images, such as 336, or
             arguments of its image processor; see [`set_image_size`]. Defaults to the size saved with the checkpoint.
         kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
@@ -57,28 +61,49 @@ def load_model(path: str, image_size: ImageSize | None = None, **kwargs) -> tupl
         `tuple[UniMEModel, ProcessorMixin]`: The model, and its processor with UniME's chat template.
 
     Raises:
-        FileNotFoundError: The path does not exist.
+        FileNotFoundError: The path, or the base of an adapter, does not exist.
         ValueError: The backbone is not an image-text model, its weights are a pickle, it requires code of its own,
-            the checkpoint is damaged or incomplete, or the model cannot read images at `image_size`.
+            the checkpoint is damaged or incomplete, an adapter does not fit its base or shall be merged into quantized
+            weights, or the model cannot read images at `image_size`.
+        MissingExtraError: The path is an adapter, and PEFT is not installed.
     """
     is_unime = read_config(path).model_type == UniMEConfig.model_type
-    with forbid_remote_code(path):
-        if not is_unime:
-            model = UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
-            processor = load_processor(path, image_size)
-        else:
-            processor = load_processor(path, image_size)
-            model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
-            require_all_weights(path, report["missing_keys"])
+    if not is_unime:
+        model = _load_weights(path, is_unime, **kwargs)
+        processor = load_processor(path, image_size)
+    else:
+        processor = load_processor(path, image_size)
+        model = _load_weights(path, is_unime, **kwargs)
     share_image_grids(processor, model)
     return model, processor
+
+
+def _load_weights(path: str, is_unime: bool, **kwargs: Any) -> UniMEModel:
+    base = adapter_base(path)
+    if base is not None:
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                f"the adapter in {path} cannot be merged into quantized weights: write a merged checkpoint with "
+                f"`unime export --model {path} --output FOLDER` and load that one"
+            )
+        model = _load_weights(base, is_unime, **kwargs)
+        merge_saved_adapter(model, path)
+        return model
+    with forbid_remote_code(path):
+        if not is_unime:
+            return UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
+        model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
+    require_all_weights(path, report["missing_keys"])
+    return model
 
 
 def load_processor(path: str, image_size: ImageSize | None = None) -> ProcessorMixin:
     """Load the processor of a checkpoint or backbone, as [`load_model`] does, without the weights.
 
+    An adapter has the processor that was saved with it, or else that of its base.
+
     Args:
-        path (`str`): Folder or Hub id of a UniME checkpoint or of a backbone.
+        path (`str`): Folder or Hub id of a UniME checkpoint, of a backbone, or of an adapter.
         image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images; see
             [`set_image_size`].
 
@@ -87,6 +112,9 @@ def load_processor(path: str, image_size: ImageSize | None = None) -> ProcessorM
         ValueError: The checkpoint is damaged or has no chat template, or the model cannot read images at `image_size`.
     """
     is_unime = read_config(path).model_type == UniMEConfig.model_type
+    base = adapter_base(path)
+    if base is not None and not has_file(path, PROCESSOR_NAME):
+        return load_processor(base, image_size)
     with forbid_remote_code(path):
         load = AutoProcessor.from_pretrained if is_unime else processor_from_backbone
         processor = load(path, trust_remote_code=False)
@@ -127,12 +155,18 @@ def fingerprint(checkpoint: str) -> str:
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        cached = try_to_load_from_cache(checkpoint, "config.json")  # its folder is named after the commit
-        return Path(cached).parent.name if isinstance(cached, str) else "unknown"
+        for name in (CONFIG_NAME, ADAPTER_CONFIG):
+            cached = try_to_load_from_cache(checkpoint, name)
+            if isinstance(cached, str):  # its folder is named after the commit
+                return Path(cached).parent.name
+        return "unknown"
     digest = hashlib.blake2b(digest_size=8)
     for path in model_files(folder):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    base = adapter_base(folder)
+    if base is not None:
+        digest.update(fingerprint(base).encode())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from zipfile import is_zipfile
 from jinja2 import Environment, TemplateSyntaxError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
 
 
 TRAINING_RECORD = "training.json"  # the stages and settings that a checkpoint was trained with
@@ -16,6 +17,7 @@ TRAINING_RECORD = "training.json"  # the stages and settings that a checkpoint w
 MODEL_FILE_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 NON_MODEL_PREFIXES = ("results-", TRAINING_RECORD)  # files that describe a model without affecting it
 # Pickled weights, under the names that transformers, PEFT and sentence-transformers look for.
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin", "[0-9]*_*/pytorch_model.bin")
 
 
@@ -34,10 +36,7 @@ def forbid_remote_code(checkpoint: str | Path) -> Iterator[None]:
     """
     for pickle in (file for name in PICKLE_PATTERNS for file in sorted(Path(checkpoint).glob(name))):
         if not any(pickle.parent.glob("*.safetensors")):
-            raise ValueError(
-                f"{checkpoint} stores its weights as a pickle ({pickle.name}), which can run code when it is loaded: "
-                "use a checkpoint in safetensors format, or convert this one where you trust its author"
-            )
+            refuse_pickle(checkpoint, pickle.relative_to(checkpoint))
     try:
         yield
     except ValueError as error:
@@ -49,21 +48,111 @@ def forbid_remote_code(checkpoint: str | Path) -> Iterator[None]:
         ) from None
 
 
-def read_config(checkpoint: str) -> PreTrainedConfig:
-    """Read the configuration of a checkpoint without running any of its code.
+def refuse_pickle(checkpoint: str | Path, name: str | Path) -> None:
+    """Refuse a checkpoint with a pickle.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder or Hub id.
+        name (`str` or `Path`): Path of the pickle in it; nothing happens if there is no such file.
+
+    Raises:
+        ValueError: The checkpoint contains the file.
+    """
+    if _has_file(checkpoint, str(name)):
+        how = "as docs/guides/adapters.md shows, " if Path(name).name == "adapter_model.bin" else ""
+        raise ValueError(
+            f"{checkpoint} stores its weights as a pickle ({Path(name).name}), which can run code when it is loaded: "
+            f"use a checkpoint in safetensors format, or convert this one {how}where you trust its author"
+        )
+
+
+def _has_file(checkpoint: str | Path, name: str) -> bool:
+    try:
+        return has_file(checkpoint, name)
+    except OSError:  # no such repository, or no network
+        return False
+
+
+def adapter_base(checkpoint: str | Path) -> str | None:
+    """Return the folder or Hub id of the model that an adapter was trained on, or None if `checkpoint` is no adapter.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder or Hub id.
+
+    Raises:
+        ValueError: The adapter does not name its base, or lies beside the weights of a full model.
+    """
+    file = cached_file(
+        str(checkpoint),
+        ADAPTER_CONFIG,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return None
+    if _has_file(checkpoint, CONFIG_NAME):
+        for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+            if _has_file(checkpoint, name):
+                raise ValueError(
+                    f"{checkpoint} contains both a full model ({name}) and an adapter ({ADAPTER_CONFIG}), and nothing "
+                    "says whether they are already merged: move one of them to another folder"
+                )
+    base = json.loads(Path(file).read_text()).get("base_model_name_or_path")
+    if not base or Path(base) == Path(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is an adapter that does not name the model it was trained on: set base_model_name_or_path "
+            f"in its {ADAPTER_CONFIG} to the folder or Hub id of that model"
+        )
+    return str(Path(base).expanduser()) if base.startswith("~") else base
+
+
+def refuse_adapter(checkpoint: str) -> None:
+    """Refuse an adapter where the files of a whole model are read.
 
     Args:
         checkpoint (`str`): Folder or Hub id.
 
     Raises:
-        FileNotFoundError: The checkpoint is a path that does not exist; the Hub is not asked for it.
+        ValueError: The checkpoint is an adapter.
+    """
+    base = adapter_base(checkpoint)
+    if base is not None:
+        raise ValueError(
+            f"{checkpoint} is an adapter for {base} and not a whole model: merge it with `unime merge {base} "
+            f"{checkpoint} OUTPUT` and give the folder OUTPUT"
+        )
+
+
+def read_config(checkpoint: str) -> PreTrainedConfig:
+    """Read the configuration of a checkpoint without running any of its code; an adapter has that of its base.
+
+    Args:
+        checkpoint (`str`): Folder or Hub id.
+
+    Raises:
+        FileNotFoundError: The checkpoint is a path that does not exist, and the Hub is not asked for it; or the base
+            of an adapter is not found.
         ValueError: The checkpoint is damaged, or requires code of its own (see [`check_integrity`] and
             [`forbid_remote_code`]).
     """
     _check_exists(checkpoint)
     check_integrity(checkpoint)
     with forbid_remote_code(checkpoint):
+        base = adapter_base(checkpoint)
+        if base is not None:
+            return _read_config_of_base(checkpoint, base)
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+
+
+def _read_config_of_base(adapter: str, base: str) -> PreTrainedConfig:
+    try:
+        return read_config(base)
+    except OSError:
+        raise FileNotFoundError(
+            f"{adapter} is an adapter for {base}, which is not a folder here and cannot be downloaded: set "
+            f"base_model_name_or_path in its {ADAPTER_CONFIG} to the folder or Hub id of that model"
+        ) from None
 
 
 def _check_exists(checkpoint: str) -> None:

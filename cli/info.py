@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 
 from ..batching_unime import default_max_length
 from ..checkpoint import fingerprint
-from ..checkpoint_safety import forbid_remote_code, read_config
+from ..checkpoint_safety import forbid_remote_code, read_config, refuse_adapter
 from ..configuration_unime import UniMEConfig
 
 
@@ -24,6 +24,7 @@ def describe(checkpoint: str) -> dict[str, Any]:
         ValueError: The checkpoint is not a UniME checkpoint.
     """
     config = read_config(checkpoint)
+    refuse_adapter(checkpoint)
     if not isinstance(config, UniMEConfig):
         raise ValueError(
             f"{checkpoint} has the type '{config.model_type}' and is not a UniME checkpoint: load the backbone with "

@@ -43,6 +43,7 @@ ROOT_MODULES = [
     "cpu_prepacking_unime",
     "modeling_unime",
     "checkpoint_safety",
+    "adapters",
     "checkpoint",
     "__init__",
 ]

@@ -6,7 +6,8 @@ from ..extras import require_extra
 
 require_extra("train", "accelerate", "datasets", "peft", "trl")
 
-from .adapter import load_adapter, merge_adapter, merge_checkpoint
+from ..adapters import load_adapter
+from .adapter import merge_adapter, merge_checkpoint
 from .checkpointing import last_complete_checkpoint, train_and_save
 from .contrastive_config import ContrastiveConfig
 from .contrastive_trainer import ContrastiveTrainer

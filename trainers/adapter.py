@@ -1,4 +1,4 @@
-"""LoRA adapters: load them strictly, and merge them for release."""
+"""LoRA adapters: merge them for release."""
 
 import json
 import logging
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import PROCESSOR_NAME
 
+from ..adapters import load_adapter
 from ..checkpoint import load_model, redact_home, save_checkpoint, share_image_grids
-from ..checkpoint_safety import TRAINING_RECORD, check_integrity, forbid_remote_code
+from ..checkpoint_safety import TRAINING_RECORD, forbid_remote_code
 from ..processing_unime import Item
 from ..storage.atomic_files import atomic_write
 
@@ -25,37 +25,6 @@ from ..storage.atomic_files import atomic_write
 logger = logging.getLogger(__name__)
 
 MIN_MERGE_COSINE = 0.999  # between embeddings before and after merging, which rounds half-precision weights once more
-
-
-def load_adapter(model: PreTrainedModel, path: str | Path) -> PeftModel:
-    """Attach a saved adapter to a model; every key must match.
-
-    Args:
-        model (`PreTrainedModel`): The model that the adapter was trained on.
-        path (`str` or `Path`): Folder with `adapter_config.json` and `adapter_model.safetensors`.
-
-    Returns:
-        `PeftModel`: The model with the adapter, in evaluation mode.
-
-    Raises:
-        ValueError: Keys or shapes of the file and the model differ (PEFT would only warn, and the adapter would have
-            no effect), the weights are a pickle, or a file is truncated.
-    """
-    check_integrity(path)
-    with forbid_remote_code(path):
-        adapted = get_peft_model(model, PeftConfig.from_pretrained(path))
-        saved = load_file(Path(path) / "adapter_model.safetensors")
-    expected = get_peft_model_state_dict(adapted)
-    mismatches = {
-        "missing": [key for key in expected if key not in saved],
-        "unexpected": [key for key in saved if key not in expected],
-        "of the wrong shape": [key for key in expected if key in saved and expected[key].shape != saved[key].shape],
-    }
-    if any(mismatches.values()):
-        counts = "; ".join(f"{len(keys)} {kind}, such as {keys[0]}" for kind, keys in mismatches.items() if keys)
-        raise ValueError(f"the adapter in {path} does not fit this model ({counts}): load the model it was trained on")
-    set_peft_model_state_dict(adapted, saved)
-    return adapted.eval()
 
 
 def make_publishable(adapter: str | Path) -> None:

@@ -169,6 +169,8 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
         if peft_config is not None:
             set_seed(args.seed)  # `Trainer` sets it only after the adapter's weights are drawn
             model = get_peft_model(model, peft_config if unime is None else fit_to_model(peft_config, unime))
+            if unime is not None:  # PEFT does not see what a wrapped backbone was loaded from
+                model.active_peft_config.base_model_name_or_path = unime.name_or_path or unime.backbone.name_or_path
         if args.merge_dequantized and getattr(embedder, "hf_quantizer", None) is None:
             raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
         if unime is not None:

@@ -31,7 +31,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ...batching_unime import default_max_length
 from ...checkpoint import fingerprint
-from ...checkpoint_safety import forbid_remote_code, read_config
+from ...checkpoint_safety import forbid_remote_code, read_config, refuse_adapter
 from ...modeling_unime import require_all_weights
 
 
@@ -182,6 +182,7 @@ def model_meta(path: str, name: str | None = None, revision: str | None = None, 
         raise ValueError(f"the folder {path} needs a name for mteb; pass name='organization/model', got {name!r}")
     folder = path if local else snapshot_download(path, revision=revision)
     config = read_config(folder)
+    refuse_adapter(folder)
     if config.model_type != "unime":
         raise ValueError(
             f"{path} has model_type '{config.model_type}' and is not a UniME checkpoint; create one with "
