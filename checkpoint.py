@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, has_file
 
 from .adapters import merge_saved_adapter
@@ -23,6 +24,7 @@ from .configuration_unime import UniMEConfig
 from .image_size import ImageSize, set_image_size
 from .modeling_unime import UniMEModel, require_all_weights
 from .processing_unime import processor_from_backbone
+from .unime_phi3_v import Phi3VConfig
 
 
 # A checkpoint contains the code that loads it (`auto_map`); where this package is installed, its classes are used.
@@ -30,6 +32,8 @@ UniMEConfig.register_for_auto_class()
 UniMEModel.register_for_auto_class("AutoModel")
 AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)
 AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
+# Backbones that transformers lacks -> the file of the checkpoint that registers them before it loads UniME.
+ENTRY_FILES = {Phi3VConfig.model_type: Path(__file__).with_name("unime_phi3_v.py")}
 
 # Named prompts for sentence-transformers (`encode(..., prompt_name=...)`): the instruction of each kind of query.
 # Empty ones select the one-word prompt of the chat template; mteb needs one for queries and one for documents.
@@ -217,6 +221,8 @@ def save_checkpoint(
     try:
         part.mkdir(parents=True)
         model.save_pretrained(part, state_dict=state_dict)
+        if backbone.model_type in ENTRY_FILES:
+            _write_entry_file(part, ENTRY_FILES[backbone.model_type])
         processor.save_pretrained(part)
         write_sentence_transformer(model, part)
         (part / "README.md").write_text(model_card(model) if card is None else card)
@@ -232,6 +238,17 @@ def save_checkpoint(
         if path.relative_to(directory) not in written:
             path.unlink()
     return directory
+
+
+def _write_entry_file(folder: Path, entry: Path) -> None:
+    """Make a checkpoint load its classes from an entry file, which is written with all files that it imports."""
+    for file in (entry, *map(Path, get_relative_import_files(entry))):
+        shutil.copy(file, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for name, reference in config["auto_map"].items():
+        config["auto_map"][name] = f"{entry.stem}.{reference.partition('.')[2]}"
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def push_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, repo_id: str, private: bool = False) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import ModelOutput
 
 from .batching_unime import default_max_length, plan_micro_batches
@@ -97,7 +97,7 @@ class UniMEModel(PreTrainedModel):
             ValueError: The backbone is not an image-text model of transformers, or weights are missing.
         """
         config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone)
-        if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             source = "the configuration" if backbone is config else backbone
             raise ValueError(
                 f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model: "

@@ -105,10 +105,11 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
     start, end = around_text(0)
     (one_image, _), (two_images, _) = around_text(1), around_text(2)
     width = len(two_images) - len(one_image)
-    # The image placeholder is the part of the one-image prompt that the two-image prompt repeats.
+    # The image placeholder is the part of the one-image prompt that the two-image prompt repeats: the last such part,
+    # since an earlier one may begin with the end of a role marker that the placeholder ends with too.
     first = next(
         i
-        for i in range(len(one_image) - width + 1)
+        for i in range(len(one_image) - width, -1, -1)
         if one_image[: i + width] + one_image[i:] == two_images and processor.image_token in one_image[i : i + width]
     )
     added_tokens = processor.tokenizer.get_added_vocab()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor, CLIPProcessor, ProcessorMixin
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ...checkpoint import load_model
 from ...checkpoint_safety import forbid_remote_code, read_config
@@ -61,7 +61,8 @@ def load_encoder(
     """
     # A SentenceTransformer may have all its parts in subfolders.
     has_config = Path(path, "config.json").exists() or not Path(path, "modules.json").exists()
-    model_type = read_config(path).model_type if has_config else ""
+    config = read_config(path) if has_config else None
+    model_type = "" if config is None else config.model_type
     if model_type == "clip":
         with forbid_remote_code(path):
             processor = CLIPProcessor.from_pretrained(path, trust_remote_code=False)
@@ -79,7 +80,7 @@ def load_encoder(
         require_all_weights(path, report["missing_keys"])
         encode = partial(siglip_encode, model=model.to(device).eval(), processor=processor)
         return Encoder(encode, processor)
-    if model_type == UniMEConfig.model_type or model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if model_type == UniMEConfig.model_type or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         model, processor = load_model(path, image_size, dtype=dtype)
         encode = partial(
             model.to(device).encode, processor=processor, max_length=max_length, micro_batch_tokens=micro_batch_tokens
