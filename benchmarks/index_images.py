@@ -1,14 +1,14 @@
-"""Images per second of `unime index` with and without worker processes, beside sentence-transformers' `encode`.
+"""Images per second of `unime index` on one core and on all cores, beside sentence-transformers' `encode`.
 
     python benchmarks/index_images.py --output benchmarks/results/index_images.json
     python benchmarks/index_images.py --quick
 
-Writes a folder of 12-megapixel JPEGs and embeds it with unime-tiny. Every measurement is a process of its own, with
-one thread of PyTorch, and includes its start and the loading of the model; the ways alternate, and medians count.
+Writes a folder of 12-megapixel JPEGs and embeds it with unime-tiny. Every measurement is a process of its own,
+whose torch operators run in one thread, and includes its start and the loading of the model; the ways alternate, and
+medians count.
 
-- `1 process, 1 core`: `unime index` on one core, whose reader threads cannot work in parallel.
-- `1 process`: `unime index` on all cores.
-- `2 processes`: `unime index --workers 2`.
+- `1 core`: `unime index` on one core, where its threads cannot work in parallel.
+- `all cores`: `unime index` on all cores; threads decode the images and make the tensors.
 - `sentence-transformers`: `SentenceTransformer.encode` of the list of opened images, in steps of 32.
 """
 
@@ -27,7 +27,7 @@ from result_files import table, write
 
 
 TINY = str(Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny")
-ONE_CORE = "1 process, 1 core"
+ONE_CORE = "1 core"
 DISTINCT_IMAGES = 16  # the others are copies with a comment of their own, which indexing does not take for equal
 SENTENCE_TRANSFORMER = """
 import sys
@@ -58,8 +58,7 @@ def commands(photographs: Path, output: Path) -> dict[str, list[str]]:
     index = [sys.executable, "-m", "unime.cli", "index", str(photographs), str(output), "--model", TINY]
     return {
         ONE_CORE: index,
-        "1 process": index,
-        "2 processes": [*index, "--workers", "2"],
+        "all cores": index,
         "sentence-transformers": [sys.executable, "-c", SENTENCE_TRANSFORMER, str(photographs), TINY],
     }
 

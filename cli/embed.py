@@ -23,7 +23,6 @@ from .options import (
     Source,
     Split,
     TextColumn,
-    Workers,
     load_onto,
     model_or_default,
     printable,
@@ -50,7 +49,6 @@ def embed(
     image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
-    workers: Workers = 0,
     truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry, with status 1.")] = False,
     as_json: AsJson = False,
@@ -100,7 +98,7 @@ def embed(
                 raise typer.Exit(1)
 
         shards = output.with_name(f".{output.name}.shards") if is_lance else output
-        kept = write_shards(corpus, shards, network, processor, settings, report, workers)
+        kept = write_shards(corpus, shards, network, processor, settings, report)
     rejected = [entry for shard in sorted(shards.glob("*.parquet")) for entry in rejected_in(shard)]
     rejected_file = output.with_name(f"{output.name}.rejected.jsonl")
     rejected_file.unlink(missing_ok=True)
@@ -138,7 +136,6 @@ def index(
     image_size: ImageSize = None,
     dtype: Dtype = "float32",
     device: Device = None,
-    workers: Workers = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if an entry was rejected.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -175,8 +172,7 @@ def index(
                 "create a new index"
             )
     with _progress() as show:
-        stored_size = store.record.image_size
-        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, stored_size), show, workers)
+        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, store.record.image_size), show)
     rejected_file = folder / REJECTED_FILE
     result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
     _print_result(

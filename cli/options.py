@@ -25,9 +25,6 @@ ImageSize = Annotated[
 ]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cuda:1'; by default an accelerator if there is one.")]
-Workers = Annotated[
-    int, typer.Option(min=0, help="Processes that read the entries; 0 reads them with threads of this process.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

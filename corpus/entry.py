@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ..data.image_files import count_pixels, read_image, read_image_bytes
+from ..data.image_files import read_image, read_image_bytes
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,6 @@ class Entry:
             path = None if isinstance(self.image, bytes) else self.image
             item["image"] = read_image({"bytes": self._image_bytes(), "path": path}, f"entry {self.id!r}")
         return item if instruction is None else item | {"instruction": instruction}
-
-    def num_pixels(self) -> int:
-        """Return the number of pixels of the image without decoding it; 0 if there is none or it cannot be read."""
-        return 0 if self.image is None or self.problem is not None else count_pixels(self.image)
 
     def _checked_text(self) -> str | None:
         if self.problem is not None:

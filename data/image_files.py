@@ -114,18 +114,3 @@ def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = N
         raise ValueError(
             f"{where}: cannot read {name}: it is not a readable image ({problem}); fix the path or remove the row"
         ) from None
-
-
-def count_pixels(image: str | bytes) -> int:
-    """Return the number of pixels that the header of an image states; 0 if [`read_image`] would reject it.
-
-    Args:
-        image (`str` or `bytes`): Path of the image, or the encoded image.
-    """
-    if isinstance(image, str) and not Path(image).is_file():
-        return 0
-    try:
-        with Image.open(BytesIO(image) if isinstance(image, bytes) else image, formats=IMAGE_FORMATS) as opened:
-            return opened.width * opened.height
-    except Exception:  # Pillow's decoders raise errors of many types for broken files
-        return 0

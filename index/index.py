@@ -182,7 +182,6 @@ class Index:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         report: ProgressCallback | None = None,
-        workers: int = 0,
     ) -> SyncResult:
         """Embed new and changed entries of a corpus, and remove indexed entries that the corpus no longer has.
 
@@ -191,20 +190,18 @@ class Index:
             model ([`UniMEModel`]): Model of the index.
             processor (`ProcessorMixin`): Processor of the model.
             report (`Callable`, *optional*): Called with the stage, the number of entries done, and the total number.
-            workers (`int`, defaults to 0): Number of processes that read the entries, see [`embed_entries`].
 
         Raises:
             ValueError: Two entries have the same id, metadata types conflict, the model has other dimensions, or
                 another process is writing to the index.
         """
-        return self.update(corpus, lambda: (model, processor), report, workers)
+        return self.update(corpus, lambda: (model, processor), report)
 
     def update(
         self,
         corpus: Sequence[Entry],
         load: Callable[[], tuple[PreTrainedModel, ProcessorMixin]],
         report: ProgressCallback | None = None,
-        workers: int = 0,
     ) -> SyncResult:
         """Do what [`Index.sync`] does, calling `load` for the model only if there are entries to embed."""
         report = report or (lambda stage, done, total: None)
@@ -221,7 +218,7 @@ class Index:
                 self._check_dimensions(model.config.get_text_config().hidden_size)
                 changed_ids = {corpus[position].id for position in diff.changed}
                 entries = (corpus[position] for position in to_embed)
-                windows = embed_entries(model, processor, entries, self.record.instruction, workers=workers)
+                windows = embed_entries(model, processor, entries, self.record.instruction)
                 for number, window in enumerate(windows, 1):
                     self.table.write(window.entries, window.vectors, diff.contents, changed_ids)
                     removed += self.table.delete([entry.id for entry in window.rejected if entry.id in changed_ids])

@@ -64,7 +64,6 @@ def write_shards(
     processor: ProcessorMixin,
     settings: Settings,
     report: Callable[[int, Sequence[Rejected]], None],
-    workers: int = 0,
 ) -> int:
     """Embed the shards of a corpus that a folder lacks, then delete the shards that are not part of the corpus.
 
@@ -77,7 +76,6 @@ def write_shards(
             `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions`, `dtype` and `image_size`
             (`None` for the size saved with the checkpoint).
         report (`Callable`): Called with the number of further entries done and those of them that were rejected.
-        workers (`int`, defaults to 0): Number of processes that read the entries, see [`embed_entries`].
 
     Returns:
         `int`: Number of entries whose embeddings were already in the folder.
@@ -104,14 +102,13 @@ def write_shards(
     results = {}  # vectors and rejections of incomplete shards, by id
     instruction, dimensions = settings["instruction"], settings["dimensions"]
     # Windows have the size of a shard, so that its vectors do not depend on which other shards are missing.
-    entries = missing_entries()
-    for window in embed_entries(model, processor, entries, instruction, dimensions, WINDOW_ENTRIES, workers):
+    for window in embed_entries(model, processor, missing_entries(), instruction, dimensions, WINDOW_ENTRIES):
         results |= zip((entry.id for entry in window.entries), window.vectors, strict=True)
         results |= {rejected.id: rejected for rejected in window.rejected}
         report(len(window.entries) + len(window.rejected), window.rejected)
         while pending and pending[0][1][-1].id in results:
-            name, shard = pending.popleft()
-            _write(folder / name, shard, [results.pop(entry.id) for entry in shard], settings)
+            name, entries = pending.popleft()
+            _write(folder / name, entries, [results.pop(entry.id) for entry in entries], settings)
     for path in folder.iterdir():
         if path.name not in names:
             path.unlink()

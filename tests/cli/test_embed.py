@@ -99,19 +99,6 @@ def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tm
     np.testing.assert_array_equal(read.with_format("numpy")["embedding"][:], vectors)
 
 
-@pytest.mark.slow
-def test_worker_processes_write_the_same_table(corpus: Path, tmp_path: Path) -> None:
-    (corpus / "broken.jpg").write_bytes(b"no image")
-    tables = []
-    for workers in (0, 2):
-        output = tmp_path / f"workers-{workers}"
-        assert report(corpus, output, "--workers", workers)["rejected"] == 1
-        tables.append(pq.read_table(output))
-    assert tables[1].drop(["embedding"]).equals(tables[0].drop(["embedding"]))
-    first, second = (np.array(table["embedding"].to_pylist()) for table in tables)
-    np.testing.assert_allclose(second, first, atol=1e-5)
-
-
 def test_a_prompt_an_instruction_and_a_dimension_are_applied(corpus: Path, tmp_path: Path) -> None:
     report(corpus, tmp_path / "named", "--prompt", "image", "--truncate-dim", 16)
     report(corpus, tmp_path / "instructed", "--instruction", PROMPTS["image"])
