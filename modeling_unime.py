@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
 from transformers.utils import ModelOutput
 
 from .batching_unime import default_max_length, plan_micro_batches
@@ -26,6 +27,8 @@ from .windows_unime import read_windows
 # Qwen2-VL or Qwen2.5-VL without the head, it mistakes the former for weights of the language model. In older
 # checkpoints "model." is the language model itself: "model.layers..." and so on.
 GENERATIVE_PREFIX = {r"^model\.(?!(layers|embed_tokens|norm)\.)": ""}
+# What a class claims about the attention implementations that can be chosen.
+ATTENTION_SUPPORT = ("_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn", "_supports_attention_backend")
 ENCODE_WINDOW_ITEMS = 4096  # rendered and sorted together: enough to sort well; images end a window earlier
 
 
@@ -45,6 +48,22 @@ def require_all_weights(checkpoint: str, missing_keys: Iterable[str]) -> None:
             f"{checkpoint} has no weights for {first}: copy or download the checkpoint again; if it is complete, "
             "update transformers, which may not know the names of its weights yet"
         )
+
+
+def whole_layers(backbone: PreTrainedModel) -> list[str]:
+    """Return the class names of the modules that FSDP wraps one by one, and that stay on one device.
+
+    transformers lists the attention alone for the vision layers of SmolVLM and Idefics3, and layers of CLIP's text
+    model, which FSDP rejects because there are none.
+
+    Args:
+        backbone (`PreTrainedModel`): The image-text model.
+    """
+    layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    parts = {type(part).__name__ for layer in layers for part in layer.modules() if part is not layer}
+    present = {type(module).__name__ for module in backbone.modules()}
+    listed = present.intersection(backbone._no_split_modules or ())
+    return sorted((listed | {type(layer).__name__ for layer in layers}) - parts)
 
 
 @dataclass
@@ -71,18 +90,15 @@ class UniMEModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: UniMEConfig, backbone: PreTrainedModel | None = None):
+        backbone_class = MODEL_MAPPING[type(config.backbone_config)] if backbone is None else type(backbone)
+        for name in ATTENTION_SUPPORT:  # asked by the constructor of the base class
+            setattr(self, name, getattr(backbone_class, name))
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
         self.post_init()
-        # CLIP towers also list layers of CLIP's text model, and FSDP rejects names of modules that do not exist.
-        present = {type(module).__name__ for module in self.backbone.modules()}
-        self._no_split_modules = sorted(present.intersection(self.backbone._no_split_modules or ()))
+        self._no_split_modules = whole_layers(self.backbone)
 
     @classmethod
     def from_backbone(cls, backbone: str | PreTrainedConfig, **kwargs) -> "UniMEModel":

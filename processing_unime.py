@@ -9,6 +9,7 @@ depends on an architecture.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from io import BytesIO
 from threading import Lock
 from typing import IO, Any, cast
@@ -75,7 +76,37 @@ TEMPLATE = """\
 {%- endif -%}
 {{- frame.end -}}
 """
+TEMPLATE_DATE = date(2024, 7, 26)  # where a backbone's template prints today's date; that of Llama's own templates
 TEMPLATE_HEAD = TEMPLATE.partition("FRAME")[0]  # identifies a template as UniME's
+
+
+def named_tokens(processor: ProcessorMixin) -> set[str]:
+    """Return the tokens that a processor has under a name, such as `image_token` and `boi_token`.
+
+    Args:
+        processor (`ProcessorMixin`): The backbone's native processor.
+    """
+    names = {name for owner in (type(processor), processor) for name in vars(owner) if name.endswith("_token")}
+    values = {getattr(processor, name) for name in names}
+    return {value for value in values if isinstance(value, str) and value}
+
+
+def control_tokens(processor: ProcessorMixin, frame: str) -> set[str]:
+    """Return the strings that a tokenizer turns into control tokens, which texts must not contain.
+
+    Other tokens that were added to a vocabulary, such as `<b>` and `<table>` in Gemma's, are parts of texts.
+
+    Args:
+        processor (`ProcessorMixin`): The backbone's native processor.
+        frame (`str`): What the chat template writes around texts and images.
+    """
+    named = named_tokens(processor)
+    added = processor.tokenizer.added_tokens_decoder.values()
+    return {
+        token.content
+        for token in added
+        if len(token.content.strip()) > 1 and (token.special or token.content in named or token.content in frame)
+    }
 
 
 def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> str:
@@ -91,31 +122,53 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
 
     Returns:
         `str`: Jinja source for `processor.chat_template`, which is saved with the checkpoint.
+
+    Raises:
+        ValueError: The backbone has no image token, or its chat template has no place for texts and images.
     """
     text = "\x00"
+    # Some processors replace another token than the image token, such as the one that begins an image.
+    tokens = named_tokens(processor)
+    family = type(processor).__name__
+    template = processor.chat_template
+    if template is not None and "strftime_now" in template:
+        template = _fixed_date() + template
 
     def around_text(images: int) -> tuple[str, str]:
-        if processor.chat_template is None:
+        if template is None:
             return (processor.image_token + "\n") * images, ""
         parts = [{"type": "image"}] * images + [{"type": "text", "text": text}]
         turn = [{"role": "user", "content": parts}]
-        before, after = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False).split(text)
+        before, after = processor.apply_chat_template(
+            turn, chat_template=template, add_generation_prompt=True, tokenize=False
+        ).split(text)
         return before, after
 
-    start, end = around_text(0)
-    (one_image, _), (two_images, _) = around_text(1), around_text(2)
+    try:
+        start, end = around_text(0)
+        (one_image, _), (two_images, _) = around_text(1), around_text(2)
+    except Exception as error:  # templates and processors raise errors of many types
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the backbone's {family} cannot render a text and images in turn ({reason}): choose a backbone whose "
+            "processor has an image token, and whose chat template takes texts and images"
+        ) from None
     width = len(two_images) - len(one_image)
     # The image placeholder is the part of the one-image prompt that the two-image prompt repeats: the last such part,
     # since an earlier one may begin with the end of a role marker that the placeholder ends with too.
-    first = next(
+    starts = (
         i
         for i in range(len(one_image) - width, -1, -1)
-        if one_image[: i + width] + one_image[i:] == two_images and processor.image_token in one_image[i : i + width]
+        if one_image[: i + width] + one_image[i:] == two_images
+        and any(token in one_image[i : i + width] for token in tokens)
     )
-    added_tokens = processor.tokenizer.get_added_vocab()
-    control = sorted(
-        (token for token in added_tokens if len(token.strip()) > 1), key=lambda token: (-len(token), token)
-    )
+    first = next(starts, None)
+    if first is None:
+        raise ValueError(
+            f"the backbone's {family} does not write the same placeholder for each image: give its processor a chat "
+            "template that does"
+        )
+    control = sorted(control_tokens(processor, start + two_images + end), key=lambda token: (-len(token), token))
     frame = {
         "start": start,
         "image_start": one_image[:first],
@@ -126,6 +179,13 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
         "control": control,
     }
     return TEMPLATE.replace("FRAME", json.dumps(frame, ensure_ascii=False))
+
+
+def _fixed_date() -> str:
+    """Return a macro that a template calls instead of transformers' function for the date."""
+    directives = {f"%{letter}": TEMPLATE_DATE.strftime(f"%{letter}") for letter in "aAbBdHIjmMpSyY"}
+    replacements = "".join(f".replace('{directive}', '{value}')" for directive, value in directives.items())
+    return "{% macro strftime_now(format) %}{{ format" + replacements + " }}{% endmacro %}\n"
 
 
 def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwargs) -> ProcessorMixin:

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import LAYER_SIZES
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unime import UniMEModel, load_model, micro_batches, modeling_unime, processor_from_backbone
+from unime.modeling_unime import ATTENTION_SUPPORT
 from unime.processing_unime import to_item_dict, to_messages
 
 
@@ -236,6 +238,24 @@ def test_activation_checkpointing_does_not_change_the_gradients(folder: Path, pr
     checkpointed = gradients(model, tensors)
     assert any(key.startswith("backbone.vision") or ".visual" in key for key in plain)
     torch.testing.assert_close(checkpointed, plain)
+
+
+def test_the_class_claims_what_its_backbone_supports(model: UniMEModel, family: str, tmp_path: Path) -> None:
+    loaded = UniMEModel(model.config)  # as `from_pretrained` builds it
+    for name in ATTENTION_SUPPORT:
+        assert getattr(loaded, name) == getattr(model, name) == getattr(type(model.backbone), name)
+    if not model._supports_flex_attn:
+        model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="does not support an attention implementation through .*flex_attention"):
+            UniMEModel.from_pretrained(tmp_path, attn_implementation="flex_attention")
+    assert model._supports_flex_attn == (not family.startswith("qwen"))
+
+
+def test_every_layer_is_whole_for_fsdp(model: UniMEModel, family: str) -> None:
+    layers = {type(layer).__name__ for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)}
+    assert layers and layers <= set(model._no_split_modules)
+    if family in ("smolvlm", "idefics3"):
+        assert not any(name.endswith("Attention") for name in model._no_split_modules)
 
 
 def test_every_part_uses_the_requested_attention_implementation(

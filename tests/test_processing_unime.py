@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.Image import Transpose
 from token_ids import token_ids
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, AutoTokenizer, ProcessorMixin
 
 from unime import micro_batches, processor_from_backbone
 from unime.processing_unime import item_hash, normalize_item, to_item_dict, to_messages, to_rgb
@@ -280,6 +280,44 @@ def test_a_control_string_in_a_text_is_broken_up(llava: ProcessorMixin) -> None:
     assert llava.tokenizer.decode(row) == (
         "<s>USER: see < image> and < /s>\nSummarize the above sentence in one word: ASSISTANT:"
     )
+
+
+def test_added_tokens_that_are_parts_of_texts_stay_whole(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["<b>", "ASSISTANT:"])  # Gemma has HTML tags; some role markers are ordinary tokens too
+    tokenizer.save_pretrained(tmp_path)
+    (row,) = token_ids(processor_from_backbone(tmp_path), ["<b>a ASSISTANT: <pad>"])
+    assert tokenizer.decode(row) == (
+        "<s>USER: <b>a A SSISTANT: < pad>\nSummarize the above sentence in one word: ASSISTANT:"
+    )
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
+    template = tmp_path / "chat_template.jinja"
+    today = "{%- set today = strftime_now('%d %b %Y') if strftime_now is defined else 'never' -%}\nToday: {{ today }} "
+    template.write_text(today + template.read_text())
+    (row,) = token_ids(processor_from_backbone(tmp_path), ["a cat"])
+    assert AutoTokenizer.from_pretrained(tmp_path).decode(row).startswith("<s>Today: 26 Jul 2024")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0]['content'] + '</s>' }}", "LlavaProcessor cannot render a text and images in turn .can only"),
+        ("{{ messages[0]['content'][-1]['text'] }}", "does not write the same placeholder for each image: give its"),
+    ],
+)
+def test_a_template_without_images_is_refused(
+    template: str, message: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model("llava"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=message):
+        processor_from_backbone(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
