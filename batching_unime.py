@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from .image_tokens_unime import count_image_tokens, vision_token_equivalents
+from .image_tokens_unime import count_image_tokens, images_before_processor, vision_token_equivalents
 from .processing_unime import Item, is_interleaved, normalize_item, to_messages
 
 
@@ -107,7 +108,7 @@ class MicroBatch:
         """
         if self.has_images:
             texts = [item.text for item in self.items]
-            images = [item.item["images"] for item in self.items]
+            images = [images_before_processor(self.processor, item.item["images"]) for item in self.items]
             options = _tokenizer_options(self.processor, texts[0])
             tensors = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
             tensors = tensors if dtype is None else tensors.to(dtype=dtype)
@@ -262,14 +263,20 @@ def _shared_prefixes(items: list[RenderedItem]) -> dict[str | None, tuple[int, .
     return prefixes
 
 
-def _render(processor: ProcessorMixin, items: Sequence[Mapping[str, Any]]) -> list[str]:
-    return processor.apply_chat_template([to_messages(item) for item in items], tokenize=False)
+def _render(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    try:
+        return processor.apply_chat_template([to_messages(item) for item in items.values()], tokenize=False)
+    except TemplateError as error:  # the template of a published embedder has no prompt for such an item
+        if len(items) > 1:
+            for index, item in items.items():
+                _render(processor, {index: item})
+        raise ValueError(f"item {next(iter(items))}: {error}") from None
 
 
 def _require_order(processor: ProcessorMixin, index: int) -> None:
     """Refuse to render an item in which a text stands before an image with a template that puts all images first."""
-    content = [{"type": "text", "text": "\x00"}, {"type": "image"}, {"type": "text", "text": ""}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    ordered = {"content": ["\x00", 0], "images": [None], "instruction": None}
+    (prompt,) = _render(processor, {index: ordered})
     if "\x00" not in prompt.partition(processor.image_token)[0]:
         raise ValueError(
             f"item {index} has a text before an image, but this checkpoint's chat template puts all images first, as "
@@ -290,7 +297,7 @@ def _tokenize(
     interleaved = next((index for index, item in items.items() if is_interleaved(item)), None)
     if interleaved is not None:
         _require_order(processor, interleaved)
-    texts = _render(processor, list(items.values()))
+    texts = _render(processor, items)
     token_lists = processor.tokenizer(texts, **_tokenizer_options(processor, texts[0]))["input_ids"]
     # sizes of an item's images -> their tokens, and what their patches are worth
     counts: dict[tuple[tuple[int, int], ...], tuple[int, float]] = {(): (0, 0.0)}
@@ -329,7 +336,7 @@ def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> Rend
                 content[position] = processor.tokenizer.decode(tokens[:count])
             count = max(count - len(tokens), 0)
         shorter = {**item.item, "content": content}
-        (text,) = _render(processor, [shorter])
+        (text,) = _render(processor, {item.index: shorter})
         tokens = processor.tokenizer(text, **_tokenizer_options(processor, text))["input_ids"]
         length = len(tokens) + image_tokens
         return replace(item, item=shorter, text=text, tokens=tokens, length=length)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,10 +23,14 @@ from .adapters import merge_saved_adapter
 from .checkpoint_safety import ADAPTER_CONFIG, adapter_base, forbid_remote_code, model_files, read_config
 from .configuration_unime import UniMEConfig
 from .image_size import ImageSize, set_image_size
+from .image_tokens_unime import square_of
 from .modeling_unime import UniMEModel, require_all_weights
-from .processing_unime import processor_from_backbone
+from .presets import Preset, find_preset
+from .processing_unime import TEMPLATE_HEAD, chat_template
 from .unime_phi3_v import Phi3VConfig
 
+
+logger = logging.getLogger(__name__)
 
 # A checkpoint contains the code that loads it (`auto_map`); where this package is installed, its classes are used.
 UniMEConfig.register_for_auto_class()
@@ -49,35 +54,61 @@ PROMPTS = {
     "crop": "Represent the given cropped image of the object",
 }
 
+POOLING_MODES = {"last": "lasttoken", "mean": "mean"}  # names of sentence-transformers
+RENDERS_MESSAGES = {"specifier": ">=6.2", "reason": "items are rendered through the chat template"}
+SQUARE_IMAGES = {
+    "specifier": "<0",
+    "reason": "this model reads images as squares, which no version can do: load it with unime.load_model",
+}
 
-def load_model(path: str, image_size: ImageSize | None = None, **kwargs) -> tuple[UniMEModel, ProcessorMixin]:
-    """Load a UniME checkpoint, or wrap a native image-text backbone.
 
-    A LoRA or DoRA adapter of either, trained by UniME or by others, is merged into the model that it was trained on.
+def named_prompts(config: UniMEConfig) -> dict[str, str]:
+    """Return the instruction of each kind of query: UniME's, or those that the model was trained with."""
+    return PROMPTS | (config.prompts or {})
+
+
+def load_model(
+    path: str, image_size: ImageSize | None = None, preset: str | None = None, **kwargs
+) -> tuple[UniMEModel, ProcessorMixin]:
+    """Load a UniME checkpoint, a published embedder as its authors run it, or wrap a native image-text backbone.
+
+    A LoRA or DoRA adapter, trained by UniME or by others, is merged into the model that it was trained on.
 
     Args:
-        path (`str`): Folder or Hub id of a UniME checkpoint, of a backbone, or of an adapter.
+        path (`str`): Folder or Hub id of a UniME checkpoint, of a published embedder, of a backbone, or of an adapter.
         image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images, such as 336, or
-            arguments of its image processor; see [`set_image_size`]. Defaults to the size saved with the checkpoint.
+            arguments of its image processor; see [`set_image_size`]. Defaults to the preset's, or to the size saved
+            with the checkpoint.
+        preset (`str`, *optional*): How the authors of a published embedder run it: the name of a preset, the path of a
+            JSON file of the same form, `"none"` for UniME's own prompt, or `"keep"` for the checkpoint's own chat
+            template. Defaults to the preset of the id, see [`find_preset`]; a UniME checkpoint keeps what it was saved
+            with.
         kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `quantization_config`, ...).
 
     Returns:
-        `tuple[UniMEModel, ProcessorMixin]`: The model, and its processor with UniME's chat template.
+        `tuple[UniMEModel, ProcessorMixin]`: The model, and its processor with the chat template that it was trained
+        with, or UniME's.
 
     Raises:
-        FileNotFoundError: The path, or the base of an adapter, does not exist.
+        FileNotFoundError: The path, the preset, or the base of an adapter does not exist.
         ValueError: The backbone is not an image-text model, its weights are a pickle, it requires code of its own,
             the checkpoint is damaged or incomplete, an adapter does not fit its base or shall be merged into quantized
-            weights, or the model cannot read images at `image_size`.
+            weights, the model cannot read images at `image_size`, or the preset does not fit the model.
         MissingExtraError: The path is an adapter, and PEFT is not installed.
     """
+    chosen = _preset_of(path, preset)
+    if chosen is not None:
+        logger.warning("%s is run as its authors run it: preset %s (%s)", path, chosen.name, chosen.family)
+        kwargs = {"dtype": chosen.dtype} | kwargs if chosen.dtype else kwargs
     is_unime = read_config(path).model_type == UniMEConfig.model_type
     if not is_unime:
         model = _load_weights(path, is_unime, **kwargs)
-        processor = load_processor(path, image_size)
+        processor = load_processor(path, image_size, preset)
     else:
-        processor = load_processor(path, image_size)
+        processor = load_processor(path, image_size, preset)
         model = _load_weights(path, is_unime, **kwargs)
+    if chosen is not None:
+        chosen.apply_to_config(model.config)
     share_image_grids(processor, model)
     return model, processor
 
@@ -101,7 +132,7 @@ def _load_weights(path: str, is_unime: bool, **kwargs: Any) -> UniMEModel:
     return model
 
 
-def load_processor(path: str, image_size: ImageSize | None = None) -> ProcessorMixin:
+def load_processor(path: str, image_size: ImageSize | None = None, preset: str | None = None) -> ProcessorMixin:
     """Load the processor of a checkpoint or backbone, as [`load_model`] does, without the weights.
 
     An adapter has the processor that was saved with it, or else that of its base.
@@ -110,24 +141,52 @@ def load_processor(path: str, image_size: ImageSize | None = None) -> ProcessorM
         path (`str`): Folder or Hub id of a UniME checkpoint, of a backbone, or of an adapter.
         image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images; see
             [`set_image_size`].
+        preset (`str`, *optional*): How the authors of a published embedder run it; see [`load_model`].
 
     Raises:
-        FileNotFoundError: The path does not exist.
-        ValueError: The checkpoint is damaged or has no chat template, or the model cannot read images at `image_size`.
+        FileNotFoundError: There is no such folder or preset.
+        ValueError: The checkpoint is damaged or has no chat template, the model cannot read images at `image_size`, or
+            the preset does not fit the model.
     """
-    is_unime = read_config(path).model_type == UniMEConfig.model_type
+    chosen = _preset_of(path, preset)
     base = adapter_base(path)
     if base is not None and not has_file(path, PROCESSOR_NAME):
-        return load_processor(base, image_size)
+        return load_processor(base, image_size, preset or (chosen and chosen.name))
     with forbid_remote_code(path):
-        load = AutoProcessor.from_pretrained if is_unime else processor_from_backbone
-        processor = load(path, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    is_unime = read_config(path).model_type == UniMEConfig.model_type
+    has_unime_template = is_unime or TEMPLATE_HEAD in (processor.chat_template or "")
+    if chosen is not None and not (preset is None and has_unime_template):
+        chosen.apply_to_processor(processor)
+    elif not has_unime_template:
+        processor.chat_template = chat_template(processor)
     if processor.chat_template is None:
         raise ValueError(
             f"{path} has no chat_template.jinja, which holds its prompts: copy or download the checkpoint again"
         )
     set_image_size(processor, image_size)
     return processor
+
+
+def _preset_of(path: str, preset: str | None) -> Preset | None:
+    """Return the preset to load a checkpoint with, which must fit the type of its backbone.
+
+    An adapter without a preset of its own has that of its base.
+    """
+    chosen = find_preset(path, preset)
+    config, base = read_config(path), adapter_base(path)
+    is_unime = config.model_type == UniMEConfig.model_type
+    if preset is None and is_unime:
+        return None
+    if chosen is None:
+        return None if base is None or preset is not None else _preset_of(base, None)
+    model_type = config.backbone_config.model_type if is_unime else config.model_type
+    if chosen.model_types and model_type not in chosen.model_types:
+        raise ValueError(
+            f"the preset {chosen.name} is for models of type {' or '.join(chosen.model_types)}, but {path} is of type "
+            f"'{model_type}': pass preset='none', or the preset of its family"
+        )
+    return chosen
 
 
 def share_image_grids(processor: ProcessorMixin, model: UniMEModel) -> None:
@@ -224,7 +283,7 @@ def save_checkpoint(
         if backbone.model_type in ENTRY_FILES:
             _write_entry_file(part, ENTRY_FILES[backbone.model_type])
         processor.save_pretrained(part)
-        write_sentence_transformer(model, part)
+        write_sentence_transformer(model, processor, part)
         (part / "README.md").write_text(model_card(model) if card is None else card)
         written = [path.relative_to(part) for path in sorted(part.rglob("*")) if path.is_file()]
         for path in written:
@@ -297,7 +356,9 @@ def model_card(model: PreTrainedModel, sections: str = "", **metadata: Any) -> s
         backbone=model.config.backbone_config.model_type,
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         dimensions=model.config.hidden_size,
-        prompts="\n".join(f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in PROMPTS.items()),
+        prompts="\n".join(
+            f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in named_prompts(model.config).items()
+        ),
     )
 
 
@@ -307,13 +368,18 @@ def _requirement(package: str) -> str:
     return str(next(requirement.specifier for requirement in core if requirement.name == package))
 
 
-def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
+def write_sentence_transformer(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> None:
     """Write the files that sentence-transformers needs, naming only its own classes: Transformer, Pooling, Normalize.
+
+    sentence-transformers resizes images as the processor does. Where they are resized to a square first, these files
+    state a requirement that no version meets, so that it gives the reason instead of other embeddings.
 
     Args:
         model ([`UniMEModel`]): The model.
+        processor (`ProcessorMixin`): Its processor.
         directory (`Path`): Folder of the checkpoint.
     """
+    squares_images = square_of(processor) is not None
     package = "sentence_transformers."
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": package + "base.modules.transformer.Transformer"},
@@ -332,11 +398,11 @@ def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
     }
     settings = {
         "model_type": "SentenceTransformer",
-        "prompts": PROMPTS,
+        "prompts": named_prompts(model.config),
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
         "requirements": {
-            "sentence-transformers": {"specifier": ">=6.2", "reason": "items are rendered through the chat template"},
+            "sentence-transformers": SQUARE_IMAGES if squares_images else RENDERS_MESSAGES,
             "transformers": {
                 "specifier": _requirement("transformers"),
                 "reason": "the backbone is loaded without its language-model head",
@@ -349,7 +415,7 @@ def write_sentence_transformer(model: PreTrainedModel, directory: Path) -> None:
         "config_sentence_transformers.json": settings,
         "1_Pooling/config.json": {
             "embedding_dimension": model.config.hidden_size,
-            "pooling_mode": "lasttoken",
+            "pooling_mode": POOLING_MODES[model.config.pooling],
             "include_prompt": True,
         },
         "2_Normalize/config.json": {},

@@ -25,7 +25,7 @@ from transformers import BatchFeature, Cache, DynamicCache, DynamicLayer, PreTra
 from transformers.utils import ModelOutput
 
 from .batching_unime import MicroBatch
-from .pooling_unime import last_layer_on_last_token, pool_last_token
+from .pooling_unime import last_layer_on_last_token, pool
 from .windows_unime import MAX_WINDOW_PIXELS, READER_THREADS
 
 
@@ -85,7 +85,12 @@ def forward_with_prefix(backbone: PreTrainedModel, prefix: Cache, input_ids: Ten
 
 
 def forward_packed(
-    backbone: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, item_ends: Tensor, **kwargs: Any
+    backbone: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    item_ends: Tensor,
+    sequential: bool = False,
+    **kwargs: Any,
 ) -> ModelOutput:
     """Return the output of the backbone for items that are packed into one row.
 
@@ -95,6 +100,8 @@ def forward_packed(
         position_ids (`Tensor` of shape `(1, tokens)`): Position of each token in its item, starting at 0. The
             attention mask follows from them.
         item_ends (`Tensor` of shape `(items,)`): Position of each item's last token in the row.
+        sequential (`bool`, *optional*, defaults to `False`): Whether tokens of images have one position after the
+            other, too.
         kwargs: Other inputs of the backbone, such as `pixel_values`.
     """
     decoder = backbone.get_decoder()
@@ -109,11 +116,16 @@ def forward_packed(
     }
     if "mrope_section" in decoder.config.rope_parameters:  # Qwen-VL: mask positions, then time, height and width
         axes = position_ids.expand(3, 1, -1)
-        if "image_grid_thw" in kwargs:
+        if "image_grid_thw" in kwargs and not sequential:
             axes = _rope_index(backbone, input_ids, item_ends, kwargs["mm_token_type_ids"], kwargs["image_grid_thw"])
         position_ids = torch.cat([position_ids[None], axes])
     with _decoder_arguments(decoder, boundaries):
         return backbone(input_ids=input_ids, position_ids=position_ids, **kwargs)
+
+
+def sequential_positions(mask: Tensor) -> Tensor:
+    """Return the positions `(3, batch, tokens)` of padded rows for Qwen-VL, one after the other also inside images."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
 
 
 def _rope_index(
@@ -228,13 +240,20 @@ def _embed_or_none(
 
 def _forward(model: PreTrainedModel, tensors: BatchFeature, truncate_dim: int | None, prefix: Cache | None) -> Tensor:
     # The shortcut is known to be exact for causal decoders only.
-    shortcut = last_layer_on_last_token(model.backbone, tensors) if model.supports_text_only_decoder else nullcontext()
+    shortcut = last_layer_on_last_token(model.backbone, tensors) if model.pools_last_token else nullcontext()
     with shortcut:
         if prefix is not None:
             mask = tensors["attention_mask"]
             hidden = forward_with_prefix(model.backbone, prefix, tensors["input_ids"], mask)
-            return pool_last_token(hidden, mask, truncate_dim)
+            return pool(hidden, mask, truncate_dim)
         return model(**tensors, truncate_dim=truncate_dim).embeddings
 
 
-__all__ = ["TEXT_ONLY_DECODER_FAMILIES", "embed_micro_batches", "forward_packed", "forward_with_prefix", "prefill"]
+__all__ = [
+    "TEXT_ONLY_DECODER_FAMILIES",
+    "embed_micro_batches",
+    "forward_packed",
+    "forward_with_prefix",
+    "prefill",
+    "sequential_positions",
+]

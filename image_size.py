@@ -17,6 +17,8 @@ from transformers.image_utils import ChannelDimension
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.smolvlm.image_processing_smolvlm import get_resize_output_image_size as smolvlm_output_size
 
+from .image_tokens_unime import SQUARE, set_square, sizes_before_processor
+
 
 # Class names of image processors, by how they limit the size of an image.
 PIXEL_LIMIT = frozenset({"Qwen2VLImageProcessor"})
@@ -27,15 +29,16 @@ ImageSize = int | Mapping[str, Any] | str  # a `str` is JSON, from the command l
 
 
 def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> None:
-    """Set the size at which a processor reads images; aspect ratios are kept.
+    """Set the size at which a processor reads images; aspect ratios are kept, except with `square`.
 
     Args:
         processor (`ProcessorMixin`): The processor of a model; it is changed.
         image_size (`int`, `dict` or `str`, *optional*): With a number `n`, images are read with at most `n * n` pixels
             (Qwen2-VL, Qwen2.5-VL, Qwen3-VL), or within a square of `n` by `n` pixels, rounded up to whole tiles of the
             vision tower (LLaVA-1.6, LLaVA-OneVision, Idefics3, SmolVLM). A dict has arguments of the image processor,
-            such as `{"min_pixels": 3136, "max_pixels": 1003520}`. Either may be a `str` of JSON. `None` keeps the
-            size.
+            such as `{"min_pixels": 3136, "max_pixels": 1003520}`, and may have `square`: images are first resized to a
+            square of that many pixels, whatever their aspect ratio, as some embedders were trained; `None` keeps the
+            aspect ratio. Either may be a `str` of JSON. `None` keeps the size.
 
     Raises:
         ValueError: The processor has no such argument, or no size that a number stands for.
@@ -47,6 +50,7 @@ def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> N
     if isinstance(arguments, int):
         arguments = _arguments_of_number(image_processor, arguments)
     valid = _valid_arguments(image_processor)
+    squared = {name: arguments.pop(name) for name in (SQUARE,) if name in arguments}
     unknown = ", ".join(name for name in arguments if name not in valid)
     if unknown:
         raise ValueError(
@@ -54,6 +58,8 @@ def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> N
             f"{', '.join(valid)}"
         )
     processor.image_processor = type(image_processor).from_dict(image_processor.to_dict(), **arguments)
+    for pixels in squared.values():
+        set_square(processor, pixels)
 
 
 def parse_image_size(image_size: ImageSize | None) -> int | dict[str, Any] | None:
@@ -91,6 +97,7 @@ def size_as_read(processor: ProcessorMixin, width: int, height: int) -> tuple[in
     """
     image_processor = processor.image_processor
     name, size = _class_name(image_processor), image_processor.size
+    ((width, height),) = sizes_before_processor(processor, [(width, height)])
     image = torch.empty((3, height, width), device="meta")
     if name in PIXEL_LIMIT:
         factor = image_processor.patch_size * image_processor.merge_size

@@ -15,7 +15,43 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 QWEN_VL = frozenset({"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"})
 IDEFICS = frozenset({"Idefics3Processor", "SmolVLMProcessor"})
 LLAVA_TILES = frozenset({"LlavaNextProcessor", "LlavaOnevisionProcessor"})
+SQUARE = "square"  # attribute of an image processor, see `set_square`
 MAX_IDEFICS_PIXELS = 4096  # longest edge of an image before it is split, whatever the processor's size
+
+
+def square_of(processor: ProcessorMixin) -> int | None:
+    """Return the number of pixels of the squares that images are resized to first; `None` keeps aspect ratios."""
+    return vars(processor.image_processor).get(SQUARE)
+
+
+def set_square(processor: ProcessorMixin, pixels: int | None) -> None:
+    """Let a processor's images be resized to squares first. The setting is saved with the processor.
+
+    Args:
+        processor (`ProcessorMixin`): The processor; it is changed.
+        pixels (`int`, *optional*): Height and width of the squares; `None` keeps aspect ratios.
+
+    Raises:
+        ValueError: `pixels` is not a positive number.
+    """
+    if pixels is not None and (not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < 1):
+        raise ValueError(f"image_size has square={pixels!r}: give a positive number of pixels, such as 1344, or null")
+    if pixels is not None:
+        setattr(processor.image_processor, SQUARE, pixels)
+    else:
+        vars(processor.image_processor).pop(SQUARE, None)
+
+
+def sizes_before_processor(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the widths and heights with which images reach the processor."""
+    square = square_of(processor)
+    return list(sizes) if square is None else [(square, square)] * len(sizes)
+
+
+def images_before_processor(processor: ProcessorMixin, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return images as they reach the processor: resized to squares if it is set so, as VLM2Vec does with Pillow."""
+    sizes = sizes_before_processor(processor, [image.size for image in images])
+    return [image if image.size == size else image.resize(size) for image, size in zip(images, sizes, strict=True)]
 
 
 def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> int:
@@ -33,6 +69,7 @@ def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int
         ValueError: The processor rejects the shape of an image.
     """
     family = type(processor).__name__
+    sizes = sizes_before_processor(processor, sizes)
     if not sizes:
         return 0
     if family in IDEFICS:
@@ -69,6 +106,7 @@ def count_patches(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], p
     """
     family = type(processor).__name__
     image_processor = processor.image_processor
+    sizes = sizes_before_processor(processor, sizes)
     if not sizes:
         return 0
     if family in QWEN_VL:
@@ -180,4 +218,11 @@ def _preprocess_blank_images(processor: ProcessorMixin, sizes: Sequence[tuple[in
     return processor(text=[text], images=[images], add_special_tokens=False, return_tensors="pt")
 
 
-__all__ = ["count_image_tokens", "count_patches", "patch_share", "vision_token_equivalents"]
+__all__ = [
+    "count_image_tokens",
+    "count_patches",
+    "images_before_processor",
+    "patch_share",
+    "square_of",
+    "vision_token_equivalents",
+]

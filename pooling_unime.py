@@ -1,6 +1,7 @@
-"""Last-token pooling, and a last decoder layer that is computed for the last token only.
+"""Pooling, and a last decoder layer that is computed for the last token only.
 
-The embedding is the hidden state of the last token. In the last decoder layer, everything after the attention scores
+The embedding is the hidden state of the last token, or the mean over all tokens. With the former, in the last decoder
+layer, everything after the attention scores
 affects no other token, so most of that layer's work can be skipped for the others.
 """
 
@@ -70,36 +71,48 @@ def _last_token_states(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
 
 
-def pool_last_token(hidden: Tensor, mask: Tensor, truncate_dim: int | None = None) -> Tensor:
-    """Return the normalized hidden state of the last attended token, for left and right padding alike.
+def pool(hidden: Tensor, mask: Tensor, truncate_dim: int | None = None, pooling: str = "last") -> Tensor:
+    """Return the normalized hidden state of an item, for left and right padding alike.
 
     Args:
         hidden (`Tensor` of shape `(batch, tokens, hidden_size)`): Last hidden states of the backbone.
         mask (`Tensor` of shape `(batch, tokens)`): Attention mask; 0 marks padding.
         truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
+        pooling (`str`, *optional*, defaults to `"last"`): `"last"` for the last attended token, `"mean"` for the mean
+            over all attended tokens.
 
     Returns:
         `Tensor` of shape `(batch, dimensions)`, float32: Embeddings of unit length.
     """
-    return _unit_length(_last_token_states(hidden, mask), truncate_dim)
+    if pooling == "last":
+        return _unit_length(_last_token_states(hidden, mask), truncate_dim)
+    weights = mask.to(hidden.device, torch.float32)[..., None]
+    return _unit_length((hidden.float() * weights).sum(dim=1) / weights.sum(dim=1), truncate_dim)
 
 
-def pool_packed(hidden: Tensor, item_ends: Tensor, truncate_dim: int | None = None) -> Tensor:
-    """Return the normalized hidden states of the last tokens of items that are packed into one row.
+def pool_packed(hidden: Tensor, item_ends: Tensor, truncate_dim: int | None = None, pooling: str = "last") -> Tensor:
+    """Return the normalized hidden states of items that are packed into one row.
 
     Args:
         hidden (`Tensor` of shape `(1, tokens, hidden_size)`): Last hidden states of the backbone.
         item_ends (`Tensor` of shape `(items,)`): Position of each item's last token.
         truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka embeddings).
+        pooling (`str`, *optional*, defaults to `"last"`): See [`pool`].
 
     Returns:
         `Tensor` of shape `(items, dimensions)`, float32: Embeddings of unit length.
     """
-    return _unit_length(hidden[0, item_ends.to(hidden.device)], truncate_dim)
+    item_ends = item_ends.to(hidden.device)
+    if pooling == "last":
+        return _unit_length(hidden[0, item_ends], truncate_dim)
+    lengths = item_ends.diff(prepend=item_ends.new_tensor([-1]))
+    items = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
+    sums = hidden.new_zeros(len(lengths), hidden.shape[-1], dtype=torch.float32)
+    return _unit_length(sums.index_add(0, items, hidden[0].float()) / lengths[:, None], truncate_dim)
 
 
 def _unit_length(states: Tensor, truncate_dim: int | None) -> Tensor:
     return nn.functional.normalize(states.float()[:, :truncate_dim], dim=-1)
 
 
-__all__ = ["last_layer_on_last_token", "pool_last_token", "pool_packed"]
+__all__ = ["last_layer_on_last_token", "pool", "pool_packed"]

@@ -20,6 +20,7 @@ from .options import (
     ImageRoot,
     ImageSize,
     Model,
+    Preset,
     Source,
     Split,
     TextColumn,
@@ -47,6 +48,7 @@ def embed(
     image_root: ImageRoot = None,
     split: Split = "train",
     image_size: ImageSize = None,
+    preset: Preset = None,
     dtype: Dtype = "float32",
     device: Device = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
@@ -76,7 +78,7 @@ def embed(
         raise ValueError(f"{output} is inside the source {source} and would become part of it: choose another folder")
     started = time.perf_counter()
     corpus = open_corpus(source, text, image, identifier, image_root, split)
-    network, processor = load_onto(model, dtype, device, image_size)
+    network, processor = load_onto(model, dtype, device, image_size, preset)
     settings = {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,
         "checkpoint": model,
@@ -85,6 +87,7 @@ def embed(
         "dimensions": network.config.hidden_size if truncate_dim is None else truncate_dim,
         "dtype": dtype,
         "image_size": parse_image_size(image_size),
+        "preset": preset,
     }
     num_done = 0
     with _progress() as show:
@@ -134,6 +137,7 @@ def index(
     image_root: ImageRoot = None,
     split: Split = "train",
     image_size: ImageSize = None,
+    preset: Preset = None,
     dtype: Dtype = "float32",
     device: Device = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if an entry was rejected.")] = False,
@@ -155,7 +159,7 @@ def index(
 
     corpus = open_corpus(source, text, image, identifier, image_root, split)
     if is_new:
-        store = Index.create(folder, str(model), instruction, parse_image_size(image_size))
+        store = Index.create(folder, str(model), instruction, parse_image_size(image_size), preset)
     else:
         store = Index.open(folder)
         model = model or store.record.checkpoint
@@ -171,8 +175,14 @@ def index(
                 f"{folder} was created with the image size {size}, not {image_size}: leave --image-size out, or "
                 "create a new index"
             )
+        if preset is not None and preset != store.record.preset:
+            raise ValueError(
+                f"{folder} was created with {store.record.preset or 'the preset of its model'}, not {preset}: leave "
+                "--preset out, or create a new index"
+            )
     with _progress() as show:
-        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, store.record.image_size), show)
+        stored = store.record.image_size, store.record.preset
+        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, *stored), show)
     rejected_file = folder / REJECTED_FILE
     result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
     _print_result(

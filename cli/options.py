@@ -23,6 +23,12 @@ ImageSize = Annotated[
     str | None,
     typer.Option(help="Size at which the model reads images, such as 336, or JSON of image processor arguments."),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="How a published embedder is run: a preset, a .json file of one, 'none' or 'keep'; by default by its id."
+    ),
+]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cuda:1'; by default an accelerator if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,12 +47,18 @@ def model_or_default(model: str | None) -> str:
 
 
 def load_onto(
-    checkpoint: str, dtype: str, device: str | None, image_size: "int | dict[str, Any] | str | None"
+    checkpoint: str,
+    dtype: str,
+    device: str | None,
+    image_size: "int | dict[str, Any] | str | None",
+    preset: str | None = None,
 ) -> "tuple[PreTrainedModel, ProcessorMixin]":
     """Return a model on a device, by default an accelerator if there is one, and its processor.
 
     Raises:
-        ValueError: The device is not available, or the model cannot read images at `image_size`.
+        FileNotFoundError: There is no such model or preset.
+        ValueError: The device is not available, the model cannot read images at `image_size`, or the preset does not
+            fit it.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -56,7 +68,7 @@ def load_onto(
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     disable_progress_bar()  # of loading weights; commands show their own progress
-    model, processor = load_model(checkpoint, image_size, dtype=dtype)
+    model, processor = load_model(checkpoint, image_size, preset, dtype=dtype)
     try:
         return model.to(device), processor
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError

@@ -57,7 +57,7 @@ def prepare(
     data = replace(data, streaming=False, mined_file=None, rejected_file=None)
     model_config = read_config(model.model_name_or_path)
     backbone: Any = model_config.backbone_config if isinstance(model_config, UniMEConfig) else model_config
-    processor = load_processor(model.model_name_or_path, data.image_size)
+    processor = load_processor(model.model_name_or_path, data.image_size, data.preset)
     max_length = model.max_length or default_max_length(processor, model_config)
     settings = {
         "dataset": data.dataset,

@@ -43,6 +43,7 @@ def search(
     store = Index.open(folder)
     store.table.count(where)  # reports an invalid condition before the model is loaded
 
+    from ..checkpoint import named_prompts
     from ..data.image_files import read_image
 
     query_image = None if image is None else read_image(str(image), "the query")
@@ -51,7 +52,8 @@ def search(
     if num_entries:
         checkpoint = model or store.record.checkpoint
         store.check_model(checkpoint)
-        network, processor = load_onto(checkpoint, dtype, device, store.record.image_size)
+        network, processor = load_onto(checkpoint, dtype, device, store.record.image_size, store.record.preset)
+        item = query_item(text, query_image, store.holds_images, instruction, named_prompts(network.config))
         hits = store.search(network.encode(item, processor), k, where)
     query = QueryDescription(item.get("text"), None if image is None else str(image), item.get("instruction"), where)
     if as_json:

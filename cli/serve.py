@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, ImageSize, Model, load_onto, model_or_default
+from .options import Device, Dtype, ImageSize, Model, Preset, load_onto, model_or_default
 
 
 def serve(
@@ -13,6 +13,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     image_size: ImageSize = None,
+    preset: Preset = None,
     dtype: Dtype = "float32",
     device: Device = None,
     api_key: Annotated[
@@ -45,7 +46,7 @@ def serve(
     from ..serve.limits import Limits
     from ..serve.service import EmbeddingService
 
-    network, processor = load_onto(model, dtype, device, image_size)
+    network, processor = load_onto(model, dtype, device, image_size, preset)
     service = EmbeddingService(
         Path(model).resolve().name if Path(model).is_dir() else model,
         Embedder(network, processor, micro_batch_tokens),

@@ -30,7 +30,7 @@ from transformers.image_utils import SizeDict
 
 from ..batching_unime import plan_micro_batches
 from ..image_size import size_as_read
-from ..image_tokens_unime import count_image_tokens
+from ..image_tokens_unime import count_image_tokens, square_of
 from ..processing_unime import ITEM_KEYS, Item, normalize_item, to_rgb
 from ..storage.atomic_files import atomic_write, intact_files
 from .rejected_rows import write_rejected
@@ -103,6 +103,8 @@ class RowPreparation:
         The image stays as it is if the processor would resize the result again, as some do with a very long image.
         """
         image, image_processor = to_rgb(image), self.processor.image_processor
+        if square_of(self.processor) is not None:  # the squares are larger than what the model reads
+            return image
         tokens = count_image_tokens(self.processor, [image.size])
         width, height = size_as_read(self.processor, *image.size)
         # LLaVA's processors round the shorter side up, which may give it another row of tokens when it is read again.

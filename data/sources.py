@@ -65,6 +65,8 @@ class DataArguments:
             dataset, and for MMEB-train to the working folder.
         image_size (`int` or `dict`, *optional*): The size at which the model reads images, such as 336, or arguments
             of its image processor; see [`set_image_size`]. It is saved with the model. Defaults to the model's own.
+        preset (`str`, *optional*): How a published embedder is run: the name of a preset, a JSON file of one, `"none"`
+            or `"keep"`; see [`load_model`]. It is saved with the model. Defaults to the preset of its id.
         columns (`dict`, *optional*): Column for each part of a row. The keys are `text`, `image` or `instruction` of
             `query`, `positive` or `negative` (such as `query.text`), `scores`, `task` and `label`; for stage 1 they
             are `text` (a column or a list of columns) and `teacher`. If a column holds a list of texts or images per
@@ -115,6 +117,12 @@ class DataArguments:
     image_size: dict[str, Any] | str | int | None = field(
         default=None,
         metadata={"help": "Size at which the model reads images, such as 336, or JSON of image processor arguments."},
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a published embedder is run: a preset, a .json file of one, 'none' or 'keep'. Default: by id."
+        },
     )
     columns: dict[str, str | list[str]] | None = field(
         default=None,

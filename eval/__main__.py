@@ -69,6 +69,13 @@ class EvaluationArguments:
             "UniME and native backbones."
         },
     )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "How published embedders are run: a preset, a .json file of one, 'none' or 'keep'; by default by "
+            "their ids."
+        },
+    )
 
 
 def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
@@ -129,15 +136,18 @@ def evaluate_models(
         "max_length": args.max_length,
         "micro_batch_tokens": args.micro_batch_tokens,
         "image_size": image_size,
+        "preset": args.preset,
     }
     folder = Path(args.embedding_cache or Path(args.output) / "embeddings")
     for title, path in models.items():
         encoder = load_encoder(
-            path, args.dtype, state.device, args.max_length, args.micro_batch_tokens, args.image_size
+            path, args.dtype, state.device, args.max_length, args.micro_batch_tokens, args.image_size, args.preset
         )
         key = "-".join(map(str, (Path(path).name, fingerprint(path), args.dtype, args.max_length)))
         if image_size is not None:
             key += "-" + re.sub(r"\W+", "_", json.dumps(image_size))
+        if args.preset is not None:
+            key += "-" + re.sub(r"\W+", "_", args.preset)
         cache = EmbeddingCache(encoder.encode, folder / key)
         for name in tasks:
             with torch.inference_mode():

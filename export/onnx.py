@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from ..checkpoint import PROMPTS
 from ..extras import require_extra
 from ..modeling_unime import UniMEModel
-from ..pooling_unime import pool_last_token
+from ..pooling_unime import pool
 from ..processing_unime import Item, to_item_dict, to_messages
 from .plain import complete_template, new_folder
 
@@ -71,12 +71,12 @@ class TextPath(nn.Module):
 
     def __init__(self, model: UniMEModel):
         super().__init__()
-        self.decoder = model.backbone.get_decoder()
+        self.decoder, self.pooling = model.backbone.get_decoder(), model.config.pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return unit vectors of shape `(batch, dimensions)` for token ids of shape `(batch, tokens)`."""
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return pool_last_token(output.last_hidden_state, attention_mask)
+        return pool(output.last_hidden_state, attention_mask, pooling=self.pooling)
 
 
 def export_onnx(model: UniMEModel, processor: ProcessorMixin, directory: str | Path) -> float:

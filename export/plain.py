@@ -7,7 +7,8 @@ from huggingface_hub import ModelCardData
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from ..checkpoint import PROMPTS, require_merged_adapters, write_sentence_transformer
+from ..checkpoint import named_prompts, require_merged_adapters, write_sentence_transformer
+from ..image_tokens_unime import square_of
 from ..modeling_unime import UniMEModel
 from ..processing_unime import to_item_dict, to_messages
 
@@ -61,11 +62,17 @@ def export_plain(
 
     Raises:
         ValueError: The folder is not empty, the model has unmerged adapters, the processor has no chat template or
-            adds tokens that a template cannot produce, or the generative class does not contain the backbone.
+            adds tokens that a template cannot produce, the generative class does not contain the backbone, or the
+            model reads images or counts positions in a way that this class does not know.
     """
     directory = new_folder(directory)
     require_merged_adapters(model)
     template = complete_template(processor)
+    if model.config.positions != "native" or square_of(processor) is not None:
+        raise ValueError(
+            "this model has sequential positions or reads images as squares, which its native class and serving "
+            "engines cannot do: use the original checkpoint"
+        )
     # Engines map the parameter names of the generative class: the backbone and a head. The head is left out, because
     # embedding does not use it and engines skip it when they pool.
     with torch.device("meta"):
@@ -86,7 +93,7 @@ def export_plain(
     native.save_pretrained(directory, state_dict=weights)
     processor.save_pretrained(directory)
     (directory / "chat_template.jinja").write_text(template)
-    write_sentence_transformer(model, directory)
+    write_sentence_transformer(model, processor, directory)
     (directory / "README.md").write_text(_plain_card(model, type(native).__name__, metadata))
     return directory
 
@@ -136,5 +143,7 @@ def _plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | 
         architecture=architecture,
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         dimensions=model.config.hidden_size,
-        prompts="\n".join(f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in PROMPTS.items()),
+        prompts="\n".join(
+            f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in named_prompts(model.config).items()
+        ),
     )

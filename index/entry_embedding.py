@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..checkpoint import PROMPTS
+from ..checkpoint import named_prompts
 from ..corpus.entry import Entry
 from ..isolate_failures import map_isolating_failures
 
@@ -81,7 +81,8 @@ def embed_entries(
         processor (`ProcessorMixin`): Processor of the model.
         entries (`Iterable[Entry]`): Entries to embed.
         instruction (`str`, *optional*): Instruction for every entry. By default, entries with only an image get
-            `PROMPTS["image"]` and the others get none. Pass an empty string for no instruction at all.
+            that of `"image"` in [`named_prompts`] and the others get none. Pass an empty string for no instruction at
+            all.
         truncate_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka). Defaults to all.
         window (`int`, defaults to 1024): Maximum number of entries in a window. Affects memory and speed only.
 
@@ -91,9 +92,10 @@ def embed_entries(
     hidden_size = model.config.hidden_size
     if truncate_dim is not None and not 1 <= truncate_dim <= hidden_size:
         raise ValueError(f"truncate_dim must be between 1 and {hidden_size}, got {truncate_dim}")
+    instructions = ("", named_prompts(model.config)["image"]) if instruction is None else (instruction, instruction)
     with ThreadPoolExecutor(READER_THREADS) as readers, ThreadPoolExecutor(1) as embedder:
         previous = None
-        for opened in _windows(readers, entries, instruction, window):
+        for opened in _windows(readers, entries, instructions, window):
             current = embedder.submit(_embed, model, processor, opened, truncate_dim)
             if previous is not None:
                 yield previous.result()
@@ -103,10 +105,10 @@ def embed_entries(
 
 
 def _windows(
-    readers: ThreadPoolExecutor, entries: Iterable[Entry], instruction: str | None, max_entries: int
+    readers: ThreadPoolExecutor, entries: Iterable[Entry], instructions: tuple[str, str], max_entries: int
 ) -> Iterator[_Window]:
     window, pixels = _Window(), 0
-    for opened in _prefetch(readers, entries, instruction):
+    for opened in _prefetch(readers, entries, instructions):
         if isinstance(opened, Rejected):
             window.rejected.append(opened)
         else:
@@ -119,24 +121,24 @@ def _windows(
 
 
 def _prefetch(
-    readers: ThreadPoolExecutor, entries: Iterable[Entry], instruction: str | None
+    readers: ThreadPoolExecutor, entries: Iterable[Entry], instructions: tuple[str, str]
 ) -> Iterator[tuple[Entry, str, dict[str, Any]] | Rejected]:
     pending = deque()
     for entry in entries:
-        pending.append(readers.submit(_open, entry, instruction))
+        pending.append(readers.submit(_open, entry, instructions))
         if len(pending) > 2 * READER_THREADS:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def _open(entry: Entry, instruction: str | None) -> tuple[Entry, str, dict[str, Any]] | Rejected:
+# Instructions: that of entries with a text, and that of entries with only an image.
+def _open(entry: Entry, instructions: tuple[str, str]) -> tuple[Entry, str, dict[str, Any]] | Rejected:
     try:
         content, item = entry.content, entry.item()
     except ValueError as error:
         return Rejected(entry.id, str(error))
-    if instruction is None and "text" not in item:
-        instruction = PROMPTS["image"]
+    instruction = instructions["text" not in item]
     return entry, content, item | {"instruction": instruction} if instruction else item
 
 

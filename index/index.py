@@ -45,6 +45,8 @@ class IndexRecord:
         instruction (`str`, *optional*): Instruction of every entry; `None` for the defaults of [`embed_entries`].
         image_size (`int` or `dict`, *optional*): The size at which the model reads images; see [`set_image_size`].
             `None` for the size saved with the checkpoint.
+        preset (`str`, *optional*): How a published embedder is run, see [`load_model`]. `None` for the preset of its
+            id, if it has one.
     """
 
     checkpoint: str
@@ -52,6 +54,7 @@ class IndexRecord:
     dimensions: int
     instruction: str | None = None
     image_size: int | dict[str, Any] | None = None
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class Index:
         checkpoint: str,
         instruction: str | None = None,
         image_size: int | dict[str, Any] | None = None,
+        preset: str | None = None,
     ) -> "Index":
         """Create an empty index for the embeddings of a model.
 
@@ -131,6 +135,8 @@ class Index:
             instruction (`str`, *optional*): Instruction of every entry. Defaults to those of [`embed_entries`].
             image_size (`int` or `dict`, *optional*): The size at which the model reads images, by default the one
                 saved with the checkpoint. Load the model for [`Index.sync`] with it.
+            preset (`str`, *optional*): How a published embedder is run, by default as the preset of its id says. Load
+                the model with it, too.
 
         Raises:
             ValueError: The folder is not empty.
@@ -141,7 +147,7 @@ class Index:
             raise ValueError(f"{folder} exists and is not an empty folder: choose a new folder for the index")
         dimensions = read_config(checkpoint).get_text_config().hidden_size
         absolute = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
-        record = IndexRecord(absolute, fingerprint(checkpoint), dimensions, instruction, image_size)
+        record = IndexRecord(absolute, fingerprint(checkpoint), dimensions, instruction, image_size, preset)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / RECORD_FILE) as part:
             part.write_text(json.dumps(asdict(record), indent=2) + "\n")

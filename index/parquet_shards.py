@@ -73,8 +73,8 @@ def write_shards(
         model ([`UniMEModel`]): Model.
         processor (`ProcessorMixin`): Processor of the model.
         settings (`dict`): What the embeddings depend on, stored in every shard: `source`, `checkpoint`, `revision`,
-            `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions`, `dtype` and `image_size`
-            (`None` for the size saved with the checkpoint).
+            `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions`, `dtype`, `image_size` and
+            `preset` (`None` for those of the checkpoint).
         report (`Callable`): Called with the number of further entries done and those of them that were rejected.
 
     Returns:

@@ -1,5 +1,6 @@
 """Queries of an index: the item for a search by text, by image or by both, with its default instruction."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -12,6 +13,7 @@ def query_item(
     image: Image.Image | None = None,
     has_images: bool = True,
     instruction: str | None = None,
+    prompts: Mapping[str, str] = PROMPTS,
 ) -> dict[str, Any]:
     """Return a query as an item for `UniMEModel.encode`.
 
@@ -21,6 +23,8 @@ def query_item(
         has_images (`bool`, defaults to `True`): Whether the index contains images, and not only texts.
         instruction (`str`, *optional*): Instruction of the query. Defaults to the instruction that UniME was trained
             with for this kind of query.
+        prompts (`Mapping[str, str]`, *optional*, defaults to UniME's): The default instructions, those of
+            [`named_prompts`] for the model.
 
     Raises:
         ValueError: Both `text` and `image` are missing.
@@ -29,14 +33,14 @@ def query_item(
     if text is None and image is None:
         raise ValueError("there is nothing to search for: give a text, an image (--image), or both")
     if instruction is None:
-        instruction = _default_instruction(text is not None, image is not None, has_images)
+        instruction = _default_instruction(text is not None, image is not None, has_images, prompts)
     item = {"text": text, "image": image, "instruction": instruction}
     return {key: value for key, value in item.items() if value}
 
 
-def _default_instruction(has_text: bool, has_image: bool, index_has_images: bool) -> str:
+def _default_instruction(has_text: bool, has_image: bool, index_has_images: bool, prompts: Mapping[str, str]) -> str:
     if not index_has_images:
-        return PROMPTS["image_to_text"] if has_image and not has_text else PROMPTS["query"]
+        return prompts["image_to_text"] if has_image and not has_text else prompts["query"]
     if has_text and has_image:
-        return PROMPTS["composed"]
-    return PROMPTS["image"] if has_image else PROMPTS["text_to_image"]
+        return prompts["composed"]
+    return prompts["image"] if has_image else prompts["text_to_image"]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..checkpoint import PROMPTS, fingerprint, load_model
+from ..checkpoint import fingerprint, load_model, named_prompts
 from ..corpus.corpus import open_corpus
 from ..index.index import RECORD_FILE, Hit, Index
 from ..index.index_diff import ProgressCallback
@@ -56,14 +56,16 @@ class Collection:
         Raises:
             ValueError: Both `text` and `image` are missing.
         """
-        item = query_item(text, image, self.index.holds_images, instruction)
+        prompts = named_prompts(self.model.config)
+        item = query_item(text, image, self.index.holds_images, instruction, prompts)
         hits = self.index.search(self.model.encode(item, self.processor), k)
         return SearchResult(item.get("instruction", ""), hits)
 
     def similarities(self, texts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         """Return the cosines of text queries with images: `(len(texts), len(images))`, float32."""
-        items: list[Item] = [{"text": text, "instruction": PROMPTS["text_to_image"]} for text in texts]
-        items += [{"image": image, "instruction": PROMPTS["image"]} for image in images]
+        prompts = named_prompts(self.model.config)
+        items: list[Item] = [{"text": text, "instruction": prompts["text_to_image"]} for text in texts]
+        items += [{"image": image, "instruction": prompts["image"]} for image in images]
         vectors = self.model.encode(items, self.processor)
         return vectors[: len(texts)] @ vectors[len(texts) :].T
 
@@ -77,7 +79,8 @@ def open_index(folder: str | Path, report: ProgressCallback | None = None) -> Co
     index = Index.open(folder)
     checkpoint = index.record.checkpoint
     index.check_model(checkpoint)
-    return Collection(Path(checkpoint).name, index, *load_model(checkpoint, index.record.image_size, dtype="float32"))
+    settings = index.record.image_size, index.record.preset
+    return Collection(Path(checkpoint).name, index, *load_model(checkpoint, *settings, dtype="float32"))
 
 
 def open_openmoji(checkpoint: str | Path, report: ProgressCallback | None = None) -> Collection:

@@ -62,6 +62,12 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Size at which the model reads images, such as 336, or JSON of image processor arguments."},
     )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "How a published embedder is run: a preset, a .json file of one, 'none' or 'keep'. Default: by id."
+        },
+    )
     truncate_dim: int | None = field(
         default=None, metadata={"help": "Leading dimensions to keep (Matryoshka). Default: all."}
     )
@@ -134,7 +140,7 @@ class Embedder:
 
     def __init__(self, script: ScriptArguments, root: Location):
         self.script, self.root = script, root
-        model, self.processor = load_model(script.model, script.image_size, dtype=script.dtype)
+        model, self.processor = load_model(script.model, script.image_size, script.preset, dtype=script.dtype)
         self.model = model.to("cuda" if script.num_gpus_per_worker else "cpu")
         self.dimensions = script.truncate_dim or model.config.hidden_size
 

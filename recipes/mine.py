@@ -73,7 +73,7 @@ def embed(script: ScriptArguments, data: DataArguments, folder: Path) -> int:
     starts = range(0, len(dataset), CHUNK_ROWS)[script.shard_index :: script.num_shards]
     saved = {file.name.split(".")[0] for file in intact_files(folder, "*.*.npz")}
     missing = [start for start in starts if f"{start:09d}" not in saved]
-    encode = load_encoder(script.model, image_size=data.image_size).encode if missing else None
+    encode = load_encoder(script.model, image_size=data.image_size, preset=data.preset).encode if missing else None
     for start in tqdm(missing, unit="chunk", desc="Embedding"):
         indices = range(start, min(start + CHUNK_ROWS, len(dataset)))
         rows_or_reasons = {index: read_or_explain(dataset, index) for index in indices}

@@ -35,6 +35,7 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
     model, processor = load_model(
         model_args.model_name_or_path,
         image_size=data.image_size,
+        preset=data.preset,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),
@@ -65,7 +66,7 @@ def main(data: DataArguments, script: ScriptArguments, args: DistillationConfig,
         processing_class=processor,
         peft_config=get_peft_config(model_args),
     )
-    train_and_save(trainer, model_args.model_name_or_path, dtype=model_args.dtype)
+    train_and_save(trainer, model_args.model_name_or_path, preset=data.preset, dtype=model_args.dtype)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ class Embedder:
                     items,
                     self.micro_batch_tokens,
                     limit,
-                    share_prefixes=self.model.supports_text_only_decoder,
+                    share_prefixes=self.model.pools_last_token,
                     config=self.model.config.backbone_config,
                 )
             except ValueError as error:

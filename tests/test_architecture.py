@@ -49,6 +49,7 @@ ROOT_MODULES = [
     "unime_phi3_v",
     "checkpoint_safety",
     "adapters",
+    "presets",
     "checkpoint",
     "__init__",
 ]

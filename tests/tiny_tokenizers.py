@@ -65,3 +65,18 @@ def idefics_tokenizer(bos: str, eos: str, unlisted: Sequence[str] = ()) -> PreTr
     """Return a tokenizer with the special tokens of Idefics3 and SmolVLM."""
     special = [bos, eos, "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
     return tokenizer(special, pad=eos, eos="<end_of_utterance>", unlisted=unlisted)
+
+
+def llama_3_tokenizer(*special: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens of Llama 3 and additional ones."""
+    roles = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", *special]
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", *roles]
+    return tokenizer(special, pad="<|finetune_right_pad_id|>", eos="<|eot_id|>", bos="<|begin_of_text|>")
+
+
+def with_end_token(tokenizer: PreTrainedTokenizerFast, end: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer that adds a token to the end of every text."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
+    )
+    return tokenizer

@@ -163,4 +163,5 @@ def _check_items() -> list[Item]:
     texts = ["a text to check the merged model by", "another one", "Which of two merged models is closer?"]
     images = [Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 50), Image.radial_gradient("L").resize((64, 64))]
     images = [image.convert("RGB") for image in images]
-    return [*texts, *({"image": image} for image in images), {"text": texts[0], "image": images[0]}]
+    # No text with an image: some published embedders have no prompt for it.
+    return [*texts, *({"image": image} for image in images)]

@@ -352,7 +352,7 @@ def with_last_layer_shortcut(
         embed (`Callable`): Maps the tensors of one micro-batch to its embeddings.
     """
     backbone, decoder = embedder.backbone, embedder.backbone.get_decoder()
-    if not embedder.supports_text_only_decoder or decoder.config.model_type not in SHORTCUT_DECODERS:
+    if not embedder.pools_last_token or decoder.config.model_type not in SHORTCUT_DECODERS:
         return embed
     last_layer = decoder.layers[-1]
 

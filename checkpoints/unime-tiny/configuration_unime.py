@@ -1,4 +1,6 @@
-"""UniME configuration: the configuration of the backbone, and nothing that the backbone already states."""
+"""UniME configuration: the configuration of the backbone, and how an embedding is read from it."""
+
+from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -10,12 +12,22 @@ class UniMEConfig(PreTrainedConfig):
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a LLaVA configuration):
             Configuration of the native image-text model that is used as the embedder.
+        pooling (`str`, *optional*, defaults to `"last"`): The hidden states that give the embedding: that of the last
+            token (`"last"`), or the mean over all tokens (`"mean"`).
+        positions (`str`, *optional*, defaults to `"native"`): The positions of the tokens: the backbone's own
+            (`"native"`), or one after the other also inside images (`"sequential"`), as published embedders on
+            Qwen2-VL were trained whose prompts have no `<|vision_start|>`.
+        prompts (`dict[str, str]`, *optional*): Named instructions that replace UniME's, such as `{"image": ""}` for a
+            model that was trained without one.
     """
 
     model_type = "unime"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="llava")}
 
     backbone_config: dict | PreTrainedConfig | None = None
+    pooling: Literal["last", "mean"] = "last"
+    positions: Literal["native", "sequential"] = "native"
+    prompts: dict[str, str] | None = None
 
     @property
     def hidden_size(self) -> int:

@@ -17,8 +17,8 @@ from transformers.utils import ModelOutput
 from .batching_unime import default_max_length, plan_micro_batches
 from .configuration_unime import UniMEConfig
 from .cpu_prepacking_unime import MIN_PREPACKING_TOKENS, prepacked_weights
-from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches, forward_packed
-from .pooling_unime import pool_last_token, pool_packed
+from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches, forward_packed, sequential_positions
+from .pooling_unime import pool, pool_packed
 from .processing_unime import Item
 from .windows_unime import read_windows
 
@@ -198,14 +198,18 @@ class UniMEModel(PreTrainedModel):
             name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in kwargs.items()
         } | {"return_dict": True, "use_cache": False}
+        sequential, pooling = self.config.positions == "sequential", self.config.pooling
         if item_ends is None:
-            states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             mask = attention_mask if attention_mask is not None else torch.ones_like(cast(Tensor, input_ids))
-            embeddings = pool_last_token(states.last_hidden_state, mask, truncate_dim)
+            if sequential:
+                kwargs["position_ids"] = sequential_positions(mask)
+            states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            embeddings = pool(states.last_hidden_state, mask, truncate_dim, pooling)
         else:
             self.require_packing()
-            states = forward_packed(self.backbone, cast(Tensor, input_ids), item_ends=item_ends, **kwargs)
-            embeddings = pool_packed(states.last_hidden_state, item_ends, truncate_dim)
+            ids = cast(Tensor, input_ids)
+            states = forward_packed(self.backbone, ids, item_ends=item_ends, sequential=sequential, **kwargs)
+            embeddings = pool_packed(states.last_hidden_state, item_ends, truncate_dim, pooling)
         output = UniMEOutput(
             embeddings=embeddings,
             last_hidden_state=states.last_hidden_state,
@@ -283,7 +287,7 @@ class UniMEModel(PreTrainedModel):
                         new_items,
                         budget,
                         max_length,
-                        self.supports_text_only_decoder,
+                        self.pools_last_token,
                         packed,
                         self.config.backbone_config,
                     )
@@ -308,8 +312,16 @@ class UniMEModel(PreTrainedModel):
 
     @property
     def supports_text_only_decoder(self) -> bool:
-        """Return whether the decoder alone may embed texts, which shared prefixes and packing require."""
+        """Return whether the decoder alone may embed texts, which packing requires."""
         return self.config.backbone_config.model_type in TEXT_ONLY_DECODER_FAMILIES
+
+    @property
+    def pools_last_token(self) -> bool:
+        """Return whether the last token alone gives the embedding of a text-only decoder, as shared prefixes require.
+
+        The last decoder layer is then computed for that token only.
+        """
+        return self.supports_text_only_decoder and self.config.pooling == "last"
 
     def require_packing(self) -> None:
         """Refuse to pack items into one row where that is not exact.

@@ -42,6 +42,7 @@ def load_encoder(
     max_length: int | None = None,
     micro_batch_tokens: int | None = None,
     image_size: ImageSize | None = None,
+    preset: str | None = None,
 ) -> Encoder:
     """Load an encoder.
 
@@ -55,8 +56,11 @@ def load_encoder(
             micro-batch; only for UniME and native backbones.
         image_size (`int`, `dict` or `str`, *optional*, defaults to the model's own): The size at which the model reads
             images, see [`set_image_size`]; only for UniME and native backbones.
+        preset (`str`, *optional*, defaults to the preset of the id): How a published embedder is run, see
+            [`load_model`].
 
     Raises:
+        FileNotFoundError: There is no such model or preset.
         ValueError: The weights are a pickle, or the model needs code of its own.
     """
     # A SentenceTransformer may have all its parts in subfolders.
@@ -81,7 +85,7 @@ def load_encoder(
         encode = partial(siglip_encode, model=model.to(device).eval(), processor=processor)
         return Encoder(encode, processor)
     if model_type == UniMEConfig.model_type or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        model, processor = load_model(path, image_size, dtype=dtype)
+        model, processor = load_model(path, image_size, preset, dtype=dtype)
         encode = partial(
             model.to(device).encode, processor=processor, max_length=max_length, micro_batch_tokens=micro_batch_tokens
         )
