@@ -4,10 +4,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tiny_models import llava_next, qwen2_vl, qwen3_vl
+from tiny_models import (
+    INITIALIZER_RANGE,
+    LAYER_SIZES,
+    PATCH_PIXELS,
+    TILE_PIXELS,
+    llava_next,
+    llava_onevision,
+    qwen2_vl,
+    qwen3_vl,
+    text_config_arguments,
+)
 from tiny_tokenizers import llama_3_tokenizer, with_end_token
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import (
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaImageProcessor,
+    MllamaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 
 def e5_v() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -25,8 +43,41 @@ def qwen3_vl_embedding() -> tuple[PreTrainedModel, ProcessorMixin]:
     return model, processor
 
 
+def bge_vl_mllm() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build LLaVA-NeXT whose configuration names code of its own, which is never run."""
+    model, processor = llava_next()
+    model.config.auto_map = {"AutoModel": "modeling_llavanext_for_embedding.LLaVANextForEmbedding"}
+    return model, processor
+
+
+def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build Llama-3.2-Vision: layers of cross-attention to up to four tiles, and an image is one token."""
+    tokenizer = llama_3_tokenizer("<|image|>")
+    text = text_config_arguments(tokenizer) | {"cross_attention_layers": [1]}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    vision = LAYER_SIZES | {"num_global_layers": 1, "attention_heads": 4, "image_size": TILE_PIXELS}
+    vision |= {"patch_size": PATCH_PIXELS, "max_num_tiles": 4, "initializer_range": INITIALIZER_RANGE}
+    vision |= {"intermediate_layers_indices": [0], "vision_output_dim": 2 * LAYER_SIZES["hidden_size"]}
+    config = MllamaConfig(
+        vision_config=MllamaVisionConfig(**vision),
+        text_config=MllamaTextConfig(**text),
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    image_processor = MllamaImageProcessor(size={"height": TILE_PIXELS, "width": TILE_PIXELS}, max_image_tiles=4)
+    return MllamaForConditionalGeneration(config), MllamaProcessor(image_processor, tokenizer)
+
+
 # Preset -> a tiny model, and the last part of a Hub id of its family.
 PUBLISHED: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], str]] = {
+    "unime-llava-1.6": (llava_next, "UniME-LLaVA-1.6-7B"),
+    "unime-llava-onevision": (llava_onevision, "UniME-LLaVA-OneVision-7B"),
+    "unime-v2-qwen2-vl": (qwen2_vl, "UniME-V2-Qwen2VL-2B"),
+    "unime-v2-llava-onevision": (llava_onevision, "UniME-V2-LLaVA-OneVision-8B"),
+    "vlm2vec-llava-next": (llava_next, "VLM2Vec-LLaVa-Next"),
+    "vlm2vec-v2": (qwen2_vl, "VLM2Vec-V2.0"),
+    "gme": (qwen2_vl, "gme-Qwen2-VL-2B-Instruct"),
+    "mme5": (mllama, "mmE5-mllama-11b-instruct"),
+    "bge-vl-mllm": (bge_vl_mllm, "BGE-VL-MLLM-S1"),
     "vlm2vec-qwen2-vl": (qwen2_vl, "VLM2Vec-Qwen2VL-2B"),
     "qwen3-vl-embedding": (qwen3_vl_embedding, "Qwen3-VL-Embedding-2B"),
     "e5-v": (e5_v, "e5-v"),
