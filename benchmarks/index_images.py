@@ -9,6 +9,7 @@ medians count.
 
 - `1 core`: `unime index` on one core, where its threads cannot work in parallel.
 - `all cores`: `unime index` on all cores; threads decode the images and make the tensors.
+- `all cores, --draft-jpegs`: the same, decoding at a fraction of the size.
 - `sentence-transformers`: `SentenceTransformer.encode` of the list of opened images, in steps of 32.
 """
 
@@ -59,6 +60,7 @@ def commands(photographs: Path, output: Path) -> dict[str, list[str]]:
     return {
         ONE_CORE: index,
         "all cores": index,
+        "all cores, --draft-jpegs": [*index, "--draft-jpegs"],
         "sentence-transformers": [sys.executable, "-c", SENTENCE_TRANSFORMER, str(photographs), TINY],
     }
 

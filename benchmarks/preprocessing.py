@@ -4,7 +4,9 @@
     python benchmarks/preprocessing.py --quick
 
 Needs no weights: the processors have the image settings of the real checkpoints. One process, one thread of PyTorch;
-the three ways alternate in rotation, and the median counts:
+the three ways alternate in rotation, and medians count, of the times and of the ratio in each round. Where page faults
+are slow, as on virtual machines, they take half of the time and blur the ratios. glibc then has to keep freed memory:
+set MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ to 1000000000. The ways are:
 
 - `processor`: decode the JPEG and call the processor with the rendered text.
 - `unime`: what `encode` does before the forward pass: decode, hash, count the tokens, preprocess.
@@ -13,6 +15,7 @@ the three ways alternate in rotation, and the median counts:
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -123,8 +126,16 @@ def measure(family: str, folder: Path, sizes: dict[str, tuple[int, int]], repeti
                 if repetition:  # the first one warms up
                     times.setdefault(way, []).append(1000 * (time.process_time() - started))
         milliseconds = {way: round(median(values), 1) for way, values in times.items()}
-        ratio = round(milliseconds["unime"] / milliseconds["processor"], 2)
-        rows.append({"family": family, "size": name, "cpu_ms": milliseconds, "unime_over_processor": ratio})
+        ratios = [unime / processor for unime, processor in zip(times["unime"], times["processor"], strict=True)]
+        rows.append(
+            {
+                "family": family,
+                "size": name,
+                "cpu_ms": milliseconds,
+                "unime_over_processor": round(median(ratios), 3),
+                "quartiles": [round(value, 3) for value in np.quantile(ratios, [0.25, 0.75])],
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -141,7 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for family in families for row in measure(family, Path(folder), sizes, options.repetitions)]
     if options.output:
-        write(options.output, {"repetitions": options.repetitions, "quick": options.quick}, rows)
+        malloc = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+        write(options.output, {"repetitions": options.repetitions, "quick": options.quick} | malloc, rows)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from .options import (
     MODEL_HELP,
     AsJson,
     Device,
+    DraftJpegs,
     Dtype,
     IdColumn,
     ImageColumn,
@@ -49,6 +50,7 @@ def embed(
     split: Split = "train",
     image_size: ImageSize = None,
     preset: Preset = None,
+    draft_jpegs: DraftJpegs = False,
     dtype: Dtype = "float32",
     device: Device = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Number of leading dimensions to keep.")] = None,
@@ -88,6 +90,7 @@ def embed(
         "dtype": dtype,
         "image_size": parse_image_size(image_size),
         "preset": preset,
+        "draft_jpegs": draft_jpegs,
     }
     num_done = 0
     with _progress() as show:
@@ -138,6 +141,7 @@ def index(
     split: Split = "train",
     image_size: ImageSize = None,
     preset: Preset = None,
+    draft_jpegs: DraftJpegs = False,
     dtype: Dtype = "float32",
     device: Device = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 1 if an entry was rejected.")] = False,
@@ -159,7 +163,7 @@ def index(
 
     corpus = open_corpus(source, text, image, identifier, image_root, split)
     if is_new:
-        store = Index.create(folder, str(model), instruction, parse_image_size(image_size), preset)
+        store = Index.create(folder, str(model), instruction, parse_image_size(image_size), preset, draft_jpegs)
     else:
         store = Index.open(folder)
         model = model or store.record.checkpoint
@@ -179,6 +183,10 @@ def index(
             raise ValueError(
                 f"{folder} was created with {store.record.preset or 'the preset of its model'}, not {preset}: leave "
                 "--preset out, or create a new index"
+            )
+        if draft_jpegs and not store.record.draft_jpegs:
+            raise ValueError(
+                f"{folder} was created without --draft-jpegs: leave the option out, or create a new index"
             )
     with _progress() as show:
         stored = store.record.image_size, store.record.preset

@@ -29,6 +29,12 @@ Preset = Annotated[
         help="How a published embedder is run: a preset, a .json file of one, 'none' or 'keep'; by default by its id."
     ),
 ]
+DraftJpegs = Annotated[
+    bool,
+    typer.Option(
+        "--draft-jpegs", help="Decode large JPEGs at 1/2 to 1/8 of their size, at least twice the size that is read."
+    ),
+]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")]
 Device = Annotated[str | None, typer.Option(help="Such as 'cuda:1'; by default an accelerator if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

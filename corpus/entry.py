@@ -1,9 +1,12 @@
 """An entry of a corpus: what to embed, and why it cannot be embedded."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+
+from PIL import Image
 
 from ..data.image_files import read_image, read_image_bytes
 
@@ -40,11 +43,14 @@ class Entry:
         digest.update(image)
         return digest.hexdigest()
 
-    def item(self, instruction: str | None = None) -> dict[str, Any]:
+    def item(
+        self, instruction: str | None = None, draft: Callable[[Image.Image], None] | None = None
+    ) -> dict[str, Any]:
         """Return the entry as an item for `UniMEModel.encode`, with its image as RGB.
 
         Args:
             instruction (`str`, *optional*): Instruction of the item.
+            draft (`Callable`, *optional*): Called with the opened image before it is decoded, see [`draft_for`].
 
         Raises:
             ValueError: The entry has neither text nor image, or one of them cannot be read; the message names the
@@ -54,7 +60,8 @@ class Entry:
         item: dict[str, Any] = {} if text is None else {"text": text}
         if self.image is not None:
             path = None if isinstance(self.image, bytes) else self.image
-            item["image"] = read_image({"bytes": self._image_bytes(), "path": path}, f"entry {self.id!r}")
+            stored = {"bytes": self._image_bytes(), "path": path}
+            item["image"] = read_image(stored, f"entry {self.id!r}", draft=draft)
         return item if instruction is None else item | {"instruction": instruction}
 
     def _checked_text(self) -> str | None:

@@ -6,7 +6,7 @@ shows: upright, and on white where it is transparent.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,12 @@ def _describe_path(path: Path) -> str:
     return "is a folder" if path.is_dir() else "is not a regular file"
 
 
-def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = None) -> Image.Image:
+def read_image(
+    image: str | Mapping[str, Any],
+    where: str,
+    root: Path | None = None,
+    draft: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
     """Read an image as RGB.
 
     Args:
@@ -88,6 +93,7 @@ def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = N
         where (`str`): Start of every error message, such as `"pairs.jsonl, row 7, query"`.
         root (`Path`, *optional*): Folder that a path starts from and must not leave. Without it the path is used
             unchecked, because the user typed it.
+        draft (`Callable`, *optional*): Called with the opened image before it is decoded, see [`draft_for`].
 
     Raises:
         ValueError: The image is missing, outside `root`, or unreadable.
@@ -106,6 +112,8 @@ def read_image(image: str | Mapping[str, Any], where: str, root: Path | None = N
             raise ValueError(f"{where}: cannot read the image {path}: it {error} or remove the row") from None
     try:
         with Image.open(BytesIO(encoded), formats=IMAGE_FORMATS) as opened:
+            if draft is not None:
+                draft(opened)
             return to_rgb(opened)
     except Exception as error:  # Pillow's decoders raise errors of many types for broken files
         # Pillow's own message contains the address of a buffer, which differs from run to run.

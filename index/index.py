@@ -47,6 +47,7 @@ class IndexRecord:
             `None` for the size saved with the checkpoint.
         preset (`str`, *optional*): How a published embedder is run, see [`load_model`]. `None` for the preset of its
             id, if it has one.
+        draft_jpegs (`bool`, defaults to `False`): Whether large JPEGs are decoded at a fraction of their size.
     """
 
     checkpoint: str
@@ -55,6 +56,7 @@ class IndexRecord:
     instruction: str | None = None
     image_size: int | dict[str, Any] | None = None
     preset: str | None = None
+    draft_jpegs: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Index:
         instruction: str | None = None,
         image_size: int | dict[str, Any] | None = None,
         preset: str | None = None,
+        draft_jpegs: bool = False,
     ) -> "Index":
         """Create an empty index for the embeddings of a model.
 
@@ -137,6 +140,8 @@ class Index:
                 saved with the checkpoint. Load the model for [`Index.sync`] with it.
             preset (`str`, *optional*): How a published embedder is run, by default as the preset of its id says. Load
                 the model with it, too.
+            draft_jpegs (`bool`, defaults to `False`): Whether to decode large JPEGs at a fraction of their size, see
+                [`embed_entries`].
 
         Raises:
             ValueError: The folder is not empty.
@@ -147,7 +152,9 @@ class Index:
             raise ValueError(f"{folder} exists and is not an empty folder: choose a new folder for the index")
         dimensions = read_config(checkpoint).get_text_config().hidden_size
         absolute = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
-        record = IndexRecord(absolute, fingerprint(checkpoint), dimensions, instruction, image_size, preset)
+        record = IndexRecord(
+            absolute, fingerprint(checkpoint), dimensions, instruction, image_size, preset, draft_jpegs
+        )
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / RECORD_FILE) as part:
             part.write_text(json.dumps(asdict(record), indent=2) + "\n")
@@ -224,7 +231,8 @@ class Index:
                 self._check_dimensions(model.config.get_text_config().hidden_size)
                 changed_ids = {corpus[position].id for position in diff.changed}
                 entries = (corpus[position] for position in to_embed)
-                windows = embed_entries(model, processor, entries, self.record.instruction)
+                record = self.record
+                windows = embed_entries(model, processor, entries, record.instruction, draft_jpegs=record.draft_jpegs)
                 for number, window in enumerate(windows, 1):
                     self.table.write(window.entries, window.vectors, diff.contents, changed_ids)
                     removed += self.table.delete([entry.id for entry in window.rejected if entry.id in changed_ids])

@@ -74,7 +74,7 @@ def write_shards(
         processor (`ProcessorMixin`): Processor of the model.
         settings (`dict`): What the embeddings depend on, stored in every shard: `source`, `checkpoint`, `revision`,
             `instruction` (`None` for the defaults of [`embed_entries`]), `dimensions`, `dtype`, `image_size` and
-            `preset` (`None` for those of the checkpoint).
+            `preset` (`None` for those of the checkpoint), and `draft_jpegs`.
         report (`Callable`): Called with the number of further entries done and those of them that were rejected.
 
     Returns:
@@ -100,9 +100,16 @@ def write_shards(
                 yield from entries
 
     results = {}  # vectors and rejections of incomplete shards, by id
-    instruction, dimensions = settings["instruction"], settings["dimensions"]
-    # Windows have the size of a shard, so that its vectors do not depend on which other shards are missing.
-    for window in embed_entries(model, processor, missing_entries(), instruction, dimensions, WINDOW_ENTRIES):
+    windows = embed_entries(
+        model,
+        processor,
+        missing_entries(),
+        settings["instruction"],
+        settings["dimensions"],
+        WINDOW_ENTRIES,  # the size of a shard, so that its vectors do not depend on which other shards are missing
+        settings["draft_jpegs"],
+    )
+    for window in windows:
         results |= zip((entry.id for entry in window.entries), window.vectors, strict=True)
         results |= {rejected.id: rejected for rejected in window.rejected}
         report(len(window.entries) + len(window.rejected), window.rejected)

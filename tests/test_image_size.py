@@ -1,11 +1,12 @@
 """The image size: what a processor makes of an image, and that everything that loads a checkpoint reads it alike."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from sentence_transformers import SentenceTransformer
 from tiny_models import TINY_MODELS
 from transformers import (
@@ -22,7 +23,7 @@ from unime import load_model, processor_from_backbone, save_checkpoint
 from unime.cli.options import load_onto
 from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
-from unime.image_size import parse_image_size, set_image_size
+from unime.image_size import draft_for, parse_image_size, set_image_size
 from unime.image_tokens_unime import count_image_tokens, count_patches
 from unime.index.index import Index
 
@@ -190,3 +191,57 @@ def test_a_model_and_its_processor_have_the_same_grids_of_tiles(tiny_model: Call
 def test_an_index_keeps_the_image_size_of_its_embeddings(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     Index.create(tmp_path / "index", str(tiny_model("qwen2-vl")), image_size=24)
     assert Index.open(tmp_path / "index").record.image_size == 24
+
+
+def opened(size: tuple[int, int], image_format: str = "JPEG", orientation: int = 1) -> Image.Image:
+    """Return an opened file of a white image."""
+    file, exif = BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", size, "white").save(file, image_format, exif=exif)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "expected"),
+    [
+        ("LLaVA-1.6", None, (2000, 1500)),  # reads 672 x 504
+        ("LLaVA-OneVision", None, (4000, 3000)),  # 2304 x 1728
+        ("LLaVA-OneVision", 384, (1000, 750)),  # 384 x 288
+        ("SmolVLM2-2.2B", None, (4000, 3000)),  # 1536 x 1152
+        ("SmolVLM2-2.2B", 768, (2000, 1500)),  # 768 x 576
+        ("Qwen2-VL, Qwen2.5-VL", None, (4000, 3000)),  # 3,600 pixels wide at most
+        ("Qwen2-VL, Qwen2.5-VL", 336, (1000, 750)),  # 364 x 280
+    ],
+)
+def test_a_draft_has_at_least_twice_the_size_that_is_read(
+    tiny_model: Callable[[str], Path], name: str, image_size: int | None, expected: tuple[int, int]
+):
+    tiny, image_processor, _ = PUBLISHED[name]
+    processor = processor_from_backbone(tiny_model(tiny))
+    processor.image_processor = image_processor
+    set_image_size(processor, image_size)
+    image = opened((4000, 3000))
+    draft_for(processor)(image)
+    assert image.size == expected
+    image.load()
+    assert image.size == expected
+
+
+def test_drafts_of_llava_follow_the_orientation_and_leave_other_formats_as_they_are(
+    tiny_model: Callable[[str], Path],
+):
+    processor = processor_from_backbone(tiny_model("llava-next"))
+    processor.image_processor = LlavaNextImageProcessor(**LLAVA_NEXT, image_grid_pinpoints=[[1008, 336]])  # upright
+    # A landscape of 4000 x 1000 is read with 336 x 84 pixels, and with 252 x 1008 as the portrait that it shows.
+    cases = [(4000, 1000), "JPEG", 1], [(4000, 1000), "JPEG", 6], [(4000, 1000), "PNG", 1], [(500, 125), "JPEG", 1]
+    drafts = [opened(*case) for case in cases]
+    for image in drafts:
+        draft_for(processor)(image)
+    assert [image.size for image in drafts] == [(1000, 250), (4000, 1000), (4000, 1000), (500, 125)]
+
+
+def test_drafts_are_refused_where_the_size_that_is_read_is_unknown(tiny_model: Callable[[str], Path]):
+    processor = processor_from_backbone(tiny_model("llava"))
+    processor.image_processor.do_resize = False
+    with pytest.raises(ValueError, match="reads images is not known here: leave draft_jpegs out"):
+        draft_for(processor)

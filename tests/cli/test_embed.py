@@ -93,6 +93,7 @@ def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tm
         "dimensions": 192,
         "dtype": "float32",
         "image_size": None,
+        "draft_jpegs": False,
     }
     assert not (tmp_path / "vectors.rejected.jsonl").exists()
     read = datasets.load_dataset(str(tmp_path / "vectors"), split="train", cache_dir=str(tmp_path / "cache"))
@@ -185,6 +186,8 @@ def test_wrong_usage_is_refused_in_one_sentence(corpus: Path, tmp_path: Path) ->
     assert f"{output} holds embeddings with the image_size None, not {{'size': {{'height': 48" in resized
     number = refusal(corpus, output, "--image-size", 336)
     assert "has no size that a number could limit: leave image_size out" in number
+    drafted = refusal(corpus, output, "--draft-jpegs")
+    assert f"{output} holds embeddings with the draft_jpegs False, not True" in drafted
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("a")
     assert f"holds embeddings with the source '{corpus}'" in refusal(tmp_path / "other", output)

@@ -13,8 +13,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from unime import load_model
+from unime.checkpoint import PROMPTS
 from unime.cli.embed import index
 from unime.cli.search import search
+from unime.index.index import Index
 from unime.openmoji.catalogue import catalogue
 from unime.openmoji.views import View
 
@@ -157,6 +160,23 @@ def test_an_index_is_searched_and_updated_at_the_image_size_that_it_was_created_
     assert f"{created} 32: leave --image-size out, or create" in refusal("index", photos, folder, "--image-size", 32)
     unlike = refusal("index", photos, folder, "--image-size", "large")
     assert unlike.startswith("image_size must be a positive number of pixels")
+
+
+def test_an_index_is_updated_with_the_drafts_that_it_was_created_with(images: Path, indexed: Path, tmp_path: Path):
+    photos, folder = tmp_path / "photos", tmp_path / "index"
+    photos.mkdir()
+    photo = Image.open(images / "dog.png").convert("RGB").resize((800, 800))
+    photo.save(photos / "a.jpg")
+    assert unime("index", photos, folder, "--model", TINY, "--draft-jpegs").exit_code == 0
+    assert Index.open(folder).record.draft_jpegs
+    (photos / "b.jpg").write_bytes((photos / "a.jpg").read_bytes() + b"another file")
+    assert unime("index", photos, folder).exit_code == 0
+    first, second = Index.open(folder).table.table.to_arrow()["vector"].to_pylist()
+    model, processor = load_model(TINY, dtype="float32")
+    full = model.encode({"image": Image.open(photos / "a.jpg"), "instruction": PROMPTS["image"]}, processor)
+    assert first == pytest.approx(second, abs=1e-6) and first != pytest.approx(full, abs=1e-5)
+    message = "was created without --draft-jpegs: leave the option out, or create a new index"
+    assert message in refusal("index", images, indexed, "--draft-jpegs")
 
 
 def test_an_empty_index_and_an_empty_result_are_reported(indexed: Path, tmp_path: Path):

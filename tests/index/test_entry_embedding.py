@@ -158,3 +158,23 @@ def test_a_corpus_is_read_at_most_two_windows_ahead(loaded) -> None:
     assert [entry.id for entry in next(windows).entries] == ["1", "2", "3", "4"]
     assert len(read) <= 2 * 4 + 2 * entry_embedding.READER_THREADS + 1
     windows.close()
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(loaded) -> None:
+    model, processor = loaded  # reads 96 x 96 pixels
+    files = []
+    for seed in range(4):
+        file = BytesIO()
+        coarse = Image.open(BytesIO(noise_png(seed, 8)))
+        coarse.resize((1000, 800), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
+        files.append(file)
+    entries = [Entry(str(index), None, file.getvalue()) for index, file in enumerate(files)]
+    _, full, _ = concatenate(embed_entries(model, processor, entries))
+    _, drafted, _ = concatenate(embed_entries(model, processor, entries, draft_jpegs=True))
+    images = [Image.open(file) for file in files]
+    for image in images:
+        image.draft("RGB", (250, 200))
+        assert image.size == (250, 200)  # 192 x 192 at least
+    items = [{"image": image, "instruction": PROMPTS["image"]} for image in images]
+    np.testing.assert_allclose(drafted, model.encode(items, processor), atol=1e-5)
+    assert 0.999 < (full * drafted).sum(axis=1).min() and np.abs(full - drafted).max() > 1e-5

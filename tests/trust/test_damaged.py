@@ -259,7 +259,7 @@ def test_damaged_embeddings_of_a_corpus_are_computed_again(
     caplog.set_level(logging.WARNING)
 
     def write() -> int:
-        settings = {"instruction": None, "dimensions": 192}
+        settings = {"instruction": None, "dimensions": 192, "draft_jpegs": False}
         return parquet_shards.write_shards(corpus(16), tmp_path, *tiny, settings, lambda entries, rejected: None)
 
     assert write() == 0

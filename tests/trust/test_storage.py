@@ -168,7 +168,7 @@ def test_embedding_a_corpus_resumes_after_a_full_disk(
     disk: Disk, tiny: tuple[UniMEModel, Any], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(parquet_shards, "WINDOW_ENTRIES", 32)
-    settings = {"instruction": None, "dimensions": 192}
+    settings = {"instruction": None, "dimensions": 192, "draft_jpegs": False}
     folder = disk.folder / "vectors"
 
     def write(size: int) -> int:
