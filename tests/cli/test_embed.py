@@ -93,6 +93,7 @@ def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tm
         "dimensions": 192,
         "dtype": "float32",
         "image_size": None,
+        "preset": None,
         "draft_jpegs": False,
     }
     assert not (tmp_path / "vectors.rejected.jsonl").exists()
