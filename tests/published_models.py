@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from phi3_v_parity import write_checkpoint
 from tiny_models import (
     INITIALIZER_RANGE,
     LAYER_SIZES,
@@ -17,6 +19,8 @@ from tiny_models import (
 )
 from tiny_tokenizers import llama_3_tokenizer, with_end_token
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaImageProcessor,
@@ -41,6 +45,13 @@ def qwen3_vl_embedding() -> tuple[PreTrainedModel, ProcessorMixin]:
     model, processor = qwen3_vl()
     with_end_token(processor.tokenizer, "<|endoftext|>")
     return model, processor
+
+
+def phi3_v() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build Phi-3.5-Vision."""
+    with TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder))
+        return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
 def bge_vl_mllm() -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -69,6 +80,8 @@ def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 # Preset -> a tiny model, and the last part of a Hub id of its family.
 PUBLISHED: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], str]] = {
+    "unime-phi-3.5": (phi3_v, "UniME-Phi3.5-V-4.2B"),
+    "vlm2vec-phi-3.5": (phi3_v, "VLM2Vec-Full"),
     "unime-llava-1.6": (llava_next, "UniME-LLaVA-1.6-7B"),
     "unime-llava-onevision": (llava_onevision, "UniME-LLaVA-OneVision-7B"),
     "unime-v2-qwen2-vl": (qwen2_vl, "UniME-V2-Qwen2VL-2B"),
