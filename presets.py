@@ -8,6 +8,7 @@ id was downloaded to. It changes the configuration and the processor, which are 
 import json
 import sys
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -90,21 +91,27 @@ class Preset:
             if Path(checkpoint).is_dir()
         )
 
-    def chat_template(self, processor: ProcessorMixin) -> str:
-        """Return the chat template of the family, with the control tokens of a tokenizer."""
-        if self.template is None:
-            return processor.chat_template
-        body = (self.folder / self.template).read_text()
-        control = control_tokens(processor, body + "".join(self.frame.values()))
-        ordered = sorted(control, key=lambda token: (-len(token), token))
-        frame = {"preset": self.family, **self.frame, "control": ordered}
+    def chat_template(self, control_tokens: Collection[str]) -> str:
+        """Return the chat template of the family.
+
+        Args:
+            control_tokens (`Collection[str]`): The control tokens of a tokenizer, which are broken up inside texts.
+        """
+        body = self._body()
+        control = sorted(control_tokens, key=lambda token: (-len(token), token))
+        frame: dict[str, Any] = {"preset": self.family, **self.frame, "control": control}
         if "frame.punctuation" in body:
-            frame |= {"punctuation": _punctuation()}
+            frame["punctuation"] = _punctuation()
         return (FOLDER / "prelude.jinja").read_text().replace("FRAME", json.dumps(frame, ensure_ascii=False)) + body
+
+    def _body(self) -> str:
+        return (self.folder / str(self.template)).read_text()
 
     def apply_to_processor(self, processor: ProcessorMixin) -> None:
         """Give a processor the prompt, the image size and the maximum length of the family."""
-        processor.chat_template = self.chat_template(processor)
+        if self.template is not None:
+            frame = self._body() + "".join(self.frame.values())
+            processor.chat_template = self.chat_template(control_tokens(processor, frame))
         if not self.tokenizer_adds:
             processor.tokenizer.add_bos_token = processor.tokenizer.add_eos_token = False
         if self.max_length is not None:

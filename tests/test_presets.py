@@ -440,3 +440,19 @@ def test_sentence_transformers_refuses_a_model_that_reads_squares(loaded, tmp_pa
     np.testing.assert_allclose(again.encode(MIXED[:2], its_processor), model.encode(MIXED[:2], processor), atol=1e-5)
     with pytest.raises(ValueError, match="sequential positions or reads images as squares"):
         export_plain(model, processor, tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "reason"),
+    [
+        ("jinaai/jina-embeddings-v4", "code of its own, which is never run"),
+        ("Alibaba-NLP/UEmbed-2B", "nobody states how its end tokens are appended"),
+        ("AIDC-AI/Ovis-VL-Embedding-2B", "not published the exact string of its prompts"),
+        ("BAAI/BGE-VL-v1.5-mmeb", "its prompts differ from those of BGE-VL-MLLM"),
+        ("Qwen/Qwen3-VL-Reranker-2B", "it is a reranker"),
+    ],
+)
+def test_a_family_that_cannot_be_run_as_its_authors_do_is_refused(checkpoint: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{checkpoint} cannot be loaded as its authors run it: .*{reason}"):
+        load_model(checkpoint)
+    assert find_preset(checkpoint, "none") is None
