@@ -151,7 +151,7 @@ def load_processor(path: str, image_size: ImageSize | None = None, preset: str |
     chosen = _preset_of(path, preset)
     base = adapter_base(path)
     if base is not None and not has_file(path, PROCESSOR_NAME):
-        return load_processor(base, image_size, preset or (chosen and chosen.name))
+        return load_processor(base, image_size, preset or (chosen.name if chosen else None))
     with forbid_remote_code(path):
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     is_unime = read_config(path).model_type == UniMEConfig.model_type

@@ -180,9 +180,9 @@ def index(
                 "create a new index"
             )
         if preset is not None and preset != store.record.preset:
+            created = f"the preset {store.record.preset}" if store.record.preset else "the preset of its model"
             raise ValueError(
-                f"{folder} was created with {store.record.preset or 'the preset of its model'}, not {preset}: leave "
-                "--preset out, or create a new index"
+                f"{folder} was created with {created}, not {preset}: leave --preset out, or create a new index"
             )
         if draft_jpegs and not store.record.draft_jpegs:
             raise ValueError(

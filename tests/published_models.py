@@ -36,6 +36,7 @@ def e5_v() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build LLaVA-NeXT with the special tokens of Llama 3."""
     model, processor = llava_next()
     processor.tokenizer = llama_3_tokenizer("<image>")
+    model.resize_token_embeddings(len(processor.tokenizer))
     model.config.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     return model, processor
 

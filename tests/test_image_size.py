@@ -20,10 +20,11 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 from unime import load_model, processor_from_backbone, save_checkpoint
+from unime.checkpoint import load_processor
 from unime.cli.options import load_onto
 from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
-from unime.image_size import draft_for, parse_image_size, set_image_size
+from unime.image_size import draft_for, parse_image_size, set_image_size, size_as_read
 from unime.image_tokens_unime import count_image_tokens, count_patches
 from unime.index.index import Index
 
@@ -245,3 +246,23 @@ def test_drafts_are_refused_where_the_size_that_is_read_is_unknown(tiny_model: C
     processor.image_processor.do_resize = False
     with pytest.raises(ValueError, match="reads images is not known here: leave draft_jpegs out"):
         draft_for(processor)
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "llava-next"])
+def test_images_are_resized_to_squares_before_the_processor_reads_them(
+    name: str, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model, processor = load_model(str(tiny_model(name)), {"square": 40}, dtype="float32")
+    plain = load_model(str(tiny_model(name)), dtype="float32")[1]
+    wide, square = PHOTO.resize((200, 30)), PHOTO.resize((200, 30)).resize((40, 40))
+    expected = model.encode(square, plain)
+    np.testing.assert_allclose(model.encode(wide, processor), expected, atol=1e-5)
+    assert count_image_tokens(processor, [wide.size]) == count_image_tokens(plain, [square.size])
+    assert count_patches(processor, [wide.size], 8) == count_patches(plain, [square.size], 8)
+    assert size_as_read(processor, *wide.size) == size_as_read(plain, *square.size)
+    saved = str(save_checkpoint(model, processor, tmp_path / "saved"))
+    np.testing.assert_allclose(model.encode(wide, load_processor(saved)), expected, atol=1e-5)
+    kept = load_processor(saved, {"square": None})
+    np.testing.assert_allclose(model.encode(wide, kept), model.encode(wide, plain), atol=1e-5)
+    with pytest.raises(ValueError, match="image_size has square=0: give a positive number of pixels"):
+        set_image_size(processor, {"square": 0})

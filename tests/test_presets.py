@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from published_models import PUBLISHED, make_published_model
 from sentence_transformers import SentenceTransformer
@@ -20,10 +21,12 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.image_utils import SizeDict
+from typer.testing import CliRunner
 
 from unime import UniMEModel, load_model, micro_batches, save_checkpoint
 from unime.batching_unime import plan_micro_batches
 from unime.checkpoint import load_processor
+from unime.cli.main import app
 from unime.export.plain import export_plain
 from unime.image_tokens_unime import square_of
 from unime.presets import all_presets, find_preset
@@ -456,3 +459,32 @@ def test_a_family_that_cannot_be_run_as_its_authors_do_is_refused(checkpoint: st
     with pytest.raises(ValueError, match=f"{checkpoint} cannot be loaded as its authors run it: .*{reason}"):
         load_model(checkpoint)
     assert find_preset(checkpoint, "none") is None
+
+
+def test_an_adapter_is_run_as_its_own_authors_do(folder, tmp_path: Path) -> None:
+    adapter = tmp_path / "VLM2Vec-Qwen2VL-2B"
+    base = AutoModelForImageTextToText.from_pretrained(folder("gme"))
+    adapted = get_peft_model(base, LoraConfig(r=2, use_dora=True, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(folder("gme"))  # another family's, on purpose
+    adapted.save_pretrained(adapter)
+    model, processor = load_model(str(adapter), SIZES["vlm2vec-qwen2-vl"], dtype="float32")
+    item, prompt = PROMPTS["vlm2vec-qwen2-vl"][0]
+    assert rendered(processor, item)[0] == prompt and model.config.positions == "sequential"
+    nameless = adapter.rename(tmp_path / "nameless")
+    assert rendered(load_processor(str(nameless)), {"text": "A cat"})[0] == PROMPTS["gme"][0][1]
+
+
+def test_an_index_keeps_its_preset_and_the_default_instructions_of_its_model(folder, tmp_path: Path) -> None:
+    model, photos = str(folder("e5-v")), tmp_path / "photos"
+    photos.mkdir()
+    IMAGE.save(photos / "fractal.png")
+    (photos / "cat.txt").write_text("A cat")
+    run = CliRunner().invoke
+    for name, options in {"by-id": [], "none": ["--preset", "none"]}.items():
+        index = str(tmp_path / name)
+        assert run(app, ["index", str(photos), index, "--model", model, *options]).exit_code == 0
+        # E5-V refuses the instruction that UniME's models have for this search.
+        query = json.loads(run(app, ["search", index, "A cat", "--json"]).stdout)["query"]
+        assert bool(query["instruction"]) == (name == "none")
+    refused = run(app, ["index", str(photos), index, "--preset", "e5-v"]).exception
+    assert "was created with the preset none, not e5-v: leave --preset out" in str(refused)
