@@ -27,6 +27,8 @@ from .pass_planning import Checkpointing
 
 Layers = list[GradientCheckpointingLayer]
 
+MIN_KEPT_ATTENTION = 0.25  # tokens that are attended to, relative to the width of a layer
+
 
 def checkpointed_layers(backbone: PreTrainedModel) -> Layers:
     """Return the layers of the decoder and of the vision tower that activation checkpointing is enabled for.
@@ -76,21 +78,29 @@ def _linear_layers(layer: nn.Module) -> list[nn.Linear]:
 
 
 def _selective_policy(layer: nn.Module) -> Callable[..., CheckpointPolicy]:
-    """Keep attention and the products of the frozen weights. The backward pass does not need the last product."""
-    shapes = [(linear.in_features, linear.out_features) for linear in _linear_layers(layer)]
-    kept_shapes = set(shapes) - {shapes[-1]}
+    """Keep what saves most work per byte. The last product is not kept, as no backward pass needs it.
+
+    A byte of the result of a product saves as many operations as the product has input features, one of attention as
+    many as there are tokens to attend to. The second products of adapters have few input features.
+    """
+    linears = _linear_layers(layer)
+    last, width = linears[-1], min(linear.in_features for linear in linears)
+    last_shape = (last.in_features, last.out_features)
+
+    def keep(shape: tuple[int, ...]) -> bool:
+        return shape[0] >= width and shape != last_shape
 
     def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         name = operator.name()
-        if name == "aten::mm":
-            keep = tuple(args[1].shape) in kept_shapes
-        elif name == "aten::addmm":
-            keep = tuple(args[2].shape) in kept_shapes
+        if name in ("aten::mm", "aten::addmm"):
+            kept = keep(tuple(args[-1].shape))
         elif name == "bitsandbytes::gemm_4bit":
-            keep = tuple(args[2])[::-1] in kept_shapes
+            kept = keep(tuple(args[2])[::-1])
+        elif "_scaled_dot_product_" in name:
+            kept = args[1].shape[-2] >= MIN_KEPT_ATTENTION * width
         else:
-            keep = "_scaled_dot_product_" in name or name.startswith("flash_attn::")
-        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+            kept = name.startswith("flash_attn::")
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     return policy
 

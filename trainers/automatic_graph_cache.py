@@ -1,6 +1,6 @@
 """The graph cache that uses the memory that a device has left: `graph_cache_gb: inf`.
 
-The first step measures. It keeps one graph, the smallest kind, and counts by the allocator what a layer keeps in each
+The first step measures. It keeps one graph, fully checkpointed, and counts by the allocator what a layer keeps in each
 way of checkpointing, and how far the memory rises during the step. From the second step on, [`plan_passes`] chooses
 which graphs are kept and what each holds, in the memory that is available when the step begins, less that rise and a
 margin. A step with the first micro-batch of images, or of texts only, measures again.
@@ -10,7 +10,7 @@ The allocator counts everything that is alive. Hooks of saved tensors would miss
 
 import gc
 import weakref
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .activation_checkpointing import calling, checkpointed_layers, checkpointing_function
 from .gradient_cache import MicroBatch, RandomState
-from .pass_planning import MEMORY_MARGIN, Checkpointing, PlannedPass, plan_passes
+from .pass_planning import MEMORY_MARGIN, Checkpointing, PlannedPass, checkpointing_of_layers, plan_passes
 
 
 class Memory(Protocol):
@@ -165,7 +165,7 @@ class AutomaticGraphCache:
     def __init__(self, backbone: PreTrainedModel, memory: Memory, synchronize: bool = False):
         self._backbone, self._memory, self._synchronize = backbone, memory, synchronize
         self._in_decoder = set(backbone.get_decoder().modules())
-        # Bytes for each token or number of pixels, of all layers of a class together, by what the layers keep.
+        # Bytes for each token or number of pixels, by the kind of layer and by what it keeps.
         self._layer_bytes: dict[tuple[str, Checkpointing], float] = defaultdict(float)
         self._other_bytes = 0.0  # for each token, outside these layers
         self._rise = 0.0  # of the memory during a step that measures
@@ -175,19 +175,18 @@ class AutomaticGraphCache:
     def start(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Plan the passes of a step."""
         is_compiled = any(module._compiled_call_impl for module in self._backbone.modules())
-        self._layers = [] if is_compiled else checkpointed_layers(self._backbone)
-        ways = list(Checkpointing) if self._layers else [Checkpointing.NONE]
+        layers = [] if is_compiled else checkpointed_layers(self._backbone)
+        self._layers = sorted(layers, key=lambda layer: layer not in self._in_decoder)  # which saves more per byte
         self._kinds = {"pixel_values" in tensors for tensors in micro_batches}
         self._measuring = bool(self._agree(not self._kinds <= self._measured))
         if self._measuring:
-            self.passes = [PlannedPass(index == 0, ways[0]) for index in range(len(micro_batches))]
+            self.passes = [PlannedPass(index == 0, 0) for index in range(len(micro_batches))]
             self._memory.reset_peak()
             self._allocated_before = self._memory.allocated()
             return
-        sizes = torch.tensor([[self._graph_bytes(tensors, way) for way in ways] for tensors in micro_batches])
-        sizes = self._agree(sizes)
+        sizes = self._agree(torch.stack([self._graph_bytes(tensors) for tensors in micro_batches]))
         budget = -float(self._agree(-(self._memory.available() - self._rise)))
-        self.passes = plan_passes([dict(zip(ways, row, strict=True)) for row in sizes.tolist()], budget)
+        self.passes = plan_passes(sizes.tolist(), budget)
 
     def keeps(self, index: int) -> bool:
         """Return whether the graph of a micro-batch is kept from the first pass."""
@@ -196,27 +195,30 @@ class AutomaticGraphCache:
     @contextmanager
     def building(self, index: int, tensors: MicroBatch) -> Iterator[None]:
         """Let layers keep what is planned for a micro-batch while its graph is built."""
-        way = self.passes[index].checkpointing
-        functions = {layer: checkpointing_function(layer, way) for layer in self._layers}
+        ways = checkpointing_of_layers(self.passes[index].level, len(self._layers))
+        functions = {layer: checkpointing_function(layer, way) for layer, way in zip(self._layers, ways, strict=True)}
         if not self._measuring:
             with calling(functions):
                 yield
             return
         counted: dict[str, float] = {}
-        classes = Counter(type(layer).__name__ for layer in self._layers)
-        first = {type(layer).__name__: layer for layer in reversed(self._layers)}
-        functions |= {layer: self._measure(layer, classes[name], tensors, counted) for name, layer in first.items()}
+        names = [self._kind(layer) for layer in self._layers]
+        first = dict(zip(reversed(names), reversed(self._layers), strict=True))
+        functions |= {layer: self._measure(layer, tensors, counted) for layer in first.values()}
         with self._memory.counting(), calling(functions):
             before = self._memory.allocated()
             yield
-            other = self._memory.allocated() - before - sum(counted.values())
+            in_layers = sum(counted.get(name, 0) for name in names)
+            other = self._memory.allocated() - before - in_layers
         self._other_bytes = max(self._other_bytes, other / _size(tensors, True))
 
-    def _measure(
-        self, layer: GradientCheckpointingLayer, num_layers: int, tensors: MicroBatch, counted: dict[str, float]
-    ) -> Callable:
+    def _kind(self, layer: GradientCheckpointingLayer) -> str:
+        """Return a name of the layers that keep as much: the last one of the decoder may be for last tokens only."""
+        return "last layer" if layer is self._backbone.get_decoder().layers[-1] else type(layer).__name__
+
+    def _measure(self, layer: GradientCheckpointingLayer, tensors: MicroBatch, counted: dict[str, float]) -> Callable:
         """Return a function that runs a layer in every way, the smallest last, and records what it keeps."""
-        name, size = type(layer).__name__, _size(tensors, layer in self._in_decoder)
+        name, size = self._kind(layer), _size(tensors, layer in self._in_decoder)
         ways = {way: checkpointing_function(layer, way) for way in sorted(Checkpointing, reverse=True)}
         devices = {tensor.device for tensor in (*tensors.values(), *layer.parameters())}
 
@@ -224,7 +226,7 @@ class AutomaticGraphCache:
             for way, function in ways.items():
                 state, before = RandomState(devices), self._memory.allocated()
                 output = function(forward, *args)
-                kept = num_layers * (self._memory.allocated() - before)
+                kept = self._memory.allocated() - before
                 self._layer_bytes[name, way] = max(self._layer_bytes[name, way], kept / size)
                 if way is not Checkpointing.FULL:
                     del output
@@ -245,10 +247,14 @@ class AutomaticGraphCache:
             self._rise = max(self._rise, self._memory.peak() - self._allocated_before)
             self._measured |= self._kinds
 
-    def _graph_bytes(self, tensors: MicroBatch, way: Checkpointing) -> float:
-        names = {type(layer).__name__: layer in self._in_decoder for layer in self._layers}
-        layers = sum(self._layer_bytes[name, way] * _size(tensors, inside) for name, inside in names.items())
-        return layers + self._other_bytes * _size(tensors, True)
+    def _graph_bytes(self, tensors: MicroBatch) -> Tensor:
+        """Return the bytes of the graph of a micro-batch at each level."""
+        sizes = torch.tensor([_size(tensors, layer in self._in_decoder) for layer in self._layers])
+        kept = [[self._layer_bytes[self._kind(layer), way] for way in Checkpointing] for layer in self._layers]
+        full, selective, none = torch.tensor(kept, dtype=torch.float64).reshape(-1, 3).T * sizes
+        steps = torch.cat([selective - full, none - selective]).clamp(min=0)
+        smallest = full.sum() + self._other_bytes * _size(tensors, True)
+        return smallest + torch.cat([steps.new_zeros(1), steps.cumsum(0)])
 
     def _agree(self, values: Tensor | float) -> Tensor:
         """Return the largest values of all processes, or those of this one if they need not agree."""

@@ -9,12 +9,13 @@ tower. A transformer layer keeps for its backward pass, per vector of width `h` 
 - the input of each trained linear layer; for an adapter with dropout, its own copy of the input and a mask.
 
 A checkpointed layer keeps its input only and computes the rest again, one layer at a time. A selectively checkpointed
-layer also keeps the results of attention and of all linear layers but the last of the MLP. The tests compare these
-counts with the bytes that are allocated.
+layer also keeps the results of all linear layers but the last of the MLP, of the first products of adapters, and of
+attention if it attends to many tokens. The tests compare these counts with the bytes that are allocated.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any, cast
 
 from peft import PeftModel
@@ -22,6 +23,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..modeling_unime import UniMEModel
+from .activation_checkpointing import MIN_KEPT_ATTENTION
 from .pass_planning import Checkpointing
 from .trained_weights import modules_without_gradient
 
@@ -59,8 +61,10 @@ class LayerCost:
         attention (`float`): Operations of attention in the forward pass, per vector that is attended to.
         attention_backward (`float`): The same, in the backward pass.
         last_linear (`float`): Operations of the last linear layer of the MLP, whose result no backward pass needs.
+        adapter_outputs (`float`): Operations of the second products of adapters.
         full (`float`): Bytes kept with full checkpointing.
-        selective (`float`): Bytes kept with selective checkpointing.
+        selective (`float`): Bytes kept with selective checkpointing, without the result of attention.
+        attention_result (`float`): Bytes of that result.
         none (`float`): Bytes kept without checkpointing.
     """
 
@@ -69,17 +73,26 @@ class LayerCost:
     attention: float = 0
     attention_backward: float = 0
     last_linear: float = 0
+    adapter_outputs: float = 0
     full: float = 0
     selective: float = 0
+    attention_result: float = 0
     none: float = 0
 
     def __add__(self, other: "LayerCost") -> "LayerCost":
         """Return the cost of both."""
         return LayerCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def kept(self, checkpointing: Checkpointing) -> float:
+    def kept(self, checkpointing: Checkpointing, keeps_attention: bool = False) -> float:
         """Return the bytes that are kept."""
-        return (self.full, self.selective, self.none)[checkpointing]
+        selective = self.selective + self.attention_result * keeps_attention
+        return (self.full, selective, self.none)[checkpointing]
+
+    def recomputed(self, checkpointing: Checkpointing, attended: float, keeps_attention: bool) -> float:
+        """Return the operations that the backward pass computes again."""
+        attention = self.attention * attended
+        selective = self.adapter_outputs + attention * (not keeps_attention)
+        return (self.forward + attention - self.last_linear, selective, 0)[checkpointing]
 
 
 @dataclass(frozen=True)
@@ -89,17 +102,25 @@ class StackCost:
     Args:
         total ([`LayerCost`]): The sum over its layers.
         layer ([`LayerCost`]): The layer that keeps most.
+        layers (`tuple[LayerCost, ...]`): Its layers.
+        width (`float`): Width of the vectors.
         working (`float`): Bytes per vector that the passes of one layer need for a moment.
     """
 
     total: LayerCost = LayerCost()
     layer: LayerCost = LayerCost()
+    layers: tuple[LayerCost, ...] = ()
+    width: float = 0
     working: float = 0
 
     def transient(self, checkpointing: Checkpointing) -> float:
         """Return the bytes per vector that a pass with a graph needs beside what it keeps."""
         again = self.layer.none - self.layer.kept(checkpointing) if checkpointing is not Checkpointing.NONE else 0
         return self.working + again
+
+    def keeps_attention(self, attended: float) -> bool:
+        """Return whether selective checkpointing keeps the result of attention to a number of vectors."""
+        return attended >= MIN_KEPT_ATTENTION * self.width
 
 
 @dataclass(frozen=True)
@@ -187,13 +208,34 @@ class StepCost:
         vision = (tower.backward + tower.attention_backward * load.image_patches) * load.patches
         return language + vision + self.projector.backward * load.image_tokens
 
-    def recomputed(self, checkpointing: Checkpointing, load: Load) -> float:
-        """Return the operations that a backward pass computes again."""
-        if checkpointing is Checkpointing.NONE:
-            return 0
-        forward = self.forward(load) - self.projector.forward * load.image_tokens
-        skipped = self.decoder.total.last_linear * load.tokens + self.tower.total.last_linear * load.patches
-        return 0.006 * forward if checkpointing is Checkpointing.SELECTIVE else forward - skipped
+    def kept_by_level(self, load: Load) -> list[float]:
+        """Return the bytes of a graph that waits for its backward pass at each level, see [`plan_passes`]."""
+        layers = [
+            [vectors * layer.kept(way, stack.keeps_attention(attended)) for way in Checkpointing]
+            for stack, vectors, attended in self._stacks(load)
+            for layer in stack.layers
+        ]
+        return _by_level(self.kept(Checkpointing.FULL, load), layers)
+
+    def recomputed_by_level(self, load: Load) -> list[float]:
+        """Return the operations that a backward pass computes again at each level."""
+        layers = [
+            [vectors * layer.recomputed(way, attended, stack.keeps_attention(attended)) for way in Checkpointing]
+            for stack, vectors, attended in self._stacks(load)
+            for layer in stack.layers
+        ]
+        return _by_level(sum(full for full, _, _ in layers), layers)
+
+    def _stacks(self, load: Load) -> list[tuple[StackCost, float, float]]:
+        """Return the stacks in the order of the levels, with their vectors and what a vector attends to."""
+        decoder, tower = (self.decoder, load.tokens, load.item_tokens), (self.tower, load.patches, load.image_patches)
+        return [decoder, tower]
+
+
+def _by_level(smallest: float, layers: Sequence[Sequence[float]]) -> list[float]:
+    """Return a sum over layers at each level, from its value at level 0 and the three values of each layer."""
+    steps = [selective - full for full, selective, _ in layers] + [none - selective for _, selective, none in layers]
+    return list(accumulate(steps, initial=smallest))
 
 
 def _stack(
@@ -203,6 +245,8 @@ def _stack(
     return StackCost(
         sum(costs, LayerCost()),
         max(costs, key=lambda cost: cost.none),
+        tuple(costs),
+        min(_shape(linear)[0] for _, linear in _linears(layers[0])),
         _working(layers[0], numerics) if gradient else 0,
     )
 
@@ -224,6 +268,7 @@ def _layer(layer: nn.Module, heads: int, causal: bool, numerics: Numerics, gradi
         attention=scores,
         attention_backward=scores * ATTENTION_BACKWARD * gradient,
         last_linear=2 * _shape(mlp[-1])[0] * _shape(mlp[-1])[1],
+        adapter_outputs=sum(2 * _rank(linear) * _shape(linear)[1] for linear in linears.values()),
     )
     if not gradient:
         return cost
@@ -241,7 +286,8 @@ def _layer(layer: nn.Module, heads: int, causal: bool, numerics: Numerics, gradi
     middle = element * inner * (2 if gated else 1)
     saved = LayerCost(
         full=element * hidden,
-        selective=element * (hidden + query_key_value + width) + middle + 4 * heads,
+        selective=element * (hidden + query_key_value + sum(map(_rank, linears.values()))) + middle,
+        attention_result=element * width + 4 * heads,
         none=norms + attended + activation + inputs,
     )
     return cost + saved

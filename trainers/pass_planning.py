@@ -8,13 +8,12 @@ kept from the first pass, and activation checkpointing adds what it computes aga
 A graph that is kept waits for its backward pass together with others, while the graph of a second pass has the budget
 to itself: kept graphs are those of the first micro-batches, and they are gone before the first second pass begins.
 Kept graphs are therefore checkpointed, which is the most work saved per byte, and second passes are checkpointed only
-where nothing else fits.
+where nothing else fits. What a graph holds is chosen layer by layer, so that large micro-batches use it up too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
 
 
 # Share of a device that no graph uses: fragments of the allocator, and a largest micro-batch that no step measured.
@@ -22,10 +21,10 @@ MEMORY_MARGIN = 0.08
 
 
 class Checkpointing(IntEnum):
-    """What the layers of a micro-batch keep for their backward pass, in ascending order of memory."""
+    """What a layer keeps for its backward pass, in ascending order of memory."""
 
-    FULL = 0  # the input of each layer
-    SELECTIVE = 1  # also the results of attention and of all matrix products but the last
+    FULL = 0  # its input
+    SELECTIVE = 1  # also the results of all matrix products but the last, and of attention to many tokens
     NONE = 2  # everything
 
 
@@ -35,49 +34,59 @@ class PlannedPass:
 
     Args:
         kept (`bool`): Whether it is built in the first pass, and kept. Otherwise there is a second pass.
-        checkpointing ([`Checkpointing`]): What it holds.
+        level (`int`): How much its layers keep, see [`checkpointing_of_layers`].
     """
 
     kept: bool
-    checkpointing: Checkpointing
+    level: int
 
 
-GraphBytes = Mapping[Checkpointing, float]  # the size of a graph in each way that it can be built
+def checkpointing_of_layers(level: int, num_layers: int) -> list[Checkpointing]:
+    """Return what each layer keeps at a level between 0 and `2 * num_layers`.
+
+    At level 0 all layers keep their input only. Each level more lets one more layer keep more: first one after the
+    other is checkpointed selectively, then one after the other not at all.
+
+    Args:
+        level (`int`): The level.
+        num_layers (`int`): Number of layers. The first ones should save most work per byte: those of the decoder.
+    """
+    return [Checkpointing((level > index) + (level > num_layers + index)) for index in range(num_layers)]
 
 
-def plan_passes(graph_bytes: Sequence[GraphBytes], budget_bytes: float) -> list[PlannedPass]:
+def plan_passes(graph_bytes: Sequence[Sequence[float]], budget_bytes: float) -> list[PlannedPass]:
     """Choose the graphs that are kept, and what each graph holds, for the least work within a memory budget.
 
     Args:
-        graph_bytes (`Sequence`): The bytes of the graph of each micro-batch. All have the same keys.
-        budget_bytes (`float`): Bytes for graphs, beside one graph of the smallest kind. At 0 only the graph of the
-            first micro-batch is kept.
+        graph_bytes (`Sequence`): The bytes of the graph of each micro-batch at each level, in ascending order.
+        budget_bytes (`float`): Bytes for graphs, beside one graph of level 0. At 0 only the graph of the first
+            micro-batch is kept.
 
     Returns:
         `list[PlannedPass]`: One for each micro-batch; those that are kept come first.
     """
-    ways = sorted(graph_bytes[0])
-    least = ways[0]
-    extra_bytes = [{way: sizes[way] - sizes[least] for way in ways} for sizes in graph_bytes]
     bytes_left, num_kept = budget_bytes, 1
-    while num_kept < len(graph_bytes) and graph_bytes[num_kept][least] <= bytes_left:
-        bytes_left -= graph_bytes[num_kept][least]
+    while num_kept < len(graph_bytes) and graph_bytes[num_kept][0] <= bytes_left:
+        bytes_left -= graph_bytes[num_kept][0]
         num_kept += 1
-    kept = [least] * num_kept
-    for less, more in pairwise(ways):  # with the memory that is left, kept graphs hold more
+    kept = [0] * num_kept
+    for level in range(1, len(graph_bytes[0])):  # with the memory that is left, kept graphs hold more
         for index in range(num_kept):
-            difference = extra_bytes[index][more] - extra_bytes[index][less]
-            if kept[index] is less and difference <= bytes_left:
-                kept[index], bytes_left = more, bytes_left - difference
-    second = [max(way for way in ways if way is least or extra[way] <= budget_bytes) for extra in extra_bytes]
-    return [PlannedPass(True, way) for way in kept] + [PlannedPass(False, way) for way in second[num_kept:]]
+            difference = graph_bytes[index][level] - graph_bytes[index][level - 1]
+            if kept[index] == level - 1 and difference <= bytes_left:
+                kept[index], bytes_left = level, bytes_left - difference
+    passes = [PlannedPass(True, level) for level in kept]
+    for sizes in graph_bytes[num_kept:]:
+        fitting = (level for level, size in enumerate(sizes) if size - sizes[0] <= budget_bytes)
+        passes.append(PlannedPass(False, max(fitting, default=0)))
+    return passes
 
 
 def executed_flops(
     passes: Iterable[PlannedPass],
     forward: Sequence[float],
     backward: Sequence[float],
-    recomputed: Sequence[Mapping[Checkpointing, float]],
+    recomputed: Sequence[Sequence[float]],
 ) -> float:
     """Return the floating-point operations of the passes of a step.
 
@@ -85,9 +94,9 @@ def executed_flops(
         passes (`Iterable[PlannedPass]`): The passes of the micro-batches.
         forward (`Sequence[float]`): The operations of the forward pass of each micro-batch.
         backward (`Sequence[float]`): Those of its backward pass, without what is computed again.
-        recomputed (`Sequence[Mapping]`): Those that its backward pass computes again, by what the graph holds.
+        recomputed (`Sequence[Sequence]`): Those that its backward pass computes again, at each level.
     """
     return sum(
-        (1 if planned.kept else 2) * ahead + back + again[planned.checkpointing]
+        (1 if planned.kept else 2) * ahead + back + again[planned.level]
         for planned, ahead, back, again in zip(passes, forward, backward, recomputed, strict=True)
     )

@@ -196,14 +196,14 @@ def training_plan(
         gpu ([`Gpu`]): The kind of GPU.
         utilization (`float`): Executed operations per second over the peak rate of the GPU.
     """
-    ways = list(Checkpointing) if setup.checkpointing else [Checkpointing.NONE]
+    least = Checkpointing.FULL if setup.checkpointing else Checkpointing.NONE
     margin = (MEMORY_MARGIN * gpu.memory_gb + CONTEXT_GB) * 1e9
 
     def used(micro_batch_tokens: int) -> dict[str, float]:
         """Return the bytes with one graph at a time, by part."""
         loads = rows.loads(setup.rows_per_gpu, micro_batch_tokens)
         pixels = max(load.patches for load in loads) * rows.patch_numbers * setup.pixel_bytes
-        return {**constant, "pixels": pixels, "one graph": max(cost.peak(ways[0], load) for load in loads)}
+        return {**constant, "pixels": pixels, "one graph": max(cost.peak(least, load) for load in loads)}
 
     def left(micro_batch_tokens: int) -> float:
         return gpu.memory_gb * 1e9 - margin - sum(used(micro_batch_tokens).values())
@@ -212,18 +212,20 @@ def training_plan(
     fitting = [tokens for tokens in choices if left(tokens) >= 0]
     loads = rows.loads(setup.rows_per_gpu, setup.micro_batch_tokens)
     forward, backward = [cost.forward(load) for load in loads], [cost.backward(load) for load in loads]
-    again = [{way: cost.recomputed(way, load) for way in ways} for load in loads]
-    graphs = [{way: cost.kept(way, load) for way in ways} for load in loads]
+    if setup.checkpointing:
+        again, graphs = list(map(cost.recomputed_by_level, loads)), list(map(cost.kept_by_level, loads))
+    else:
+        again, graphs = [[0.0]] * len(loads), [[cost.kept(least, load)] for load in loads]
     free = max(0.0, left(setup.micro_batch_tokens))
 
     def planned(graph_cache_gb: float) -> tuple[float, float]:
         """Return the executed operations, and the bytes of graphs beside the smallest one."""
         # a budget in GB leaves checkpointing as it is
-        sizes = graphs if math.isinf(graph_cache_gb) else [{ways[0]: graph[ways[0]]} for graph in graphs]
+        sizes = graphs if math.isinf(graph_cache_gb) else [graph[:1] for graph in graphs]
         passes = plan_passes(sizes, free if math.isinf(graph_cache_gb) else graph_cache_gb * 1e9)
-        kept = sum(graph[one.checkpointing] for graph, one in zip(graphs, passes, strict=True) if one.kept)
-        second = max(graph[one.checkpointing] - graph[ways[0]] for graph, one in zip(graphs, passes, strict=True))
-        return executed_flops(passes, forward, backward, again), max(kept - graphs[0][ways[0]], second)
+        kept = sum(graph[one.level] for graph, one in zip(graphs, passes, strict=True) if one.kept)
+        second = max(graph[one.level] - graph[0] for graph, one in zip(graphs, passes, strict=True))
+        return executed_flops(passes, forward, backward, again), max(kept - graphs[0][0], second)
 
     useful = sum(forward) + sum(backward)
     parts = used(setup.micro_batch_tokens)

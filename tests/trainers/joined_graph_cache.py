@@ -52,7 +52,7 @@ def main(model_folder: str, backbone: str, output: Path, sharding: str | None) -
     result = {
         "log": [(entry["loss"], entry["grad_norm"]) for entry in logs],
         "kept": [one.kept for one in trainer._automatic_graph_cache.passes],
-        "held": [one.checkpointing.name for one in trainer._automatic_graph_cache.passes],
+        "levels": [one.level for one in trainer._automatic_graph_cache.passes],
     }
     torch.save(result, f"{output}.{trainer.args.process_index}")
 

@@ -4,19 +4,30 @@ from itertools import product
 
 import pytest
 
-from unime.trainers.pass_planning import Checkpointing, PlannedPass, executed_flops, plan_passes
+from unime.trainers.pass_planning import (
+    Checkpointing,
+    PlannedPass,
+    checkpointing_of_layers,
+    executed_flops,
+    plan_passes,
+)
 
 
 FULL, SELECTIVE, NONE = Checkpointing
-SIZES = {FULL: 2.0, SELECTIVE: 10.0, NONE: 30.0}
-RECOMPUTED = {FULL: 0.7, SELECTIVE: 0.01, NONE: 0.0}
+SIZES = [2.0, 10.0, 30.0]  # of a graph with one layer, at levels 0 to 2
+RECOMPUTED = [0.7, 0.01, 0.0]
 
 
 def planned(budget: float, num_micro_batches: int = 4) -> str:
     """Return a letter for each pass: f, s, n by what its graph holds; capital if it is kept."""
-    letters = {FULL: "f", SELECTIVE: "s", NONE: "n"}
     passes = plan_passes([SIZES] * num_micro_batches, budget)
-    return "".join(letters[p.checkpointing].upper() if p.kept else letters[p.checkpointing] for p in passes)
+    return "".join("fsn"[p.level].upper() if p.kept else "fsn"[p.level] for p in passes)
+
+
+def test_one_layer_after_the_other_keeps_more():
+    levels = [checkpointing_of_layers(level, 2) for level in range(5)]
+    assert levels == [[FULL, FULL], [SELECTIVE, FULL], [SELECTIVE, SELECTIVE], [NONE, SELECTIVE], [NONE, NONE]]
+    assert checkpointing_of_layers(0, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -42,9 +53,22 @@ def test_second_passes_have_the_whole_budget():
     assert planned(28, num_micro_batches=20) == "FFFFFFFFFFFFFFFnnnnn"
 
 
+def test_a_part_of_the_layers_keeps_more_where_not_all_can():
+    sizes = [2.0, 6.0, 10.0, 20.0, 30.0]  # two layers
+    # 2 * 2 for two graphs more; with the 9 left, 4 for a layer of the first graph and 4 for one of the second
+    assert [p.level for p in plan_passes([sizes] * 3, 13)] == [1, 1, 0]
+    passes = plan_passes([sizes] * 4, 5)
+    assert passes == [PlannedPass(True, 0), PlannedPass(True, 0), PlannedPass(True, 0), PlannedPass(False, 1)]
+
+
+def test_a_micro_batch_without_images_is_not_stopped_by_layers_that_it_does_not_run():
+    texts, images = [2.0, 6.0, 6.0, 12.0, 12.0], [2.0, 6.0, 20.0, 26.0, 40.0]  # a decoder layer and one of the tower
+    assert [p.level for p in plan_passes([texts, images], 2 + 4 + 4 + 6)] == [4, 1]
+
+
 def test_without_checkpointing_graphs_are_kept_whole():
-    passes = plan_passes([{NONE: 30.0}] * 3, 45)
-    assert passes == [PlannedPass(True, NONE), PlannedPass(True, NONE), PlannedPass(False, NONE)]
+    passes = plan_passes([[30.0]] * 3, 45)
+    assert passes == [PlannedPass(True, 0), PlannedPass(True, 0), PlannedPass(False, 0)]
 
 
 def flops(passes: list[PlannedPass]) -> float:
@@ -60,10 +84,10 @@ def test_executed_operations_match_a_hand_calculation():
 @pytest.mark.parametrize("budget", [0, 3, 8, 14, 28, 38, 60, 120])
 def test_no_other_choice_within_the_budget_takes_much_less_work(budget: float):
     def peak(passes: list[PlannedPass]) -> float:
-        kept = sum(SIZES[p.checkpointing] for p in passes if p.kept)
-        return max([kept, *(SIZES[p.checkpointing] for p in passes if not p.kept)]) - SIZES[FULL]
+        kept = sum(SIZES[p.level] for p in passes if p.kept)
+        return max([kept, *(SIZES[p.level] for p in passes if not p.kept)]) - SIZES[FULL]
 
-    every = [PlannedPass(kept, way) for kept in (True, False) for way in Checkpointing]
+    every = [PlannedPass(kept, level) for kept in (True, False) for level in range(3)]
     choices = (list(passes) for passes in product(every, repeat=4) if passes[0].kept)
     best = min(flops(passes) for passes in choices if peak(passes) <= budget)
     chosen = plan_passes([SIZES] * 4, budget)
