@@ -190,6 +190,19 @@ def test_texts_that_are_tokenized_once_give_the_tensors_of_the_processor(process
         assert batch.tensors()[name].equal(expected[name])
 
 
+def test_images_that_are_rgb_already_are_preprocessed_without_a_copy(
+    processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = {index: normalize_item({"image": image, "text": "a"}, index) for index, image in enumerate((RED, BLUE))}
+    (batch,) = plan_micro_batches(processor, items)
+    images = [item.item["images"] for item in batch.items]
+    texts = [item.text for item in batch.items]
+    expected = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    monkeypatch.setattr(Image.Image, "convert", None)
+    tensors = batch.tensors()
+    assert tensors["pixel_values"].equal(expected["pixel_values"])
+
+
 def test_the_shared_prefix_of_the_texts_of_an_instruction_is_left_out(processor: ProcessorMixin) -> None:
     texts = [f"{index} cats " + "and dogs " * (index % 3) for index in range(30)]
     items = [{"text": text, "instruction": INSTRUCTION} for text in texts] + texts[:2] + [RED]

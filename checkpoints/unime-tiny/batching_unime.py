@@ -110,6 +110,7 @@ class MicroBatch:
             texts = [item.text for item in self.items]
             images = [images_before_processor(self.processor, item.item["images"]) for item in self.items]
             options = _tokenizer_options(self.processor, texts[0])
+            options["do_convert_rgb"] = False  # which would copy images that are RGB already
             tensors = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
             tensors = tensors if dtype is None else tensors.to(dtype=dtype)
             return _pack(tensors) if self.packed else tensors
