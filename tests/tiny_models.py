@@ -166,9 +166,10 @@ def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 def qwen_vl_config_arguments(tokenizer: PreTrainedTokenizerFast) -> dict:
     """Return the arguments that the configurations of Qwen2-VL and Qwen3-VL share."""
+    text = text_config_arguments(tokenizer)
+    sections = [text["head_dim"] // 4, text["head_dim"] // 8, text["head_dim"] // 8]
     return {
-        "text_config": text_config_arguments(tokenizer)
-        | {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]}},
+        "text_config": text | {"rope_parameters": {"rope_type": "default", "mrope_section": sections}},
         "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
         "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
@@ -186,10 +187,10 @@ def qwen_vl_image_processor() -> Qwen2VLImageProcessor:
 def qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build Qwen2-VL: native resolution, flattened patches, three-axis rotary positions."""
     tokenizer = qwen_vl_tokenizer()
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": PATCH_PIXELS}
-    config = Qwen2VLConfig(
-        vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config_arguments(tokenizer)
-    )
+    arguments = qwen_vl_config_arguments(tokenizer)
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 4, "patch_size": PATCH_PIXELS}
+    vision |= {"hidden_size": arguments["text_config"]["hidden_size"], "initializer_range": INITIALIZER_RANGE}
+    config = Qwen2VLConfig(vision_config=vision, **arguments)
     video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS)
     processor = Qwen2VLProcessor(qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl"))
     return Qwen2VLForConditionalGeneration(config), processor
@@ -199,10 +200,10 @@ def qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build Qwen2.5-VL: as Qwen2-VL, and most vision layers attend within windows."""
     tokenizer = qwen_vl_tokenizer()
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH_PIXELS}
-    vision |= {"out_hidden_size": 32, "window_size": 32, "fullatt_block_indexes": [1]}
-    config = Qwen2_5_VLConfig(
-        vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config_arguments(tokenizer)
-    )
+    vision |= {"window_size": 32, "fullatt_block_indexes": [1], "initializer_range": INITIALIZER_RANGE}
+    arguments = qwen_vl_config_arguments(tokenizer)
+    vision["out_hidden_size"] = arguments["text_config"]["hidden_size"]
+    config = Qwen2_5_VLConfig(vision_config=vision, **arguments)
     video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS)
     processor = Qwen2_5_VLProcessor(
         qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl")
@@ -214,10 +215,10 @@ def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build Qwen3-VL: as Qwen2-VL, and early vision layers also feed into the language model's layers."""
     tokenizer = qwen_vl_tokenizer()
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH_PIXELS}
-    vision |= {"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-    config = Qwen3VLConfig(
-        vision_config=vision | {"initializer_range": INITIALIZER_RANGE}, **qwen_vl_config_arguments(tokenizer)
-    )
+    vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0], "initializer_range": INITIALIZER_RANGE}
+    arguments = qwen_vl_config_arguments(tokenizer)
+    vision["out_hidden_size"] = arguments["text_config"]["hidden_size"]
+    config = Qwen3VLConfig(vision_config=vision, **arguments)
     video = Qwen3VLVideoProcessor(patch_size=PATCH_PIXELS)
     processor = Qwen3VLProcessor(qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl"))
     return Qwen3VLForConditionalGeneration(config), processor

@@ -1,0 +1,83 @@
+"""vLLM serves the plain export of every family: `make test-vllm` builds its environment and runs this file."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+import tiny_models
+
+from unime import load_model
+from unime.export.plain import export_plain
+
+
+ROOT = Path(__file__).resolve().parents[2]
+VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
+HEADS_OF_64 = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+START_SECONDS = 600
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not VLLM.exists(), reason="needs an environment of its own: make test-vllm"),
+]
+
+
+@contextmanager
+def serve(folder: Path, log: Path) -> Iterator[str]:
+    """Start vLLM on a CPU and yield its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [str(VLLM), "serve", str(folder), "--runner", "pooling", "--convert", "embed", "--dtype", "float32"]
+    command += ["--enforce-eager", "--port", port]
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=subprocess.STDOUT) as server,
+    ):
+        try:
+            for _ in range(START_SECONDS):
+                try:
+                    urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except URLError:
+                    assert server.poll() is None, log.read_text()[-4000:]
+                    time.sleep(1)
+            else:
+                pytest.fail(log.read_text()[-4000:])
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def parity(script: Callable[[Path], ModuleType]) -> ModuleType:
+    """Return the script that compares a server with a checkpoint."""
+    return script(ROOT / "recipes" / "parity.py")
+
+
+@pytest.mark.parametrize("name", ["unime-tiny", *tiny_models.TINY_MODELS])
+def test_vllm_returns_the_same_embeddings(
+    name: str, parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "unime-tiny":
+        checkpoint = ROOT / "checkpoints" / "unime-tiny"
+    else:  # vLLM's attention on a CPU refuses heads of 8 dimensions
+        arguments = tiny_models.text_config_arguments
+        monkeypatch.setattr(tiny_models, "text_config_arguments", lambda tokenizer: arguments(tokenizer) | HEADS_OF_64)
+        checkpoint = tiny_models.make_tiny_model(name, tmp_path / name)
+    export_plain(*load_model(str(checkpoint), dtype="float32"), tmp_path / "plain")
+    with serve(tmp_path / "plain", tmp_path / "log") as url:
+        result = parity.compare(parity.ScriptArguments(url, str(checkpoint)))
+    print(name, parity.table(result), sep="\n", file=sys.stderr)
+    different = {row for row, values in result["rows"].items() if not values["least"] > 1 - 1e-5}
+    # vLLM tiles each of several images, transformers only an image that is alone.
+    assert different == ({"several images"} if name == "llava-onevision" else set()), result["rows"]
