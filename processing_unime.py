@@ -14,9 +14,10 @@ from io import BytesIO
 from threading import Lock
 from typing import IO, Any, cast
 
-import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from transformers import AutoProcessor, ProcessorMixin
+
+from .image_colors_unime import to_8_bit, to_srgb
 
 
 Item = str | Image.Image | Sequence[Any] | Mapping[str, Any]
@@ -314,11 +315,12 @@ def is_interleaved(item: Mapping[str, Any]) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as the model sees it, which is how a viewer shows it: 8-bit RGB, upright, transparency on white.
+    """Return an image as the model sees it, which is how a viewer shows it: sRGB, upright, transparency on white.
 
     The image itself stays as it is: a file that is opened but not decoded yet is decoded in a copy. The EXIF
     orientation is applied. An animation gives its current frame, which is the first one of a newly opened file. A
-    16-bit image keeps its upper 8 bits. An image that needs no change is returned as it is.
+    16-bit image keeps the upper 8 of the bits that it uses. Color profiles (Display P3, Adobe RGB, CMYK, ...) and the
+    gamma of a PNG are applied. An image that needs no change is returned as it is.
 
     Raises:
         ValueError: The image is empty, or its mode has no RGB meaning.
@@ -332,7 +334,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):  # Pillow would clip all values at 255
         raise ValueError(f"its mode {image.mode} has no RGB meaning: save it with 8 or 16 bits per channel")
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = to_8_bit(image)
+    image = to_srgb(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))

@@ -32,6 +32,7 @@ ROOT_MODULES = [
     "extras",
     "isolate_failures",
     "image_formats",
+    "image_colors_unime",
     "configuration_phi3_v",
     "image_processing_phi3_v",
     "processing_phi3_v",

@@ -35,6 +35,7 @@ CHECKPOINT_FILES = {
     "config_sentence_transformers.json",
     "configuration_unime.py",
     "cpu_prepacking_unime.py",
+    "image_colors_unime.py",
     "image_tokens_unime.py",
     "model.safetensors",
     "modeling_unime.py",
