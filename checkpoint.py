@@ -24,6 +24,7 @@ from .checkpoint_safety import ADAPTER_CONFIG, adapter_base, forbid_remote_code,
 from .configuration_unime import UniMEConfig
 from .image_size import ImageSize, set_image_size
 from .image_tokens_unime import square_of
+from .llava_qwen import KEY_MAPPING, is_llava_qwen, llava_qwen_processor
 from .modeling_unime import UniMEModel, require_all_weights
 from .presets import Preset, find_preset
 from .processing_unime import TEMPLATE_HEAD, chat_template
@@ -126,6 +127,8 @@ def _load_weights(path: str, is_unime: bool, **kwargs: Any) -> UniMEModel:
         return model
     with forbid_remote_code(path):
         if not is_unime:
+            if is_llava_qwen(read_config(path)):
+                kwargs = {"key_mapping": KEY_MAPPING} | kwargs
             return UniMEModel.from_backbone(path, use_safetensors=True, **kwargs)
         model, report = UniMEModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **kwargs)
     require_all_weights(path, report["missing_keys"])
@@ -152,9 +155,13 @@ def load_processor(path: str, image_size: ImageSize | None = None, preset: str |
     base = adapter_base(path)
     if base is not None and not has_file(path, PROCESSOR_NAME):
         return load_processor(base, image_size, preset or (chosen.name if chosen else None))
+    config = read_config(path)
+    is_unime = config.model_type == UniMEConfig.model_type
     with forbid_remote_code(path):
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    is_unime = read_config(path).model_type == UniMEConfig.model_type
+        if is_llava_qwen(config):
+            processor = llava_qwen_processor(path, config)
+        else:
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     has_unime_template = is_unime or TEMPLATE_HEAD in (processor.chat_template or "")
     if chosen is not None and not (preset is None and has_unime_template):
         chosen.apply_to_processor(processor)

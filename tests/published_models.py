@@ -81,6 +81,7 @@ def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 # Preset -> a tiny model, and the last part of a Hub id of its family.
 PUBLISHED: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], str]] = {
+    "llave": (llava_onevision, "LLaVE-2B"),  # see test_llava_qwen.py for its published layout
     "unime-phi-3.5": (phi3_v, "UniME-Phi3.5-V-4.2B"),
     "vlm2vec-phi-3.5": (phi3_v, "VLM2Vec-Full"),
     "unime-llava-1.6": (llava_next, "UniME-LLaVA-1.6-7B"),

@@ -51,6 +51,7 @@ ROOT_MODULES = [
     "checkpoint_safety",
     "adapters",
     "presets",
+    "llava_qwen",
     "checkpoint",
     "__init__",
 ]

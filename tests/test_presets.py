@@ -73,9 +73,17 @@ COMBINED = (
     "Retrieve the target image that best meets the combined criteria by using both the provided image and the image "
     "retrieval instructions: "
 )
+LLAVE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant"
+    "\n\n<|im_end|>\n"
+)
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 PROMPTS = {
+    "llave": [
+        (item, LLAVE.format(prompt))
+        for item, prompt in [*mmeb("<image>\n"), ({"image": IMAGE}, "<image>\nRepresent the given image.\n")]
+    ],
     "unime-phi-3.5": [
         ({"text": "A cat"}, "<|user|>\nA cat\nSummary above sentence in one word:<|end|>\n<|assistant|>\n"),
         ({"image": IMAGE}, "<|user|>\n<|image_1|>\nSummary above image in one word:<|end|>\n<|assistant|>\n"),

@@ -122,9 +122,8 @@ class UniMEModel(PreTrainedModel):
         if backbone is config:
             loaded = AutoModel.from_config(config, **kwargs)
         else:
-            loaded, report = AutoModel.from_pretrained(
-                backbone, key_mapping=GENERATIVE_PREFIX, output_loading_info=True, **kwargs
-            )
+            options = {"key_mapping": GENERATIVE_PREFIX} | kwargs
+            loaded, report = AutoModel.from_pretrained(backbone, output_loading_info=True, **options)
             require_all_weights(str(backbone), report["missing_keys"])
             del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it
