@@ -11,13 +11,16 @@ from tiny_models import (
     LAYER_SIZES,
     PATCH_PIXELS,
     TILE_PIXELS,
+    chat_template,
     llava_next,
     llava_onevision,
     qwen2_vl,
     qwen3_vl,
+    qwen_vl_config_arguments,
+    qwen_vl_image_processor,
     text_config_arguments,
 )
-from tiny_tokenizers import llama_3_tokenizer, with_end_token
+from tiny_tokenizers import llama_3_tokenizer, qwen_tokenizer, with_end_token
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -27,6 +30,10 @@ from transformers import (
     MllamaProcessor,
     PreTrainedModel,
     ProcessorMixin,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
@@ -62,6 +69,25 @@ def bge_vl_mllm() -> tuple[PreTrainedModel, ProcessorMixin]:
     return model, processor
 
 
+def wemm_embedding() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build Qwen3.5: layers of linear attention before one of full attention, and a token for the embedding."""
+    tokenizer = qwen_tokenizer(
+        "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<embedding>"
+    )
+    arguments = qwen_vl_config_arguments(tokenizer)
+    linear = {f"linear_{part}_head_dim": 8 for part in ("key", "value")}
+    linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    arguments["text_config"] |= linear | {"layer_types": ["linear_attention", "full_attention"]}
+    arguments["text_config"]["rope_parameters"]["partial_rotary_factor"] = 1.0
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": PATCH_PIXELS}
+    vision |= {"out_hidden_size": 32, "num_position_embeddings": 16, "initializer_range": INITIALIZER_RANGE}
+    config = Qwen3_5Config(vision_config=vision, **arguments)
+    processor = Qwen3VLProcessor(
+        qwen_vl_image_processor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=chat_template("qwen-vl")
+    )
+    return Qwen3_5ForConditionalGeneration(config), processor
+
+
 def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build Llama-3.2-Vision: layers of cross-attention to up to four tiles, and an image is one token."""
     tokenizer = llama_3_tokenizer("<|image|>")
@@ -81,6 +107,7 @@ def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 # Preset -> a tiny model, and the last part of a Hub id of its family.
 PUBLISHED: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], str]] = {
+    "wemm-embedding": (wemm_embedding, "WeMM-Embedding-2B"),
     "llave": (llava_onevision, "LLaVE-2B"),  # see test_llava_qwen.py for its published layout
     "unime-phi-3.5": (phi3_v, "UniME-Phi3.5-V-4.2B"),
     "vlm2vec-phi-3.5": (phi3_v, "VLM2Vec-Full"),

@@ -80,6 +80,11 @@ LLAVE = (
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 PROMPTS = {
+    "wemm-embedding": [
+        ({"text": "A cat"}, "<|im_start|>user\nA cat<|im_end|><embedding>"),
+        ({"image": IMAGE}, f"<|im_start|>user{QWEN_IMAGE}<|im_end|><embedding>"),
+        ({"image": IMAGE, "text": "A cat"}, f"<|im_start|>user{QWEN_IMAGE}A cat<|im_end|><embedding>"),
+    ],
     "llave": [
         (item, LLAVE.format(prompt))
         for item, prompt in [*mmeb("<image>\n"), ({"image": IMAGE}, "<image>\nRepresent the given image.\n")]
