@@ -31,8 +31,9 @@ class UniMEConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Return the number of dimensions of an embedding, which is the width of the language model."""
-        return self.get_text_config().hidden_size
+        """Return the number of dimensions of an embedding: the width of the language model, or of its projection."""
+        text_config = self.get_text_config()
+        return text_config.to_dict().get("embedding_dim", text_config.hidden_size)
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """Return the configuration of the backbone's language model."""

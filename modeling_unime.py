@@ -29,6 +29,7 @@ from .windows_unime import read_windows
 GENERATIVE_PREFIX = {r"^model\.(?!(layers|embed_tokens|norm)\.)": ""}
 # What a class claims about the attention implementations that can be chosen.
 ATTENTION_SUPPORT = ("_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn", "_supports_attention_backend")
+EMBEDDER_TYPES = frozenset({"embedding_gemma2"})  # backbones that do not generate, which transformers lists apart
 ENCODE_WINDOW_ITEMS = 4096  # rendered and sorted together: enough to sort well; images end a window earlier
 
 
@@ -113,7 +114,7 @@ class UniMEModel(PreTrainedModel):
             ValueError: The backbone is not an image-text model of transformers, or weights are missing.
         """
         config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone)
-        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.model_type not in EMBEDDER_TYPES:
             source = "the configuration" if backbone is config else backbone
             raise ValueError(
                 f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model: "

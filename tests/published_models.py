@@ -20,10 +20,16 @@ from tiny_models import (
     qwen_vl_image_processor,
     text_config_arguments,
 )
-from tiny_tokenizers import llama_3_tokenizer, qwen_tokenizer, with_end_token
+from tiny_tokenizers import gemma_tokenizer, llama_3_tokenizer, qwen_tokenizer, with_end_token
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    EmbeddingGemma2Config,
+    EmbeddingGemma2Model,
+    EmbeddingGemma2Processor,
+    EmbeddingGemma2VideoProcessor,
+    Gemma4AudioFeatureExtractor,
+    Gemma4ImageProcessor,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaImageProcessor,
@@ -88,6 +94,21 @@ def wemm_embedding() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Qwen3_5ForConditionalGeneration(config), processor
 
 
+def embedding_gemma_2() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build EmbeddingGemma 2 without its towers: bidirectional, with a projection of each token."""
+    names = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+    names |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    tokenizer = gemma_tokenizer(names)
+    text = text_config_arguments(tokenizer) | {"layer_types": ["sliding_attention", "full_attention"]}
+    text |= {"hidden_size_per_layer_input": 16, "embedding_dim": 48, "global_head_dim": 16, "sliding_window": 8}
+    config = EmbeddingGemma2Config(text_config=text)
+    config.vision_config = config.audio_config = None
+    processor = EmbeddingGemma2Processor(
+        Gemma4AudioFeatureExtractor(), Gemma4ImageProcessor(), tokenizer, EmbeddingGemma2VideoProcessor()
+    )
+    return EmbeddingGemma2Model(config), processor
+
+
 def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
     """Build Llama-3.2-Vision: layers of cross-attention to up to four tiles, and an image is one token."""
     tokenizer = llama_3_tokenizer("<|image|>")
@@ -107,6 +128,7 @@ def mllama() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 # Preset -> a tiny model, and the last part of a Hub id of its family.
 PUBLISHED: dict[str, tuple[Callable[[], tuple[PreTrainedModel, ProcessorMixin]], str]] = {
+    "embeddinggemma-2": (embedding_gemma_2, "embeddinggemma-2"),
     "wemm-embedding": (wemm_embedding, "WeMM-Embedding-2B"),
     "llave": (llava_onevision, "LLaVE-2B"),  # see test_llava_qwen.py for its published layout
     "unime-phi-3.5": (phi3_v, "UniME-Phi3.5-V-4.2B"),

@@ -11,6 +11,7 @@ from unime.presets import Preset, all_presets
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "published-embedders.md"
+POOLED = {"last": "last token", "mean": "mean of all tokens"}
 ITEMS = {
     "text": ("text",),
     "image": ("image",),
@@ -48,7 +49,7 @@ def families() -> str:
         ids += f" (adapters of {preset.base})" if preset.base else ""
         size = f"`{json.dumps(preset.image_size)}`" if preset.image_size else "the processor's"
         ends_in_token = str(prompt(preset, ("text",))).endswith("<|endoftext|>")
-        pooled = "`<\\|endoftext\\|>`" if ends_in_token else f"{preset.pooling} token"
+        pooled = "`<\\|endoftext\\|>`" if ends_in_token else POOLED[preset.pooling]
         cells = (f"`{preset.name}`", ids, pooled, preset.positions, size, preset.certainty, preset.source)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -80,6 +80,11 @@ LLAVE = (
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 PROMPTS = {
+    "embeddinggemma-2": [
+        ({"text": "A cat", "instruction": "search result"}, "task: search result | query: A cat"),
+        ({"text": "A cat"}, "title: none | text: A cat"),
+        ({"text": "A cat", "instruction": "fact checking"}, "task: fact checking | query: A cat"),
+    ],
     "wemm-embedding": [
         ({"text": "A cat"}, "<|im_start|>user\nA cat<|im_end|><embedding>"),
         ({"image": IMAGE}, f"<|im_start|>user{QWEN_IMAGE}<|im_end|><embedding>"),
@@ -269,7 +274,8 @@ def authors_tokens(tokenizer: PreTrainedTokenizerBase, name: str, prompt: str) -
 def authors_embedding(folder: Path, name: str, prompt: str, image: Image.Image | None) -> np.ndarray:
     """Embed one item as its authors do: their processor, positions, pooled token and normalization, step by step."""
     processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    auto_class = AutoModel if name == "embeddinggemma-2" else AutoModelForImageTextToText
+    model = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
     preset, sizes = find_preset(str(folder)), SIZES.get(name, {})
     options = {"add_special_tokens": BEGIN not in prompt, "return_tensors": "pt"}
     prompt = prompt.removesuffix(ADDED.get(name, ""))
@@ -286,8 +292,10 @@ def authors_embedding(folder: Path, name: str, prompt: str, image: Image.Image |
         length = inputs["input_ids"].shape[1]
         inputs["position_ids"] = torch.arange(length).expand(3, 1, length)
     with torch.no_grad():
-        hidden = model(**inputs, output_hidden_states=True).hidden_states[-1][0]
-    return torch.nn.functional.normalize(hidden[-1], dim=-1).numpy()
+        output = model(**inputs, output_hidden_states=True)
+    hidden = (output.last_hidden_state if name == "embeddinggemma-2" else output.hidden_states[-1])[0]
+    pooled = hidden.mean(dim=0) if name == "embeddinggemma-2" else hidden[-1]
+    return torch.nn.functional.normalize(pooled, dim=-1).numpy()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -444,6 +452,23 @@ def test_a_saved_model_keeps_its_preset_wherever_it_is_loaded(folder, tmp_path: 
         np.testing.assert_allclose(again.encode(item, its_processor), expected, atol=1e-5)
     transformer = SentenceTransformer(saved, device="cpu")
     np.testing.assert_allclose(transformer.encode(to_messages(to_item_dict(item))), expected, atol=1e-5)
+
+
+def test_a_saved_bidirectional_embedder_pools_all_tokens_wherever_it_is_loaded(loaded, tmp_path: Path) -> None:
+    model, processor = loaded("embeddinggemma-2")
+    texts = ["A cat", "A much longer text about a cat and a dog"]
+    expected = model.encode(texts, processor)
+    assert expected.shape == (2, model.config.backbone_config.text_config.embedding_dim)
+    saved = str(save_checkpoint(model, processor, tmp_path / "saved"))
+    again, its_processor = load_model(saved)
+    assert again.config.prompts["query"] == "search result"
+    np.testing.assert_allclose(again.encode(texts, its_processor), expected, atol=1e-5)
+    transformer = SentenceTransformer(saved, device="cpu")
+    np.testing.assert_allclose(transformer.encode(texts), expected, atol=1e-5)
+    query = {"text": "A cat", "instruction": "search result"}
+    np.testing.assert_allclose(
+        transformer.encode("A cat", prompt_name="query"), model.encode(query, processor), atol=1e-5
+    )
 
 
 def test_sentence_transformers_refuses_a_model_that_reads_squares(loaded, tmp_path: Path) -> None:

@@ -74,6 +74,27 @@ def llama_3_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     return tokenizer(special, pad="<|finetune_right_pad_id|>", eos="<|eot_id|>", bos="<|begin_of_text|>")
 
 
+def gemma_tokenizer(named: dict[str, str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the special tokens of Gemma, which adds one to both ends of a text.
+
+    Args:
+        named: Further special tokens by their names, such as `{"image_token": "<|image|>"}`.
+    """
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *named.values()]
+    bare = tokenizer(special, pad="<pad>", eos="<eos>")
+    ends = [(token, bare.convert_tokens_to_ids(token)) for token in ("<bos>", "<eos>")]
+    bare.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> <bos> $B <eos>", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bare.backend_tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        extra_special_tokens=named,
+    )
+
+
 def with_end_token(tokenizer: PreTrainedTokenizerFast, end: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer that adds a token to the end of every text."""
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

@@ -15,7 +15,7 @@ from ...checkpoint_safety import forbid_remote_code, read_config
 from ...configuration_unime import UniMEConfig
 from ...extras import require_extra
 from ...image_size import ImageSize
-from ...modeling_unime import require_all_weights
+from ...modeling_unime import EMBEDDER_TYPES, require_all_weights
 from ...processing_unime import Item, is_interleaved, to_item_dict, to_messages
 from ..tasks import Encode
 from .clip import CLIPEmbedder
@@ -84,7 +84,8 @@ def load_encoder(
         require_all_weights(path, report["missing_keys"])
         encode = partial(siglip_encode, model=model.to(device).eval(), processor=processor)
         return Encoder(encode, processor)
-    if model_type == UniMEConfig.model_type or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    is_backbone = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or model_type in EMBEDDER_TYPES
+    if model_type == UniMEConfig.model_type or is_backbone:
         model, processor = load_model(path, image_size, preset, dtype=dtype)
         encode = partial(
             model.to(device).encode, processor=processor, max_length=max_length, micro_batch_tokens=micro_batch_tokens
