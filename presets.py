@@ -167,9 +167,10 @@ def _names(checkpoint: str) -> list[str]:
     if not folder.is_dir():
         return [checkpoint.lower()]
     names = [part[len("models--") :].replace("--", "/", 1) for part in folder.parts if part.startswith("models--")]
-    config = folder / "config.json"
-    if config.is_file():
-        names.append(str(json.loads(config.read_text()).get("_name_or_path", "")))
+    try:
+        names.append(str(json.loads((folder / "config.json").read_text())["_name_or_path"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # a damaged file is reported by whoever loads the model
     return [name.lower() for name in names]
 
 
