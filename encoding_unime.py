@@ -40,6 +40,7 @@ TEXT_ONLY_DECODER_FAMILIES = frozenset(
         "llava",
         "llava_next",
         "llava_onevision",
+        "phi3_v",
         "qwen2_5_vl",
         "qwen2_vl",
         "qwen3_vl",

@@ -118,16 +118,28 @@ class Phi3VImageProcessor(TorchvisionBackend):
             {"pixel_values": torch.stack(pixel_values), "image_sizes": sizes}, tensor_type=return_tensors
         )
 
+    def resize_image(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """Resize an image as the authors do it, a portrait along its longer side first.
+
+        Args:
+            image (`PIL.Image`): The image.
+            size (`tuple[int, int]`): The new width and height, see [`~Phi3VImageProcessor.resized_size`].
+        """
+        if image.height <= image.width:
+            return image.resize(size, self.resample)
+        return (
+            image.transpose(Image.Transpose.TRANSPOSE)
+            .resize(size[::-1], self.resample)
+            .transpose(Image.Transpose.TRANSPOSE)
+        )
+
     def _resize_and_pad(self, image: Image.Image, num_crops: int) -> Image.Image:
         """Resize an image and center it on white, at the size of whole crops."""
-        portrait = image.height > image.width
-        if portrait:  # Pillow resizes first along one axis and then along the other
-            image = image.transpose(Image.Transpose.TRANSPOSE)
-        rows, columns = self.grid(image.width, image.height, num_crops)
-        resized = image.resize(self.resized_size(image.width, image.height, num_crops), self.resample)
+        rows, columns = self.grid(*image.size, num_crops)
+        resized = self.resize_image(image, self.resized_size(*image.size, num_crops))
         padded = Image.new("RGB", (self.size["width"] * columns, self.size["height"] * rows), "white")
-        padded.paste(resized, (0, (padded.height - resized.height) // 2))
-        return padded.transpose(Image.Transpose.TRANSPOSE) if portrait else padded
+        padded.paste(resized, ((padded.width - resized.width) // 2, (padded.height - resized.height) // 2))
+        return padded
 
 
 def _crops(pixels: Tensor, edge: int) -> Tensor:

@@ -24,6 +24,7 @@ from .image_tokens_unime import SQUARE, set_square, sizes_before_processor
 # Class names of image processors, by how they limit the size of an image.
 PIXEL_LIMIT = frozenset({"Qwen2VLImageProcessor"})
 TILES_OF_LONGEST_EDGE = frozenset({"Idefics3ImageProcessor", "SmolVLMImageProcessor"})
+CROPS = frozenset({"Phi3VImageProcessor"})
 TILES_OF_GRIDS = frozenset({"LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"})
 ONE_SIZE = frozenset({"CLIPImageProcessor", "SiglipImageProcessor"})
 DRAFT_SCALE = 2  # size of a draft over the size that is read; at 2, cosines with a full decoding are 0.999 and more
@@ -37,11 +38,12 @@ def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> N
     Args:
         processor (`ProcessorMixin`): The processor of a model; it is changed.
         image_size (`int`, `dict` or `str`, *optional*): With a number `n`, images are read with at most `n * n` pixels
-            (Qwen2-VL, Qwen2.5-VL, Qwen3-VL), or within a square of `n` by `n` pixels, rounded up to whole tiles of the
-            vision tower (LLaVA-1.6, LLaVA-OneVision, Idefics3, SmolVLM). A dict has arguments of the image processor,
-            such as `{"min_pixels": 3136, "max_pixels": 1003520}`, and may have `square`: images are first resized to a
-            square of that many pixels, whatever their aspect ratio, as some embedders were trained; `None` keeps the
-            aspect ratio. Either may be a `str` of JSON. `None` keeps the size.
+            (Qwen2-VL, Qwen2.5-VL, Qwen3-VL), within a square of `n` by `n` pixels, rounded up to whole tiles of the
+            vision tower (LLaVA-1.6, LLaVA-OneVision, Idefics3, SmolVLM), or with as many crops as such a square has
+            (Phi-3.5-Vision). A dict has arguments of the image processor, such as `{"min_pixels": 3136, "max_pixels":
+            1003520}`, and may have `square`: images are first resized to a square of that many pixels, whatever their
+            aspect ratio, as some embedders were trained; `None` keeps the aspect ratio. Either may be a `str` of JSON.
+            `None` keeps the size.
 
     Raises:
         ValueError: The processor has no such argument, or no size that a number stands for.
@@ -105,6 +107,8 @@ def size_as_read(processor: ProcessorMixin, width: int, height: int) -> tuple[in
     if name in PIXEL_LIMIT:
         factor = image_processor.patch_size * image_processor.merge_size
         new_size = smart_resize(height, width, factor, size["shortest_edge"], size["longest_edge"])
+    elif name in CROPS:
+        return image_processor.resized_size(width, height)
     elif name in TILES_OF_LONGEST_EDGE:
         new_size = smolvlm_output_size(image, size["longest_edge"])
     elif name in TILES_OF_GRIDS:
@@ -160,6 +164,8 @@ def _arguments_of_number(image_processor: Any, pixels: int) -> dict[str, Any]:
     if name in PIXEL_LIMIT:
         size = image_processor.size
         return {"size": {"shortest_edge": min(size["shortest_edge"], pixels**2), "longest_edge": pixels**2}}
+    if name in CROPS:
+        return {"num_crops": ceil(pixels / image_processor.size["height"]) ** 2}
     if name in TILES_OF_LONGEST_EDGE:
         tile = image_processor.max_image_size["longest_edge"]
         return {"size": {"longest_edge": tile * ceil(pixels / tile)}}

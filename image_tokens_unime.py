@@ -9,11 +9,12 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 
-# Class names of the processors whose arithmetic the tests compare with the processor itself. `idefics3` and `smolvlm`
-# split an image into a grid of tiles, `llava_next` and `llava_onevision` choose the best of given resolutions, and
-# Qwen-VL rounds the image to whole patches.
+# Class names of the processors whose arithmetic the tests compare with the processor itself. `idefics3`, `smolvlm` and
+# `phi3_v` split an image into a grid of tiles, `llava_next` and `llava_onevision` choose the best of given
+# resolutions, and Qwen-VL rounds the image to whole patches.
 QWEN_VL = frozenset({"Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"})
 IDEFICS = frozenset({"Idefics3Processor", "SmolVLMProcessor"})
+PHI3_V = "Phi3VProcessor"
 LLAVA_TILES = frozenset({"LlavaNextProcessor", "LlavaOnevisionProcessor"})
 SQUARE = "square"  # attribute of an image processor, see `set_square`
 MAX_IDEFICS_PIXELS = 4096  # longest edge of an image before it is split, whatever the processor's size
@@ -57,8 +58,8 @@ def images_before_processor(processor: ProcessorMixin, images: Sequence[Image.Im
 def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> int:
     """Return the number of tokens that the images of one item take together.
 
-    The processors of LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL, Idefics3 and SmolVLM are counted by arithmetic, any
-    other by preprocessing blank images.
+    The processors of LLaVA, LLaVA-NeXT, LLaVA-OneVision, Qwen-VL, Idefics3, SmolVLM and Phi-3-Vision are counted by
+    arithmetic, any other by preprocessing blank images.
 
     Args:
         processor (`ProcessorMixin`): The processor.
@@ -87,7 +88,7 @@ def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int
         class_token = processor.vision_feature_select_strategy == "default"
         added = processor.num_additional_image_tokens - class_token
         return len(sizes) * (_llava_patches(processor, processor.patch_size) + added)
-    if family in QWEN_VL | LLAVA_TILES:
+    if family in QWEN_VL | LLAVA_TILES | {PHI3_V}:
         heights_and_widths = [(height, width) for width, height in sizes]
         return sum(processor._get_num_multimodal_tokens(image_sizes=heights_and_widths)["num_image_tokens"])
     return len(_preprocess_blank_images(processor, sizes)["input_ids"][0])
@@ -117,6 +118,9 @@ def count_patches(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], p
         return tiles * (image_processor.max_image_size["longest_edge"] // patch_size) ** 2
     if family == "LlavaProcessor":
         return len(sizes) * _llava_patches(processor, patch_size)
+    if family == PHI3_V:
+        tiles = sum(math.prod(image_processor.grid(*size)) + 1 for size in sizes)
+        return tiles * (image_processor.size["height"] // patch_size) ** 2
     if family in LLAVA_TILES:
         size = image_processor.size
         edge = size["shortest_edge"] or min(size["height"], size["width"])

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import PrefixChange, WeightRenaming
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from .configuration_phi3_v import Phi3VConfig
@@ -190,16 +190,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel):
         return CausalLMOutputWithPast(logits=self.lm_head(outputs.last_hidden_state), **others)
 
 
-class _SharedEmbedding(WeightRenaming):
-    """The second name of the token embeddings, which some fine-tuned checkpoints have alone. It is never written."""
+class _ReadRenaming(WeightRenaming):
+    """A renaming of weights that are read, and of none that are written."""
 
     __slots__ = ()
 
-    def __init__(self):
-        super().__init__(r"^vision_embed_tokens\.wte\.", "language_model.embed_tokens.")
-
-    def reverse_transform(self) -> "_SharedEmbedding":
-        """Return the renaming itself, which then finds nothing to rename."""
+    def reverse_transform(self) -> "_ReadRenaming":
+        """Return the renaming itself, which finds nothing in the names to write."""
         return self
 
 
@@ -207,9 +204,10 @@ class _SharedEmbedding(WeightRenaming):
 register_checkpoint_conversion_mapping(
     "Phi3VModel",
     [
-        PrefixChange(prefix_to_remove="model"),
+        _ReadRenaming(r"^model\.", ""),  # where the head is left out
+        # A second name of the token embeddings, which some fine-tuned checkpoints have, alone or beside the first.
+        _ReadRenaming(r"^vision_embed_tokens\.wte\.", "embed_tokens."),
         WeightRenaming(r"^(layers|embed_tokens|norm)\.", r"language_model.\1."),
-        _SharedEmbedding(),
         WeightRenaming(r"^vision_embed_tokens\.img_processor\.", "vision_tower."),
         WeightRenaming(r"^vision_embed_tokens\.", "multi_modal_projector."),
     ],

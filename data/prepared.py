@@ -29,6 +29,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
 from ..batching_unime import plan_micro_batches
+from ..image_processing_phi3_v import Phi3VImageProcessor
 from ..image_size import size_as_read
 from ..image_tokens_unime import count_image_tokens, square_of
 from ..processing_unime import ITEM_KEYS, Item, normalize_item, to_rgb
@@ -115,6 +116,8 @@ class RowPreparation:
                 and size_as_read(self.processor, *new_size) == new_size
                 and count_image_tokens(self.processor, [new_size]) == tokens
             ):
+                if isinstance(image_processor, Phi3VImageProcessor):  # which resizes with Pillow
+                    return image_processor.resize_image(image, new_size)
                 pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
                 size = SizeDict(height=new_size[1], width=new_size[0])
                 resized = TorchvisionBackend.resize(image_processor, pixels, size, image_processor.resample)

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from transformers import AutoModelForImageTextToText, ProcessorMixin
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from ..checkpoint import named_prompts, require_merged_adapters, write_sentence_transformer
+from ..checkpoint import ENTRY_FILES, named_prompts, require_merged_adapters, write_sentence_transformer
 from ..image_tokens_unime import square_of
 from ..modeling_unime import UniMEModel
 from ..processing_unime import to_item_dict, to_messages
@@ -22,21 +22,15 @@ CARD = """\
 # Plain UniME checkpoint
 
 The weights of a [UniME](https://arxiv.org/abs/2504.17432) model ({parameters} parameters, {dimensions} dimensions)
-with the parameter names of `{architecture}`, without its language-model head. The folder contains no code:
-`SentenceTransformer` and `AutoModel` load it without `trust_remote_code`, and serving engines read its class, weights
-and pooling.
+with the parameter names of `{architecture}`, without its language-model head. {loading}
 
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/folder")
+model = SentenceTransformer("path/to/this/folder"{argument})
 embeddings = model.encode(["a slice of pizza", image, {{"image": image, "text": "What is this?"}}])
 ```
-
-```sh
-vllm serve path/to/this/folder --runner pooling --convert embed
-```
-
+{serving}
 The prompt is in `chat_template.jinja`: send `messages` to an engine, not bare text. An embedding is the normalised
 last hidden state of the last token. An instruction is the system message; these instructions have names:
 
@@ -44,12 +38,32 @@ last hidden state of the last token. An instruction is the system message; these
 |---|---|
 {prompts}
 """
+NATIVE = {
+    "loading": """The folder contains no code:
+`SentenceTransformer` and `AutoModel` load it without `trust_remote_code`, and serving engines read its class, weights
+and pooling.""",
+    "argument": "",
+    "serving": """
+```sh
+vllm serve path/to/this/folder --runner pooling --convert embed
+```
+""",
+}
+WITH_CODE = {
+    "loading": """transformers lacks this
+architecture, so the folder contains its code: `SentenceTransformer` and `AutoModel` load it with `trust_remote_code`,
+and without it after `import unime.checkpoint`. No serving engine was tried.""",
+    "argument": ", trust_remote_code=True",
+    "serving": "",
+}
 
 
 def export_plain(
     model: UniMEModel, processor: ProcessorMixin, directory: str | Path, metadata: ModelCardData | None = None
 ) -> Path:
     """Write a checkpoint of native transformers classes, in the dtype of the model's weights.
+
+    For a backbone that transformers lacks, Phi-3-Vision, the folder contains its code too.
 
     Args:
         model ([`UniMEModel`]): The model; LoRA adapters must have been merged into it.
@@ -143,6 +157,7 @@ def _plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | 
         architecture=architecture,
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         dimensions=model.config.hidden_size,
+        **(WITH_CODE if model.config.backbone_config.model_type in ENTRY_FILES else NATIVE),
         prompts="\n".join(
             f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in named_prompts(model.config).items()
         ),

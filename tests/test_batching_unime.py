@@ -183,7 +183,7 @@ def test_texts_that_are_tokenized_once_give_the_tensors_of_the_processor(process
         9: normalize_item({"text": "a dog and a bird", "instruction": "Find it:"}, 9),
     }
     (batch,) = plan_micro_batches(processor, items)
-    assert batch.indices == [7, 9] and batch.prefix == ()
+    assert sorted(batch.indices) == [7, 9] and batch.prefix == ()
     texts = [item.text for item in batch.items]
     expected = processor(text=texts, padding=True, padding_side="right", return_tensors="pt")
     for name in ("input_ids", "attention_mask"):

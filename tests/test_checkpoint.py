@@ -24,7 +24,7 @@ from unime.checkpoint import PROMPTS
 from unime.checkpoint_safety import read_config
 
 
-BACKBONES = ["llava", "llava-onevision", "qwen2-vl"]
+BACKBONES = ["llava", "llava-onevision", "qwen2-vl", "phi3-v"]
 CHECKPOINT_FILES = {
     "1_Pooling/config.json",
     "2_Normalize/config.json",
@@ -48,6 +48,13 @@ CHECKPOINT_FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
     "windows_unime.py",
+}
+PHI3_V_FILES = {  # transformers lacks this backbone
+    "configuration_phi3_v.py",
+    "image_processing_phi3_v.py",
+    "modeling_phi3_v.py",
+    "processing_phi3_v.py",
+    "unime_phi3_v.py",
 }
 INSTRUCTION = "Represent the given image with the following question:"
 
@@ -131,11 +138,13 @@ def test_a_checkpoint_gives_the_same_embeddings_without_the_package(name: str, e
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_checkpoint_consists_of_exactly_these_files(name: str, checkpoints: Path) -> None:
     folder = checkpoints / name
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == CHECKPOINT_FILES
+    files = CHECKPOINT_FILES | (PHI3_V_FILES if name == "phi3-v" else set())
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == files
     config = json.loads((folder / "config.json").read_text())
+    configuration, modeling = ["unime_phi3_v"] * 2 if name == "phi3-v" else ["configuration_unime", "modeling_unime"]
     assert config["auto_map"] == {
-        "AutoConfig": "configuration_unime.UniMEConfig",
-        "AutoModel": "modeling_unime.UniMEModel",
+        "AutoConfig": f"{configuration}.UniMEConfig",
+        "AutoModel": f"{modeling}.UniMEModel",
     }
     assert config["architectures"] == ["UniMEModel"] and config["model_type"] == "unime"
     for code in folder.glob("*.py"):

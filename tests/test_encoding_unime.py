@@ -100,6 +100,25 @@ def test_a_micro_batch_after_a_prefix_is_halved_when_memory_runs_out(
     np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_item_beyond_the_original_length_does_not_change_shorter_ones(
+    tiny_model: Callable[[str], Path], packed: bool
+) -> None:
+    folder = tiny_model("phi3-v")  # which rotates all rows of a batch otherwise if one has more than 512 positions
+    model, processor = UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
+    texts = [f"{number} cats and {'a dog ' * length}" for length in (60, 90, 300) for number in range(4)]
+    items = [{"text": text, "instruction": INSTRUCTION} for text in texts]
+    items += [{"image": Image.new("RGB", (40, 56)), "text": text} for text in texts[::2]]
+    expected = np.stack([model.encode(item, processor) for item in items])
+    normalized = {index: normalize_item(item, index) for index, item in enumerate(items)}
+    batches = plan_micro_batches(processor, normalized, 10**6, None, True, packed, model.config.backbone_config)
+    lengths = [[item.length for item in batch.items] for batch in batches]
+    assert len(lengths) == 4 and all(min(row) > 512 or max(row) <= 512 for row in lengths)
+    assert [bool(batch.prefix) for batch, row in zip(batches, lengths, strict=True) if max(row) > 512] == [False] * 2
+    embeddings = model.encode(items, processor, micro_batch_tokens=10**6, packed=packed)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+
+
 def test_other_families_do_not_share_prefixes(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

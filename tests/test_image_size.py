@@ -24,13 +24,14 @@ from unime.checkpoint import load_processor
 from unime.cli.options import load_onto
 from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
+from unime.image_processing_phi3_v import Phi3VImageProcessor
 from unime.image_size import draft_for, parse_image_size, set_image_size, size_as_read
 from unime.image_tokens_unime import count_image_tokens, count_patches
 from unime.index.index import Index
 
 
 # One tile of the tiny models with tiles, and 2 of the 16 tokens of those without.
-SIZES = {"llava-next": 24, "llava-onevision": 24, "qwen2-vl": 24, "smolvlm": 32}
+SIZES = {"llava-next": 24, "llava-onevision": 24, "qwen2-vl": 24, "smolvlm": 32, "phi3-v": 32}
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8))
 TURNED = PHOTO.transpose(Image.Transpose.ROTATE_90)
 ITEMS = [PHOTO, {"image": TURNED, "text": "turned", "instruction": "Look:"}, "text"]
@@ -47,6 +48,7 @@ PUBLISHED: dict[str, tuple[str, BaseImageProcessor, int]] = {
     "SmolVLM2-2.2B": ("smolvlm", SmolVLMImageProcessor(**SMOLVLM2), 14),
     "LLaVA-1.6": ("llava-next", LlavaNextImageProcessor(**LLAVA_NEXT), 14),
     "LLaVA-OneVision": ("llava-onevision", LlavaOnevisionImageProcessor(), 14),
+    "Phi-3.5-Vision": ("phi3-v", Phi3VImageProcessor(), 14),
 }
 TABLE_SIZES = [(336, 336), (4000, 3000)]
 

@@ -49,6 +49,12 @@ FRAMES = {
         "<end_of_utterance>\nAssistant:",
     ),
 }
+FRAMES["phi3-v"] = (
+    "<|user|>\n",
+    "<|user|>\n<|image|><s>\n",
+    "<|user|>\n<|image|><s>\n<|image|><s>\n",
+    "<|end|>\n<|assistant|>\n",
+)
 FRAMES["qwen2.5-vl"] = FRAMES["qwen3-vl"] = FRAMES["qwen2-vl"]
 # Each family's image placeholder, and what closes a series of images.
 PLACEHOLDERS = {
@@ -57,6 +63,7 @@ PLACEHOLDERS = {
     "llava-onevision": ("<image>", "\n"),
     "smolvlm": ("<image>", ""),
     "idefics3": ("<image>", ""),
+    "phi3-v": ("<|image|><s>\n", ""),
 } | dict.fromkeys(["qwen2-vl", "qwen2.5-vl", "qwen3-vl"], ("<|vision_start|><|image_pad|><|vision_end|>", ""))
 
 # Item, number of images, prompt inside the frame.

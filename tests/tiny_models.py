@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tiny_tokenizers import idefics_tokenizer, llama_tokenizer, qwen_tokenizer, qwen_vl_tokenizer
+from tiny_tokenizers import idefics_tokenizer, llama_tokenizer, phi_tokenizer, qwen_tokenizer, qwen_vl_tokenizer
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -56,6 +56,8 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
+
+from unime.unime_phi3_v import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 
 
 INITIALIZER_RANGE = 0.2
@@ -255,6 +257,21 @@ def idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
     return Idefics3ForConditionalGeneration(Idefics3Config(**idefics_config_arguments(tokenizer))), processor
 
 
+def phi3_v() -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build Phi-3.5-Vision: crops of 4 tokens, and rotary frequencies that change beyond 512 positions."""
+    tokenizer = phi_tokenizer()
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 8.0}
+    rope |= {"short_factor": [1.0, 1.1, 1.4, 2.0], "long_factor": [1.1, 4.0, 20.0, 60.0]}
+    config = Phi3VConfig(
+        vision_config=VISION_SIZES | {"image_size": 32},
+        text_config=text_config_arguments(tokenizer)
+        | {"rope_parameters": rope, "original_max_position_embeddings": 512},
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    image_processor = Phi3VImageProcessor(size={"height": 32, "width": 32}, num_img_tokens=4)
+    return Phi3VForCausalLM(config), Phi3VProcessor(image_processor, tokenizer)
+
+
 def text_only() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Build Qwen3: a language model without image input, which cannot be a backbone."""
     tokenizer = qwen_tokenizer()
@@ -270,6 +287,7 @@ TINY_MODELS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
     "qwen3-vl": qwen3_vl,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
+    "phi3-v": phi3_v,
 }
 
 

@@ -1,6 +1,7 @@
 """Tokenizers of the tiny models: byte-level BPE with few tokens and the special tokens of real checkpoints."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -101,3 +102,8 @@ def with_end_token(tokenizer: PreTrainedTokenizerFast, end: str) -> PreTrainedTo
         single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
     )
     return tokenizer
+
+
+def phi_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer built as that of Phi-3.5-Vision: texts begin with a space, bytes are a fallback."""
+    return PreTrainedTokenizerFast.from_pretrained(Path(__file__).parent / "phi3_v_reference")

@@ -73,7 +73,8 @@ def bind_kernels(backbone: PreTrainedModel, rms_norm: Kernel | None, swiglu: Ker
         if rms_norm is not None and type(module).__name__.endswith("RMSNorm"):
             module.forward = MethodType(_norm_forward(rms_norm), module)
         if swiglu is not None and type(module).__name__.endswith("MLP"):
-            module.forward = MethodType(_mlp_forward(swiglu), module)
+            is_fused = "gate_up_proj" in dict(module.named_children())  # Phi-3
+            module.forward = MethodType((_fused_mlp_forward if is_fused else _mlp_forward)(swiglu), module)
 
 
 def _norm_forward(kernel: Kernel) -> Callable[[Any, Tensor], Tensor]:
@@ -86,5 +87,12 @@ def _norm_forward(kernel: Kernel) -> Callable[[Any, Tensor], Tensor]:
 def _mlp_forward(kernel: Kernel) -> Callable[[Any, Tensor], Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
         return self.down_proj(kernel(self.gate_proj(x), self.up_proj(x)))
+
+    return forward
+
+
+def _fused_mlp_forward(kernel: Kernel) -> Callable[[Any, Tensor], Tensor]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.down_proj(kernel(*self.gate_up_proj(x).chunk(2, dim=-1)))
 
     return forward

@@ -11,7 +11,7 @@ from ..modeling_unime import UniMEModel
 
 
 # Their projector reads `hidden_states[config.vision_feature_layer]` of the vision tower and not its output.
-HIDDEN_STATE_FAMILIES = {"llava", "llava_next", "llava_onevision"}
+HIDDEN_STATE_FAMILIES = {"llava", "llava_next", "llava_onevision", "phi3_v"}
 EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj")}  # names of the layers that a fused tensor replaces
 
 

@@ -1,5 +1,6 @@
 """Group items into micro-batches of tensors under a token budget."""
 
+import math
 import os.path
 from bisect import bisect_right
 from collections import defaultdict
@@ -146,7 +147,8 @@ def plan_micro_batches(
 ) -> list[MicroBatch]:
     """Render items, sort them by (has images, prefix, length) and group them under a token budget.
 
-    A micro-batch also ends where lengths differ much, so that padding takes at most 5% of the budget.
+    A micro-batch also ends where lengths differ much, so that padding takes at most 5% of the budget, and where
+    LongRoPE would change the states of shorter items too.
 
     Args:
         processor (`ProcessorMixin`): Processor with UniME's chat template (see [`chat_template`]).
@@ -161,7 +163,8 @@ def plan_micro_batches(
         packed (`bool`, *optional*, defaults to `False`): Whether to pack the items of a micro-batch into one row. Such
             items keep their prefixes.
         config (`PreTrainedConfig`, *optional*): Configuration of the backbone, which says how many tokens a vision
-            patch is worth ([`vision_token_equivalents`]). Without it only tokens count.
+            patch is worth ([`vision_token_equivalents`]), and whether its positions are LongRoPE's. Without it only
+            tokens count.
 
     Raises:
         ValueError: The processor rejects the shape of an image, the prompt and images of an item exceed `max_length`,
@@ -175,20 +178,23 @@ def plan_micro_batches(
         for item in _tokenize(processor, items, config)
     ]
     prefixes = _shared_prefixes(rendered) if share_prefixes and not packed else {}
+    short_length = _short_length(config)
 
-    def prefix(item: RenderedItem) -> tuple[int, ...]:
-        return () if item.item["images"] else prefixes.get(item.item["instruction"], ())
+    def kind(item: RenderedItem) -> tuple[bool, tuple[int, ...], bool]:
+        """Return whether an item has images, its prefix, and whether it is long; one micro-batch has one kind."""
+        has_images, is_long = bool(item.item["images"]), item.length > short_length
+        return has_images, () if has_images or is_long else prefixes.get(item.item["instruction"], ()), is_long
 
     batches: list[MicroBatch] = []
-    for item in sorted(rendered, key=lambda item: (bool(item.item["images"]), prefix(item), item.length)):
+    for item in sorted(rendered, key=lambda item: (kind(item), item.length)):
         extended = None
-        if batches and batches[-1].prefix == prefix(item) and batches[-1].has_images == bool(item.item["images"]):
+        if batches and kind(batches[-1].items[0]) == kind(item):
             extended = replace(batches[-1], items=[*batches[-1].items, item])
         max_padding = MAX_PADDING_SHARE * micro_batch_tokens
         if extended and extended.cost <= micro_batch_tokens and extended.padding <= max_padding:
             batches[-1].items.append(item)
         else:
-            batches.append(MicroBatch(processor, [item], prefix(item), packed))
+            batches.append(MicroBatch(processor, [item], kind(item)[1], packed))
     return batches
 
 
@@ -247,6 +253,18 @@ def _pack(padded: BatchFeature) -> BatchFeature:
     mask = padded.pop("attention_mask").bool()
     packed = {name: padded[name][mask][None] for name in ("input_ids", "mm_token_type_ids") if name in padded}
     return BatchFeature({**padded, **packed, **_boundaries(mask.sum(dim=1))})
+
+
+def _short_length(config: PreTrainedConfig | None) -> float:
+    """Return the length beyond which an item rotates its own positions, and those of its whole batch, otherwise.
+
+    That is how LongRoPE (arXiv 2402.13753) is implemented; infinity for other positions. The keys of a shared prefix
+    would be rotated as for short items.
+    """
+    rope = None if config is None else config.get_text_config().to_dict().get("rope_parameters")
+    if rope is None or rope.get("rope_type") != "longrope":
+        return math.inf
+    return rope["original_max_position_embeddings"]
 
 
 def _shared_prefixes(items: list[RenderedItem]) -> dict[str | None, tuple[int, ...]]:

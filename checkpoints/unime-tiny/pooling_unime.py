@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 
 # Decoders with a plain pre-norm layer: h += o_proj(attention), then h += mlp(post_attention_layernorm(h)).
-SHORTCUT_DECODERS = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"})
+SHORTCUT_DECODERS = frozenset(
+    {"llama", "mistral", "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"}
+)
 
 
 @contextmanager

@@ -33,8 +33,8 @@ from unime.processing_unime import to_item_dict
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
-SIZES = {"qwen2-vl": 56, "smolvlm": 32, "llava-next": 24}
-LOSSLESS_FAMILIES = ["qwen2-vl", "smolvlm"]  # their processors resize an image once
+SIZES = {"qwen2-vl": 56, "smolvlm": 32, "llava-next": 24, "phi3-v": 32}
+LOSSLESS_FAMILIES = ["qwen2-vl", "smolvlm", "phi3-v"]  # their processors resize an image once
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
