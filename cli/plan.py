@@ -96,12 +96,14 @@ def image_rows(config: Any, pixels: int) -> dict[str, float]:
     elif family in ("idefics3", "smolvlm"):
         count = tiles**2 + 1 if tiles > 1 else 1
         tokens = count * (side // config.scale_factor) ** 2
+    elif family == "phi3_v":  # 2 x 2 patches are one token, a token ends each line, and one precedes the whole image
+        tokens, count = (side // 2) ** 2 * (tiles**2 + 1) + side // 2 * (tiles + 1) + 1, tiles**2 + 1
     elif family == "llava":
         tokens, count = side**2, 1
     else:
         raise ValueError(
             f"how many tokens an image takes in a backbone of type '{family}' is not known: plan a recipe of LLaVA, "
-            "Qwen-VL, Idefics3 or SmolVLM"
+            "Qwen-VL, Idefics3, SmolVLM or Phi-3-Vision"
         )
     return {
         "image_tokens": tokens,

@@ -128,7 +128,9 @@ def test_a_file_that_is_no_recipe_is_refused():
         plan_recipe(RECIPES / "accelerate" / "ddp.yaml")
 
 
-@pytest.mark.parametrize("name", ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen3-vl", "idefics3"])
+@pytest.mark.parametrize(
+    "name", ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen3-vl", "idefics3", "phi3-v"]
+)
 def test_tokens_and_patches_of_an_image_are_those_of_the_processor(name: str, tiny_model: Callable[[str], Path]):
     folder = str(tiny_model(name))
     config, processor = AutoConfig.from_pretrained(folder), processor_from_backbone(folder)

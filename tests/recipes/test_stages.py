@@ -26,6 +26,7 @@ evaluation = importlib.import_module("unime.eval.__main__")
 BACKBONES = {
     "llava-1.6-7b": "llava-next",
     "llava-onevision-7b": "llava-onevision",
+    "phi-3.5-v-4.2b": "phi3-v",
     "qwen2-vl-2b": "qwen2-vl",
     "qwen2-vl-7b": "qwen2-vl",
     "qwen2.5-vl-3b": "qwen2.5-vl",
