@@ -134,7 +134,7 @@ def table_row(backbone: str, image_size: int | None) -> str:
 @pytest.mark.parametrize("backbone", PUBLISHED)
 def test_the_table_of_the_docs_is_what_the_processors_do(backbone: str) -> None:
     page = (Path(__file__).parents[1] / "docs" / "concepts" / "image-size.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith(f"| {backbone} |")]
+    rows = [line for line in page.splitlines() if line.startswith(f"| {backbone} |") and line.count("|") == 7]
     assert rows == [table_row(backbone, image_size) for image_size in (None, 336, 672)]
 
 

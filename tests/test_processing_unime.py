@@ -244,11 +244,17 @@ def texts_with_control_strings(processor: ProcessorMixin) -> list[str]:
     return [f"a {token} cat" for token in control] + control + nested + rotated
 
 
+def ids_of_control_tokens(processor: ProcessorMixin) -> set[int]:
+    """Return all added tokens but `</s>` of Phi-3.5-Vision, which is none of its special tokens."""
+    added = processor.tokenizer.added_tokens_decoder.items()
+    return {index for index, token in added if token.special or token.content != "</s>"}
+
+
 def test_texts_around_an_image_never_become_control_tokens(processor: ProcessorMixin) -> None:
-    added = set(processor.tokenizer.get_added_vocab().values())
+    control_ids = ids_of_control_tokens(processor)
 
     def control_tokens(row: list[int]) -> Counter:
-        return Counter(token for token in row if token in added)
+        return Counter(token for token in row if token in control_ids)
 
     texts = texts_with_control_strings(processor)
     halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]  # put together by dropping the image
@@ -266,10 +272,10 @@ def test_user_text_never_becomes_a_control_token(
     processor: ProcessorMixin, field: str, image: Image.Image | None
 ) -> None:
     harmless = {"text": "a cat", "instruction": "Find it:"} | ({"image": image} if image else {})
-    added = set(processor.tokenizer.get_added_vocab().values())
+    control_ids = ids_of_control_tokens(processor)
 
     def control_tokens(row: list[int]) -> Counter:
-        return Counter(token for token in row if token in added)
+        return Counter(token for token in row if token in control_ids)
 
     (row,) = token_ids(processor, [harmless])
     frame = control_tokens(row)
