@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from .checkpoint_safety import check_integrity, forbid_remote_code, refuse_pickle
@@ -129,7 +130,8 @@ def _module_name(key: str) -> str:
 def _layouts(backbone: nn.Module) -> Iterator[dict[str, str]]:
     """Yield the paths that the parts of a backbone have or had in the models that adapters are trained on."""
     parts = dict(backbone.named_children())
-    decoders = [name for name, part in parts.items() if part is backbone.get_decoder()]
+    decoder = cast(PreTrainedModel, backbone).get_decoder()
+    decoders = [name for name, part in parts.items() if part is decoder]
     towers = [name for name, part in parts.items() if type(part).__name__.endswith("VisionModel")]
     for inside in ("", ".vision_model"):  # CLIP and SigLIP until transformers 5
         paths = {name: name + inside if name in towers else name for name in parts}
@@ -151,6 +153,6 @@ def _with_names(backbone: nn.Module, paths: dict[str, str]) -> nn.ModuleDict:
         for parent in parents:
             if parent not in module:
                 module[parent] = nn.ModuleDict()
-            module = module[parent]
+            module = cast(nn.ModuleDict, module[parent])
         module[last] = getattr(backbone, name)
     return root
