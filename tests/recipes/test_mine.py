@@ -54,6 +54,7 @@ def test_shards_and_an_interrupted_run_give_the_same_negatives_as_one_run(mine: 
     assert all(len(json.loads(line)) <= 1 for line in (tmp_path / "negatives.jsonl").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_mined_negatives_have_the_same_task_and_another_answer_and_can_be_trained_on(
     mine: Callable[..., None], launch: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path
 ):

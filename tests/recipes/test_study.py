@@ -62,6 +62,7 @@ def test_a_step_runs_once_and_only_if_it_is_needed(study: ModuleType, tmp_path: 
         study.StepRunner(steps, 7, tmp_path / "runs").resolve("{third}/file")
 
 
+@pytest.mark.slow
 def test_a_study_writes_scores_and_a_page(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):

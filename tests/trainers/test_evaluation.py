@@ -181,9 +181,8 @@ def evaluated(
     return run
 
 
-@pytest.mark.parametrize(
-    "sharding", ["ddp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "zero3"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2", "zero3"])
 def test_the_metrics_do_not_depend_on_the_number_of_processes(evaluated: Callable, sharding: str):
     (one,) = evaluated(1)
     for result in evaluated(2, sharding):
