@@ -19,6 +19,7 @@ from transformers import (
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from .configuration_phi3_v import Phi3VConfig
 
@@ -59,6 +60,31 @@ class Phi3VProjector(nn.Module):
         return torch.cat([lines, self.sub_GN[0].expand(rows * side, 1, -1)], dim=1).flatten(0, 1)
 
 
+class Phi3VRotaryEmbedding(Phi3RotaryEmbedding):
+    """LongRoPE that keeps no state.
+
+    The native module writes the frequencies of a batch into a buffer, which other threads read and which a conversion
+    of the model to half precision rounds. Here they are computed for each batch in float32, as the authors do it.
+    """
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scaled cosines and sines `(batch, tokens, head_size)` in the dtype of `x`.
+
+        Args:
+            x (`Tensor`): Hidden states.
+            position_ids (`Tensor` of shape `(batch, tokens)`): Positions.
+        """
+        rope = self.config.rope_parameters
+        short, long = (torch.tensor(rope[f"{name}_factor"], device=x.device) for name in ("short", "long"))
+        factors = torch.where(position_ids.max() >= rope["original_max_position_embeddings"], long, short)
+        exponents = torch.arange(len(factors), device=x.device).float() / len(factors)
+        frequencies = 1.0 / (factors * rope["rope_theta"] ** exponents)
+        angles = position_ids[..., None].float() * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return tuple((values * self.attention_scaling).to(x.dtype) for values in (angles.cos(), angles.sin()))
+
+
 class Phi3VPreTrainedModel(PreTrainedModel):
     """Base class of [`Phi3VModel`] and [`Phi3VForCausalLM`]."""
 
@@ -85,6 +111,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         self.vision_tower = CLIPVisionModel._from_config(config.vision_config)
         self.multi_modal_projector = Phi3VProjector(config)
         self.language_model = Phi3Model._from_config(config.text_config)
+        if config.text_config.rope_parameters["rope_type"] == "longrope":
+            self.language_model.rotary_emb = Phi3VRotaryEmbedding(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

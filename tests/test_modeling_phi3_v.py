@@ -97,6 +97,17 @@ def test_cosines_and_sines_are_scaled_for_short_inputs_too(
     assert model.language_model.rotary_emb.attention_scaling == pytest.approx(1.140175, abs=1e-6)
 
 
+def test_the_rotary_frequencies_of_a_batch_do_not_depend_on_others_or_on_half_precision(folder: Path) -> None:
+    rotary = AutoModel.from_pretrained(folder).language_model.rotary_emb
+    short, long = torch.arange(1024)[None], torch.arange(1025)[None]
+    expected = rotary(torch.zeros(1), short)
+    buffers = {name: buffer.clone() for name, buffer in rotary.named_buffers()}
+    rotary(torch.zeros(1), long)  # as another thread may do
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in rotary.named_buffers())
+    for values, before in zip(rotary.half()(torch.zeros(1), short), expected, strict=True):
+        assert torch.equal(values, before)
+
+
 def published_names(names: list[str]) -> set[str]:
     return {re.sub(r"\.layers\.\d+\.", ".layers.N.", name) for name in names}
 

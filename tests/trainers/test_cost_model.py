@@ -70,6 +70,7 @@ def inputs(tiny_model: Callable[[str], Path]) -> Callable[..., tuple[Any, dict[s
         ("qwen2-vl", True, 0.1),
         ("qwen3-vl", True, 0.0),
         ("smolvlm", True, 0.1),
+        ("phi3-v", True, 0.1),
         ("qwen2-vl", False, 0.1),
         ("qwen3-vl", True, None),  # all weights
     ],
@@ -99,7 +100,7 @@ def test_the_predicted_bytes_are_within_15_percent_of_what_is_allocated(
         assert cost.kept(checkpointing, load) == pytest.approx(kept, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["llava-next", "qwen2-vl"])
+@pytest.mark.parametrize("name", ["llava-next", "qwen2-vl", "phi3-v"])
 def test_the_predicted_operations_match_those_counted(name: str, inputs: Callable):
     config, tensors, load = inputs(name, images=True)
     config._attn_implementation = "eager"  # its products are counted on a CPU

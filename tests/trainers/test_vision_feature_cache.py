@@ -16,7 +16,17 @@ from unime.trainers import ContrastiveConfig, ContrastiveTrainer, cached_loss
 from unime.trainers.gradient_cache import CachedVisionFeatures, GraphCacheBudget, vision_is_frozen
 
 
-BACKBONES = ["llava", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "idefics3"]
+BACKBONES = [
+    "llava",
+    "llava-next",
+    "llava-onevision",
+    "qwen2-vl",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "smolvlm",
+    "idefics3",
+    "phi3-v",
+]
 
 
 def freeze_vision(model: UniMEModel) -> UniMEModel:
