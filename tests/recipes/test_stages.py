@@ -91,7 +91,7 @@ def train_both_stages(
     return one, two
 
 
-# The recipes differ in their backbone alone: two of them, with tiles and with patches, stand for all in the fast tests.
+# The recipes differ in their backbone alone. The fast tests train two: one that sees tiles, and one that sees patches.
 @pytest.mark.parametrize(
     "recipe",
     [
