@@ -15,6 +15,7 @@ from ..processing_unime import to_item_dict, to_messages
 
 INTERLEAVED_MROPE_FAMILIES = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 
+POOLED = {"last": "last hidden state of the last token", "mean": "mean of the last hidden states of all tokens"}
 CARD = """\
 ---
 {metadata}
@@ -32,7 +33,7 @@ embeddings = model.encode(["a slice of pizza", image, {{"image": image, "text": 
 ```
 {serving}
 The prompt is in `chat_template.jinja`: send `messages` to an engine, not bare text. An embedding is the normalised
-last hidden state of the last token. An instruction is the system message; these instructions have names:
+{pooled}. An instruction is the system message; these instructions have names:
 
 | name | instruction |
 |---|---|
@@ -158,6 +159,7 @@ def _plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | 
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
         dimensions=model.config.hidden_size,
         **(WITH_CODE if model.config.backbone_config.model_type in ENTRY_FILES else NATIVE),
+        pooled=POOLED[model.config.pooling],
         prompts="\n".join(
             f"| `{name}` | {text or '(one-word prompt)'} |" for name, text in named_prompts(model.config).items()
         ),

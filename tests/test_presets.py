@@ -27,6 +27,7 @@ from unime import UniMEModel, load_model, micro_batches, save_checkpoint
 from unime.batching_unime import plan_micro_batches
 from unime.checkpoint import load_processor
 from unime.cli.main import app
+from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
 from unime.image_tokens_unime import square_of
 from unime.presets import all_presets, find_preset
@@ -302,7 +303,8 @@ def authors_embedding(folder: Path, name: str, prompt: str, image: Image.Image |
 def test_embeddings_are_those_of_the_authors(folder, loaded, name: str) -> None:
     model, processor = loaded(name)
     forms = [form for form in PROMPTS[name] if not isinstance(form[0].get("image"), list)]
-    forms = [forms[0], next(form for form in forms if "image" not in form[0]), forms[-1]]
+    stray = [form for form in forms if form is STRAY]  # its image token is read as text
+    forms = [forms[0], next(form for form in forms if "image" not in form[0]), *stray, forms[-1]]
     embeddings = model.encode([item for item, _ in forms], processor)
     for (item, prompt), embedding in zip(forms, embeddings, strict=True):
         expected = authors_embedding(folder(name), name, prompt, item.get("image"))
@@ -379,6 +381,22 @@ def test_an_item_without_a_prompt_is_refused_by_its_index(loaded) -> None:
         model.encode(["a", {"text": "b", "instruction": "Find it"}], processor)
     with pytest.raises(ValueError, match="item 0: the prompt of E5-V has one place for the images"):
         model.encode([["a", IMAGE, "b"]], processor)
+
+
+def test_a_final_line_feed_changes_the_embedding(loaded) -> None:
+    model, processor = loaded("vlm2vec-qwen2-vl")
+    with_line_feed, without = ({"text": f"{CAPTION} A cat{end}"} for end in ("\n", ""))
+    assert rendered(processor, with_line_feed)[0] == rendered(processor, {"text": "A cat", "instruction": CAPTION})[0]
+    vectors = model.encode([with_line_feed, without, {"text": "A cat", "instruction": CAPTION}], processor)
+    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-5)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
+
+
+def test_an_evaluation_takes_the_preset_of_the_id_or_another(folder, loaded) -> None:
+    path, items = str(folder("qwen3-vl-embedding")), ["A cat", {"text": "A dog", "instruction": "Find it"}]
+    expected = loaded("qwen3-vl-embedding")[0].encode(items, loaded("qwen3-vl-embedding")[1])
+    np.testing.assert_allclose(load_encoder(path).encode(items), expected, atol=1e-5)
+    assert np.abs(load_encoder(path, preset="none").encode(items) - expected).max() > 1e-3
 
 
 def test_truncation_keeps_the_end_token(loaded) -> None:
