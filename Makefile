@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Strict: a tree of links under build/, which type checkers and IDEs can follow.
 EDITABLE := --config-settings editable_mode=strict --editable
 .DEFAULT_GOAL := help
-.PHONY: help install demo styles test test-slow test-vllm test-matrix bench trust study audit lint types docs format clean FORCE
+.PHONY: help install demo styles test test-slow test-vllm test-matrix test-architectures bench trust study audit lint types docs format clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +61,9 @@ test-vllm: .venv/installed .venv-vllm/installed ## serve the exports by vLLM on 
 
 test-matrix: .venv/installed ## train in the cells of the launcher matrix that have no result yet: docs/launchers.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/launcher_matrix.py
+
+test-architectures: .venv/installed ## check a tiny model of every image-text architecture: docs/architectures.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python tests/architectures.py
 
 # One after the other: two at a time would slow each other down.
 bench: .venv/installed ## measure speed and memory beside other libraries, half an hour on an idle machine

@@ -43,6 +43,10 @@ NLI_TEXTS = 546_000  # two sentences of each of 273,000 pairs, before equal ones
 # operations that this package executes (Table 6; `unime plan recipes/llava-1.6-7b/stage2.yaml --gpu A100-80GB`).
 UTILIZATION = 0.25
 TEXT_TOKENS = 64  # of an item: its prompt, instruction and text
+# Families whose memory and operations tests compare with measurements.
+PLANNED_FAMILIES = frozenset(
+    {"idefics3", "llava", "llava_next", "llava_onevision", "phi3_v", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm"}
+)
 DEFAULT_IMAGE_SIZE = 336  # the paper's
 
 
@@ -73,15 +77,28 @@ def backbone_of(recipe: Path, model: str) -> str:
     return model
 
 
+def check_family(config: Any) -> None:
+    """Refuse a backbone whose layers the estimates do not know.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of the backbone.
+
+    Raises:
+        ValueError: The estimates were not compared with measurements for this family.
+    """
+    if config.model_type not in PLANNED_FAMILIES:
+        raise ValueError(
+            f"the memory and operations of a backbone of type '{config.model_type}' are not known: plan a recipe of "
+            "LLaVA, Qwen-VL, Idefics3, SmolVLM or Phi-3-Vision"
+        )
+
+
 def image_rows(config: Any, pixels: int) -> dict[str, float]:
     """Return the tokens and patches of a square image, as [`Rows`] names them.
 
     Args:
         config (`PreTrainedConfig`): Configuration of the backbone.
         pixels (`int`): Height and width of the image, which is also the `image_size` of the recipe.
-
-    Raises:
-        ValueError: How this family reads images is not known.
     """
     vision, family = config.vision_config, config.model_type
     frames = vision.temporal_patch_size if family.startswith("qwen") else 1
@@ -98,13 +115,8 @@ def image_rows(config: Any, pixels: int) -> dict[str, float]:
         tokens = count * (side // config.scale_factor) ** 2
     elif family == "phi3_v":  # 2 x 2 patches are one token, a token ends each line, and one precedes the whole image
         tokens, count = (side // 2) ** 2 * (tiles**2 + 1) + side // 2 * (tiles + 1) + 1, tiles**2 + 1
-    elif family == "llava":
+    else:  # LLaVA-1.5
         tokens, count = side**2, 1
-    else:
-        raise ValueError(
-            f"how many tokens an image takes in a backbone of type '{family}' is not known: plan a recipe of LLaVA, "
-            "Qwen-VL, Idefics3, SmolVLM or Phi-3-Vision"
-        )
     return {
         "image_tokens": tokens,
         "patches": count * side**2,
@@ -186,6 +198,7 @@ def plan_recipe(
     is_text = isinstance(args, DistillationConfig)
     backbone = model or backbone_of(recipe, model_args.model_name_or_path)
     config = configuration(backbone)
+    check_family(config)
     with torch.device("meta"):
         embedder = UniMEModel.from_backbone(config, dtype=model_args.dtype or "float32")
         peft_config = get_peft_config(model_args)

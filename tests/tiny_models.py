@@ -5,9 +5,11 @@ Its random weights vary enough (`INITIALIZER_RANGE`) to give different items cle
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from tiny_architectures import tiny_architecture
 from tiny_tokenizers import idefics_tokenizer, llama_tokenizer, phi_tokenizer, qwen_tokenizer, qwen_vl_tokenizer
 from transformers import (
     CLIPImageProcessor,
@@ -292,10 +294,14 @@ TINY_MODELS: dict[str, Callable[[], tuple[PreTrainedModel, ProcessorMixin]]] = {
 
 
 def make_tiny_model(name: str, folder: Path) -> Path:
-    """Write the tiny model `name` (one of `TINY_MODELS`, or "text-only") to `folder` and return `folder`."""
+    """Write the tiny model `name` to `folder` and return `folder`.
+
+    It is one of `TINY_MODELS`, "text-only", or any other image-text model type of transformers.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, processor = text_only() if name == "text-only" else TINY_MODELS[name]()
+        build = TINY_MODELS.get(name, text_only if name == "text-only" else partial(tiny_architecture, name))
+        model, processor = build()
     model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)  # as published weights are named
     model.eval().save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -283,7 +283,12 @@ UNCACHED_OUTPUTS = ("last_hidden_state", "hidden_states", "attentions")  # far l
 
 
 def vision_is_frozen(backbone: PreTrainedModel) -> bool:
-    """Return whether everything outside the language model is frozen: the vision tower and the projector."""
+    """Return whether image features can be kept: all weights outside the language model are frozen.
+
+    Llama-3.2-Vision has no method that computes its image features, so they are never kept.
+    """
+    if getattr(type(backbone), "get_image_features", None) is None:
+        return False
     language_weights = set(backbone.get_decoder().parameters())
     return not any(weight.requires_grad for weight in backbone.parameters() if weight not in language_weights)
 

@@ -150,7 +150,7 @@ def patch_share(config: PreTrainedConfig) -> float:
     Args:
         config (`PreTrainedConfig`): Configuration of the backbone.
     """
-    vision, text = config.to_dict().get("vision_config", {}), config.get_text_config()
+    vision, text = config.to_dict().get("vision_config") or {}, config.get_text_config()
     if vision.get("patch_size") is None:
         return 0.0
     # Qwen2-VL has an `embed_dim`, and calls the width of the tower's output `hidden_size`.
@@ -172,7 +172,7 @@ def vision_token_equivalents(
     Raises:
         ValueError: The processor rejects the shape of an image.
     """
-    patch_size = config.to_dict().get("vision_config", {}).get("patch_size")
+    patch_size = (config.to_dict().get("vision_config") or {}).get("patch_size")
     if patch_size is None:
         return 0.0
     edge = patch_size if isinstance(patch_size, int) else patch_size[0]  # InternVL states both edges

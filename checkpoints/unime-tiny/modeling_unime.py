@@ -114,11 +114,12 @@ class UniMEModel(PreTrainedModel):
             ValueError: The backbone is not an image-text model of transformers, or weights are missing.
         """
         config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone)
-        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.model_type not in EMBEDDER_TYPES:
+        generates = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) in MODEL_MAPPING
+        if not (generates or config.model_type in EMBEDDER_TYPES) or config.is_encoder_decoder:
             source = "the configuration" if backbone is config else backbone
             raise ValueError(
-                f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model: "
-                "choose a backbone such as LLaVA or Qwen2-VL"
+                f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model "
+                "with one decoder: choose a backbone such as LLaVA or Qwen2-VL"
             )
         if backbone is config:
             loaded = AutoModel.from_config(config, **kwargs)

@@ -29,10 +29,20 @@ def test_every_backbone_has_an_estimate():
 
 @pytest.mark.parametrize(
     ("recipe", "cell"),
-    [pytest.param(*row, marks=() if row[0] in ONE_GPU else pytest.mark.slow, id=row[0]) for row in ROWS],
+    [
+        pytest.param(*row, marks=() if row[0] in ONE_GPU else pytest.mark.slow, id=row[0])
+        for row in ROWS
+        if row[1] != "not known"
+    ],
 )
 def test_the_estimates_of_the_table_are_those_of_the_plan(recipe: str, cell: str):
     assert cell == estimate(recipe)
+
+
+@pytest.mark.parametrize("recipe", [row[0] for row in ROWS if row[1] == "not known"])
+def test_a_backbone_without_an_estimate_is_refused_in_one_sentence(recipe: str):
+    with pytest.raises(ValueError, match="of a backbone of type '.*' are not known: plan a recipe of LLaVA, Qwen-VL"):
+        plan_recipe(RECIPES / recipe, 8, chosen_gpus([], []))
 
 
 @pytest.mark.parametrize(("recipe", "gpu"), ONE_GPU.items())
