@@ -267,7 +267,7 @@ def page(results: dict[str, dict[str, Any]], transformers_version: str) -> str:
 
 def escape(text: str) -> str:
     """Return a text as Markdown shows it in a table."""
-    return re.sub(r"([|<>*_`\[\]])", lambda match: f"&#{ord(match[1])};", text)
+    return re.sub(r"([|<>*`\[\]])", lambda match: f"&#{ord(match[1])};", text)
 
 
 def main(names: list[str]) -> None:

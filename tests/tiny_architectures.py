@@ -51,7 +51,23 @@ GLM_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 
 HYBRID = {"text_config": {"num_hidden_layers": 4}}  # the fourth layer attends to all tokens
 OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_5": HYBRID | {"vision_config": {"patch_size": 8}},
-    **dict.fromkeys(("qwen3_5_moe", "qwen4_exp"), HYBRID),
+    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5_moe", "qwen4_exp"), HYBRID),
+    **dict.fromkeys(("kimi_k25", "mistral_large4"), {"text_config": {"num_key_value_heads": 4}}),
+    "gemma4": {
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+        }
+    },
+    "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
+    "ovis2": {"image_token_id": "<IMG_ATOM>"},
+    "paddleocr_vl": {"text_config": {"rope_parameters": GLM_ROPE}},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
     "aya_vision": {"image_token_index": "<IMG_PATCH>"},
     "deepseek_vl": {"vision_config": {"image_size": 384, "patch_size": 16}},
     "gemma3": {"vision_config": {"image_size": 64, "patch_size": 8}, "mm_tokens_per_image": 16},
@@ -73,7 +89,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
 }
 LITERAL = re.compile(r"""["'](<[^<>\s"']{2,40}>|\[[A-Z_]{3,20}\])["']""")
-TOKEN_ATTRIBUTE = re.compile(r"tokenizer\.(\w+_token)(?:_id)?\b")
+TOKEN_ATTRIBUTE = re.compile(r"""tokenizer(?:\.|, ["'])(\w+_token)(?:_id)?\b""")
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -213,7 +229,8 @@ def tiny_processor(model_type: str, config: PreTrainedConfig) -> ProcessorMixin:
             raise NoTinyModelError(f"transformers has no default {part.replace('_', ' ')} for its processor")
     parameters = inspect.signature(processor_class.__init__).parameters
     for name, parameter in parameters.items():
-        if parameter.default is None and name not in parts:  # such as `patch_size`, saved with a real processor
+        # Such as `patch_size`, which is saved with a real processor.
+        if (parameter.default is None or name == "spatial_merge_size") and name not in parts:
             value = next((vars(part)[name] for part in (config, *parts_of(config)) if name in vars(part)), None)
             if value is not None:
                 parts[name] = value
@@ -221,10 +238,11 @@ def tiny_processor(model_type: str, config: PreTrainedConfig) -> ProcessorMixin:
         if "image_seq_length" in parameters and name in vars(config):
             parts["image_seq_length"] = vars(config)[name]
     if "num_additional_image_tokens" in parameters:
-        parts["num_additional_image_tokens"] = 1  # CLIP's class token
+        parts["num_additional_image_tokens"] = 1  # CLIP's class token, which is left out
+        parts.setdefault("vision_feature_select_strategy", "default")
     processor = processor_class(**parts)
     fit_images(processor, config)
-    image_token = vars(processor).get("boi_token") or vars(processor).get("image_token")
+    image_token = vars(processor).get("image_token")
     if isinstance(image_token, str):
         processor.chat_template = CHAT_TEMPLATE.replace("IMAGE", image_token)
     return processor
