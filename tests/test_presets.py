@@ -299,7 +299,14 @@ def authors_embedding(folder: Path, name: str, prompt: str, image: Image.Image |
     return torch.nn.functional.normalize(pooled, dim=-1).numpy()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+# Those that only differ from another family in their prompt are left to the slow tests.
+ONLY_PROMPT_DIFFERS = {"llave", "unime-v2-llava-onevision", "vlm2vec-llava-next", "vlm2vec-phi-3.5", "vlm2vec-v2"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ONLY_PROMPT_DIFFERS)) for name in PUBLISHED],
+)
 def test_embeddings_are_those_of_the_authors(folder, loaded, name: str) -> None:
     model, processor = loaded(name)
     forms = [form for form in PROMPTS[name] if not isinstance(form[0].get("image"), list)]
