@@ -286,7 +286,7 @@ def _layer(layer: nn.Module, heads: int, causal: bool, numerics: Numerics, gradi
     middle = element * inner * (2 if gated else 1)
     saved = LayerCost(
         full=element * hidden,
-        selective=element * (hidden + query_key_value + sum(map(_rank, linears.values()))) + middle,
+        selective=element * (2 * hidden + query_key_value + sum(map(_rank, linears.values()))) + middle,
         attention_result=element * width + 4 * heads,
         none=norms + attended + activation + inputs,
     )

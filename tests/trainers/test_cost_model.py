@@ -3,6 +3,7 @@
 import gc
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from transformers import AutoConfig
 
 from unime import UniMEModel, micro_batches, processor_from_backbone
 from unime.cli.backbones import BUILT_IN, configuration
+from unime.trainers.activation_checkpointing import calling, checkpointed_layers, checkpointing_function
 from unime.trainers.cost_model import Load, Numerics, StepCost
-from unime.trainers.pass_planning import Checkpointing
+from unime.trainers.pass_planning import Checkpointing, checkpointing_of_layers
 from unime.trainers.trained_weights import fit_to_model
 
 
@@ -98,6 +100,33 @@ def test_the_predicted_bytes_are_within_15_percent_of_what_is_allocated(
     assert cost.peak(checkpointing, load) == pytest.approx(memory.peak, rel=0.15)
     if checkpointing is Checkpointing.NONE:
         assert cost.kept(checkpointing, load) == pytest.approx(kept, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", pytest.param("llava-next", marks=pytest.mark.slow)])
+def test_the_predicted_bytes_at_each_level_are_those_that_are_allocated(name: str, inputs: Callable):
+    config, tensors, load = inputs(name, True)
+    model = with_adapters(UniMEModel.from_backbone(config), 0.1).train()
+    backbone = model.get_base_model().backbone
+    backbone.gradient_checkpointing_enable()
+    decoder = set(backbone.get_decoder().modules())
+    layers = sorted(checkpointed_layers(backbone), key=lambda layer: layer not in decoder)
+    vision = config.vision_config
+    attended = load.patches // 6 if name == "qwen2-vl" else (vision.image_size // vision.patch_size) ** 2
+    predicted = StepCost(model, CPU_FLOAT32).kept_by_level(replace(load, image_patches=attended))
+    existing = [*model.parameters(), *model.buffers(), *tensors.values()]
+    smallest, exact = 0.0, name == "qwen2-vl"
+    for level in (0, NUM_LAYERS, 2 * NUM_LAYERS, 4 * NUM_LAYERS):
+        ways = checkpointing_of_layers(level, len(layers))
+        functions = {layer: checkpointing_function(layer, way) for layer, way in zip(layers, ways, strict=True)}
+        with LiveMemory(existing) as memory, calling(functions):
+            embeddings = model(**tensors).embeddings
+            gc.collect()
+        assert predicted[level] == pytest.approx(memory.live, rel=0.15)
+        smallest = smallest or memory.live
+        # What layers keep in addition is exact, but for the tower of LLaVA.
+        assert predicted[level] - predicted[0] == pytest.approx(memory.live - smallest, rel=0.01 if exact else 0.05)
+        del embeddings
+        gc.collect()
 
 
 @pytest.mark.parametrize("name", ["llava-next", "qwen2-vl", "phi3-v"])
