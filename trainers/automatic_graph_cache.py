@@ -174,8 +174,11 @@ class AutomaticGraphCache:
 
     def start(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Plan the passes of a step."""
-        is_compiled = any(module._compiled_call_impl for module in self._backbone.modules())
-        layers = [] if is_compiled else checkpointed_layers(self._backbone)
+        layers = checkpointed_layers(self._backbone)
+        # What runs inside compiled code cannot be kept selectively; `compile_layers` replaces the forward pass.
+        compiled = any("forward" in vars(layer) for layer in layers)
+        if compiled or any(module._compiled_call_impl for module in self._backbone.modules()):
+            layers = []
         self._layers = sorted(layers, key=lambda layer: layer not in self._in_decoder)  # which saves more per byte
         self._kinds = {"pixel_values" in tensors for tensors in micro_batches}
         self._measuring = bool(self._agree(not self._kinds <= self._measured))
