@@ -7,7 +7,8 @@ the resident memory, and its increase during the steps. A row has a caption and 
 model and the tensors of all batches are in memory before. The steps add gradients, graphs, embeddings, the matrix of
 the loss, and copies of the inputs, as if they went from host memory to a GPU. They also add memory that the allocator
 cannot reuse between micro-batches of different shapes, which grows with their number; hence the number of rows is the
-same in every process. Writes benchmarks/results/memory.json. Linux only.
+same in every process. Afterwards one more batch is trained on while the bytes of its tensors are counted, which the
+allocator does not affect. Writes benchmarks/results/memory.json. Linux only.
 """
 
 import ctypes
@@ -29,6 +30,7 @@ from trl import TrlParser
 from unime import load_model
 from unime.openmoji.dataset import openmoji_rows
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
+from unime.trainers.automatic_graph_cache import HostMemory
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +73,7 @@ def rows_with_images(count: int, width: int, height: int) -> list[dict[str, Any]
 
 
 def peak_memory(script: ScriptArguments, batch_size: int, graph_cache_gb: float) -> dict[str, float]:
-    """Return the peak resident memory, its increase during the steps, and the size of a batch, in MB."""
+    """Return the peak resident memory, its increase, the peak of the tensors of a step and those of a batch, in MB."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         model, processor = load_model(str(models.checkpoint(script.model, Path(folder))), dtype="float32")
@@ -103,11 +105,14 @@ def peak_memory(script: ScriptArguments, batch_size: int, graph_cache_gb: float)
         for batch in batches:
             trainer.compute_loss(model.train(), batch).backward()
             model.zero_grad(set_to_none=False)
-    status = Path("/proc/self/status").read_text().splitlines()
+        status = Path("/proc/self/status").read_text().splitlines()
+        with HostMemory() as counted:
+            trainer.compute_loss(model.train(), batches[0]).backward()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
     tensors = [tensor for tensors in batches[0]["micro_batches"] for tensor in tensors.values()]
     batch_bytes = sum(tensor.nbytes for tensor in tensors)
-    return {"peak": peak / 1e6, "increase": (peak - before) / 1e6, "batch": batch_bytes / 1e6}
+    sizes = {"peak": peak, "increase": peak - before, "counted": counted.peak(), "batch": batch_bytes}
+    return {name: size / 1e6 for name, size in sizes.items()}
 
 
 def measure_in_subprocess(script: ScriptArguments, batch_size: int, graph_cache_gb: float) -> dict[str, float]:
@@ -142,6 +147,7 @@ def main(script: ScriptArguments) -> None:
                     "peak relative to the smallest batch": round(measured["peak"] / smallest["peak"], 3),
                     "increase during the steps, MB": round(measured["increase"]),
                     "increase relative to the smallest batch": round(measured["increase"] / smallest["increase"], 3),
+                    "tensors of a step, MB": round(measured["counted"]),
                     "batch tensors, MB": round(measured["batch"]),
                 }
             )
