@@ -55,7 +55,9 @@ class Phi3VProcessor(ProcessorMixin):
         chat_template: str | None = None,
     ):
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        if chat_template is None or "+ message['content'] +" in chat_template:  # the published one, see above
+            chat_template = CHAT_TEMPLATE
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> tuple:
         """Write the authors' tags as `<|image|><s>`, in rows with images and without `<|image|>`.

@@ -1,5 +1,7 @@
 """The processor of Phi-3-Vision writes a beginning-of-sequence token behind every image, and reads numbered tags."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from phi3_v_parity import IMAGE_TOKEN, draw, write_checkpoint
 from transformers import AutoProcessor
 
 from unime import processor_from_backbone
-from unime.processing_phi3_v import Phi3VProcessor
+from unime.processing_phi3_v import CHAT_TEMPLATE, Phi3VProcessor
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,15 @@ def test_a_conversation_of_parts_and_one_of_strings_give_the_authors_prompt(proc
     for content, placeholder in (("<|image_1|>\nWhat is it?", "<|image_1|>"), (parts, "<|image|><s>")):
         rendered = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         assert rendered == f"<|user|>\n{placeholder}\nWhat is it?<|end|>\n<|assistant|>\n"
+
+
+def test_a_published_template_of_the_processor_itself_is_replaced(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    published = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    (tmp_path / "chat_template.jinja").write_text(published)
+    assert AutoProcessor.from_pretrained(tmp_path).chat_template == CHAT_TEMPLATE
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert AutoProcessor.from_pretrained(tmp_path).chat_template == "{{ messages[0]['content'] }}"
 
 
 def test_unimes_template_keeps_the_prompts_of_its_authors(folder: Path) -> None:
