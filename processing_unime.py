@@ -197,7 +197,7 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwar
         summary (`str`, *optional*): Prompt of an item without an instruction, see [`chat_template`].
         kwargs: Passed to `AutoProcessor.from_pretrained` (image size, ...).
     """
-    processor = AutoProcessor.from_pretrained(backbone, **kwargs)
+    processor = AutoProcessor.from_pretrained(backbone, **{"trust_remote_code": False} | kwargs)
     if TEMPLATE_HEAD not in (processor.chat_template or ""):  # a plain export already has UniME's template
         processor.chat_template = chat_template(processor, summary)
     return processor

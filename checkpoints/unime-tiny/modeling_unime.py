@@ -113,7 +113,9 @@ class UniMEModel(PreTrainedModel):
         Raises:
             ValueError: The backbone is not an image-text model of transformers, or weights are missing.
         """
-        config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone)
+        # Without a value, transformers asks on the terminal whether code of the backbone may run.
+        native = {"trust_remote_code": False}
+        config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone, **native)
         generates = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) in MODEL_MAPPING
         if not (generates or config.model_type in EMBEDDER_TYPES) or config.is_encoder_decoder:
             source = "the configuration" if backbone is config else backbone
@@ -125,7 +127,7 @@ class UniMEModel(PreTrainedModel):
             loaded = AutoModel.from_config(config, **kwargs)
         else:
             options = {"key_mapping": GENERATIVE_PREFIX} | kwargs
-            loaded, report = AutoModel.from_pretrained(backbone, output_loading_info=True, **options)
+            loaded, report = AutoModel.from_pretrained(backbone, output_loading_info=True, **native | options)
             require_all_weights(str(backbone), report["missing_keys"])
             del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it

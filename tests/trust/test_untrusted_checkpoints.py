@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import ProcessorMixin
 
-from unime import UniMEModel, load_model, save_checkpoint
+from unime import UniMEModel, load_model, processor_from_backbone, save_checkpoint
 from unime.cli.info import describe
 from unime.cli.options import load_onto
 from unime.data.teacher import load_teacher
@@ -150,6 +150,26 @@ def test_pickled_weights_of_other_models_are_refused(
     with pytest.raises(ValueError) as caught:
         load_encoder(str(folder))
     assert_one_sentence(caught, str(folder), "as a pickle (pytorch_model-00001-of-00002.bin)")
+
+
+@pytest.mark.parametrize("load", [UniMEModel.from_backbone, processor_from_backbone])
+def test_no_load_of_a_backbone_asks_whether_its_code_may_run(
+    load: Callable[[str], object],
+    clean_checkpoint: Path,
+    tmp_path: Path,
+    trace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    folder = shutil.copytree(clean_checkpoint, tmp_path / "checkpoint")
+    (folder / "code.py").write_text(CODE.format(trace=str(trace), model_type="other"))
+    for name in ("config.json", "processor_config.json"):
+        content = json.loads((folder / name).read_text()) | {"auto_map": AUTO_MAP, "model_type": "other"}
+        (folder / name).write_text(json.dumps(content | {"processor_class": "OtherProcessor"}))
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "y")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load(str(folder))
+    assert not questions
 
 
 def test_a_pickle_beside_safetensors_is_ignored(clean_checkpoint: Path, tmp_path: Path, trace: Path):
