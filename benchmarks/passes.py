@@ -14,10 +14,8 @@ printed beside: it predicts the ratio from the shapes of the model. Writes bench
 
 import gc
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -26,16 +24,11 @@ from typing import Any
 import numpy as np
 import result_files
 import torch
-from bitsandbytes.functional import QuantState
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import BitsAndBytesConfig
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from fake_models import FakeMemory, MicroBatch, counting_flops, fake_model, images, real_depth, texts, with_layers
+from peft import LoraConfig
+from torch import Tensor
 from trl import TrlParser, get_peft_config
 
-from unime import UniMEModel
 from unime.cli.backbones import configuration
 from unime.cli.plan import MMEB_IMAGES, TEXT_TOKENS, backbone_of, chosen_gpus, image_rows, plan_recipe, read_recipe
 from unime.image_tokens_unime import patch_share
@@ -45,16 +38,12 @@ from unime.trainers.activation_checkpointing import (
     checkpointing_function,
     compute_last_adapter_first,
 )
-from unime.trainers.automatic_graph_cache import HostMemory
 from unime.trainers.gradient_cache import cached_loss, with_last_layer_shortcut
 from unime.trainers.pass_planning import MEMORY_MARGIN, PlannedPass, checkpointing_of_layers, plan_passes
-from unime.trainers.trained_weights import fit_to_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
-COLLECT_BYTES = 8e6  # fake tensors of checkpointed layers are in reference cycles: collect before a peak counts
 TEXTS, IMAGES = 16, 4  # items of the micro-batches that are counted
-MicroBatch = dict[str, Tensor]
 
 
 @dataclass
@@ -69,132 +58,6 @@ class ScriptArguments:
         default_factory=lambda: [4096, 8192], metadata={"help": "Token budgets of a micro-batch."}
     )
     output: str = field(default=str(ROOT / "benchmarks/results/passes.json"), metadata={"help": "Output file."})
-
-
-def _attention(query: Any, key: Any, value: Any, dropout: float = 0, causal: bool = False, **_: Any) -> int:
-    return sdpa_flop_count(query, key, value) // (1 + causal)
-
-
-def _attention_backward(
-    gradient: Any, query: Any, key: Any, value: Any, _: Any, __: Any, dropout: float, causal: bool, **___: Any
-) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value) // (1 + causal)
-
-
-def _product_of_4_bits(vectors: Sequence[int], _: Sequence[int], shape: Sequence[int], *__: Any, **___: Any) -> int:
-    return 2 * math.prod(vectors) * shape[0]
-
-
-UNCOUNTED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    torch.ops.bitsandbytes.gemm_4bit: _product_of_4_bits,
-}
-
-
-class FakeMemory(HostMemory):
-    """Counts the bytes of fake tensors. What it collects as garbage would not exist on a GPU, and is no peak."""
-
-    _collected_at = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Run an operation and count its results."""
-        peak = self._peak
-        results = super().__torch_dispatch__(func, types, args, kwargs)
-        if self._peak > peak:
-            if self._alive > self._collected_at + COLLECT_BYTES:
-                gc.collect()
-                self._collected_at = self._alive
-            self._peak = max(peak, self._alive)
-        return results
-
-
-class MaskedDropout(nn.Dropout):
-    """Dropout whose masks have one byte for each number, as on a GPU."""
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Drop some of the numbers."""
-        return torch.native_dropout(vectors, self.p, self.training)[0]
-
-
-def with_layers(config: Any, decoder_layers: int, tower_layers: int) -> Any:
-    """Return a configuration with other numbers of layers."""
-    config.text_config.num_hidden_layers = decoder_layers
-    if config.text_config.to_dict().get("layer_types"):
-        config.text_config.layer_types = config.text_config.layer_types[:1] * decoder_layers
-    setattr(config.vision_config, _depth(config.vision_config), tower_layers)
-    return config
-
-
-def _depth(vision_config: Any) -> str:
-    return "depth" if "depth" in vision_config.to_dict() else "num_hidden_layers"
-
-
-def fake_model(config: Any, adapter: LoraConfig) -> Any:
-    """Return a model in 4 bits with adapters, made of fake tensors.
-
-    Args:
-        config (`PreTrainedConfig`): Configuration of the backbone.
-        adapter (`LoraConfig`): The adapters.
-    """
-    with torch.device("meta"):
-        embedder = UniMEModel.from_backbone(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-        kind = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
-        replace_with_bnb_linear(embedder, None, kind)
-        embedder.is_loaded_in_4bit = True
-        model = get_peft_model(embedder, fit_to_model(copy(adapter), embedder)).train()  # PEFT changes it
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")
-        for module in model.modules():
-            if type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes"):
-                count = module.in_features * module.out_features
-                weight: Any = nn.Parameter(
-                    torch.empty(math.ceil(count / 2), 1, dtype=torch.uint8), requires_grad=False
-                )
-                shape = torch.Size((module.out_features, module.in_features))
-                scales = torch.empty(math.ceil(count / 64))
-                weight.quant_state = QuantState(scales, shape, torch.empty(16), 64, "nf4", torch.bfloat16)
-                module.weight = weight
-                if module.bias is not None:
-                    module.bias = nn.Parameter(torch.empty_like(module.bias, dtype=torch.bfloat16), False)
-        for module in model.modules():
-            for name, child in module.named_children():
-                if type(child) is nn.Dropout:
-                    setattr(module, name, MaskedDropout(child.p))
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-    embedder.activation_checkpointing_enable()
-    return model
-
-
-def texts(count: int, text_tokens: int) -> MicroBatch:
-    """Return a micro-batch of texts of equal length."""
-    ids = torch.full((count, text_tokens), 5)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def images(config: Any, count: int, text_tokens: int, side: int) -> MicroBatch:
-    """Return a micro-batch of texts with a square image each.
-
-    Args:
-        config (`PreTrainedConfig`): Configuration of the backbone: Qwen2-VL or LLaVA-OneVision.
-        count (`int`): Items.
-        text_tokens (`int`): Tokens of a text.
-        side (`int`): Height and width of an image in pixels.
-    """
-    content, vision = image_rows(config, side), config.vision_config
-    tensors = texts(count, text_tokens + int(content["image_tokens"]))
-    tensors["input_ids"][:, 1 : 1 + int(content["image_tokens"])] = config.image_token_id
-    if config.model_type == "qwen2_vl":
-        grid = math.isqrt(int(content["patches"]))
-        pixels = torch.empty(count * grid**2, int(content["patch_numbers"]), dtype=torch.bfloat16)
-        is_image = (tensors["input_ids"] == config.image_token_id).long()
-        sizes = {"image_grid_thw": torch.tensor([[1, grid, grid]] * count), "mm_token_type_ids": is_image}
-        return {**tensors, "pixel_values": pixels, **sizes}
-    tiles = int(content["patches"] / content["tile_patches"])
-    pixels = torch.empty(count, tiles, 3, vision.image_size, vision.image_size, dtype=torch.bfloat16)
-    return {**tensors, "pixel_values": pixels, "image_sizes": torch.full((count, 2), side)}
 
 
 def items_of_micro_batches(items: int, item_cost: float, micro_batch_tokens: int) -> list[int]:
@@ -262,14 +125,6 @@ def ordered_layers(model: Any) -> list[Any]:
     return sorted(checkpointed_layers(backbone), key=lambda layer: layer not in decoder)
 
 
-@contextmanager
-def counting_flops() -> Iterator[FlopCounterMode]:
-    """Count operations under autocast inside this context."""
-    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
-    with counter, torch.autocast("cpu", torch.bfloat16):
-        yield counter
-
-
 def embedding(model: Any) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """Return the function that embeds a micro-batch, as in a training."""
     return with_last_layer_shortcut(model.get_base_model(), lambda tensors: model(**tensors).embeddings)
@@ -298,7 +153,7 @@ def count(config: Any, adapter: LoraConfig, micro_batches: Sequence[MicroBatch])
     """
     model = fake_model(config, adapter)
     layers = ordered_layers(model)
-    tower_layers = getattr(config.vision_config, _depth(config.vision_config))
+    _, tower_layers = real_depth(config)
     gc.collect()
     gc.freeze()  # later collections are faster
     before = [run(model, [tensors], FixedPasses(layers, [PlannedPass(True, 0)]))[0] for tensors in micro_batches]
@@ -330,11 +185,6 @@ def count_real_depth(backbone: str, adapter: LoraConfig, micro_batches: Sequence
         deep = {name: a[name] + more * (b[name] - a[name]) + more_of_tower * (c[name] - a[name]) for name in a}
         costs.append(Counts(deep | {"transient": a["transient"]}))  # of one layer at a time
     return costs
-
-
-def real_depth(config: Any) -> tuple[int, int]:
-    """Return the numbers of layers of the language model and of the vision tower."""
-    return config.text_config.num_hidden_layers, getattr(config.vision_config, _depth(config.vision_config))
 
 
 def measure(script: ScriptArguments, name: str) -> Iterator[dict[str, Any]]:
