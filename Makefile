@@ -25,7 +25,7 @@ install: .venv/installed ## create .venv with every extra and the development to
 # The tree of links must follow files that are added or removed.
 .venv/package-files: FORCE .venv/dependencies
 	@find . \( -name .git -o -name '.venv*' -o -name build -o -name tests -o -name recipes -o -name benchmarks -o -name runs \) \
-		-prune -o \( -name '*.py' -o -name '*.jinja' -o -name '*.css' -o -path './model_cards/*.md' \) -print | sort > $@.new
+		-prune -o \( -name '*.py' -o -name '*.jinja' -o -name '*.css' -o -path './model_cards/*.md' -o -path './published/*.json' \) -print | sort > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 .venv/installed: .venv/package-files

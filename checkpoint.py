@@ -20,7 +20,14 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, has_file
 
 from .adapters import merge_saved_adapter
-from .checkpoint_safety import ADAPTER_CONFIG, adapter_base, forbid_remote_code, model_files, read_config
+from .checkpoint_safety import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    forbid_remote_code,
+    give_weights_the_umask,
+    model_files,
+    read_config,
+)
 from .configuration_unime import UniMEConfig
 from .image_size import ImageSize, set_image_size
 from .image_tokens_unime import square_of
@@ -290,6 +297,7 @@ def save_checkpoint(
         if backbone.model_type in ENTRY_FILES:
             _write_entry_file(part, ENTRY_FILES[backbone.model_type])
         processor.save_pretrained(part)
+        give_weights_the_umask(part)
         write_sentence_transformer(model, processor, part)
         (part / "README.md").write_text(model_card(model) if card is None else card)
         written = [path.relative_to(part) for path in sorted(part.rglob("*")) if path.is_file()]

@@ -21,6 +21,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_PATTERNS = ("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin", "[0-9]*_*/pytorch_model.bin")
 
 
+def give_weights_the_umask(folder: str | Path) -> None:
+    """Give weights the mode of the other files of a folder, which follows the umask.
+
+    safetensors 0.8 writes files that only their owner may read, so that a server of another user could not load them.
+
+    Args:
+        folder (`str` or `Path`): Folder of weights and at least one JSON file.
+    """
+    other = next(Path(folder).glob("*.json"), None)
+    for file in Path(folder).glob("*.safetensors") if other else ():
+        file.chmod(other.stat().st_mode & 0o777)
+
+
 @contextmanager
 def forbid_remote_code(checkpoint: str | Path) -> Iterator[None]:
     """Forbid a checkpoint to run code while it is loaded.

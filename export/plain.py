@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from ..checkpoint import ENTRY_FILES, named_prompts, require_merged_adapters, write_sentence_transformer
+from ..checkpoint_safety import give_weights_the_umask
 from ..image_tokens_unime import square_of
 from ..modeling_unime import UniMEModel
 from ..processing_unime import to_item_dict, to_messages
@@ -106,6 +107,7 @@ def export_plain(
         rope.setdefault("mrope_interleaved", True)  # transformers always interleaves, vLLM asks the configuration
     weights = {name: weight for name, weight in native.state_dict().items() if weight.device.type != "meta"}
     native.save_pretrained(directory, state_dict=weights)
+    give_weights_the_umask(directory)
     processor.save_pretrained(directory)
     (directory / "chat_template.jinja").write_text(template)
     write_sentence_transformer(model, processor, directory)

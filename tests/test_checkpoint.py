@@ -151,6 +151,11 @@ def test_a_checkpoint_consists_of_exactly_these_files(name: str, checkpoints: Pa
         assert code.read_text() == (Path(unime.checkpoint.__file__).parent / code.name).read_text()
 
 
+def test_other_users_may_read_a_checkpoint_as_far_as_the_umask_says(checkpoints: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (checkpoints / "llava").iterdir() if path.is_file()}
+    assert set(modes.values()) == {modes["config.json"]} and modes["config.json"] != 0o600, modes
+
+
 def test_sentence_transformers_needs_only_its_own_classes(checkpoints: Path) -> None:
     folder = checkpoints / "llava"
     modules = json.loads((folder / "modules.json").read_text())

@@ -10,7 +10,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel, Trainer
 
 from ..checkpoint import save_checkpoint
-from ..checkpoint_safety import forbid_remote_code
+from ..checkpoint_safety import forbid_remote_code, give_weights_the_umask
 from ..modeling_unime import UniMEModel, require_all_weights
 from .adapter import make_publishable
 from .checkpointing import copy_to_every_node, removing_unfinished, write_training_record
@@ -54,6 +54,10 @@ class ResumableTrainer(Trainer):
             self._save_full_model(directory)
         if self.args.should_save:
             write_training_record(self, self._embedder, directory)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        give_weights_the_umask(output_dir or self.args.output_dir)
 
     def _save_full_model(self, directory: str) -> None:
         model, weights = self.model, None

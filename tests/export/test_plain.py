@@ -150,6 +150,7 @@ def test_weights_have_the_published_names_of_the_backbone_without_its_head(
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == (
         FILES - {"generation_config.json"} | PHI3_V_FILES if name == "phi3-v" else FILES
     )
+    assert len({(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}) == 1
     names = []
     for directory in (folder, tiny_model(name)):
         with safe_open(directory / "model.safetensors", "pt") as weights:

@@ -114,6 +114,8 @@ def test_resuming_takes_no_memory_for_a_second_copy_of_the_weights(
     args = ContrastiveConfig(str(tmp_path), **options)
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, processing_class=processor)
     trainer.save_model(str(tmp_path / "checkpoint-1"), _internal_call=True)
+    files = (tmp_path / "checkpoint-1").glob("*.*")
+    assert len({file.stat().st_mode for file in files if file.suffix in (".json", ".safetensors")}) == 1
     saved = {name: parameter.sum().item() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for parameter in model.parameters():
