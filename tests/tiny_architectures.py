@@ -68,7 +68,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ovis2": {"image_token_id": "<IMG_ATOM>"},
     "paddleocr_vl": {"text_config": {"rope_parameters": GLM_ROPE}},
     "vipllava": {"vision_feature_layers": [-1, -2]},
-    "aya_vision": {"image_token_index": "<IMG_PATCH>"},
     "deepseek_vl": {"vision_config": {"image_size": 384, "patch_size": 16}},
     "gemma3": {"vision_config": {"image_size": 64, "patch_size": 8}, "mm_tokens_per_image": 16},
     "shieldgemma2": {"vision_config": {"image_size": 64, "patch_size": 8}, "mm_tokens_per_image": 16},
