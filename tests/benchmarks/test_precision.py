@@ -7,6 +7,7 @@ import precision
 import pytest
 
 
+@pytest.mark.slow
 def test_bfloat16_is_compared_with_float32(tmp_path: Path):
     output = tmp_path / "precision.json"
     sizes = {"items": 8, "candidates": 20, "rounds": 1, "threads": 1, "output": str(output)}

@@ -56,6 +56,7 @@ def test_selected_and_shuffled_rows_keep_their_own_embeddings():
     assert all(row["teacher"] == [len(row["caption"])] * 2 for row in with_teacher)
 
 
+@pytest.mark.slow
 def test_the_next_process_reads_the_embeddings_from_the_cache(cache: Path):
     precompute_teacher(Dataset.from_dict({"text": ["banana", "fig"]}), CountingTeacher(), "counting")
     script = f"""

@@ -99,6 +99,7 @@ def test_a_card_shows_the_results_to_the_hub_and_to_readers(
     assert not (output / ".eval_results").exists()  # OpenMoji is not a benchmark of the Hub
 
 
+@pytest.mark.slow
 def test_the_snippets_of_a_card_run_on_the_published_folder(
     publish: Callable[..., ModuleType], tiny_model: Callable[[str], Path], tmp_path: Path
 ):

@@ -98,13 +98,10 @@ def train_both_stages(
     return one, two
 
 
-# The recipes differ in their backbone alone. The fast tests train two: one that sees tiles, and one that sees patches.
+# The recipes differ in their backbone alone: the fast tests train one.
 @pytest.mark.parametrize(
     "recipe",
-    [
-        pytest.param(name, marks=() if name in ("qwen2-vl-2b", "llava-onevision-7b") else pytest.mark.slow)
-        for name in BACKBONES
-    ],
+    [pytest.param(name, marks=() if name == "qwen2-vl-2b" else pytest.mark.slow) for name in BACKBONES],
 )
 def test_a_recipe_trains_a_tiny_model_of_its_backbone(
     recipe: str,
@@ -191,6 +188,7 @@ def test_the_tiny_recipes_make_a_backbone_an_embedding_model_a_clip_and_a_compar
         assert title in table and title in page
 
 
+@pytest.mark.slow
 def test_the_tower_and_the_language_model_of_the_tiny_backbone_train_in_turn(
     run_script: Callable[..., None], tmp_path: Path
 ):

@@ -43,6 +43,7 @@ def seeds(*scores: float) -> dict[str, dict]:
     return {str(seed): result for seed, result in enumerate(results)}
 
 
+@pytest.mark.slow
 def test_a_step_runs_once_and_only_if_it_is_needed(study: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture):
     (tmp_path / "step.py").write_text(STEP)
     script = str(tmp_path / "step.py")

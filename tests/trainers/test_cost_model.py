@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from unime import UniMEModel, micro_batches, processor_from_backbone
 from unime.cli.backbones import BUILT_IN, configuration
+from unime.cli.plan import PLANNED_FAMILIES
 from unime.trainers.activation_checkpointing import calling, checkpointed_layers, checkpointing_function
 from unime.trainers.cost_model import Load, Numerics, StepCost
 from unime.trainers.pass_planning import Checkpointing, checkpointing_of_layers
@@ -186,11 +187,15 @@ def test_the_predicted_peak_of_a_real_configuration_is_within_15_percent_of_fake
 
 def test_every_backbone_of_the_recipes_has_a_cost_and_its_published_size():
     billions = {"7B": (7.4, 7.8), "2B": (2.1, 2.3), "3B": (3.7, 3.8), "2.2B": (2.1, 2.2), "mistral-7b": (7.4, 7.5)}
+    billions |= {"vision": (4.0, 4.1), "4B": (4.2, 4.6), "2B-hf": (1.8, 1.9), "11B": (10.1, 10.2)}
     for backbone in BUILT_IN:
         with torch.device("meta"):
             model = UniMEModel.from_backbone(configuration(backbone), dtype=torch.bfloat16)
-        low, high = next(bounds for size, bounds in billions.items() if f"-{size.lower()}-" in backbone.lower())
-        assert low < sum(weight.numel() for weight in model.parameters()) / 1e9 < high
+        name = f"{backbone}-".lower()
+        low, high = max((size, bounds) for size, bounds in billions.items() if f"-{size.lower()}-" in name)[1]
+        assert low < sum(weight.numel() for weight in model.parameters()) / 1e9 < high, backbone
+        if model.config.backbone_config.model_type not in PLANNED_FAMILIES:
+            continue
         cost = StepCost(model)
         load = Load(1000)
         # Two operations per weight of the language model and token; embedding tables are looked up.

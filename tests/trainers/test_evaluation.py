@@ -197,6 +197,7 @@ def test_one_process_embeds_the_only_row_of_an_evaluation_set(evaluated: Callabl
     assert [len(rows) for rows in last] == [1, 0, 1]
 
 
+@pytest.mark.slow
 def test_tokens_and_operations_are_those_of_all_processes(evaluated: Callable):
     # The texts are distinct: no process embeds a text that another one embeds too.
     (tokens, operations), *two = (result["distillation work"] for result in (*evaluated(1), *evaluated(2)))

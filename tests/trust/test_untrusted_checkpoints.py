@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jinja2
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -288,5 +287,5 @@ def test_a_chat_template_cannot_reach_python(clean_checkpoint: Path, tmp_path: P
     template = "{{ cycler.__init__.__globals__.os.mkdir(" + repr(str(trace)) + ") }}"
     (folder / "chat_template.jinja").write_text(template)
     model, processor = load_model(str(folder))
-    with pytest.raises(jinja2.exceptions.SecurityError, match="access to attribute '__init__'"):
+    with pytest.raises(ValueError, match="item 0: access to attribute '__init__'"):
         model.encode("a text", processor)

