@@ -187,7 +187,7 @@ def test_the_predicted_peak_of_a_real_configuration_is_within_15_percent_of_fake
 
 def test_every_backbone_of_the_recipes_has_a_cost_and_its_published_size():
     billions = {"7B": (7.4, 7.8), "2B": (2.1, 2.3), "3B": (3.7, 3.8), "2.2B": (2.1, 2.2), "mistral-7b": (7.4, 7.5)}
-    billions |= {"vision": (4.0, 4.1), "4B": (4.2, 4.6), "2B-hf": (1.8, 1.9), "11B": (10.1, 10.2)}
+    billions |= {"3.5-vision": (4.0, 4.1), "4B": (4.2, 4.6), "2B-hf": (1.8, 1.9), "11B": (10.1, 10.2)}
     for backbone in BUILT_IN:
         with torch.device("meta"):
             model = UniMEModel.from_backbone(configuration(backbone), dtype=torch.bfloat16)
