@@ -171,3 +171,20 @@ def test_prepared_micro_batches_are_bounded_in_number_and_in_pixels(
     remaining = iter(images_one_by_one(model, processor))
     next(embed_micro_batches(model, remaining))
     assert 6 - len(list(remaining)) == prepared  # with the one that was embedded
+
+
+def test_photographs_of_one_micro_batch_are_prepared_in_several_threads(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model("llava-next")
+    model, processor = UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
+    images = [Image.new("RGB", (40, 30), (40 * i, 90, 9)) for i in range(5)]
+    together = model.encode(images, processor)
+    monkeypatch.setattr(encoding_unime, "READER_THREADS", 2)
+    monkeypatch.setattr(encoding_unime, "MAX_WINDOW_PIXELS", 2 * 2 * 40 * 30)  # two of them for each thread
+    items = {index: normalize_item(image, index) for index, image in enumerate(images)}
+    (batch,) = plan_micro_batches(processor, items, micro_batch_tokens=10**6)
+    parts = [(indices, vectors) for indices, vectors in embed_micro_batches(model, [batch])]
+    assert sorted(len(indices) for indices, _ in parts) == [1, 2, 2]
+    for indices, vectors in parts:
+        np.testing.assert_allclose(vectors, together[indices], atol=1e-5)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from threading import get_ident
 from typing import Any
 
@@ -213,7 +214,7 @@ def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, Batch
     pending: deque[tuple[MicroBatch, Future[BatchFeature]]] = deque()
     pixels = 0
     with ThreadPoolExecutor(READER_THREADS) as threads:
-        for upcoming in batches:
+        for upcoming in chain.from_iterable(map(_share_of_a_thread, batches)):
             pending.append((upcoming, threads.submit(upcoming.tensors)))
             pixels += upcoming.num_pixels
             while len(pending) > READER_THREADS or (len(pending) > 1 and pixels > MAX_WINDOW_PIXELS):
@@ -223,6 +224,14 @@ def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, Batch
         while pending:
             batch, tensors = pending.popleft()
             yield batch, tensors.result()
+
+
+def _share_of_a_thread(batch: MicroBatch) -> Iterator[MicroBatch]:
+    """Yield parts of a micro-batch: photographs, which take longer to prepare than to embed, go to several threads."""
+    if len(batch.items) > 1 and batch.num_pixels > MAX_WINDOW_PIXELS // READER_THREADS:
+        yield from chain.from_iterable(map(_share_of_a_thread, batch.halves()))
+    else:
+        yield batch
 
 
 def _embed_or_none(
