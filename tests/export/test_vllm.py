@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
 HEADS_OF_64 = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 START_SECONDS = 600
+FAMILIES = [name for name in tiny_models.TINY_MODELS if name != "phi3-v"]  # vLLM expects its published configuration
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,7 +65,7 @@ def parity(script: Callable[[Path], ModuleType]) -> ModuleType:
     return script(ROOT / "recipes" / "parity.py")
 
 
-@pytest.mark.parametrize("name", ["unime-tiny", *tiny_models.TINY_MODELS])
+@pytest.mark.parametrize("name", ["unime-tiny", *FAMILIES])
 def test_vllm_returns_the_same_embeddings(
     name: str, parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
