@@ -29,9 +29,9 @@ def give_weights_the_umask(folder: str | Path) -> None:
     Args:
         folder (`str` or `Path`): Folder of weights and at least one JSON file.
     """
-    other = next(Path(folder).glob("*.json"), None)
-    for file in Path(folder).glob("*.safetensors") if other else ():
-        file.chmod(other.stat().st_mode & 0o777)
+    modes = [file.stat().st_mode & 0o777 for file in Path(folder).glob("*.json")]
+    for file in Path(folder).glob("*.safetensors") if modes else ():
+        file.chmod(modes[0])
 
 
 @contextmanager
