@@ -112,6 +112,8 @@ class MicroBatch:
             images = [images_before_processor(self.processor, item.item["images"]) for item in self.items]
             options = _tokenizer_options(self.processor, texts[0])
             options["do_convert_rgb"] = False  # which would copy images that are RGB already
+            if "mm_token_type_ids" in self.processor.model_input_names:  # Cosmos3's processor waits to be asked
+                options["return_mm_token_type_ids"] = True
             tensors = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
             tensors = tensors if dtype is None else tensors.to(dtype=dtype)
             return _pack(tensors) if self.packed else tensors
@@ -121,7 +123,10 @@ class MicroBatch:
             return BatchFeature({"input_ids": torch.cat(rows)[None], **_boundaries(lengths)})
         ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id or 0)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        return BatchFeature({"input_ids": ids, "attention_mask": mask})
+        tensors = BatchFeature({"input_ids": ids, "attention_mask": mask})
+        if type(self.processor).__name__ == "PaliGemmaProcessor":  # without it, the model attends to padding
+            tensors["token_type_ids"] = torch.zeros_like(ids)
+        return tensors
 
 
 def default_max_length(processor: ProcessorMixin, config: PreTrainedConfig) -> int:

@@ -293,7 +293,8 @@ def save_checkpoint(
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed here
     try:
         part.mkdir(parents=True)
-        model.save_pretrained(part, state_dict=state_dict)
+        # With the prefix `backbone.`, transformers would not reverse a renaming to the names of the original weights.
+        model.save_pretrained(part, state_dict=state_dict, save_original_format=False)
         if backbone.model_type in ENTRY_FILES:
             _write_entry_file(part, ENTRY_FILES[backbone.model_type])
         processor.save_pretrained(part)

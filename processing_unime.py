@@ -149,7 +149,7 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
         start, end = around_text(0)
         (one_image, _), (two_images, _) = around_text(1), around_text(2)
     except Exception as error:  # templates and processors raise errors of many types
-        reason = str(error).partition("\n")[0]
+        reason = "it has no image token" if template is None else str(error).partition("\n")[0]
         raise ValueError(
             f"the backbone's {family} cannot render a text and images in turn ({reason}): choose a backbone whose "
             "processor has an image token, and whose chat template takes texts and images"

@@ -42,6 +42,10 @@ SIZES = {
 }
 MROPE_SECTION = [2, 1, 1]  # half of `head_dim`, on three axes
 MAX_MILLIONS = 20
+MAX_DETAIL_CHARACTERS = 200
+NO_PROCESSOR = "Transformers has no complete processor for it"
+NEEDS_TIMM = "It needs timm, which is not installed"
+NOT_SMALL = "No small model can be built from the defaults of its classes"
 INITIALIZER_RANGE = 0.3
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 NOT_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token")
@@ -51,8 +55,15 @@ GLM_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 
 HYBRID = {"text_config": {"num_hidden_layers": 4}}  # the fourth layer attends to all tokens
 OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_5": HYBRID | {"vision_config": {"patch_size": 8}},
-    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5_moe", "qwen4_exp"), HYBRID),
-    **dict.fromkeys(("kimi_k25", "mistral_large4"), {"text_config": {"num_key_value_heads": 4}}),
+    **dict.fromkeys(("qwen3_5_moe", "qwen4_exp"), HYBRID),
+    **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), HYBRID | {"image_token_id": "<|image_token|>"}),
+    "kimi_k25": {"text_config": {"num_key_value_heads": 4}, "projection_hidden_size": 32},
+    "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
+    "lfm3_vl": {"text_config": {"num_hidden_layers": 3}},  # the third layer attends to all tokens
+    "llava_next_video": {"vision_config": {"image_size": 336, "patch_size": 14}},
+    "paligemma": {"vision_config": {"image_size": 64, "patch_size": 8}},
+    "step3p7": {"text_config": {"sliding_window": 4096}},
+    "video_llava": {"vision_config": {"image_size": 224, "patch_size": 14}},
     "gemma4": {
         "vision_config": {
             "model_type": "gemma4_vision",
@@ -64,6 +75,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "head_dim": 8,
         }
     },
+    "aya_vision": {"image_token_index": "<|IMG_PATCH|>", "vision_config": {"image_size": 364, "patch_size": 14}},
+    "cohere2_vision": {"vision_config": {"image_size": 128, "patch_size": 8}},
     "aria": {"vision_config": {"image_size": 980, "patch_size": 14}},
     "ovis2": {"image_token_id": "<IMG_ATOM>"},
     "paddleocr_vl": {"text_config": {"rope_parameters": GLM_ROPE}},
@@ -87,7 +100,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         },
     },
 }
+IMAGE_PROCESSOR_ARGUMENTS = {"paligemma": {"image_seq_length": 64}}
 LITERAL = re.compile(r"""["'](<[^<>\s"']{2,40}>|\[[A-Z_]{3,20}\])["']""")
+CONSTANT = re.compile(r"""_TOKEN = ["']([^"'\s]+)["']""")
 TOKEN_ATTRIBUTE = re.compile(r"""tokenizer(?:\.|, ["'])(\w+_token)(?:_id)?\b""")
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -110,7 +125,16 @@ MAPPINGS = {
 
 
 class NoTinyModelError(Exception):
-    """A tiny model cannot be built from transformers' classes alone."""
+    """A tiny model cannot be built from transformers' classes alone.
+
+    Args:
+        reason: One of the reasons that many architectures share.
+        detail: What is wrong with this one.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 def tiny_architecture(model_type: str) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -131,16 +155,25 @@ def tiny_architecture(model_type: str) -> tuple[PreTrainedModel, ProcessorMixin]
             weights = AutoModelForImageTextToText.from_config(config).parameters()
         millions = sum(weight.numel() for weight in weights) / 1e6
         if millions > MAX_MILLIONS:
-            raise NoTinyModelError(f"with small sizes it still has {millions:.0f} million weights")
+            raise NoTinyModelError(NOT_SMALL, f"with small sizes it still has {millions:.0f} million weights")
         model = AutoModelForImageTextToText.from_config(config)
     except NoTinyModelError:
         raise
+    except ImportError as error:
+        if "timm" in str(error):
+            raise NoTinyModelError(NEEDS_TIMM) from error
+        raise NoTinyModelError(NOT_SMALL, one_line(error)) from error
     except Exception as error:
-        raise NoTinyModelError(" ".join(str(error).split()).partition("You can install")[0]) from error
+        raise NoTinyModelError(NOT_SMALL, one_line(error)) from error
     for parameter in model.parameters():
         if parameter.ndim > 1 or not parameter.any():  # a gate that is closed would hide images
             torch.nn.init.normal_(parameter, std=INITIALIZER_RANGE)
     return model, processor
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error with its type."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_DETAIL_CHARACTERS]}"
 
 
 def with_tokens(overrides: dict[str, Any], processor: ProcessorMixin) -> dict[str, Any]:
@@ -200,7 +233,7 @@ def tiny_tokenizer(processor_class: type[ProcessorMixin]) -> PreTrainedTokenizer
     for name in named:  # `tokenizer.image_token if hasattr(tokenizer, "image_token") else "<image>"`
         fallback = re.search(rf"tokenizer\.{name}\b[^\n]* else [\"']([^\"'\s]+)[\"']", source)
         named[name] = fallback[1] if fallback else named[name]
-    special = list(dict.fromkeys([*SPECIAL, *LITERAL.findall(source), *named.values()]))
+    special = list(dict.fromkeys([*SPECIAL, *LITERAL.findall(source), *CONSTANT.findall(source), *named.values()]))
     backend = tokenizer(special, pad="<pad>", eos="</s>", bos="<s>").backend_tokenizer
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -216,16 +249,19 @@ def tiny_processor(model_type: str, config: PreTrainedConfig) -> ProcessorMixin:
     """Return a processor with a small tokenizer, and other parts with defaults and the sizes of the vision tower."""
     name = PROCESSOR_MAPPING_NAMES.get(model_type) or PROCESSORS.get(model_type)
     if name is None:
-        raise NoTinyModelError("transformers has no processor for it")
+        raise NoTinyModelError(NO_PROCESSOR)
     processor_class = getattr(transformers, name)
     parts: dict[str, Any] = {}
     for part in processor_class.get_attributes():
         if part == "tokenizer":
             parts[part] = tiny_tokenizer(processor_class)
         elif part in MAPPINGS:
-            parts[part] = part_class(part, name, type(config))(**patch_arguments(config))
+            arguments = patch_arguments(config)
+            if part == "image_processor":
+                arguments |= IMAGE_PROCESSOR_ARGUMENTS.get(model_type, {})
+            parts[part] = part_class(part, name, type(config))(**arguments)
         else:
-            raise NoTinyModelError(f"transformers has no default {part.replace('_', ' ')} for its processor")
+            raise NoTinyModelError(NO_PROCESSOR, f"no default {part.replace('_', ' ')}")
     parameters = inspect.signature(processor_class.__init__).parameters
     for name, parameter in parameters.items():
         # Such as `patch_size`, which is saved with a real processor.
@@ -241,7 +277,8 @@ def tiny_processor(model_type: str, config: PreTrainedConfig) -> ProcessorMixin:
         parts.setdefault("vision_feature_select_strategy", "default")
     processor = processor_class(**parts)
     fit_images(processor, config)
-    image_token = vars(processor).get("image_token")
+    tokens = vars(processor)
+    image_token = tokens.get("image_placeholder_token") or tokens.get("image_token")
     if isinstance(image_token, str):
         processor.chat_template = CHAT_TEMPLATE.replace("IMAGE", image_token)
     return processor
@@ -255,7 +292,7 @@ def part_class(part: str, processor_name: str, config_class: type[PreTrainedConf
         if candidate in mapping:
             classes = mapping[candidate]
             return (classes.get("torchvision") or classes["pil"]) if isinstance(classes, dict) else classes
-    raise NoTinyModelError(f"transformers has no default {part.replace('_', ' ')} for its processor")
+    raise NoTinyModelError(NO_PROCESSOR, f"no default {part.replace('_', ' ')}")
 
 
 def patch_arguments(config: PreTrainedConfig) -> dict[str, Any]:

@@ -130,7 +130,9 @@ def count_patches(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], p
             best = select_best_resolution((height, width), image_processor.image_grid_pinpoints)
             tiles += (best[0] // edge) * (best[1] // edge)
         return tiles * (edge // patch_size) ** 2
-    pixels = _preprocess_blank_images(processor, sizes)["pixel_values"]
+    tensors = _preprocess_blank_images(processor, sizes)
+    # Video-LLaVA has `pixel_values_images`.
+    pixels = next(value for name, value in tensors.items() if name.startswith("pixel_values"))
     return len(pixels) if pixels.ndim == 2 else pixels.numel() // (3 * patch_size**2)  # 2: a row for each patch
 
 

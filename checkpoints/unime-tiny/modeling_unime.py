@@ -51,6 +51,24 @@ def require_all_weights(checkpoint: str, missing_keys: Iterable[str]) -> None:
         )
 
 
+def require_image_text_model(config: PreTrainedConfig, source: str) -> None:
+    """Refuse a backbone that is not an image-text model of transformers with one decoder.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of the backbone.
+        source (`str`): Folder or Hub id, for the error.
+
+    Raises:
+        ValueError: It is a model of another kind.
+    """
+    generates = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) in MODEL_MAPPING
+    if not (generates or config.model_type in EMBEDDER_TYPES) or config.is_encoder_decoder:
+        raise ValueError(
+            f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model "
+            "with one decoder: choose a backbone such as LLaVA or Qwen2-VL"
+        )
+
+
 def whole_layers(backbone: PreTrainedModel) -> list[str]:
     """Return the class names of the modules that FSDP wraps one by one, and that stay on one device.
 
@@ -116,18 +134,16 @@ class UniMEModel(PreTrainedModel):
         # Without a value, transformers asks on the terminal whether code of the backbone may run.
         native = {"trust_remote_code": False}
         config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone, **native)
-        generates = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) in MODEL_MAPPING
-        if not (generates or config.model_type in EMBEDDER_TYPES) or config.is_encoder_decoder:
-            source = "the configuration" if backbone is config else backbone
-            raise ValueError(
-                f"{source} is of type '{config.model_type}', which transformers does not list as an image-text model "
-                "with one decoder: choose a backbone such as LLaVA or Qwen2-VL"
-            )
+        require_image_text_model(config, "the configuration" if backbone is config else backbone)
         if backbone is config:
             loaded = AutoModel.from_config(config, **kwargs)
         else:
-            options = {"key_mapping": GENERATIVE_PREFIX} | kwargs
-            loaded, report = AutoModel.from_pretrained(backbone, output_loading_info=True, **native | options)
+            options = {"output_loading_info": True} | native
+            loaded, report = AutoModel.from_pretrained(
+                backbone, **options | {"key_mapping": GENERATIVE_PREFIX} | kwargs
+            )
+            if report["missing_keys"]:  # HunYuan and HyperCLOVA X have renamings of their own, which need the prefix
+                loaded, report = AutoModel.from_pretrained(backbone, **options | kwargs)
             require_all_weights(str(backbone), report["missing_keys"])
             del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it
