@@ -2,8 +2,8 @@
 
     python tests/architectures.py [MODEL_TYPE...]
 
-A model goes through the steps of [`check`]. Results are written to `architectures.json`, and from them the table to
-`docs/architectures.md`.
+A model goes through the steps of [`check`], if it runs without this package ([`check_native`]). Results are written to
+`architectures.json`, and from them the page `docs/architectures.md`.
 """
 
 import json
@@ -23,14 +23,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from tiny_architectures import NoTinyModelError, tiny_architecture
+from tiny_architectures import NOT_SMALL, NoTinyModelError, tiny_architecture
 from tiny_models import TINY_MODELS
 from torch import Tensor
-from transformers import AutoModel, ProcessorMixin
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from unime import load_model, processor_from_backbone, save_checkpoint
 from unime.export.plain import export_plain
+from unime.modeling_unime import require_image_text_model
 from unime.processing_unime import to_item_dict, to_messages
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer, merge_adapter
 
@@ -39,13 +40,32 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "architectures.md"
 STEPS = {
-    "prompts": "its prompts are derived from the backbone's chat template",
+    "prompts": "the backbone is accepted, and its prompts are derived from its chat template",
     "batches": "a batch gives the embeddings of single items",
     "padding": "padding on the left and on the right give the same embeddings",
     "training": "two steps of stage 2 with an adapter change the embeddings",
     "AutoModel": "the saved checkpoint gives the same embeddings with `AutoModel`",
     "SentenceTransformer": "and with `SentenceTransformer`",
     "plain export": "and so does the export to native classes",
+}
+INCONSISTENT = "The tiny model does not run on the output of its own processor"
+# What an error means where it does not say so itself.
+BATCHED_IMAGES = "with transformers alone, too, the second image of a batch gets other features than on its own"
+LIMITS = {
+    "cosmos3_edge SentenceTransformer": "its processor gives `mm_token_type_ids` only to callers that ask for them, "
+    "which sentence-transformers does not: use `AutoModel`",
+    "got_ocr2 batches": "its processor takes one image per text, but is given a list of images for each text",
+    "minicpmv4_6 batches": BATCHED_IMAGES,
+    "minicpmv4_7 batches": BATCHED_IMAGES,
+    "mistral_large4 padding": "its positions are absolute and padding on the left shifts them: pad on the right, as "
+    "`encode` and the trainers do",
+    "mllama SentenceTransformer": "its processor does not take texts without images beside those with images, which "
+    "sentence-transformers batches together: encode them in separate calls",
+    "paligemma padding": "not compared for texts without images, which its processor does not take",
+    "paligemma SentenceTransformer": "sentence-transformers passes texts without `token_type_ids`, and transformers "
+    "then gives padded texts other embeddings: use `AutoModel`",
+    "qianfan_ocr batches": "its processor replaces another token than its `image_token`, which gives the number of "
+    "tokens of an image",
 }
 MIN_DIFFERENCE = 1e-5  # between embeddings that are not equal
 MAX_ERROR_CHARACTERS = 400
@@ -64,10 +84,10 @@ def tiny(model_type: str) -> tuple[torch.nn.Module, ProcessorMixin]:
 
 
 def check(model_type: str, folder: Path) -> Iterator[tuple[str, BaseException | None]]:
-    """Send a tiny model through all steps, and yield each with its error; the last three do not need each other.
+    """Send a tiny model through all steps, and yield each with its error.
 
     Raises:
-        NoTinyModelError: There is no tiny model.
+        NoTinyModelError: There is no tiny model, or it does not run without this package either.
     """
     torch.manual_seed(0)
     native, processor = tiny(model_type)
@@ -75,13 +95,15 @@ def check(model_type: str, folder: Path) -> Iterator[tuple[str, BaseException | 
         native.eval().save_pretrained(folder / "native")
         processor.save_pretrained(folder / "native")
     except Exception as error:
-        raise NoTinyModelError(f"it cannot be saved ({first_sentence(error)})") from error
+        raise NoTinyModelError(NOT_SMALL, f"it cannot be saved ({first_sentence(error)})") from error
     del native
     state = State(folder)
     for name, step in STEP_FUNCTIONS.items():
         try:
             step(state)
             yield name, None
+        except NoTinyModelError:
+            raise
         except (Exception, SystemExit) as error:  # transformers exits where it cannot read weights
             yield name, error
             if name not in INDEPENDENT:
@@ -99,8 +121,45 @@ class State:
 
 
 def check_prompts(state: State) -> None:
-    """Derive the template."""
-    processor_from_backbone(str(state.folder / "native"))
+    """Derive the template, and check that the model works without it."""
+    folder = state.folder / "native"
+    require_image_text_model(AutoConfig.from_pretrained(folder), "it")
+    processor_from_backbone(str(folder))
+    check_native(folder)
+
+
+def check_native(folder: Path) -> None:
+    """Run a model with transformers alone: what does not work there is no fault of this package.
+
+    Raises:
+        NoTinyModelError: The model does not read the output of its processor, or not its images.
+    """
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", output_loading_info=True)
+        if report["missing_keys"]:
+            raise AssertionError(f"transformers does not find {min(report['missing_keys'])} in its own file")
+        processor = AutoProcessor.from_pretrained(folder)
+        logits = [native_logits(model.eval(), processor, image) for image in (TILE, OTHER)]
+        if not torch.stack(logits).isfinite().all():
+            raise AssertionError("its outputs are not finite")
+        if not (logits[0] - logits[1]).abs().max() > MIN_DIFFERENCE:
+            raise AssertionError("different images give the same output at the last token")
+    except (Exception, SystemExit) as error:
+        raise NoTinyModelError(INCONSISTENT, first_sentence(error)) from error
+
+
+@torch.no_grad()
+def native_logits(model: torch.nn.Module, processor: ProcessorMixin, image: Image.Image) -> Tensor:
+    """Return the logits of the last token of an image and a text."""
+    if processor.chat_template is None:
+        prompt = f"{processor.image_token}\n{TEXTS[0]}"
+    else:
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TEXTS[0]}]}
+        prompt = processor.apply_chat_template([turn], tokenize=False)
+    inputs = processor(images=image, text=prompt, return_tensors="pt", **token_types(processor))
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    return model(**inputs, use_cache=False).logits[0, -1]
 
 
 def check_batches(state: State) -> None:
@@ -190,7 +249,7 @@ STEP_FUNCTIONS = dict(
         strict=True,
     )
 )
-INDEPENDENT = ("AutoModel", "SentenceTransformer", "plain export")
+INDEPENDENT = ("padding", "AutoModel", "SentenceTransformer", "plain export")
 
 
 def inputs(processor: ProcessorMixin, items: list, side: str) -> dict[str, Tensor]:
@@ -206,7 +265,13 @@ def inputs(processor: ProcessorMixin, items: list, side: str) -> dict[str, Tenso
         padding_side=side,
         return_tensors="pt",
         add_special_tokens=start is None or not texts[0].startswith(start),
+        **token_types(processor),
     )
+
+
+def token_types(processor: ProcessorMixin) -> dict[str, bool]:
+    """Return the option that gives a model all its inputs, since some processors leave one out."""
+    return {"return_mm_token_type_ids": True} if "mm_token_type_ids" in processor.model_input_names else {}
 
 
 def assert_equal(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -227,7 +292,7 @@ def run(model_type: str) -> dict[str, Any]:
                 else:
                     errors[step] = first_sentence(error).replace(folder, "FOLDER")
         except NoTinyModelError as error:
-            return {"not tested": str(error)}
+            return {"not tested": error.reason} | ({"detail": error.detail} if error.detail else {})
     return {"passed": passed} | ({"errors": errors} if errors else {})
 
 
@@ -238,30 +303,46 @@ def first_sentence(error: BaseException) -> str:
 
 
 def page(results: dict[str, dict[str, Any]], transformers_version: str) -> str:
-    """Return the documentation page with the table."""
+    """Return the documentation page: what passes, what does not, and what was not tested."""
     complete = [name for name, result in results.items() if len(result.get("passed", ())) == len(STEPS)]
-    tested = [name for name, result in results.items() if "passed" in result]
+    failing = {name: result for name, result in results.items() if "errors" in result}
+    reasons = sorted({result["not tested"] for result in results.values() if "not tested" in result})
     lines = [
         "# Supported architectures",
         "",
-        f"The {len(results)} model types that transformers {transformers_version} lists as image-text models. `make",
+        f"transformers {transformers_version} lists {len(results)} model types as image-text models. `make",
         "test-architectures` builds each with random weights from its classes, with few and small layers, and checks:",
         "",
         *(f"- **{name}**: {text}" for name, text in STEPS.items()),
         "",
-        f"{len(complete)} of {len(tested)} pass everything; the last column has the first error of the others.",
-        f"For the other {len(results) - len(tested)}, no tiny model could be built from the defaults of transformers'",
-        "classes, which says nothing about real checkpoints.",
+        "A model that does not run with transformers alone on an image and a text was not tested.",
         "",
-        "| model type | " + " | ".join(STEPS) + " | error |",
-        "|---|" + "---|" * (len(STEPS) + 1),
+        f"## Every step passes: {len(complete)}",
+        "",
+        "| model type | class of transformers |",
+        "|---|---|",
+        *(f"| `{name}` | `{MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name]}` |" for name in complete),
+        "",
+        f"## A step fails: {len(failing)}",
+        "",
+        "| model type | fails at | reason |",
+        "|---|---|---|",
     ]
-    for name, result in results.items():
-        marks = ["yes" if step in result.get("passed", ()) else "" for step in STEPS]
-        reason = next(iter(result.get("errors", {}).values()), "")
-        if "not tested" in result:
-            reason = f"not tested: {result['not tested']}"
-        lines.append(f"| `{name}` | {' | '.join(marks)} | {escape(reason)} |")
+    for name, result in failing.items():
+        explained = {step: LIMITS.get(f"{name} {step}", error) for step, error in result["errors"].items()}
+        lines += [f"| `{name}` | {step} | {escape(reason)} |" for step, reason in explained.items()]
+    lines += [
+        "",
+        f"## Not tested: {len(results) - len(complete) - len(failing)}",
+        "",
+        "This says nothing about real checkpoints: a tiny model is built from the defaults of transformers' classes,",
+        "which do not always fit together.",
+    ]
+    for reason in reasons:
+        group = {name: result for name, result in results.items() if result.get("not tested") == reason}
+        lines += ["", f"### {reason}", ""]
+        details = (f": {escape(result['detail'])}" if "detail" in result else "" for result in group.values())
+        lines += [f"- `{name}`{detail}" for name, detail in zip(group, details, strict=True)]
     return "\n".join(lines) + "\n"
 
 
