@@ -142,7 +142,7 @@ class UniMEModel(PreTrainedModel):
             loaded, report = AutoModel.from_pretrained(
                 backbone, **options | {"key_mapping": GENERATIVE_PREFIX} | kwargs
             )
-            if report["missing_keys"]:  # HunYuan and HyperCLOVA X have renamings of their own, which need the prefix
+            if report["missing_keys"]:  # renamings of HunYuan V4 and HyperCLOVA X need the prefix
                 loaded, report = AutoModel.from_pretrained(backbone, **options | kwargs)
             require_all_weights(str(backbone), report["missing_keys"])
             del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
