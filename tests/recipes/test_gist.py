@@ -73,6 +73,7 @@ def test_loss_and_gradient_equal_those_of_sentence_transformers(
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_changes_the_model(recipe: ModuleType, parsed: Callable[..., tuple], tmp_path: Path):
     words = ["--config", ROOT / "recipes" / "tiny" / "stage2.yaml", "--guide", GUIDE, "--output_dir", tmp_path]
     words += [

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from unime.eval.benchmarks import sugarcrepe
 from unime.openmoji import perturbations
 
@@ -58,6 +60,7 @@ for name in ("openmoji", "agreement"):
 """
 
 
+@pytest.mark.slow
 def test_published_benchmarks_open_without_the_openmoji_data(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False

@@ -164,6 +164,7 @@ def test_equal_data_gives_equal_svg():
     assert draw() == draw()
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_when_a_chart_is_drawn():
     code = "import sys; import unime.eval.report.html_report; assert 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
