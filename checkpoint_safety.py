@@ -132,8 +132,8 @@ def refuse_adapter(checkpoint: str) -> None:
     base = adapter_base(checkpoint)
     if base is not None:
         raise ValueError(
-            f"{checkpoint} is an adapter for {base} and not a whole model: merge it with `unime merge {base} "
-            f"{checkpoint} OUTPUT` and give the folder OUTPUT"
+            f"{checkpoint} is an adapter for {base} and not a whole model: write that with "
+            f'`unime.save_checkpoint(*unime.load_model("{checkpoint}"), "OUTPUT")` and give the folder OUTPUT'
         )
 
 

@@ -31,13 +31,22 @@ class UniMEConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Return the number of dimensions of an embedding: the width of the language model, or of its projection."""
-        text_config = self.get_text_config()
-        return text_config.to_dict().get("embedding_dim", text_config.hidden_size)
+        """Return the number of dimensions of an embedding."""
+        return embedding_dimensions(self)
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """Return the configuration of the backbone's language model."""
         return self.backbone_config.get_text_config(*args, **kwargs)  # type: ignore[union-attr]
 
 
-__all__ = ["UniMEConfig"]
+def embedding_dimensions(config: PreTrainedConfig) -> int:
+    """Return the number of dimensions of an embedding: the width of the language model, or of its projection.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of a UniME checkpoint or of a backbone.
+    """
+    text_config = config.get_text_config()
+    return text_config.to_dict().get("embedding_dim", text_config.hidden_size)
+
+
+__all__ = ["UniMEConfig", "embedding_dimensions"]

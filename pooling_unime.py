@@ -1,8 +1,8 @@
 """Pooling, and a last decoder layer that is computed for the last token only.
 
 The embedding is the hidden state of the last token, or the mean over all tokens. With the former, in the last decoder
-layer, everything after the attention scores
-affects no other token, so most of that layer's work can be skipped for the others.
+layer, everything after the attention scores affects no other token, so most of that layer's work can be skipped for
+the others.
 """
 
 from collections.abc import Iterator, Mapping

@@ -20,10 +20,10 @@ from ..checkpoint import named_prompts
 from ..corpus.entry import Entry
 from ..image_size import draft_for
 from ..isolate_failures import map_isolating_failures
+from ..windows_unime import MAX_WINDOW_PIXELS
 
 
 WINDOW_ENTRIES = 1024
-MAX_WINDOW_PIXELS = 2**27  # 537 MB, as Pillow takes 4 bytes for a pixel
 READER_THREADS = 8
 
 _Opened = tuple[Entry, str, dict[str, Any]]  # with its content and the item to embed
@@ -134,7 +134,7 @@ def _prefetch(
     pending = deque()
     for entry in entries:
         pending.append(readers.submit(open_entry, entry))
-        if len(pending) > 2 * READER_THREADS:
+        if len(pending) > READER_THREADS:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..checkpoint import fingerprint
 from ..checkpoint_safety import read_config
+from ..configuration_unime import embedding_dimensions
 from ..corpus.entry import Entry
 from ..storage.atomic_files import atomic_write
 from .entry_embedding import Rejected, embed_entries
@@ -150,7 +151,7 @@ class Index:
         # A killed run may have left a partial record.
         if folder.is_file() or folder.is_dir() and any(path.suffix != ".part" for path in folder.iterdir()):
             raise ValueError(f"{folder} exists and is not an empty folder: choose a new folder for the index")
-        dimensions = read_config(checkpoint).get_text_config().hidden_size
+        dimensions = embedding_dimensions(read_config(checkpoint))
         absolute = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
         record = IndexRecord(
             absolute, fingerprint(checkpoint), dimensions, instruction, image_size, preset, draft_jpegs
@@ -228,7 +229,7 @@ class Index:
             to_embed = diff.new + diff.changed
             if to_embed:
                 model, processor = load()
-                self._check_dimensions(model.config.get_text_config().hidden_size)
+                self._check_dimensions(model.config.hidden_size)
                 changed_ids = {corpus[position].id for position in diff.changed}
                 entries = (corpus[position] for position in to_embed)
                 record = self.record

@@ -353,5 +353,5 @@ def test_the_processor_of_an_adapter_without_one_is_that_of_its_base(
 def test_what_reads_the_files_of_a_whole_model_says_how_to_merge_an_adapter(trained: tuple[Path, np.ndarray]):
     folder = str(trained[0])
     for read in (describe, partial(model_meta, name="a/b")):
-        with pytest.raises(ValueError, match=f"{folder} is an adapter for .*: merge it with `unime merge "):
+        with pytest.raises(ValueError, match=f"{folder} is an adapter for .*: write that with `unime.save_checkpoint"):
             read(folder)

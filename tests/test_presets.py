@@ -30,6 +30,7 @@ from unime.cli.main import app
 from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
 from unime.image_tokens_unime import square_of
+from unime.index.index import Index
 from unime.presets import all_presets, find_preset
 from unime.processing_unime import Item, normalize_item, to_item_dict, to_messages
 from unime.trainers.gradient_cache import with_last_layer_shortcut
@@ -494,6 +495,18 @@ def test_a_saved_bidirectional_embedder_pools_all_tokens_wherever_it_is_loaded(l
     np.testing.assert_allclose(
         transformer.encode("A cat", prompt_name="query"), model.encode(query, processor), atol=1e-5
     )
+
+
+def test_an_index_has_the_dimensions_of_a_projection(folder, loaded, tmp_path: Path) -> None:
+    model = str(folder("embeddinggemma-2"))
+    (tmp_path / "texts").mkdir()
+    for name in ("a cat", "a dog"):
+        (tmp_path / "texts" / f"{name}.txt").write_text(name)
+    run = CliRunner().invoke
+    assert run(app, ["index", str(tmp_path / "texts"), str(tmp_path / "index"), "--model", model]).exit_code == 0
+    assert Index.open(tmp_path / "index").record.dimensions == loaded("embeddinggemma-2")[0].config.hidden_size
+    found = json.loads(run(app, ["search", str(tmp_path / "index"), "a cat", "--json"]).stdout)
+    assert len(found["hits"]) == 2
 
 
 def test_sentence_transformers_refuses_a_model_that_reads_squares(loaded, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_corpus_is_read_at_most_two_windows_ahead(loaded) -> None:
 
     windows = embed_entries(model, processor, endless(), window=4)
     assert [entry.id for entry in next(windows).entries] == ["1", "2", "3", "4"]
-    assert len(read) <= 2 * 4 + 2 * entry_embedding.READER_THREADS + 1
+    assert len(read) <= 2 * 4 + entry_embedding.READER_THREADS + 1
     windows.close()
 
 
