@@ -124,7 +124,7 @@ class MicroBatch:
         ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id or 0)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         tensors = BatchFeature({"input_ids": ids, "attention_mask": mask})
-        if type(self.processor).__name__ == "PaliGemmaProcessor":  # without it, the model attends to padding
+        if "token_type_ids" in self.processor.model_input_names:  # PaliGemma attends to padding without
             tensors["token_type_ids"] = torch.zeros_like(ids)
         return tensors
 
