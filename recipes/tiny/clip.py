@@ -9,7 +9,8 @@ from functools import partial
 
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoTokenizer, CLIPProcessor, TrainerCallback, set_seed
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, CLIPProcessor, ProgressCallback, TrainerCallback, set_seed
 from trl import TrlParser
 
 from unime.data.collator import ContrastiveCollator
@@ -33,7 +34,7 @@ class ScriptArguments:
 
 
 class TimeLimit(TrainerCallback):
-    """Callback that stops the training when its time is over.
+    """Callback that stops the training when its time is over, and shows its seconds, as its steps are not known.
 
     Args:
         seconds (`float`): Wall time of the training.
@@ -49,9 +50,19 @@ class TimeLimit(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.start = time.monotonic()
+        hidden = args.disable_tqdm or not state.is_world_process_zero
+        self.bar = tqdm(total=round(self.seconds), desc="Training CLIP", unit="s", disable=hidden)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.bar.update(round(self.elapsed_share() * self.seconds) - self.bar.n)
         control.should_training_stop = control.should_training_stop or self.elapsed_share() == 1
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if state.is_world_process_zero and logs:
+            tqdm.write(str({name: value for name, value in logs.items() if name in ("loss", "accuracy", "epoch")}))
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()
 
 
 def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
@@ -78,6 +89,7 @@ def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
         callbacks=[time_limit],
         optimizers=(optimizer, schedule),
     )
+    trainer.remove_callback(ProgressCallback)
     trainer.train()
     trainer.save_state()
     if trainer.is_world_process_zero():

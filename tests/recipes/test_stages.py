@@ -163,8 +163,9 @@ def test_the_tiny_recipes_make_a_backbone_an_embedding_model_a_clip_and_a_compar
         tiny / "clip.py", "--config", tiny / "clip.yaml", "--output_dir", clip,
         "--tokenizer", backbone, "--seconds", 2, *small,
     )  # fmt: skip
+    progress = capsys.readouterr().err
+    assert "Training CLIP: 100%" in progress and "/1000000" not in progress  # of its seconds, not of unknown steps
     models = [f"Before={backbone}", f"Stage 1={one}", f"Stage 2={two}", f"CLIP={clip}"]
-    capsys.readouterr()
     evaluation.main(["--output_dir", str(tmp_path), "--size", "20", "--models", *models])
     printed = capsys.readouterr().out
 
