@@ -1,5 +1,6 @@
 """Adapters: a saved LoRA or DoRA adapter is loaded strictly, whoever trained it, and merged into its base."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from .checkpoint_safety import check_integrity, forbid_remote_code, refuse_pickle
+from .checkpoint_safety import TRAINING_RECORD, check_integrity, forbid_remote_code, refuse_pickle
+from .configuration_unime import matryoshka_dimensions
 from .extras import require_extra
 from .modeling_unime import UniMEModel
 
@@ -101,11 +103,25 @@ def merge_saved_adapter(model: UniMEModel, path: str | Path) -> None:
     load_adapter(named, path).merge_and_unload()
     for name, module_path in paths.items():  # `modules_to_save` replaces modules
         setattr(backbone, name, named.get_submodule(module_path))
+    take_trained_dimensions(model, path)
     logger.warning("merged the adapter in %s into the weights of its base", path)
     # An adapter that is trained on the result names it as its base.
     backbone.name_or_path = str(path)
     if model.name_or_path:
         model.name_or_path = str(path)
+
+
+def take_trained_dimensions(model: UniMEModel, path: str | Path) -> None:
+    """Give a model the `matryoshka_dimensions` of the training of its adapter, if UniME's trainer wrote its record.
+
+    Args:
+        model ([`UniMEModel`]): The model that the adapter is merged into; its configuration changes.
+        path (`str` or `Path`): Folder or Hub id of the adapter.
+    """
+    record = Path(path, TRAINING_RECORD)
+    if record.is_file():
+        trained = json.loads(record.read_text())[-1]["arguments"].get("matryoshka_dims")
+        model.config.matryoshka_dimensions = matryoshka_dimensions(model.config, trained)
 
 
 def _read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -177,7 +177,7 @@ def embed_micro_batches(
         float32.
 
     Raises:
-        ValueError: A single item does not fit into memory.
+        ValueError: A single item does not fit into memory, or an embedding is not finite.
     """
     prefix_tokens: tuple[int, ...] = ()
     prefix = None
@@ -190,6 +190,7 @@ def embed_micro_batches(
             batch, tensors = pending.popleft()
             embeddings = _embed_or_none(model, tensors, truncate_dim, prefix)
             if embeddings is not None:
+                require_finite(model, batch.indices, embeddings)
                 yield batch.indices, embeddings
                 continue
             tokens = tensors["input_ids"].numel()
@@ -203,6 +204,27 @@ def embed_micro_batches(
                 "them in halves; a smaller micro_batch_tokens avoids this"
             )
             pending.extendleft((half, half.tensors()) for half in reversed(batch.halves()))
+
+
+def require_finite(model: PreTrainedModel, indices: list[int], embeddings: np.ndarray) -> None:
+    """Refuse embeddings that hold NaN or infinity.
+
+    Args:
+        model ([`UniMEModel`]): The model, for the error.
+        indices (`list[int]`): Indices of items, for the error.
+        embeddings (`np.ndarray` of shape `(items, dimensions)`): Their embeddings.
+
+    Raises:
+        ValueError: An embedding is not finite.
+    """
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        item, dtype = indices[int(finite.argmin())], str(model.dtype).removeprefix("torch.")
+        others = "another dtype" if dtype == "float32" else "float32 or bfloat16"
+        raise ValueError(
+            f"item {item}: its embedding is not finite in {dtype}: load the model in {others}, and if that does not "
+            "help, copy or download the checkpoint again"
+        )
 
 
 def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
@@ -265,5 +287,6 @@ __all__ = [
     "forward_packed",
     "forward_with_prefix",
     "prefill",
+    "require_finite",
     "sequential_positions",
 ]

@@ -277,7 +277,8 @@ class UniMEModel(PreTrainedModel):
 
         Raises:
             ValueError: An item is malformed, its prompt and images exceed `max_length`, it does not fit into memory on
-                its own, or it has a text before an image and the checkpoint's chat template puts all images first.
+                its own, it has a text before an image and the checkpoint's chat template puts all images first, or
+                its embedding is not finite.
         """
         if packed:
             self.require_packing()

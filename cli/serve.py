@@ -22,6 +22,12 @@ def serve(
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Fetch images from public http(s) URLs.")
     ] = False,
+    cors_allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin (https://example.org) whose web pages may call the server; repeat it, or * for all."
+        ),
+    ] = None,
     max_items: Annotated[int, typer.Option(min=1, help="Maximum number of items per request.")] = 2048,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Maximum size of a request's body.")] = 16,
     max_characters: Annotated[int, typer.Option(min=1, help="Maximum number of characters per item.")] = 100_000,
@@ -41,9 +47,13 @@ def serve(
 
     from pathlib import Path
 
+    import uvicorn
+
+    from ..checkpoint import fingerprint
     from ..serve.application import create_app
     from ..serve.embedder import Embedder
     from ..serve.limits import Limits
+    from ..serve.server import Server
     from ..serve.service import EmbeddingService
 
     network, processor = load_onto(model, dtype, device, image_size, preset)
@@ -54,15 +64,14 @@ def serve(
         batch_items,
         max_wait_ms / 1000,
         allow_remote_images,
+        fingerprint(model),
     )
-    app = create_app(service, api_key or None)
+    app = create_app(service, api_key or None, cors_allow_origin or ())
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     typer.echo(f"{service.name} ({service.dimensions} dimensions, {dtype}, {network.device}) at {address}")
-    import uvicorn
-
     # No access log: a proxy can write one, and /metrics counts requests. After SIGTERM, requests have 30 s to finish.
-    config = uvicorn.Config(app, access_log=False, timeout_graceful_shutdown=30, server_header=False)
-    uvicorn.Server(config).run([listener])
+    config = uvicorn.Config(app, access_log=False, timeout_graceful_shutdown=30, server_header=False, ws="none")
+    Server(config).run([listener])
 
 
 def bind(host: str, port: int) -> socket.socket:

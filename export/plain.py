@@ -105,6 +105,8 @@ def export_plain(
     rope = native.config.get_text_config().rope_parameters or {}
     if native.config.model_type in INTERLEAVED_MROPE_FAMILIES and "mrope_section" in rope:
         rope.setdefault("mrope_interleaved", True)  # transformers always interleaves, vLLM asks the configuration
+    if model.config.matryoshka_dimensions:  # vLLM refuses `dimensions` without it
+        native.config.matryoshka_dimensions = model.config.matryoshka_dimensions
     weights = {name: weight for name, weight in native.state_dict().items() if weight.device.type != "meta"}
     native.save_pretrained(directory, state_dict=weights)
     give_weights_the_umask(directory)

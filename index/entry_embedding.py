@@ -171,11 +171,10 @@ def _vectors_or_reasons(
     model: PreTrainedModel, processor: ProcessorMixin, items: Sequence[dict[str, Any]], truncate_dim: int | None
 ) -> list[np.ndarray | str]:
     """Return the embedding of each item, or the reason why the processor or the model rejected it."""
-    not_finite = f"its embedding is not finite in {model.dtype}: use another dtype"
     results = map_isolating_failures(
         lambda batch: model.encode(batch, processor, truncate_dim=truncate_dim), items, ValueError
     )
     return [
-        str(result) if isinstance(result, ValueError) else result if np.isfinite(result).all() else not_finite
+        str(result).removeprefix("item 0: ") if isinstance(result, ValueError) else result  # it was alone
         for result in results
     ]

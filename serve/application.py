@@ -5,12 +5,14 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, PackageLoader
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -23,15 +25,22 @@ from .service import EmbeddingService
 
 UPLOAD_TIMEOUT_SECONDS = 60
 DISCONNECTED = ApiError(499, "the client closed the connection")  # nobody receives it, but the metrics count it
+DOCS_PAGE = Environment(
+    loader=PackageLoader("unime.serve", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+).get_template("docs.html.jinja")
 logger = logging.getLogger(__name__)
 
 
-def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI:
+def create_app(
+    service: EmbeddingService, api_key: str | None = None, cors_allow_origins: Sequence[str] = ()
+) -> FastAPI:
     """Return the ASGI application that serves a model.
 
     Args:
         service ([`EmbeddingService`]): Answers the requests; it runs during the lifespan of the application.
         api_key (`str`, *optional*): Key that clients must send to `/v1` as `Authorization: Bearer ...`.
+        cors_allow_origins (`Sequence[str]`, *optional*): Origins such as `https://example.org` whose web pages may
+            call the server from a browser; `*` stands for all.
     """
 
     @asynccontextmanager
@@ -46,12 +55,15 @@ def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI
         if api_key is not None and not secrets.compare_digest(header.encode(), f"Bearer {api_key}".encode()):
             raise ApiError(401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'", "invalid_api_key")
 
-    # FastAPI's documentation pages load scripts from other hosts, so they are off; /openapi.json has the same content.
+    # FastAPI's documentation pages load scripts from other hosts, so /docs is a page of our own.
     app = FastAPI(
         lifespan=lifespan, title="UniME", description="Multimodal embeddings.", docs_url=None, redoc_url=None
     )
+    if cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=cors_allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
     router = APIRouter(prefix="/v1", dependencies=[Depends(authorize)])
-    model_info = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "unime"}
     schema = {"content": {"application/json": {"schema": EmbeddingRequest.model_json_schema()}}, "required": True}
 
     # The handler reads the body itself, so that it is read only after the key is checked and the request is admitted.
@@ -75,12 +87,30 @@ def create_app(service: EmbeddingService, api_key: str | None = None) -> FastAPI
     @router.get("/models")
     async def models() -> dict[str, Any]:
         """List the served model."""
-        return {"object": "list", "data": [model_info]}
+        return {"object": "list", "data": [service.model_info]}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """Describe the served model: its dimensions, pooling, prompts and fingerprint."""
+        service.require_name(name)
+        return service.model_info
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Return 200; the port opens when the model is warm and closes on SIGTERM."""
         return {"status": "ok"}
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(
+            DOCS_PAGE.render(
+                title=app.title,
+                paths=app.openapi()["paths"],
+                fields=EmbeddingRequest.model_fields,
+                address=request.base_url,
+                needs_key=api_key is not None,
+            )
+        )
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -98,8 +98,6 @@ class Embedder:
         tokens = {item.index: item.length for batch in batches for item in batch.items}
         results: dict[int, Embedded] = {}
         for positions, embeddings in embed_micro_batches(self.model, batches):
-            if not np.isfinite(embeddings).all():
-                raise FloatingPointError("an embedding is not finite: serve the model with another --dtype")
             for position, embedding in zip(positions, embeddings, strict=True):
                 results[position] = Embedded(embedding, tokens[position])
         return [results[position] for position in range(len(tasks))]

@@ -21,7 +21,9 @@ class EmbeddingRequest(BaseModel):
     model: str | None = Field(None, description="Id of the served model, see `/v1/models`.")
     input: Any = Field(None, description="A text, a list of texts, a conversation, or a list of conversations.")
     messages: Any = Field(None, description="A conversation, or a list of conversations; instead of `input`.")
-    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="float (the default), or base64: little-endian float32."
+    )
     dimensions: int | None = Field(None, description="Number of leading dimensions to keep (Matryoshka).")
     truncate_prompt_tokens: Literal[-1] | None = Field(
         None,
@@ -114,6 +116,8 @@ def _read_item(value: Any, name: str, limits: Limits) -> RequestItem:
         )
     else:
         raise ValueError(f"{name} must be a text or a conversation (a list of messages), got {_json_type(value)}")
+    if not item.images and not any(text.strip() for text in item.texts):
+        raise ValueError(f"{name} is an empty text: leave it out, or send a text or an image")
     length = sum(map(len, item.texts)) + len(item.instruction or "")
     if length > limits.max_characters:
         raise ValueError(f"{name} has {length} characters, the limit is {limits.max_characters}: shorten or split it")
@@ -148,7 +152,7 @@ def _read_part(part: Any, name: str) -> str | ImageUrl:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
-        case {"type": "image_url", "image_url": {"url": str(url)}}:
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:  # some clients send the URL itself
             return ImageUrl(url)
     raise ValueError(
         f"{name}: the content of a message must be a text or a list of parts such as "

@@ -10,11 +10,12 @@ from ..image_formats import REQUEST_IMAGE_FORMATS
 from ..processing_unime import to_rgb
 
 
-DATA_URL_HEAD = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE | re.ASCII)
+# Parameters such as ";charset=utf-8" may stand before the encoding.
+DATA_URL_HEAD = re.compile(r"data:image/[\w.+-]+(;[\w.+-]+=[\w.+-]*)*;base64,", re.IGNORECASE | re.ASCII)
 
 
 def read_data_url(url: str, name: str) -> bytes:
-    """Return the encoded image of a data URL.
+    """Return the encoded image of a data URL; the base64 may be wrapped into lines, as MIME and `base64 FILE` do.
 
     Args:
         url (`str`): The data URL.
@@ -27,7 +28,7 @@ def read_data_url(url: str, name: str) -> bytes:
     if head is None:
         raise ValueError(f"{name}: an image must be a data URL such as data:image/png;base64,..., got {url[:20]!r}...")
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
+        return base64.b64decode("".join(url[head.end() :].split()), validate=True)
     except ValueError:
         raise ValueError(f"{name}: the image's data URL is not valid base64") from None
 

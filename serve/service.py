@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import logging
 import time
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..checkpoint import named_prompts
 from .embedder import Embedded, Embedder, RefusedItem, Task
 from .errors import ApiError
 from .limits import Admission, Limits
@@ -16,6 +18,9 @@ from .protocol import EmbeddingRequest, RequestItem, read_items, read_request
 from .remote_images import fetch_images
 from .request_batching import Batcher
 from .request_images import decode_image, open_image, read_data_url
+
+
+logger = logging.getLogger(__name__)
 
 
 class EmbeddingService:
@@ -30,6 +35,7 @@ class EmbeddingService:
         max_wait (`float`, *optional*, defaults to 0.001): Maximum number of seconds that an idle model waits for more
             items.
         allow_remote_images (`bool`, *optional*, defaults to `False`): Whether to fetch images from http(s) URLs.
+        model_fingerprint (`str`, *optional*): Fingerprint of the checkpoint for `/v1/models`, see [`fingerprint`].
     """
 
     def __init__(
@@ -40,16 +46,31 @@ class EmbeddingService:
         batch_items: int = 64,
         max_wait: float = 0.001,
         allow_remote_images: bool = False,
+        model_fingerprint: str | None = None,
     ):
         self.name = name
         self.embedder = embedder
         self.limits = limits
         self.batch_items = batch_items
         self.allow_remote_images = allow_remote_images
-        self.dimensions = embedder.model.config.hidden_size
+        config = embedder.model.config
+        self.dimensions = config.hidden_size
+        self.trained_dimensions = config.matryoshka_dimensions or [self.dimensions]
+        self.model_info = {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "unime",
+            "dimensions": self.dimensions,
+            "matryoshka_dimensions": config.matryoshka_dimensions,
+            "pooling": config.pooling,
+            "prompts": named_prompts(config),
+            "fingerprint": model_fingerprint,
+        }
         self.admission = Admission(limits)
         self.metrics = Metrics()
         self.batcher = Batcher(self._run, batch_items, max_wait)
+        self._warned_dimensions: set[int] = set()
         self.metrics.watch(lambda: self.admission.requests, lambda: self.batcher.waiting)
 
     async def warm_up(self) -> None:
@@ -70,10 +91,8 @@ class EmbeddingService:
             ApiError: The request names another model, or the server is full.
         """
         request = read_request(body)
-        if request.model is not None and request.model != self.name:
-            raise ApiError(
-                404, f"there is no model {request.model!r} here: this server has {self.name!r}", "model_not_found"
-            )
+        if request.model is not None:
+            self.require_name(request.model)
         if request.dimensions is not None and not 1 <= request.dimensions <= self.dimensions:
             raise ValueError(f"'dimensions' must be between 1 and {self.dimensions}, got {request.dimensions}")
         items = read_items(request, self.limits)
@@ -85,7 +104,7 @@ class EmbeddingService:
         self.metrics.items.inc(len(results))
         tokens = sum(result.tokens for result in results)
         self.metrics.tokens.inc(tokens)
-        return {
+        answer = {
             "object": "list",
             "data": [
                 {"object": "embedding", "index": index, "embedding": _serialize(result.embedding, request)}
@@ -94,6 +113,31 @@ class EmbeddingService:
             "model": self.name,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
+        warning = self._truncation_warning(request.dimensions)
+        return answer if warning is None else answer | {"warning": warning}
+
+    def _truncation_warning(self, dimensions: int | None) -> str | None:
+        """Return why embeddings of these dimensions may be bad, or None; the log gets each reason once."""
+        if dimensions is None or dimensions in self.trained_dimensions:
+            return None
+        warning = (
+            f"the configuration of this model does not list {dimensions} among the dimensions that it was trained for "
+            f"({', '.join(map(str, self.trained_dimensions))}), so truncated embeddings may be much worse: leave "
+            "'dimensions' out, or train the model with matryoshka_dims"
+        )
+        if dimensions not in self._warned_dimensions:
+            self._warned_dimensions.add(dimensions)
+            logger.warning("a client truncates embeddings: %s", warning)
+        return warning
+
+    def require_name(self, name: str) -> None:
+        """Refuse the name of another model.
+
+        Raises:
+            ApiError: 404, if this server does not have the model.
+        """
+        if name != self.name:
+            raise ApiError(404, f"there is no model {name!r} here: this server has {self.name!r}", "model_not_found")
 
     async def _open_images(self, items: list[RequestItem]) -> list[list[Image.Image]]:
         """Return the images of every item, not yet decoded."""

@@ -176,6 +176,7 @@ def trained(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         report_to="none",
         use_cpu=True,
         save_strategy="no",
+        matryoshka_dims=[8],
     )
     lora = LoraConfig(r=4, target_modules="all-linear")
     trainer = ContrastiveTrainer(
@@ -202,6 +203,7 @@ def test_the_adapter_of_a_training_loads_wherever_a_model_is_expected(
     save_checkpoint(model, processor, tmp_path / "merged")
     merged, processor = load_model(str(tmp_path / "merged"), dtype="float32")
     np.testing.assert_allclose(merged.encode(ITEMS, processor), expected, atol=1e-5)
+    assert model.config.matryoshka_dimensions == merged.config.matryoshka_dimensions == [8, 32]
 
 
 def test_an_adapter_that_was_trained_on_an_adapter_builds_on_it(trained: tuple[Path, np.ndarray], tmp_path: Path):

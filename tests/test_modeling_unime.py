@@ -370,6 +370,16 @@ def test_encode_refuses_a_generator(model: UniMEModel, processor: ProcessorMixin
         model.encode((item for item in ITEMS), processor)
 
 
+def test_encode_names_the_item_whose_embedding_is_not_finite(folder: Path, processor: ProcessorMixin) -> None:
+    model = UniMEModel.from_backbone(folder, dtype=torch.float32)
+    (*_, word) = processor.tokenizer("7", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[word] = torch.inf
+    for items, item in [(["a", "7", "b"], 1), ("7", 0)]:
+        with pytest.raises(ValueError, match=f"^item {item}: its embedding is not finite in float32: load the model"):
+            model.encode(items, processor)
+
+
 def test_encode_restores_the_training_mode_of_each_part(folder: Path, processor: ProcessorMixin) -> None:
     model = UniMEModel.from_backbone(folder).train()
     model.get_input_embeddings().eval()

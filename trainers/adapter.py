@@ -15,7 +15,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import PROCESSOR_NAME
 
-from ..adapters import load_adapter
+from ..adapters import load_adapter, take_trained_dimensions
 from ..checkpoint import load_model, redact_home, save_checkpoint, share_image_grids
 from ..checkpoint_safety import TRAINING_RECORD, forbid_remote_code
 from ..processing_unime import Item
@@ -137,6 +137,7 @@ def merge_checkpoint(
         len(items),
         "; the dequantized weights are those it was trained on" if quantizer is not None and not dequantize else "",
     )
+    take_trained_dimensions(merged, adapter)
     output = save_checkpoint(merged, processor, directory)
     record = Path(adapter, TRAINING_RECORD)
     if record.is_file():

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_s
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..batching_unime import count_items, micro_batches
+from ..configuration_unime import matryoshka_dimensions
 from ..data.rows import Rows
 from ..modeling_unime import UniMEModel
 from .activation_checkpointing import compute_last_adapter_first
@@ -174,6 +175,8 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
         if args.merge_dequantized and getattr(embedder, "hf_quantizer", None) is None:
             raise ValueError("merge_dequantized needs quantized weights: load the model in 4 bits, or remove it")
         if unime is not None:
+            if train_dataset is not None:
+                unime.config.matryoshka_dimensions = matryoshka_dimensions(unime.config, args.matryoshka_dims)
             if args.packed:
                 check_packing(unime)
             if args.use_liger_kernel:

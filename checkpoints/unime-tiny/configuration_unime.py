@@ -1,5 +1,6 @@
 """UniME configuration: the configuration of the backbone, and how an embedding is read from it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -19,6 +20,8 @@ class UniMEConfig(PreTrainedConfig):
             Qwen2-VL were trained whose prompts have no `<|vision_start|>`.
         prompts (`dict[str, str]`, *optional*): Named instructions that replace UniME's, such as `{"image": ""}` for a
             model that was trained without one.
+        matryoshka_dimensions (`list[int]`, *optional*): Numbers of dimensions that the model was trained for, the full
+            one included, so that embeddings can be truncated to the others. The trainers write it, and vLLM reads it.
     """
 
     model_type = "unime"
@@ -28,6 +31,7 @@ class UniMEConfig(PreTrainedConfig):
     pooling: Literal["last", "mean"] = "last"
     positions: Literal["native", "sequential"] = "native"
     prompts: dict[str, str] | None = None
+    matryoshka_dimensions: list[int] | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -49,4 +53,14 @@ def embedding_dimensions(config: PreTrainedConfig) -> int:
     return text_config.to_dict().get("embedding_dim", text_config.hidden_size)
 
 
-__all__ = ["UniMEConfig", "embedding_dimensions"]
+def matryoshka_dimensions(config: PreTrainedConfig, trained: Sequence[int] | None) -> list[int] | None:
+    """Return the `matryoshka_dimensions` of a model that was trained with `matryoshka_dims`.
+
+    Args:
+        config ([`UniMEConfig`]): Configuration of the model.
+        trained (`Sequence[int]`, *optional*): The `matryoshka_dims` of the training.
+    """
+    return sorted({*trained, embedding_dimensions(config)}) if trained else None
+
+
+__all__ = ["UniMEConfig", "embedding_dimensions", "matryoshka_dimensions"]

@@ -186,12 +186,15 @@ def test_a_rendered_prompt_needs_no_token_from_the_tokenizer(
         assert rendered == list(read) and prompt.startswith("<s>") == adds_bos
 
 
-def test_half_precision_is_kept(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+def test_half_precision_and_trained_dimensions_are_kept(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
     model, processor = load_model(str(tiny_model("llava")), dtype="bfloat16")
+    model.config.matryoshka_dimensions = [8, 32]
     folder = export_plain(model, processor, tmp_path / "plain")
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}
-    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert config["matryoshka_dimensions"] == [8, 32]  # vLLM reads it
 
 
 def test_the_card_describes_the_export_and_keeps_metadata(

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -15,10 +16,12 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from unime import UniMEModel
+from unime.checkpoint import PROMPTS
 from unime.cpu_prepacking_unime import can_prepack
 from unime.serve.application import create_app
 from unime.serve.embedder import Embedder, Task
 from unime.serve.limits import Limits
+from unime.serve.protocol import EmbeddingRequest
 from unime.serve.service import EmbeddingService
 
 
@@ -116,6 +119,21 @@ def test_base64_and_dimensions_are_supported(client: TestClient, expected: Expec
     text = client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(text), "<f4"), short[0])
     assert "between 1 and 192, got 193" in error_message(client, 400, input="a", dimensions=193)
+
+
+def test_truncation_that_the_model_was_not_trained_for_is_warned_about(
+    fresh_embedder: Embedder, caplog: pytest.LogCaptureFixture
+):
+    fresh_embedder.model.config.matryoshka_dimensions = [48, 192]
+    with TestClient(create_app(EmbeddingService("tiny", fresh_embedder, Limits(), max_wait=0))) as client:
+        for dimensions, warned in [(64, True), (64, True), (48, False), (192, False), (None, False)]:
+            answer = client.post("/v1/embeddings", json={"input": "a cat", "dimensions": dimensions}).json()
+            assert ("warning" in answer) == warned
+            if warned:
+                assert "does not list 64 among the dimensions that it was trained for (48, 192)" in answer["warning"]
+        assert client.get("/v1/models/tiny").json()["matryoshka_dimensions"] == [48, 192]
+    (record,) = caplog.records
+    assert "does not list 64" in record.getMessage()
 
 
 def test_usage_counts_the_tokens_that_the_model_read(client: TestClient, loaded: tuple[UniMEModel, ProcessorMixin]):
@@ -308,8 +326,49 @@ def test_a_non_finite_embedding_is_never_returned(fresh_embedder: Embedder):
             assert "the server failed" in error_message(client, 500, input="a", encoding_format=encoding)
 
 
+def test_the_model_is_described_under_its_id(loaded: tuple[UniMEModel, ProcessorMixin]):
+    service = EmbeddingService("someone/unime-tiny", Embedder(*loaded), Limits(), model_fingerprint="1a2b")
+    with TestClient(create_app(service)) as client:
+        (model,) = client.get("/v1/models").json()["data"]
+        assert client.get("/v1/models/someone/unime-tiny").json() == model
+        assert client.get("/v1/models/someone%2Funime-tiny").json() == model  # as OpenAI's client writes it
+        assert client.get("/v1/models/gpt").json()["error"]["code"] == "model_not_found"
+    description = {
+        "id": "someone/unime-tiny",
+        "dimensions": 192,
+        "matryoshka_dimensions": None,
+        "pooling": "last",
+        "prompts": PROMPTS,
+        "fingerprint": "1a2b",
+    }
+    assert model.items() >= description.items()
+
+
+def test_the_page_of_the_api_names_paths_and_fields_and_loads_nothing(client: TestClient):
+    page = client.get("/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    paths = client.get("/openapi.json").json()["paths"]
+    for name in (*paths, *EmbeddingRequest.model_fields):
+        assert f"{name}</code>" in page.text
+    assert not re.search(r"<(script|link|img|iframe)|url\(|@import", page.text)
+
+
+def test_web_pages_of_allowed_origins_may_call_the_server(service: Make):
+    origin = "https://example.org"
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with TestClient(create_app(service(max_wait=0), "key", [origin])) as client:
+        for other, allowed in [(origin, origin), ("https://elsewhere.org", None)]:
+            preflight = client.options("/v1/embeddings", headers={"Origin": other} | asked)
+            assert preflight.headers.get("access-control-allow-origin") == allowed
+            refused = client.post("/v1/embeddings", json={"input": "a"}, headers={"Origin": other})
+            assert refused.status_code == 401  # which the page may read
+            assert refused.headers.get("access-control-allow-origin") == allowed
+    with TestClient(create_app(service(max_wait=0))) as client:
+        answer = client.get("/v1/models", headers={"Origin": origin})
+        assert "access-control-allow-origin" not in answer.headers
+
+
 def test_models_health_metrics_and_unknown_paths_are_answered(client: TestClient):
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["unime-tiny"]
     assert client.get("/health").json() == {"status": "ok"}
     before = client.get("/metrics").text
     embed(client, input=["a", "b"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from unime.serve.limits import Limits
-from unime.serve.protocol import ImageUrl, RequestItem, read_items, read_request
+from unime.serve.protocol import EmbeddingRequest, ImageUrl, RequestItem, read_items, read_request
 
 
 def read(**body: object) -> list[RequestItem]:
@@ -23,7 +23,17 @@ TEXT = {"type": "text", "text": "a cat"}
 
 def test_a_text_or_a_list_of_texts_is_accepted():
     assert read(input="a cat") == [RequestItem(("a cat",))]
-    assert read(input=["a cat", ""]) == [RequestItem(("a cat",)), RequestItem(("",))]
+    assert read(input=["a cat", "a dog"]) == [RequestItem(("a cat",)), RequestItem(("a dog",))]
+
+
+def test_null_stands_for_the_default_of_every_field():
+    fields = dict.fromkeys(EmbeddingRequest.model_fields)
+    assert read(**fields | {"input": "a cat"}) == [RequestItem(("a cat",))]
+    assert read_request(json.dumps(fields).encode()) == EmbeddingRequest()
+
+
+def test_the_url_of_an_image_may_stand_alone():
+    assert read(messages=[user({"type": "image_url", "image_url": "data:cat"})]) == read(messages=[user(CAT)])
 
 
 def test_a_conversation_is_one_item_as_messages_or_as_input():
@@ -85,7 +95,10 @@ def test_parts_keep_their_order_unless_all_images_follow_the_only_text(parts: tu
         ({"messages": [{"role": "user"}]}, "item 0: the content of a message"),
         ({"messages": [{"role": "user", "content": []}]}, "item 0: the content of a message"),
         ({"messages": [{"role": "user", "content": 5}]}, "item 0: the content of a message"),
-        ({"messages": [user({"type": "image_url", "image_url": "data:cat"})]}, "item 0: the content of a message"),
+        ({"messages": [user({"type": "image_url", "image_url": None})]}, "item 0: the content of a message"),
+        ({"input": ["a", ""]}, "item 1 is an empty text: leave it out"),
+        ({"input": " \n"}, "item 0 is an empty text"),
+        ({"messages": [{"role": "system", "content": "Find:"}, user({"type": "text", "text": ""})]}, "an empty text"),
         ({"messages": [user({"type": "video_url", "video_url": {"url": "a"}})]}, "item 0: the content of a message"),
         ({"input": "a", "encoding_format": "hex"}, "'encoding_format': input should be 'float' or 'base64'"),
         ({"input": "a", "dimensions": "many"}, "'dimensions': input should be a valid integer"),

@@ -22,6 +22,23 @@ def test_a_lossless_image_keeps_every_pixel(image: Image.Image, data_url: Callab
     np.testing.assert_array_equal(read(data_url(image, kind, **options)), image)
 
 
+@pytest.mark.parametrize(
+    ("head", "line_break"),
+    [
+        ("data:image/png;base64,", "\n"),  # `base64 FILE`, Android
+        ("data:image/png;base64,", "\r\n"),  # MIME
+        ("DATA:image/png;charset=utf-8;base64,", ""),
+        ("data:image/png;name=cat.png;charset=utf-8;base64,", ""),
+    ],
+)
+def test_data_urls_may_have_parameters_and_line_breaks(
+    image: Image.Image, data_url: Callable[..., str], head: str, line_break: str
+):
+    _, _, encoded = data_url(image).partition(",")
+    lines = [encoded[start : start + 76] + line_break for start in range(0, len(encoded), 76)]
+    np.testing.assert_array_equal(read(head + "".join(lines)), image)
+
+
 def test_exif_rotation_is_applied(data_url: Callable[..., str]):
     landscape = Image.new("RGB", (64, 32), "red")
     exif = Image.Exif()
@@ -51,6 +68,7 @@ def test_invalid_images_are_refused_in_one_sentence(image: Image.Image):
         ("https://example.org/cat.png", "must be a data URL"),
         ("data:text/html;base64,AAAA", "must be a data URL"),
         ("data:image/png,cat", "must be a data URL"),
+        ("data:image/png;base64;charset=utf-8,AAAA", "must be a data URL"),
         ("data:image/png;base64,???", "is not valid base64"),
         ("data:image/png;base64,AAA", "is not valid base64"),
         ("data:image/png;base64,", "cannot be read"),

@@ -19,10 +19,12 @@ import httpx2
 import numpy as np
 import pytest
 import typer
+import uvicorn
 from PIL import Image
 from typer.testing import CliRunner
 
 from unime.cli.serve import bind, serve
+from unime.serve.server import Server
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +89,44 @@ def test_an_unavailable_device_is_refused_in_one_sentence():
     assert isinstance(result.exception, ValueError)
     assert str(result.exception).startswith("this machine cannot compute on tpu9: ")
     assert "\n" not in str(result.exception)
+
+
+def test_connections_that_were_made_before_the_shutdown_are_answered_and_others_refused() -> None:
+    async def app(scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["path"] == "/block":  # connections wait in the listener's queue meanwhile
+            server.should_exit = True
+            connected.append(socket.create_connection(address))
+            time.sleep(0.2)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
+        await send({"type": "http.response.body", "body": b"answered"})
+
+    def answer(connection: socket.socket, path: str) -> bytes:
+        connection.settimeout(10)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        received = b""
+        while not received.endswith(b"answered") and (part := connection.recv(4096)):
+            received += part
+        return received
+
+    listener = bind("127.0.0.1", 0)
+    server = Server(uvicorn.Config(app, lifespan="off", log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    address = listener.getsockname()
+    connected = [socket.create_connection(address)]  # without a request yet
+    with socket.create_connection(address) as blocking:
+        assert answer(blocking, "/block").endswith(b"answered")
+    time.sleep(0.3)  # the shutdown has begun
+    for connection in connected:
+        received = answer(connection, "/")
+        assert received.endswith(b"answered") and b"connection: close" in received.lower()
+        connection.close()
+    with pytest.raises(ConnectionRefusedError):
+        while True:
+            socket.create_connection(address).close()
+    thread.join()
 
 
 @pytest.mark.slow
