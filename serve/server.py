@@ -6,8 +6,10 @@ import socket
 import struct
 import sys
 import time
+from typing import cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 SETTLE_SECONDS = 0.5  # several round trips: handshakes that have begun complete
@@ -43,7 +45,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _awaits_first_request(self) -> bool:
-        return any(connection.cycle is None for connection in self.server_state.connections)
+        # `http="auto"` chooses this protocol or that of httptools, whose connections have the same attribute.
+        connections = cast(set[H11Protocol], self.server_state.connections)
+        return any(connection.cycle is None for connection in connections)
 
 
 def hold_new_connections(listener: socket.socket) -> None:
