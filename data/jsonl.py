@@ -17,6 +17,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
 
 from ..storage.arrow_cache import cached_table
+from .row_forms import standard_names
 from .rows import (
     TEXT_COLUMNS,
     TransformedStream,
@@ -44,8 +45,8 @@ def load_rows(
     """Open a JSONL file of rows for stage 2; images are read when a row is read.
 
     Args:
-        path (`str` or `Path`): JSONL file with at least `query` and `positive` (or `positives`) on each line. The
-            task of a line without `task` is the file name.
+        path (`str` or `Path`): JSONL file with a row on each line, in one of the forms of [`standard_row`]. The task
+            of a line without `task` is the file name.
         image_root (`str` or `Path`, *optional*, defaults to the folder of the file): Folder that relative image
             paths start from.
         streaming (`bool`, *optional*, defaults to `False`): Read the file during training instead of copying it into
@@ -53,10 +54,10 @@ def load_rows(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: No line has `query` and `positive`. Later, when a row is read: it is malformed, or its image is
+        ValueError: No line has a query and a positive. Later, when a row is read: it is malformed, or its image is
             missing or unreadable; the message names file, row and image.
     """
-    path = _check_file(path, ("query", "positive"), ("positives", "negatives", "scores", "task", "label"), "stage 2")
+    path = _check_file(path, ("query", "positive"), ("negatives", "scores", "task", "label"), "stage 2")
     features = Features(dict.fromkeys(("row", "task", "where"), Value("string")))
     dataset = _open_cached(_stored_rows, path, streaming, features)
     return with_lazy_transform(dataset, partial(_parse_rows, root=Path(image_root or path.parent)))
@@ -139,9 +140,8 @@ def _check_file(path: str | Path, required: tuple[str, ...], optional: tuple[str
         raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: give a JSON object on each line")
-    columns = _columns(path)
-    given = ["positive" if name == "positives" else name for name in columns]  # either of them is enough
-    require_columns(given, required, stage)
+    columns = _columns(path) if stage == "stage 1" else standard_names(_columns(path))
+    require_columns(columns, required, stage)
     unused = [name for name in columns if name not in (*required, *optional)]
     if unused:
         logger.warning("%s: %s does not use the columns %s", path.name, stage, ", ".join(unused))

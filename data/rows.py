@@ -30,6 +30,7 @@ from PIL import Image
 
 from ..processing_unime import ITEM_KEYS, Item, item_hash, split_content, to_item_dict, to_rgb
 from .image_files import read_image
+from .row_forms import standard_row
 
 
 ROW_COLUMNS = ("query", "positives", "negatives", "scores", "task", "label", "where")
@@ -160,31 +161,30 @@ def parse_teacher_embedding(embedding: Any, where: str) -> np.ndarray:
     return array
 
 
-def read_row(row: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Read the images of one `with_provenance` row and fill in its missing columns.
+def read_row(row: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
+    """Read the images of one row and fill in its missing columns.
 
     Args:
-        row (`Mapping`): The stored row; it must have `task` and `where`.
-        root (`Path`): Folder that image paths start from and must not leave.
+        row (`Mapping`): The stored row in one of the forms of [`standard_row`]; it must have `task` and `where`.
+        root (`Path`, *optional*): Folder that image paths start from and must not leave. Without it they start from
+            the working folder and are not checked, as the caller's own code names them.
 
     Raises:
         ValueError: An item, the task or the label is malformed, or an image is missing or unreadable. The message
             names the dataset, the row, the item and the image.
     """
-    where, negatives, label = row["where"], row.get("negatives"), row.get("label")
-    positives = row_positives(row, where)
-    negatives = [] if negatives is None else negatives
-    if not isinstance(negatives, list):
-        raise ValueError(f"{where}: 'negatives' must be a list of items, got {type(negatives).__name__}: fix the row")
+    where = row["where"]
+    row = standard_row(row, where)
+    positives, negatives, label = row["positives"], row["negatives"], row.get("label")
     for name in ("task", "label"):
         if not isinstance(row.get(name), str | int | None):
             raise ValueError(f"{where}: '{name}' must be a string, got {type(row[name]).__name__}: fix the row")
     return {
-        "query": _read_item(row.get("query"), f"{where}, query", root),
+        "query": read_item(row.get("query"), f"{where}, query", root),
         "positives": [
-            _read_item(item, positive_place(where, n, len(positives)), root) for n, item in enumerate(positives)
+            read_item(item, positive_place(where, n, len(positives)), root) for n, item in enumerate(positives)
         ],
-        "negatives": [_read_item(item, f"{where}, negative {n}", root) for n, item in enumerate(negatives)],
+        "negatives": [read_item(item, f"{where}, negative {n}", root) for n, item in enumerate(negatives)],
         "scores": check_scores(row.get("scores"), len(positives), len(negatives), where),
         "task": str(row["task"]),
         "label": None if label is None else str(label),
@@ -237,7 +237,8 @@ def check_scores(scores: Any, num_positives: int, num_negatives: int, where: str
     return [None if score is None else float(score) for score in scores]
 
 
-def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[str, Any]:
+def read_item(item: Mapping[str, Any] | None, where: str, root: Path | None) -> dict[str, Any]:
+    """Read the images of one item; see [`read_row`]."""
     if not isinstance(item, Mapping):
         raise ValueError(f"{where}: expected an item such as {{'text': ...}}, got {type(item).__name__}: fix the row")
     unknown = [key for key in item if key not in ITEM_KEYS]
@@ -259,11 +260,11 @@ def _read_item(item: Mapping[str, Any] | None, where: str, root: Path) -> dict[s
     return _check_item(item, where)
 
 
-def _read_images(stored: list[Any], where: str, root: Path) -> list[Image.Image]:
+def _read_images(stored: list[Any], where: str, root: Path | None) -> list[Image.Image]:
     for image in stored:
-        if not isinstance(image, str | Mapping):
+        if not isinstance(image, str | Mapping | Image.Image):
             raise ValueError(f"{where}: 'image' must be a path or a list of them, got {type(image).__name__}")
-    return [read_image(image, where, root) for image in stored]
+    return [image if isinstance(image, Image.Image) else read_image(image, where, root) for image in stored]
 
 
 def _check_item(item: dict[str, Any], where: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .mining import with_mined_negatives
 from .mmeb_train import mmeb_train
 from .prepared import is_prepared, open_prepared
 from .rejected_rows import without_rejected
+from .row_conversion import as_rows
 from .rows import (
     TEXT_COLUMNS,
     Rows,
@@ -36,6 +37,8 @@ from .rows import (
 
 SIDES = ("query", "positive", "positives", "negative")
 TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "scores", "label", "task", "text", "teacher")
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.jsonl)")
 
 # Where the rows are, and which of them are used for what.
 SETTINGS_BESIDE_ROWS = frozenset(
@@ -57,10 +60,10 @@ class DataArguments:
     """Data settings of the recipes.
 
     Args:
-        dataset (`str`, *optional*, defaults to `"openmoji"`): `"openmoji"`, `"mmeb-train"`, a JSONL file in the row
-            format, a folder written by `unime prepare`, or, together with `columns`, anything that
-            `datasets.load_dataset` takes: a Hub id, a folder of Parquet files, or an image folder with its
-            `metadata.jsonl`.
+        dataset (`str`, *optional*, defaults to `"openmoji"`): `"openmoji"`, `"mmeb-train"`, a JSONL file of rows, a
+            folder written by `unime prepare`, or anything that `datasets.load_dataset` takes: a Hub id, a folder of
+            Parquet files, or an image folder with its `metadata.jsonl`. Columns that have not the names of
+            [`standard_row`] are named in `columns`.
         image_root (`str`, *optional*): Folder that relative image paths start from. Defaults to the folder of the
             dataset, and for MMEB-train to the working folder.
         image_size (`int` or `dict`, *optional*): The size at which the model reads images, such as 336, or arguments
@@ -73,8 +76,8 @@ class DataArguments:
             row, `positives` (instead of `positive`) and `negative` make one item of each.
         instructions (`dict`, *optional*): With `columns`, the instruction of `query`, `positive`, `positives` or
             `negative`.
-        split (`str`, *optional*, defaults to `"train"`): With `columns`, the split of the dataset.
-        config_name (`str`, *optional*): With `columns`, the configuration of the dataset.
+        split (`str`, *optional*, defaults to `"train"`): Split of a Hub dataset or a folder.
+        config_name (`str`, *optional*): Configuration of a Hub dataset.
         streaming (`bool`, *optional*, defaults to `False`): With `columns` or a JSONL file, read the rows during
             training, for data larger than the disk. Rows are shuffled in a buffer of 10,000.
         mmeb_source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-train"`): Hub id of MMEB-train, or a folder with
@@ -98,7 +101,7 @@ class DataArguments:
             for `image_augmentations`.
         eval_dataset (`list[str]`, *optional*): Dataset for `eval_strategy`, opened like `dataset`; or several, each as
             `name=dataset`, whose metrics are `eval_{name}_loss` and so on.
-        eval_split (`str`, *optional*): With `columns`, the split of `eval_dataset`, or of `dataset` if there is none.
+        eval_split (`str`, *optional*): Split of `eval_dataset`, or of `dataset` if there is none.
         num_eval_rows (`int`, *optional*, defaults to 0): Rows of `dataset`, drawn at random with `dataset_seed`, that
             are held out of the training and evaluated instead.
     """
@@ -106,8 +109,8 @@ class DataArguments:
     dataset: str = field(
         default="openmoji",
         metadata={
-            "help": "'openmoji', 'mmeb-train', a JSONL file of rows, a folder of `unime prepare`, or a Hub id or "
-            "folder with `columns`."
+            "help": "'openmoji', 'mmeb-train', a JSONL file of rows, a Hub id, an image folder with captions, or a "
+            "folder of `unime prepare`."
         },
     )
     image_root: str | None = field(
@@ -134,8 +137,8 @@ class DataArguments:
         default=None,
         metadata={"help": "With `columns`: instruction of the query, positive or negative: {query: Find it:}."},
     )
-    split: str = field(default="train", metadata={"help": "With `columns`: split of the dataset."})
-    config_name: str | None = field(default=None, metadata={"help": "With `columns`: configuration of the dataset."})
+    split: str = field(default="train", metadata={"help": "Split of a Hub dataset or a folder."})
+    config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     streaming: bool = field(
         default=False,
         metadata={"help": "With `columns` or a JSONL file: read during training, for data larger than the disk."},
@@ -179,7 +182,9 @@ class DataArguments:
     eval_dataset: list[str] | None = field(
         default=None, metadata={"help": "Dataset for eval_strategy, like `dataset`; or several as name=dataset."}
     )
-    eval_split: str | None = field(default=None, metadata={"help": "With `columns`: split to evaluate on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split of `eval_dataset`, or of `dataset`, to evaluate on."}
+    )
     num_eval_rows: int = field(
         default=0, metadata={"help": "Rows that are held out of `dataset`, at random, and evaluated instead."}
     )
@@ -315,6 +320,9 @@ def _open_rows(data: DataArguments) -> Dataset | TransformedStream:
         )
     if data.columns:
         return _mapped_rows(data)
+    if Path(data.dataset).is_dir() or HUB_ID.fullmatch(data.dataset) and not Path(data.dataset).exists():
+        table = load_table(data.dataset, data.config_name, split=data.split)
+        return as_rows(table, Path(data.dataset).name)
     return load_rows(data.dataset, data.image_root, data.streaming)
 
 

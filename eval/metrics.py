@@ -50,6 +50,11 @@ def recall_at_k(ranks: np.ndarray, k: int) -> float:
     return float(np.mean(ranks < k))
 
 
+def mean_reciprocal_rank(ranks: np.ndarray) -> float:
+    """Return the mean reciprocal place of each query's best positive, 1 / (rank + 1), given `pessimistic_ranks`."""
+    return float(np.mean(1 / (ranks + 1)))
+
+
 def hit_at_1(
     scores: np.ndarray, positives: Sequence[Sequence[int]], pools: Sequence[Sequence[int]] | None = None
 ) -> float:
@@ -86,14 +91,17 @@ def ndcg_at_k(
     discounts = 1 / np.log2(np.arange(2, k + 2))
     per_query = []
     for query, (right, gains) in enumerate(zip(positives, relevance, strict=True)):
-        gain = np.zeros(scores.shape[1])
-        gain[list(right)] = gains
-        pool = np.arange(scores.shape[1]) if pools is None else np.asarray(pools[query])
-        gain, score = gain[pool], scores[query, pool]
-        score = np.where(np.isnan(score), np.where(gain > 0, -np.inf, np.inf), score) - TIE * (gain > 0)
-        ranked = gain[np.lexsort((gain, -score))[:k]]
+        row, indices, gain = scores[query], np.asarray(right), np.asarray(gains, dtype=float)
+        is_negative = np.ones(len(row), dtype=bool) if pools is None else np.isin(np.arange(len(row)), pools[query])
+        is_negative[indices] = False
+        score = np.where(np.isnan(row[indices]), -np.inf, row[indices])
+        order = np.lexsort((gain, -score))  # of tied positives the least relevant comes first
+        num_before = (~(row[is_negative] < score[order, None] - TIE)).sum(axis=1)  # a NaN negative is before all
+        places = num_before + np.arange(len(order))
+        counted = places < k
         ideal = np.sort(gain)[::-1][:k]
-        per_query.append((ranked @ discounts[: len(ranked)]) / (ideal @ discounts[: len(ideal)]))
+        gained = gain[order][counted] @ discounts[places[counted]]
+        per_query.append(gained / (ideal @ discounts[: len(ideal)]))
     return float(np.mean(per_query))
 
 

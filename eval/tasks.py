@@ -17,6 +17,7 @@ from .metrics import (
     argmax_ties_to_first,
     compositional_accuracy,
     mean_by_group,
+    mean_reciprocal_rank,
     ndcg_at_k,
     pessimistic_ranks,
     recall_at_k,
@@ -310,6 +311,8 @@ def _score_retrieval(
         "metric": "hit@1" if task.relevance is None else "ndcg@5",
         "hit@1": recall_at_k(ranks, 1),
         **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
+        "MRR": mean_reciprocal_rank(ranks),
+        "ndcg@10": ndcg_at_k(similarities, task.positives, [[1.0] * len(p) for p in task.positives], 10, task.pools),
         "queries": len(task.queries),
         "candidates": task.candidates_per_query,
     }

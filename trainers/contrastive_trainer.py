@@ -8,13 +8,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.collator import ContrastiveCollator
 from ..data.image_augmentation import ImageAugmentation
+from ..data.row_conversion import as_rows
 from ..data.sampler import TaskSampler
 from .contrastive_config import ContrastiveConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
+from .evaluation_ranks import EvaluatedBatch, retrieval_metrics
 from .losses import contrastive_loss, soft_label_loss
 from .right_answers import distinct_items, first_occurrence, merge_columns, right_answers
 
@@ -34,8 +37,10 @@ def _padded(values: Tensor, rows: Tensor, filler: float) -> Tensor:
 class ContrastiveTrainer(EmbeddingTrainer):
     """A trainer that pulls queries towards their positives and away from the hardest negatives of the whole batch.
 
-    Rows have `query` (item), `positive` (item) or `positives` (a list of items), `negatives` (a list of items), `task`
-    and `label`, and optionally `scores`. A row with several positives trains like as many rows with one positive each.
+    Rows are dicts with a query and a positive, in one of the forms of [`standard_row`]: `query` and `positive`,
+    `anchor`, `positive` and `negative`, or `image` and `caption`; each a text, the path of an image, a PIL image or an
+    item. `negatives`, `task`, `label` and `scores` are optional. A row with several `positives` trains like as many
+    rows with one positive each.
     The negatives of a row are the candidates of the batch, except the positives of all rows with the same query
     content and task, candidates with the content, or the task and label, of such a positive, and candidates with the
     content of the query. With `soft_label_weight`, the loss has a second term for the rows with scores, see
@@ -43,7 +48,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
     Besides the loss, it logs `filtered`, `hardness`, `positive_similarity`, `negative_similarity` and `accuracy`, as
     defined by [`contrastive_loss`], and with soft labels `scored_rows` (their number in a batch) and `soft_label_loss`
-    (0 in a batch without any).
+    (0 in a batch without any). Evaluation also ranks all candidates of a set: `eval_hit@1` and `eval_mrr`.
 
     Example:
         trainer = ContrastiveTrainer(model, ContrastiveConfig("out"), train_dataset=rows, processing_class=processor)
@@ -53,6 +58,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
     args: ContrastiveConfig
     data_collator: Any
     columns = ("query", "positive", "negatives", "task", "label")
+    convert_rows = staticmethod(as_rows)
     collator_class = ContrastiveCollator
 
     def batch_loss(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,6 +75,10 @@ class ContrastiveTrainer(EmbeddingTrainer):
         item_indices = first_occurrence(identity)
         candidate, label = item_indices[candidates[:, 0]], candidates[:, 1]
         query, positive, task = item_indices[rows[:, 0]], rows[:, 1], rows[:, 2]
+
+        if not self.model.training:
+            batch_of_set = (items, identity, content, candidates[:, 0], candidates[:, 1], *rows.unbind(1))
+            self._evaluated.append(EvaluatedBatch(*(values.detach().cpu() for values in batch_of_set)))
 
         excluded = right_answers(
             content[query],
@@ -124,6 +134,15 @@ class ContrastiveTrainer(EmbeddingTrainer):
         statistics["scored_rows"] = loss.new_tensor(len(scored_query))
         statistics["soft_label_loss"] = soft_loss.detach()
         return self.args.contrastive_weight * loss + self.args.soft_label_weight * soft_loss, statistics
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate; `hit@1` and `mrr` rank all candidates of the set, the other metrics are means over its batches."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = retrieval_metrics(self._evaluated)
+        self._evaluated = []
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the training batches.

@@ -1,6 +1,6 @@
 """Stage 1: textual discriminative knowledge distillation (UniME, arXiv 2504.17432, §3.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import Module
 from transformers import PreTrainedModel
 
 from ..data.collator import DistillationCollator
+from ..data.row_conversion import as_texts
 from .distillation_config import DistillationConfig
 from .distributed import gather
 from .embedding_trainer import Batch, EmbeddingTrainer
@@ -22,13 +23,14 @@ from .trained_weights import restrict_to
 class DistillationTrainer(EmbeddingTrainer):
     """A trainer that distills the text similarities of a teacher into the language model of a UniME model.
 
-    Rows have `text`, and `teacher` (the teacher's embedding of the text, see [`precompute_teacher`]) unless `teacher`
-    is given. Only the language model is trained, fully or through adapters; all other weights stay unchanged.
+    Rows are texts, or dicts with `text`, and with `teacher` (the teacher's embedding of the text, see
+    [`precompute_teacher`]) unless `teacher` is given. Only the language model is trained, fully or through adapters;
+    all other weights stay unchanged.
 
     Args:
         model ([`UniMEModel`]): The model.
         args ([`DistillationConfig`]): The training arguments.
-        train_dataset (`Dataset` or `IterableDataset`, *optional*): Training rows.
+        train_dataset (`Dataset`, `IterableDataset` or a list of texts, *optional*): Training rows.
         teacher (`Callable`, *optional*): Maps a list of texts to their embeddings `(texts, dimensions)` during
             training, such as `SentenceTransformer.encode`. Without it the rows need the column `teacher`.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapters to train. Modules outside the language model get none,
@@ -41,13 +43,14 @@ class DistillationTrainer(EmbeddingTrainer):
 
     args: DistillationConfig
     columns: tuple[str, ...] = ("text", "teacher")
+    convert_rows = staticmethod(as_texts)
     collator_class = DistillationCollator
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: DistillationConfig,
-        train_dataset: Dataset | IterableDataset | None = None,
+        train_dataset: Dataset | IterableDataset | Sequence[str] | None = None,
         teacher: Callable[[list[str]], ArrayLike] | None = None,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,

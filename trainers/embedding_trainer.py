@@ -17,6 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -134,6 +135,7 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
     """
 
     columns: tuple[str, ...]
+    convert_rows: Callable[[Any, str], Any]  # from a dataset and its name
     collator_class: Callable[[Callable], Callable]
 
     def __init__(
@@ -148,10 +150,12 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ):
-        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
-            if dataset is not None:
-                check_rows(name, dataset, self.columns)
+        train_dataset = self._open(train_dataset, "train_dataset")
+        eval_dataset = (
+            {name: self._open(dataset, name) for name, dataset in eval_dataset.items()}
+            if isinstance(eval_dataset, dict)
+            else self._open(eval_dataset, "eval_dataset")
+        )
         embedder = model.get_base_model() if isinstance(model, PeftModel) else model
         unime = embedder if isinstance(embedder, UniMEModel) else None
         if data_collator is None:
@@ -305,6 +309,13 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
         devices = {device}.union(parameter.device for parameter in self.model.parameters())
         return cached_loss(embed, micro_batches, loss_fn, graph_cache, backward, devices)
 
+    def _open(self, dataset: Any, name: str) -> Any:
+        """Return the rows of a dataset in the form that the collator reads, after checking the first of them."""
+        if dataset is not None:
+            dataset = self.convert_rows(dataset, name)
+            check_rows(name, dataset, self.columns)
+        return dataset
+
     @property
     def _runs_layers_together(self) -> bool:
         return is_sharded(self.model) or self.is_deepspeed_enabled
@@ -380,6 +391,11 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
             return []
         sizes = [count_items(tensors) for tensors in inputs["micro_batches"]]
         return [provenance[item] for item in inputs["order"].split(sizes)[finite.index(False)].tolist()]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the evaluation batches of the rows, or of the trainer's own `eval_dataset` or a named set of it."""
+        named = eval_dataset is None or isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(eval_dataset if named else self._open(eval_dataset, "eval_dataset"))
 
     def prediction_step(
         self, model: Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -31,6 +31,17 @@ class BenchmarkArguments:
             "models that were trained with `target_prompts`."
         },
     )
+    rows: str | None = field(
+        default=None,
+        metadata={"help": "rows: JSONL file of rows, folder of images with captions or classes, or Hub id."},
+    )
+    rows_split: str = field(default="train", metadata={"help": "rows: Split of a folder or of a Hub dataset."})
+    candidates: str | None = field(
+        default=None, metadata={"help": "rows: JSONL file of more candidates, a text or an item on each line."}
+    )
+    image_root: str | None = field(
+        default=None, metadata={"help": "rows: Folder that paths of images start from; that of the file by default."}
+    )
     mmeb_source: str = field(default="TIGER-Lab/MMEB-eval", metadata={"help": "mmeb: Hub id or folder."})
     mmeb_images: str = field(default="MMEB-eval", metadata={"help": "mmeb: Folder of the unpacked images.zip."})
     subsets: list[str] | None = field(
@@ -96,6 +107,11 @@ BENCHMARKS = {
         "...openmoji.benchmark",  # needs the extra `openmoji`
         lambda module, args: module.tasks(args.split, args.size, args.seed, args.target_prompts),
         "Images: OpenMoji (openmoji.org), CC BY-SA 4.0.",
+    ),
+    "rows": Benchmark(
+        ".row_retrieval",
+        lambda module, args: (module.tasks(args.rows, args.rows_split, args.candidates, args.image_root), []),
+        "Images and texts: your own.",
     ),
     "mmeb": Benchmark(
         ".mmeb",
@@ -171,5 +187,9 @@ def open_benchmark(name: str, args: BenchmarkArguments) -> Tasks:
     """
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    if name == "rows" and args.rows is None:
+        raise ValueError(
+            "the benchmark 'rows' needs your data: give --rows and a JSONL file, an image folder or a Hub id"
+        )
     benchmark = BENCHMARKS[name]
     return benchmark.open(import_module(benchmark.module, __name__), args)

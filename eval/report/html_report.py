@@ -107,10 +107,17 @@ def write_report(
     partial = _partial(main, published) if published else ""
     compared = published if not partial else None
     charts = [line_chart(title, curves[title], colors, f"chart-{index}") for index, title in enumerate(curves)]
+    best = {
+        name: max(column["tasks"][name][task["metric"]] for column in results.values())
+        for name, task in main["tasks"].items()
+    }
     environment = templates("unime.eval.report")
-    environment.filters.update(percent=_percent, words=_words, view=_view, is_interleaved=is_interleaved)
+    # The tasks of one's own rows have names of their own.
+    words = str if main["benchmark"] == "rows" else _words
+    environment.filters.update(percent=_percent, words=words, view=_view, is_interleaved=is_interleaved)
     page = environment.get_template("report.html.jinja").render(
         results=results,
+        best=best,
         highlight=highlight,
         headlines={title: _headline(column) for title, column in results.items()},
         colors=colors,

@@ -48,7 +48,9 @@ def test_results_worked_out_by_hand():
     assert results.pop("seconds") >= 0
     assert results.pop("embedded")["items"] == 3 + 4 + 1 + 2  # "cat" and "cow" of the second task and "cat dog"
     third = pytest.approx(2 / 3)
-    recalls = {"hit@1": third, "R@1": third, "R@5": 1.0, "R@10": 1.0}
+    # The places of the positives are 1, 2 and 1.
+    ranks = {"MRR": pytest.approx(2.5 / 3), "ndcg@10": pytest.approx((2 + 1 / np.log2(3)) / 3)}
+    recalls = {"hit@1": third, "R@1": third, "R@5": 1.0, "R@10": 1.0, **ranks}
     assert results == {
         "model": "words",
         "benchmark": "toy",

@@ -266,10 +266,10 @@ def test_activation_checkpointing_and_bf16_can_be_used_for_training(
 def test_a_dataset_with_missing_columns_is_refused(
     make_model: Callable, processor: ProcessorMixin, options: dict[str, Any], tmp_path: Path
 ):
-    rows = Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})
+    rows = Dataset.from_dict({"sentence": ["a"], "positive": ["b"]})
     with pytest.raises(
         ValueError,
-        match=r"train_dataset lacks the column\(s\) query, negatives, task, label: .* the rows have anchor, positive",
+        match=r"train_dataset, row 0: it has no 'query' \(or 'anchor'\); its columns are sentence, .*: rename them",
     ):
         args = ContrastiveConfig(str(tmp_path), **options)
         ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
