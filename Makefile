@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 # Strict: a tree of links under build/, which type checkers and IDEs can follow.
 EDITABLE := --config-settings editable_mode=strict --editable
 .DEFAULT_GOAL := help
-.PHONY: help install demo styles test test-slow test-vllm test-matrix test-architectures bench trust study audit lint types docs format clean FORCE
+.PHONY: help install demo styles test test-slow test-vllm test-clients test-matrix test-architectures bench trust study audit lint types docs format clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,14 @@ VLLM := .venv-vllm/lib/python3.*/site-packages
 test-vllm: .venv/installed .venv-vllm/installed ## serve the exports by vLLM on the CPU and compare the embeddings (7 GB)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 0 tests/export/test_vllm.py
 
+.venv-clients/installed: tests/serve/clients-requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --requirement tests/serve/clients-requirements.txt
+	touch $@
+
+test-clients: .venv/installed .venv-clients/installed ## embed by OpenAI's client, LiteLLM, LangChain and LlamaIndex (0.6 GB)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 0 tests/serve/test_client_libraries.py
+
 test-matrix: .venv/installed ## train in the cells of the launcher matrix that have no result yet: docs/launchers.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/launcher_matrix.py
 
@@ -101,5 +109,5 @@ format: .venv/installed ## fix style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and all that builds and runs leave behind
-	rm -rf .venv .venv-vllm build dist site unime.egg-info runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-clients build dist site unime.egg-info runs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

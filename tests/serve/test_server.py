@@ -2,18 +2,13 @@
 
 import asyncio
 import json
-import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -21,38 +16,11 @@ import pytest
 import typer
 import uvicorn
 from PIL import Image
+from server_process import started
 from typer.testing import CliRunner
 
 from unime.cli.serve import bind, serve
 from unime.serve.server import Server
-
-
-ROOT = Path(__file__).resolve().parents[2]
-COMMAND = "import typer; from unime.cli.serve import serve; typer.run(serve)"
-
-
-@contextmanager
-def started(*options: object) -> Iterator[tuple[subprocess.Popen, str]]:
-    """Start a server on a free port; yield the process and its address."""
-    command = [sys.executable, "-c", COMMAND, "--port", "0", "--device", "cpu", *map(str, options)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-    )
-    try:
-        address = next(line for line in process.stdout if " at http://" in line).split(" at ")[1].strip()
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                httpx2.get(address.replace("/v1", "/health"))
-                break
-            except httpx2.ConnectError:  # not warm yet
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
-        yield process, address
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_answers_are_sent_without_delay() -> None:
