@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import regex
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
@@ -19,6 +20,7 @@ from .processing_unime import Item, is_interleaved, normalize_item, to_messages
 
 
 MAX_PADDING_SHARE = 0.05  # of a micro-batch's token budget
+MAX_CHARACTER = 64  # code points of one character as a reader sees it; a longer one may be cut
 MIN_SHARED_PREFIX_TOKENS = 256  # that sharing a prefix must save to be worth a forward pass of its own
 
 
@@ -344,28 +346,39 @@ def _tokenize(
     return rendered
 
 
+def _token_ends(processor: ProcessorMixin, text: str, limit: int) -> list[int]:
+    """Return where each of the first tokens of a text ends, moved back to the end of a character as a reader sees it.
+
+    An emoji or a flag can have several tokens and several code points.
+    """
+    tokens = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [end for _, end in tokens["offset_mapping"][:limit]]
+    characters = [0, *(match.end() for match in regex.finditer(r"\X", text[: max(ends, default=0) + MAX_CHARACTER]))]
+    return [characters[bisect_right(characters, end) - 1] for end in ends]
+
+
 def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> RenderedItem:
-    """Keep the longest beginning of the texts, in whole tokens, with which the rendered item fits. Images stay."""
+    """Keep the longest beginning of the texts, in whole characters, with which the rendered item fits. Images stay."""
     image_tokens = item.length - len(item.tokens)
-    text_tokens = {
-        position: processor.tokenizer(part, add_special_tokens=False)["input_ids"][:limit]
+    token_ends = {
+        position: _token_ends(processor, part, limit)
         for position, part in enumerate(item.item["content"])
         if isinstance(part, str)
     }
 
     def truncated(count: int) -> RenderedItem:
         content = list(item.item["content"])
-        for position, tokens in text_tokens.items():
-            if count <= len(tokens):  # the last text that is kept, or one after it
-                content[position] = processor.tokenizer.decode(tokens[:count])
-            count = max(count - len(tokens), 0)
+        for position, ends in token_ends.items():
+            if count <= len(ends):  # the last text that is kept, or one after it
+                content[position] = content[position][: ends[count - 1] if count else 0]
+            count = max(count - len(ends), 0)
         shorter = {**item.item, "content": content}
         (text,) = _render(processor, {item.index: shorter})
         tokens = processor.tokenizer(text, **_tokenizer_options(processor, text))["input_ids"]
         length = len(tokens) + image_tokens
         return replace(item, item=shorter, text=text, tokens=tokens, length=length)
 
-    num_tokens = sum(map(len, text_tokens.values()))
+    num_tokens = sum(map(len, token_ends.values()))
     # A control string is one token by itself and several once the template breaks it, so the count is searched for.
     fitting = bisect_right(range(1, num_tokens + 1), limit, key=lambda count: truncated(count).length)
     result = truncated(fitting)

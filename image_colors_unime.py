@@ -85,7 +85,9 @@ def _apply_gamma(image: Image.Image, gamma: float) -> Image.Image:
         return image
     table = [round(255 * (value / 255) ** (SRGB_GAMMA / gamma)) for value in range(256)]
     unchanged = list(range(256))
-    return image.point([entry for band in image.getbands() for entry in (unchanged if band == "A" else table)])
+    shown = image.point([entry for band in image.getbands() for entry in (unchanged if band == "A" else table)])
+    del shown.info["gamma"]  # or it would be applied again
+    return shown
 
 
 __all__ = ["to_8_bit", "to_srgb"]

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..json_output import to_json
 from .options import (
     MODEL_HELP,
     AsJson,
+    Captions,
     Device,
     DraftJpegs,
     Dtype,
+    Exclude,
+    FollowLinks,
     IdColumn,
     ImageColumn,
     ImageRoot,
     ImageSize,
+    Metadata,
     Model,
     Preset,
     Source,
@@ -48,6 +53,10 @@ def embed(
     identifier: IdColumn = "id",
     image_root: ImageRoot = None,
     split: Split = "train",
+    metadata: Metadata = None,
+    exclude: Exclude = None,
+    captions: Captions = None,
+    follow_links: FollowLinks = False,
     image_size: ImageSize = None,
     preset: Preset = None,
     draft_jpegs: DraftJpegs = False,
@@ -79,7 +88,9 @@ def embed(
     if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{output} is inside the source {source} and would become part of it: choose another folder")
     started = time.perf_counter()
-    corpus = open_corpus(source, text, image, identifier, image_root, split)
+    corpus = open_corpus(
+        source, text, image, identifier, image_root, split, metadata, exclude or (), captions, follow_links
+    )
     network, processor = load_onto(model, dtype, device, image_size, preset)
     settings = {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,
@@ -117,6 +128,8 @@ def embed(
         "embedded": len(corpus) - len(rejected) - kept,
         "kept": kept,
         "rejected": len(rejected),
+        "skipped": dict(corpus.skipped),
+        "list": str(rejected_file) if rejected else None,
         "seconds": round(time.perf_counter() - started, 2),
     }
     _print_result(
@@ -139,6 +152,10 @@ def index(
     identifier: IdColumn = "id",
     image_root: ImageRoot = None,
     split: Split = "train",
+    metadata: Metadata = None,
+    exclude: Exclude = None,
+    captions: Captions = None,
+    follow_links: FollowLinks = False,
     image_size: ImageSize = None,
     preset: Preset = None,
     draft_jpegs: DraftJpegs = False,
@@ -161,7 +178,9 @@ def index(
     from ..image_size import parse_image_size
     from ..index.index import REJECTED_FILE, Index
 
-    corpus = open_corpus(source, text, image, identifier, image_root, split)
+    corpus = open_corpus(
+        source, text, image, identifier, image_root, split, metadata, exclude or (), captions, follow_links
+    )
     if is_new:
         store = Index.create(folder, str(model), instruction, parse_image_size(image_size), preset, draft_jpegs)
     else:
@@ -192,7 +211,8 @@ def index(
         stored = store.record.image_size, store.record.preset
         synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, *stored), show)
     rejected_file = folder / REJECTED_FILE
-    result = {"index": str(folder), "entries": len(store)} | asdict(synced) | {"list": str(rejected_file)}
+    result = {"index": str(folder), "entries": len(store)} | asdict(synced)
+    result |= {"skipped": dict(corpus.skipped), "list": str(rejected_file)}
     _print_result(
         f"{folder} holds {len(store)} entries: {synced.embedded} embedded, {synced.metadata_updated} with new "
         f"metadata, {synced.unchanged} unchanged, {synced.removed} removed, {synced.rejected} rejected",
@@ -224,7 +244,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 def _print_result(sentence: str, result: dict | None, rejected_file: Path | None) -> None:
     """Print `result` as JSON, or without it a sentence and where the rejected entries are listed."""
     if result is not None:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(to_json(result, indent=2))
         return
     typer.echo(sentence)
     if rejected_file is not None:

@@ -1,6 +1,5 @@
 """`unime export`: write a checkpoint in a format that other programs read."""
 
-import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..json_output import to_json
 from .options import AsJson, ImageSize, Model, model_or_default
 
 
@@ -35,7 +35,7 @@ def export(
     files = sorted(path for path in output.rglob("*") if path.is_file())
     report["files"] = {path.relative_to(output).as_posix(): path.stat().st_size for path in files}
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(to_json(report, indent=2))
         return
     typer.echo("\n".join(f"{size:>14,} {name}" for name, size in report["files"].items()))
     difference = f", largest difference from torch {report['largest difference']:.1e}" if format == "onnx" else ""

@@ -3,7 +3,6 @@
 A command imports what it needs when it runs, so that help and usage errors are printed at once.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,6 +11,7 @@ import typer
 
 from .. import __version__
 from ..extras import MissingExtraError, require_extra
+from ..json_output import to_json
 from .embed import embed, index
 from .export import export
 from .options import MODEL_HELP, AsJson, Dtype, model_or_default, printable
@@ -102,7 +102,7 @@ def check_data(
     if rejected_file is not None:
         write_rejected(rejected_file, problems)
     if as_json:
-        typer.echo(json.dumps({"rows": len(dataset), "bad": list(problems.values()), **counts}, indent=2))
+        typer.echo(to_json({"rows": len(dataset), "bad": list(problems.values()), **counts}, indent=2))
         raise typer.Exit(bool(problems))
     for problem in list(problems.values())[:max_shown]:
         typer.echo(printable(problem))
@@ -138,7 +138,7 @@ def plan(
     kinds = chosen_gpus(memory or [], gpu or [])
     planned = plan_recipe(recipe, gpus, kinds, config_file, model, rows, utilization, context.args)
     if as_json:
-        typer.echo(json.dumps(planned, indent=2))
+        typer.echo(to_json(planned, indent=2))
     else:
         print_plan(planned)
 
@@ -194,7 +194,7 @@ def info(
     from .info import describe
 
     description = describe(checkpoint)
-    typer.echo(json.dumps(description, indent=2) if as_json else _format_table(description))
+    typer.echo(to_json(description, indent=2) if as_json else _format_table(description))
 
 
 def _format_table(description: dict[str, Any]) -> str:

@@ -18,6 +18,21 @@ ImageColumn = Annotated[str, typer.Option("--image", help="Column of the image: 
 IdColumn = Annotated[str, typer.Option("--id", help="Column of the id.")]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder that relative image paths start from.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(help="Column to keep as metadata; can be repeated. All of them; '' for none."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Files and folders to leave out, such as '*.gif' or 'drafts'; can be repeated."),
+]
+Captions = Annotated[
+    str | None,
+    typer.Option(metavar="SUFFIX", help="Suffix of files with the texts of images, such as txt: a.txt for a.png."),
+]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Read what links in the folder lead to, on whatever disk.")
+]
 Model = Annotated[str | None, typer.Option(help=MODEL_HELP)]
 ImageSize = Annotated[
     str | None,

@@ -1,12 +1,12 @@
 """`unime search`: find the entries of an index that are nearest to a query."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..json_output import to_json
 from .options import AsJson, Device, Dtype, load_onto, printable
 
 
@@ -63,7 +63,7 @@ def search(
             for rank, hit in enumerate(hits, 1)
         ]
         result = {"index": str(folder), "entries": num_entries, "query": asdict(query), "hits": rows}
-        typer.echo(json.dumps(result, indent=2, default=str))
+        typer.echo(to_json(result, indent=2, default=str))
     elif hits:
         _print_table(hits)
     if not as_json and len(hits) < k:

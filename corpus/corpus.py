@@ -10,7 +10,7 @@ A corpus may be larger than memory: tables are memory-mapped, and an image is re
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -22,9 +22,8 @@ from datasets.utils.extract import Extractor
 from ..data.dataset_loading import load_table
 from ..data.image_files import resolve_path
 from ..data.jsonl import load_lines, parse_object
-from ..image_formats import IMAGE_SUFFIXES
 from .entry import Entry
-from .folder import read_folder
+from .folder import FolderEntries, FolderSettings, Listing, list_folder, warn_of_skipped
 
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -38,10 +37,12 @@ class Corpus(Sequence[Entry]):
     Args:
         rows (`Sequence`): Stored rows: those of a table, lines, or file names.
         make_entry (`Callable`): Makes an entry from one of `rows` and its index.
+        skipped (`dict[str, int]`): The number of files and folders of a folder that are no entries, by reason.
     """
 
     rows: Sequence[Any]
     make_entry: Callable[[Any, int], Entry]
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,6 +68,10 @@ def open_corpus(
     identifier: str = "id",
     image_root: str | Path | None = None,
     split: str = "train",
+    metadata: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    captions: str | None = None,
+    follow_links: bool = False,
 ) -> Corpus:
     """Open a corpus.
 
@@ -75,8 +80,9 @@ def open_corpus(
 
     Args:
         source (`str` or `Path`): A folder of images and .txt files, read recursively, with an optional
-            `metadata.jsonl` as in the image folders of `datasets`; a .jsonl file; a .parquet file or a folder of
-            them; the Hub id of a dataset; or `"openmoji"`, the named OpenMoji drawings.
+            `metadata.jsonl`, `.csv` or `.parquet` as in the image folders of `datasets`; a .jsonl file; a .parquet
+            file or a folder of them; the Hub id of a dataset; or `"openmoji"`, the named OpenMoji drawings. Of a
+            folder, hidden files and folders of the system are skipped, such as `@eaDir` and `lost+found`.
         text (`str`, *optional*, defaults to `"text"`): Column of the text.
         image (`str`, *optional*, defaults to `"image"`): Column of the image.
         identifier (`str`, *optional*, defaults to `"id"`): Column of the id; if it is missing, the ids are row
@@ -84,11 +90,36 @@ def open_corpus(
         image_root (`str` or `Path`, *optional*, defaults to the folder of the source): Folder that relative image
             paths start from, and that no path may leave, not even through a symbolic link.
         split (`str`, *optional*, defaults to `"train"`): Split of a Hub dataset or of a folder of Parquet files.
+        metadata (`Sequence[str]`, *optional*): Columns to keep as metadata. Defaults to all.
+        exclude (`Sequence[str]`, *optional*): Patterns of files and folders of a folder to leave out, such as
+            `"*.gif"` or `"drafts"`, see [`FolderSettings`].
+        captions (`str`, *optional*): Suffix of files with the texts of the images of a folder, such as `"txt"`: the
+            text of `a.png` is in `a.txt`. By default, a .txt file is an entry of its own.
+        follow_links (`bool`, *optional*, defaults to `False`): Whether to read what links in a folder lead to, on
+            whatever disk.
 
     Raises:
         FileNotFoundError: The source or `image_root` does not exist.
         ValueError: The source is empty or not a corpus, a column is missing, or two entries have the same id.
     """
+    columns, settings = (
+        {"text": text, "image": image, "id": identifier},
+        FolderSettings(exclude, captions, follow_links),
+    )
+    corpus = _open_source(source, columns, image_root, split, metadata or (), settings)
+    if not len(corpus):
+        raise ValueError(f"{source} is empty: there is nothing to embed")
+    return corpus if metadata is None else _with_metadata(corpus, metadata)
+
+
+def _open_source(
+    source: str | Path,
+    columns: Mapping[str, str],
+    image_root: str | Path | None,
+    split: str,
+    metadata: Sequence[str],
+    settings: FolderSettings,
+) -> Corpus:
     if str(source) == "openmoji":
         from ..openmoji.entries import openmoji_corpus  # needs the extra `openmoji`
 
@@ -97,35 +128,55 @@ def open_corpus(
     if image_root is not None and not Path(image_root).is_dir():
         raise FileNotFoundError(f"there is no folder {image_root} for images: fix image_root")
     root = Path(image_root or (path if path.is_dir() else path.parent)).resolve()
-    columns = {"text": text, "image": image, "id": identifier}
-    if path.is_dir() and not _holds_tables(path):
-        if identifier != "id":
-            raise ValueError(f"the ids of a folder are its relative paths: do not set the id column {identifier!r}")
-        return _check_not_empty(Corpus(*read_folder(path, root, text)), source)
+    if path.is_dir():
+        listing = list_folder(path, settings)
+        if not _holds_tables(path, listing):
+            return _folder_corpus(path, listing, root, columns, metadata, settings)
+    if settings != FolderSettings():
+        raise ValueError(f"{source} is no folder of images: leave exclude, captions and follow_links out")
     if path.is_file() and path.suffix == ".jsonl":
-        return _check_not_empty(_lines_corpus(path, columns, root), source)
+        return _lines_corpus(path, columns, root, metadata)
     if path.exists() and not (path.is_dir() or path.suffix == ".parquet"):
         raise ValueError(f"{source} is not a corpus: give a folder, a .jsonl file, a .parquet file or a Hub id")
     if not path.exists():
         if not HUB_ID.fullmatch(str(source)):
             raise FileNotFoundError(f"there is no folder or file {source}: fix the path")
         root = Path(image_root or datasets.config.HF_CACHE_HOME).expanduser().resolve()
-    return _check_not_empty(_table_corpus(_open_table(source, split), columns, root, str(source)), source)
+    return _table_corpus(_open_table(source, split), columns, root, metadata, str(source))
 
 
-def _holds_tables(folder: Path) -> bool:
-    if next(folder.rglob("*.parquet"), None) is None:
-        return False
-    image = next((path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES), None)
-    if image is not None:
-        raise ValueError(f"{folder} holds Parquet files and also images, such as {image}: keep only one of the two")
-    return True
+def _holds_tables(folder: Path, listing: Listing) -> bool:
+    if listing.images and listing.tables:
+        raise ValueError(
+            f"{folder} holds Parquet files, such as {listing.tables[0]}, and also images, such as "
+            f"{listing.images[0]}: keep only one of the two, or exclude the others"
+        )
+    # Without images, a file of metadata is a table like others.
+    return not listing.images and any(path.endswith(".parquet") for path in (*listing.tables, *listing.metadata_files))
 
 
-def _check_not_empty(corpus: Corpus, source: str | Path) -> Corpus:
-    if not len(corpus):
-        raise ValueError(f"{source} is empty: there is nothing to embed")
-    return corpus
+def _with_metadata(corpus: Corpus, names: Sequence[str]) -> Corpus:
+    def make_entry(row: Any, index: int) -> Entry:
+        entry = corpus.make_entry(row, index)
+        return replace(entry, metadata={name: entry.metadata[name] for name in names if name in entry.metadata})
+
+    return replace(corpus, make_entry=make_entry)
+
+
+def _folder_corpus(
+    folder: Path,
+    listing: Listing,
+    root: Path,
+    columns: Mapping[str, str],
+    metadata: Sequence[str],
+    settings: FolderSettings,
+) -> Corpus:
+    if columns["id"] != "id":
+        raise ValueError(f"the ids of a folder are its relative paths: do not set the id column {columns['id']!r}")
+    entries = FolderEntries(folder, listing, root, columns["text"], settings)
+    _check_metadata(metadata, entries.columns, str(folder))
+    warn_of_skipped(folder, listing.skipped)
+    return Corpus(entries.ids, entries, {reason: len(paths) for reason, paths in listing.skipped.items()})
 
 
 def _open_table(source: str | Path, split: str) -> datasets.Dataset:
@@ -142,8 +193,10 @@ def _open_table(source: str | Path, split: str) -> datasets.Dataset:
         ) from None
 
 
-def _table_corpus(table: datasets.Dataset, columns: Mapping[str, str], root: Path, source: str) -> Corpus:
-    _check_columns(table.column_names, columns, source)
+def _table_corpus(
+    table: datasets.Dataset, columns: Mapping[str, str], root: Path, metadata: Sequence[str], source: str
+) -> Corpus:
+    _check_columns(table.column_names, columns, metadata, source)
     for name, feature in table.features.items():
         binary = isinstance(feature, datasets.Value) and "binary" in feature.dtype
         if name not in columns.values() and (isinstance(feature, BINARY_FEATURES) or binary):
@@ -163,20 +216,20 @@ def _table_corpus(table: datasets.Dataset, columns: Mapping[str, str], root: Pat
     return corpus
 
 
-def _lines_corpus(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
+def _lines_corpus(path: Path, columns: Mapping[str, str], root: Path, metadata: Sequence[str]) -> Corpus:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: there is nothing to embed")
     if Extractor.infer_extractor_format(path):  # `datasets` would unpack it, whatever its unpacked size
         raise ValueError(f"{path} is an archive, and archives are not unpacked: unpack it and give the JSONL file")
     table = load_lines(path)
     names = dict.fromkeys(name for line in table[:100]["line"] for name in parse_object(line) or ())
-    _check_columns(list(names), columns, str(path))
+    _check_columns(list(names), columns, metadata, str(path))
 
-    def make_entry(line: Mapping[str, str], index: int) -> Entry:
-        row = parse_object(line["line"])
+    def make_entry(line: Mapping[str, Any], index: int) -> Entry:
+        row, number = parse_object(line["line"]), line["number"]
         if row is None:
-            problem = f"line {index + 1} of {path} is not a JSON object: fix it"
-            return Entry(f"{path.name}:{index + 1}", problem=problem)
+            problem = f"line {number} of {path} is not a JSON object: fix it"
+            return Entry(f"{path.name}:{number}", problem=problem)
         return entry_from_row(row, index, columns, root)
 
     corpus = Corpus(table, make_entry)
@@ -185,7 +238,7 @@ def _lines_corpus(path: Path, columns: Mapping[str, str], root: Path) -> Corpus:
     return corpus
 
 
-def _check_columns(names: Sequence[str], columns: Mapping[str, str], source: str) -> None:
+def _check_columns(names: Sequence[str], columns: Mapping[str, str], metadata: Sequence[str], source: str) -> None:
     missing = [name for default, name in columns.items() if name not in names and name != default]
     if not missing and not {columns["text"], columns["image"]} & set(names):
         missing = [columns["text"], columns["image"]]
@@ -193,6 +246,16 @@ def _check_columns(names: Sequence[str], columns: Mapping[str, str], source: str
         raise ValueError(
             f"{source} has no column {' or '.join(missing)}: it has {', '.join(names) or 'none'}; "
             "name the columns of the text, the image and the id"
+        )
+    _check_metadata(metadata, names, source)
+
+
+def _check_metadata(metadata: Sequence[str], names: Sequence[str], source: str) -> None:
+    missing = [name for name in metadata if name and name not in names]  # an empty name stands for no column
+    if missing:
+        raise ValueError(
+            f"{source} has no metadata column {', '.join(missing)}: it has {', '.join(names) or 'none'}; choose from "
+            "these, or choose none"
         )
 
 

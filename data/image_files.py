@@ -7,14 +7,13 @@ shows: upright, and on white where it is transparent.
 import os
 import re
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from datasets import config
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..image_formats import IMAGE_FORMATS
+from ..image_formats import open_image_bytes
 from ..processing_unime import to_rgb
 
 
@@ -111,14 +110,12 @@ def read_image(
         except ValueError as error:
             raise ValueError(f"{where}: cannot read the image {path}: it {error} or remove the row") from None
     try:
-        with Image.open(BytesIO(encoded), formats=IMAGE_FORMATS) as opened:
+        with open_image_bytes(encoded) as opened:
             if draft is not None:
                 draft(opened)
             return to_rgb(opened)
     except Exception as error:  # Pillow's decoders raise errors of many types for broken files
-        # Pillow's own message contains the address of a buffer, which differs from run to run.
-        problem = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
         name = "the image" if path is None else f"the image {path}"
         raise ValueError(
-            f"{where}: cannot read {name}: it is not a readable image ({problem}); fix the path or remove the row"
+            f"{where}: cannot read {name}: it is not a readable image ({error}); fix the path or remove the row"
         ) from None

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _COLUMN_SAMPLE_LINES = 100  # first lines of a file, whose keys are its columns
 _CACHE_BATCH_LINES = 1000  # lines copied into the cache at a time
+_CACHE_FORMAT = 2  # part of the names of cached tables: raise it when they change
 
 
 # Rows for stage 2
@@ -65,7 +66,7 @@ def load_rows(
 
 def _stored_rows(path: str, version: str) -> Iterator[dict[str, str]]:
     name = Path(path).name
-    for index, line in enumerate(_lines(path)):
+    for index, (_, line) in enumerate(json_lines(path)):
         task = (parse_object(line) or {}).get("task")  # task blocks need it before the row is read
         task = name if task is None else str(task).encode(errors="backslashreplace").decode()
         yield {"row": line, "task": task, "where": f"{name}, row {index}"}
@@ -103,7 +104,7 @@ def load_texts(path: str | Path, streaming: bool = False) -> Dataset | IterableD
 
 
 def _stored_texts(path: str, version: str, teacher: bool) -> Iterator[dict[str, Any]]:
-    for index, line in enumerate(_lines(path)):
+    for index, (_, line) in enumerate(json_lines(path)):
         where = f"{Path(path).name}, row {index}"
         row = _require_object(line, where)
         text = {"text": check_text(row.get("text"), where)}
@@ -114,12 +115,12 @@ def _stored_texts(path: str, version: str, teacher: bool) -> Iterator[dict[str, 
 
 
 def load_lines(path: Path) -> Dataset:
-    """Open the lines of a file as a memory-mapped column `line`; a line that is not UTF-8 is not valid JSON either."""
-    return _open_cached(_stored_lines, path, False, Features({"line": Value("string")}))
+    """Open the lines of a file as memory-mapped columns `number`, which starts at 1, and `line`, as [`json_lines`]."""
+    return _open_cached(_stored_lines, path, False, Features({"number": Value("int64"), "line": Value("string")}))
 
 
-def _stored_lines(path: str, version: str) -> Iterator[dict[str, str]]:
-    return ({"line": line} for line in _lines(path))
+def _stored_lines(path: str, version: str) -> Iterator[dict[str, Any]]:
+    return ({"number": number, "line": line} for number, line in json_lines(path))
 
 
 def parse_object(line: str) -> dict[str, Any] | None:
@@ -149,14 +150,20 @@ def _check_file(path: str | Path, required: tuple[str, ...], optional: tuple[str
 
 
 def _columns(path: Path) -> list[str]:
-    objects = (parse_object(line) or {} for line in islice(_lines(path), _COLUMN_SAMPLE_LINES))
+    objects = (parse_object(line) or {} for _, line in islice(json_lines(path), _COLUMN_SAMPLE_LINES))
     return list(dict.fromkeys(name for row in objects for name in row))
 
 
-def _lines(path: str | Path) -> Iterator[str]:
+def json_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield the number, which starts at 1, and the text of each line that is not blank.
+
+    A line that is not UTF-8 becomes one that is not valid JSON.
+    """
     with open(path, "rb") as file:
-        for line in file:
-            yield line.decode("utf-8-sig", "backslashreplace")  # invalid UTF-8 becomes invalid JSON
+        for number, encoded in enumerate(file, start=1):
+            line = encoded.decode("utf-8-sig", "backslashreplace")
+            if line.strip():
+                yield number, line
 
 
 def _require_object(line: str, where: str) -> dict[str, Any]:
@@ -181,5 +188,5 @@ def _open_cached(
             yield {name: [row[name] for row in batch] for name in features}
 
     # A changed file has another version, so it is cached under another name.
-    file = f"jsonl-{Hasher.hash((generate.__name__, arguments))}.arrow"
+    file = f"jsonl-{Hasher.hash((_CACHE_FORMAT, generate.__name__, arguments))}.arrow"
     return cached_table(Path(datasets.config.HF_DATASETS_CACHE) / "unime" / file, features, batches)

@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..extras import require_extra
+from .jsonl import json_lines
 from .rows import row_positives
 
 
@@ -176,19 +177,19 @@ def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path} of mined negatives: create it with recipes/mine.py")
-    lines = Path(path).read_bytes().splitlines()
+    lines = list(json_lines(path))
     if len(lines) != len(dataset):
         raise ValueError(
             f"{path} holds negatives for {len(lines)} rows, but the dataset has {len(dataset)}: open it with the "
             "settings that it was mined with"
         )
     read = dataset.format["format_kwargs"]["transform"]
-    mined = [_positions(line, f"{path}, line {number}", len(dataset)) for number, line in enumerate(lines, start=1)]
+    mined = [_positions(line, f"{path}, line {number}", len(dataset)) for number, line in lines]
     with_column = dataset.with_format(None).add_column("mined", mined)
     return with_column.with_transform(partial(_add_mined, read=read, source=dataset))
 
 
-def _positions(line: bytes, where: str, num_rows: int) -> list[list[int]]:
+def _positions(line: str, where: str, num_rows: int) -> list[list[int]]:
     """Return the row number and the position among the row's positives of each negative on a line."""
     try:
         positions = [[entry, 0] if isinstance(entry, int) else entry for entry in json.loads(line)]

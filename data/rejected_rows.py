@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..storage.atomic_files import atomic_write
+from .jsonl import json_lines
 
 
 def write_rejected(path: Path, reasons: Mapping[int, str]) -> None:
@@ -31,7 +32,7 @@ def without_rejected(dataset: Dataset, path: str | Path) -> Dataset:
     rejected = set()
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path} of rejected rows: create it with `unime check-data`")
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+    for number, line in json_lines(path):
         try:
             row = json.loads(line)["row"]
             in_dataset = row in range(len(dataset))

@@ -183,12 +183,13 @@ def write_output(
         highlight (`str`): Title of the highlighted model.
         output (`Path`): The folder to write.
     """
+    from ..json_output import to_json
     from ..storage.atomic_files import atomic_write
     from .report.html_report import table, write_report
 
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(output / "results.json") as part:
-        part.write_text(json.dumps(results, indent=2) + "\n")
+        part.write_text(to_json(results, indent=2) + "\n")
     credits = BENCHMARKS[benchmark].credits
     with atomic_write(output / "report.html") as part:
         write_report(results, galleries, learning_curves(models), part, highlight=highlight, credits=credits)

@@ -9,6 +9,7 @@ follows a killed one finds what was written unchanged and continues with the res
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -33,6 +34,8 @@ from .schema import metadata_of
 RECORD_FILE = "index.json"
 REJECTED_FILE = "rejected.jsonl"
 COMPACT_EVERY_WINDOWS = 200
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,8 @@ class Index:
             report (`Callable`, *optional*): Called with the stage, the number of entries done, and the total number.
 
         Raises:
-            ValueError: Two entries have the same id, metadata types conflict, the model has other dimensions, or
-                another process is writing to the index.
+            ValueError: Two entries have the same id, the model has other dimensions, or another process is writing to
+                the index.
         """
         return self.update(corpus, lambda: (model, processor), report)
 
@@ -221,6 +224,12 @@ class Index:
         report = report or (lambda stage, done, total: None)
         with self._lock(), (self.folder / REJECTED_FILE).open("w") as file:
             diff = diff_corpus(corpus, self.table.hashes(), self.table.schema, report)
+            for name, count in diff.left_out.items():
+                logger.warning(
+                    "metadata %r: %d values are left out, because a column of an index cannot have this name, or has "
+                    "values of another type; rename it, or choose columns with --metadata",
+                    name, count,
+                )  # fmt: skip
             self.table.add_columns(diff.schema)
             removed = self.table.delete(diff.gone)
             rejected = _write_rejected(file, diff.rejected)

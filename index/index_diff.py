@@ -1,5 +1,6 @@
 """The difference between a corpus and an index, computed from ids and hashes without a model."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ import pyarrow as pa
 
 from ..corpus.entry import Entry
 from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected
-from .schema import entry_details, metadata_schema
+from .metadata_columns import extend_schema
+from .schema import entry_details
 
 
 ProgressCallback = Callable[[str, int, int], None]  # stage, entries done, total number of entries
@@ -26,6 +28,7 @@ class IndexDiff:
         unchanged (`int`): Number of unchanged entries.
         contents (`dict[str, str]`): Content hash of every entry to write, by id.
         rejected (`list[Rejected]`): Entries that cannot be read.
+        left_out (`Counter`): Number of metadata values that no column can hold, by key.
     """
 
     schema: pa.Schema
@@ -36,6 +39,7 @@ class IndexDiff:
     unchanged: int = 0
     contents: dict[str, str] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def diff_corpus(
@@ -50,12 +54,13 @@ def diff_corpus(
         report (`Callable`): Progress callback.
 
     Raises:
-        ValueError: Two entries have the same id, or the metadata cannot be stored in columns.
+        ValueError: Two entries have the same id.
     """
     diff, seen, readable = IndexDiff(schema), set(), set()
     for start, entries, contents in _read(corpus):
         valid = [entry for entry, content in zip(entries, contents, strict=True) if isinstance(content, str)]
-        diff.schema = metadata_schema(valid, diff.schema)
+        diff.schema, left_out = extend_schema(valid, diff.schema, schema)
+        diff.left_out += left_out
         for position, (entry, content) in enumerate(zip(entries, contents, strict=True), start):
             if entry.id in seen:
                 raise ValueError(f"two entries of the corpus have the id {entry.id!r}: make the ids unique")

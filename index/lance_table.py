@@ -95,19 +95,8 @@ class EntryTable:
 
     @_explain_lance_errors
     def add_columns(self, schema: pa.Schema) -> None:
-        """Add the columns of `schema` that the table lacks, without values.
-
-        Raises:
-            ValueError: A column of the table has another type in `schema`.
-        """
-        types = {field.name: field.type for field in self.schema}
-        for field in schema:
-            if types.get(field.name, field.type) != field.type:  # LanceDB cannot cast a column, not even int to float
-                raise ValueError(
-                    f"metadata key {field.name!r} has type {types[field.name]} in the index and {field.type} in the "
-                    "corpus: use one type, or create a new index"
-                )
-        missing = [field for field in schema if field.name not in types]
+        """Add the columns of `schema` that the table lacks, without values; the others keep their types."""
+        missing = [field for field in schema if field.name not in self.schema.names]
         if missing:
             self.table.add_columns(pa.schema(missing))
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..corpus.entry import Entry
+from ..json_output import to_json
 from ..storage.atomic_files import atomic_write
 from .entry_embedding import READER_THREADS, WINDOW_ENTRIES, Rejected, embed_entries
 
@@ -163,7 +164,7 @@ def _write(path: Path, entries: Sequence[Entry], results: Sequence[np.ndarray | 
         "id": pa.array([entry.id for entry in entries], pa.string()),
         "text": pa.array([entry.text for entry in entries], pa.string()),
         "image": pa.array([entry.image if isinstance(entry.image, str) else None for entry in entries], pa.string()),
-        "metadata": pa.array([json.dumps(entry.metadata) for entry in entries], pa.string()),
+        "metadata": pa.array([to_json(entry.metadata) for entry in entries], pa.string()),
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors), settings["dimensions"]),
     }
     metadata = {

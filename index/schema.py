@@ -12,10 +12,10 @@ import pyarrow as pa
 from PIL import Image
 
 from ..corpus.entry import Entry
+from .metadata_columns import RESERVED_COLUMNS, from_stored, metadata_array
 
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side; stored for images that have no file
-RESERVED_COLUMNS = ("id", "text", "image", "thumbnail", "content_hash", "details_hash", "vector")
 
 
 def index_schema(dimensions: int) -> pa.Schema:
@@ -35,42 +35,6 @@ def index_schema(dimensions: int) -> pa.Schema:
             pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
         ]
     )
-
-
-def metadata_schema(entries: Sequence[Entry], schema: pa.Schema) -> pa.Schema:
-    """Return `schema` with the columns added that the metadata of the entries needs.
-
-    Raises:
-        ValueError: A metadata key cannot be a column name, or a value does not match the type of its column. The
-            message names the entry.
-    """
-    for entry in entries:
-        for name in entry.metadata:
-            if name in RESERVED_COLUMNS or name.startswith("_") or "." in name or not name:
-                raise ValueError(
-                    f"entry {entry.id!r}: metadata key {name!r} cannot be a column of an index: rename it; reserved "
-                    f"are {', '.join(RESERVED_COLUMNS)}, names that start with an underscore, and names with a dot"
-                )
-    try:
-        return _merge_schema(schema, entries)
-    except (pa.ArrowException, ValueError, OverflowError):
-        for entry in entries:  # merge one by one to find the entry at fault
-            try:
-                schema = _merge_schema(schema, [entry])
-            except (pa.ArrowException, ValueError, OverflowError) as error:
-                raise ValueError(
-                    f"entry {entry.id!r}: its metadata types conflict with those of other entries "
-                    f"({str(error).splitlines()[0]}): give each key values of one type"
-                ) from None
-        return schema
-
-
-def _merge_schema(schema: pa.Schema, entries: Sequence[Entry]) -> pa.Schema:
-    names = dict.fromkeys(name for entry in entries for name in entry.metadata)
-    fields = [pa.field(name, pa.array([entry.metadata.get(name) for entry in entries]).type) for name in names]
-    # A key without any value so far gets its column with its first value.
-    typed = [field for field in fields if not pa.types.is_null(field.type)]
-    return pa.unify_schemas([schema, pa.schema(typed)], promote_options="permissive")
 
 
 def entry_details(entry: Entry) -> str:
@@ -106,10 +70,9 @@ def index_rows(
         if field.name == "vector":
             flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
             return pa.FixedSizeListArray.from_arrays(flat, type=field.type)
-        values = columns.get(field.name)
-        return pa.array(
-            [entry.metadata.get(field.name) for entry in entries] if values is None else values, field.type
-        )
+        if field.name in columns:
+            return pa.array(columns[field.name], field.type)
+        return metadata_array([entry.metadata.get(field.name) for entry in entries], field.type)[0]
 
     return pa.Table.from_arrays([array(field) for field in schema], schema=schema)
 
@@ -134,4 +97,4 @@ def thumbnail(image: str | bytes | Image.Image, max_side: int = THUMBNAIL_SIDE) 
 def metadata_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata of a row of the table: its non-empty columns that are not reserved."""
     hidden = (*RESERVED_COLUMNS, "_distance")
-    return {name: value for name, value in row.items() if name not in hidden and value is not None}
+    return {name: from_stored(value) for name, value in row.items() if name not in hidden and value is not None}

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..data.image_files import read_image
-from ..image_formats import IMAGE_FORMATS
+from ..image_formats import open_image_bytes
+from ..processing_unime import to_rgb
 
 
 MAX_IMAGE_PIXELS = 50_000_000  # 150 MB when decoded
@@ -23,14 +23,14 @@ def open_upload(path: str) -> Image.Image:
     name = escape(Path(path).name)
     limit = f"upload an image of at most {MAX_IMAGE_PIXELS // 10**6} million pixels"
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as unread:
-            width, height = unread.size
-        if width * height <= MAX_IMAGE_PIXELS:
-            return read_image(path, name)
+        with open_image_bytes(Path(path).read_bytes()) as image:
+            width, height = image.size
+            if width * height <= MAX_IMAGE_PIXELS:
+                return to_rgb(image)
     except Image.DecompressionBombError:
         raise _error(f"{name} is too large: {limit}") from None
-    except (OSError, ValueError, SyntaxError):  # Pillow's decoders raise all of these
-        raise _error(f"{name} cannot be read as an image: upload a PNG, JPEG, WebP or GIF file") from None
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's decoders raise all of these
+        raise _error(f"{name} cannot be read as an image ({escape(str(error))}): upload PNG or JPEG, say") from None
     raise _error(f"{name} is {width} × {height} pixels: {limit}")
 
 

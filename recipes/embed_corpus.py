@@ -196,7 +196,7 @@ def list_tables(source: Location, output: Location, script: ScriptArguments) -> 
         raise FileNotFoundError(f"there is no {script.source}: fix --source")
     files = source.files()
     parquet = [path for path in files if path.endswith(".parquet")]
-    images = [path.removeprefix(source.path + "/") for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path.removeprefix(source.path + "/") for path in files if path.lower().endswith(tuple(IMAGE_SUFFIXES))]
     if bool(parquet) == bool(images):
         contents = "both Parquet files and images" if parquet else "neither Parquet files nor images"
         raise ValueError(f"{script.source} has {contents}: give a source with one of the two")
@@ -204,7 +204,7 @@ def list_tables(source: Location, output: Location, script: ScriptArguments) -> 
         return source, parquet
     listing = output / "images.parquet"
     if not listing.exists():
-        other_files = [path for path in files if not path.lower().endswith(IMAGE_SUFFIXES)]
+        other_files = [path for path in files if not path.lower().endswith(tuple(IMAGE_SUFFIXES))]
         if other_files:
             print(f"skipping {len(other_files)} files that are not images: {', '.join(other_files[:5])}", flush=True)
         sink = pa.BufferOutputStream()

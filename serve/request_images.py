@@ -2,11 +2,10 @@
 
 import base64
 import re
-from io import BytesIO
 
 from PIL import Image
 
-from ..image_formats import REQUEST_IMAGE_FORMATS
+from ..image_formats import open_image_bytes
 from ..processing_unime import to_rgb
 
 
@@ -41,14 +40,17 @@ def open_image(encoded: bytes, name: str) -> Image.Image:
         name (`str`): Name of the item, for error messages.
 
     Raises:
-        ValueError: The format is not accepted, or Pillow considers the image a decompression bomb.
+        ValueError: The format is not one of those that the package opens (see `image_formats.py`), the header is
+            damaged, or Pillow considers the image a decompression bomb.
     """
     try:
-        return Image.open(BytesIO(encoded), formats=REQUEST_IMAGE_FORMATS)
+        return open_image_bytes(encoded)
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: the image is far too large: make it smaller") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: the image cannot be read ({error}): send PNG or JPEG, for example") from None
     except Exception:  # an untrusted file may fail in any way
-        raise ValueError(f"{name}: the image cannot be read: send {', '.join(REQUEST_IMAGE_FORMATS)}") from None
+        raise ValueError(f"{name}: the image cannot be read (its header is damaged): send it again") from None
 
 
 def decode_image(image: Image.Image, name: str) -> Image.Image:
@@ -59,9 +61,11 @@ def decode_image(image: Image.Image, name: str) -> Image.Image:
         name (`str`): Name of the item, for error messages.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: The file is damaged, or its mode has no RGB meaning.
     """
     try:
         return to_rgb(image)
+    except ValueError as error:
+        raise ValueError(f"{name}: the image cannot be read ({error})") from None
     except Exception:  # an untrusted file may fail in any way
         raise ValueError(f"{name}: the image is damaged or truncated: send it again") from None

@@ -116,10 +116,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "size of nothing": (png(0, 5, b""), "its format is unknown"),
     "decompression bomb": (png(50_000, 50_000, bytes(1000)), "decompression bomb"),
     "bomb in a comment": (encode(RED_BLUE, pnginfo=LARGE_TEXT), "Decompressed data too large"),
-    "web page": (b"<!doctype html><title>404 Not Found</title>", "its format is unknown"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "its format is unknown"),
-    "postscript": (encode(RED_BLUE, "EPS"), "its format is unknown"),  # Pillow would start Ghostscript for it
-    "photoshop": (b"8BPS" + bytes(100), "its format is unknown"),
+    "web page": (b"<!doctype html><title>404 Not Found</title>", "it is a web page, not an image: download"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it is an SVG drawing: export it as PNG"),
+    "postscript": (encode(RED_BLUE, "EPS"), "it is PostScript: export it"),  # Pillow would start Ghostscript for it
+    "photoshop": (b"8BPS" + bytes(100), "it is a Photoshop file: export it"),
     "pixels that are not numbers": (
         encode(Image.new("F", (40, 24), float("nan")), "TIFF"),
         "its mode F has no RGB meaning: save it with 8 or 16 bits per channel",

@@ -30,6 +30,7 @@ SUBPACKAGES = {
 LAZY_OPENMOJI = {"data", "eval", "corpus"}
 ROOT_MODULES = [
     "extras",
+    "json_output",
     "isolate_failures",
     "image_formats",
     "image_colors_unime",

@@ -150,6 +150,31 @@ def test_truncation_keeps_the_limit_and_leaves_other_items_unchanged(processor: 
     assert all(len(row) <= 160 for row in truncated)
 
 
+# A repeated text, and the number of code points of each of its characters.
+WIDE_CHARACTERS = {
+    "emoji": ("🍕🎻🐱", 1),
+    "flags": ("🇩🇪🇯🇵", 2),
+    "family": ("👩\u200d👩\u200d👧", 5),
+    "skin tone": ("👍\U0001f3fd", 2),
+    "accents": ("e\u0301\u0323", 3),
+    "Japanese": ("漢字の長い文章です。", 1),
+    "jamo": ("\u1100\u1161\u11a8", 3),
+}
+
+
+@pytest.mark.parametrize(("text", "unit"), WIDE_CHARACTERS.values(), ids=WIDE_CHARACTERS)
+def test_a_text_is_cut_between_characters(processor: ProcessorMixin, text: str, unit: int) -> None:
+    text *= 60
+    (short,) = token_ids(processor, ["a"])
+    lengths = set()
+    for limit in range(len(short) + 8, len(short) + 40):
+        (batch,) = plan_micro_batches(processor, {0: normalize_item(text, 0)}, max_length=limit)
+        (kept,) = batch.items[0].item["content"]
+        assert text.startswith(kept) and len(kept) % unit == 0 and batch.items[0].length <= limit
+        lengths.add(len(kept))
+    assert len(lengths) > 1 and max(lengths) < len(text)
+
+
 def test_an_item_that_cannot_fit_is_refused_with_its_index(processor: ProcessorMixin) -> None:
     fitting = {"text": "a cat", "instruction": "Find it:"}
     (row,) = token_ids(processor, [fitting])

@@ -18,6 +18,7 @@ from transformers.utils import PROCESSOR_NAME
 from ..adapters import load_adapter, take_trained_dimensions
 from ..checkpoint import load_model, redact_home, save_checkpoint, share_image_grids
 from ..checkpoint_safety import TRAINING_RECORD, forbid_remote_code
+from ..json_output import to_json
 from ..processing_unime import Item
 from ..storage.atomic_files import atomic_write
 
@@ -144,7 +145,7 @@ def merge_checkpoint(
         *before, stage = json.loads(record.read_text())
         stage["merge"] = {"base weights": base_weights, "least cosine to trained": round(cosine, 6)}
         with atomic_write(output / TRAINING_RECORD) as part:
-            part.write_text(json.dumps([*before, stage], indent=1) + "\n")
+            part.write_text(to_json([*before, stage], indent=1) + "\n")
     return output
 
 

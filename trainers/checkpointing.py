@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..checkpoint import redact_home
 from ..checkpoint_safety import TRAINING_RECORD, integrity_error
+from ..json_output import to_json
 from ..storage.atomic_files import atomic_write
 from .adapter import merge_checkpoint
 
@@ -246,7 +247,7 @@ def write_training_record(trainer: Trainer, model: PreTrainedModel, directory: s
         stage["adapter"] = {"rank": adapter.r, "alpha": adapter.lora_alpha, "targets": targets}
     stages = [*(json.loads(previous_record.read_text()) if previous_record.is_file() else []), stage]
     with atomic_write(Path(directory, TRAINING_RECORD)) as part:
-        part.write_text(json.dumps(stages, indent=1) + "\n")
+        part.write_text(to_json(stages, indent=1) + "\n")
 
 
 def changed_arguments(args: TrainingArguments) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ...checkpoint import model_card
 from ...checkpoint_safety import TRAINING_RECORD
+from ...json_output import to_json
 from ..benchmarks import BENCHMARKS
 
 
@@ -117,7 +118,7 @@ def evaluated_card(
             raise ValueError(f"{evaluation} has no column '{title}': it has {', '.join(columns)}")
         index += model_index(results)
         sections += f"## Results on {results['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
-        files[f"results-{results['benchmark']}.json"] = json.dumps(columns, indent=2) + "\n"
+        files[f"results-{results['benchmark']}.json"] = to_json(columns, indent=2) + "\n"
         if (entries := eval_results(results)) is not None:
             files[f".eval_results/{results['benchmark']}.yaml"] = entries
     if notes is not None:

@@ -47,6 +47,26 @@ def test_a_bad_line_does_not_affect_the_others(tmp_path: Path) -> None:
     assert messages[5] == "entry '6': its text is not valid Unicode at character 0: fix it"
 
 
+def test_blank_lines_are_skipped_and_the_error_of_another_line_has_its_number(tmp_path: Path) -> None:
+    first, bad, last = open_corpus(
+        write_lines(tmp_path / "rows.jsonl", ["\ufeff", '{"text": "a"}', " ", "{", "{}", ""])
+    )
+    assert (first.id, first.text, last.id) == ("0", "a", "2")
+    assert error_message(bad).startswith("entry 'rows.jsonl:4': line 4 of")
+
+
+def test_metadata_columns_can_be_chosen(tmp_path: Path) -> None:
+    rows = [{"text": "a", "price": 1, "colour": "red"}, {"text": "b", "colour": "blue"}]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for source in (tmp_path / "rows.jsonl", tmp_path / "rows.parquet"):
+        assert [entry.metadata for entry in open_corpus(source, metadata=["colour"])] == [
+            {"colour": "red"},
+            {"colour": "blue"},
+        ]
+        assert [entry.metadata for entry in open_corpus(source, metadata=[""])] == [{}, {}]
+
+
 def test_parquet_holds_image_paths_or_encoded_images(tmp_path: Path) -> None:
     encoded = save_image(tmp_path / "in" / "red.png").read_bytes()
     image = Image.new("RGB", (4, 3), RED)
@@ -85,6 +105,8 @@ def test_openmoji_is_a_corpus_of_every_named_drawing() -> None:
         ([{"text": "a"}], {"text": "title"}, "has no column title: it has text"),
         ([{"title": "a"}], {}, "has no column text or image: it has title; name the columns"),
         ([{"text": "a"}], {"identifier": "key"}, "has no column key"),
+        ([{"text": "a"}], {"metadata": ["", "price"]}, "has no metadata column price: it has text; choose from these"),
+        ([{"text": "a"}], {"exclude": ["*.gif"]}, "is no folder of images: leave exclude, captions and follow_links"),
         ([], {}, "is empty: there is nothing to embed"),
     ],
 )
@@ -109,7 +131,7 @@ def test_an_invalid_source_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "empty", ValueError, "empty is empty: there is nothing to embed"),
         (tmp_path / "rows.csv", ValueError, "is not a corpus: give a folder, a .jsonl file"),
         (tmp_path / "bad.parquet", ValueError, "bad.parquet cannot be read as a table"),
-        (tmp_path / "both", ValueError, "holds Parquet files and also images, such as .*red.png"),
+        (tmp_path / "both", ValueError, "holds Parquet files, such as a.parquet, and also images, such as red.png"),
     ]:
         with pytest.raises(kind, match=message):
             open_corpus(source)

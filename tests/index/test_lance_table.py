@@ -8,7 +8,7 @@ import pytest
 from unime.corpus.entry import Entry
 from unime.index import ann_index
 from unime.index.lance_table import EntryTable
-from unime.index.schema import metadata_schema
+from unime.index.metadata_columns import extend_schema
 
 
 def random_units(size: int, dimensions: int, seed: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def test_the_approximate_index_of_a_large_table_has_high_recall(tmp_path: Path, 
     vectors, table = random_units(size, dimensions, 0), EntryTable(tmp_path, dimensions)
     entries = [Entry(str(number), metadata={"remainder": number % 100}) for number in range(size)]
     contents = dict.fromkeys((entry.id for entry in entries), "")
-    table.add_columns(metadata_schema(entries, table.schema))
+    table.add_columns(extend_schema(entries, table.schema, table.schema)[0])
     table.write(entries[:2000], vectors[:2000], contents, set())
     table.optimize()
     assert not list(table.table.list_indices())  # every row is compared

@@ -20,7 +20,6 @@ LINES: dict[str, tuple[bytes, str, str]] = {
     "broken JSON": (b'{"text": "a', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "JSON list": (b"[1]", "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "JSON 100,000 deep": (b"[" * 100_000, "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
-    "blank line": (b"", "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "bytes that are not UTF-8": (b'{"text": "\xe4"}', "rows.jsonl:2", "line 2 of {path} is not a JSON object: fix it"),
     "text a number": (b'{"text": 3}', "1", "its text has type int: make it a string"),
     "text a list": (b'{"text": ["a"]}', "1", "its text has type list: make it a string"),

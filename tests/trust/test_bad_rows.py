@@ -27,7 +27,6 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "broken JSON": (b'{"query": {"tex', NOT_AN_OBJECT),
     "JSON list": (b"[1, 2]", NOT_AN_OBJECT),
     "JSON number": (b"3", NOT_AN_OBJECT),
-    "blank line": (b"", NOT_AN_OBJECT),
     "bytes that are not UTF-8": (b'{"query": {"text": "\xe4"}, "positive": {"text": "b"}}', NOT_AN_OBJECT),
     "bytes of nothing": (b"\0" * 9, NOT_AN_OBJECT),
     "JSON 100,000 deep": (b"[" * 100_000, NOT_AN_OBJECT),
