@@ -33,6 +33,7 @@ from .image_size import ImageSize, set_image_size
 from .image_tokens_unime import square_of
 from .llava_qwen import KEY_MAPPING, is_llava_qwen, llava_qwen_processor
 from .modeling_unime import UniMEModel, require_all_weights
+from .native_form import NoNativeFormError, save_native
 from .presets import Preset, find_preset
 from .processing_unime import TEMPLATE_HEAD, chat_template
 from .unime_phi3_v import Phi3VConfig
@@ -40,11 +41,14 @@ from .unime_phi3_v import Phi3VConfig
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint contains the code that loads it (`auto_map`); where this package is installed, its classes are used.
+# A checkpoint contains the code that loads it as UniME (`auto_map`). One that native classes cannot load has the type
+# "unime", for which the classes of this package are used where it is installed.
 UniMEConfig.register_for_auto_class()
 UniMEModel.register_for_auto_class("AutoModel")
 AutoConfig.register(UniMEConfig.model_type, UniMEConfig, exist_ok=True)
 AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
+AUTO_MAP = {"AutoConfig": "configuration_unime.UniMEConfig", "AutoModel": "modeling_unime.UniMEModel"}
+MODELING_FILE = Path(__file__).with_name("modeling_unime.py")
 # Backbones that transformers lacks -> the file of the checkpoint that registers them before it loads UniME.
 ENTRY_FILES = {Phi3VConfig.model_type: Path(__file__).with_name("unime_phi3_v.py")}
 
@@ -266,6 +270,10 @@ def save_checkpoint(
 ) -> Path:
     """Save weights, code, processor, chat template, sentence-transformers modules and a model card in one folder.
 
+    Native classes load the folder without its code, and so do sentence-transformers and serving engines; `AutoModel`
+    with `trust_remote_code=True` loads it as a [`UniMEModel`]. A model that the native class cannot reproduce needs
+    `trust_remote_code=True` everywhere; the log says why.
+
     All files are first written to a temporary subfolder. They replace those in the folder when the last one is
     complete.
 
@@ -293,11 +301,7 @@ def save_checkpoint(
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed here
     try:
         part.mkdir(parents=True)
-        # With the prefix `backbone.`, transformers would not reverse a renaming to the names of the original weights.
-        model.save_pretrained(part, state_dict=state_dict, save_original_format=False)
-        if backbone.model_type in ENTRY_FILES:
-            _write_entry_file(part, ENTRY_FILES[backbone.model_type])
-        processor.save_pretrained(part)
+        _save_model(model, processor, part, state_dict)
         give_weights_the_umask(part)
         write_sentence_transformer(model, processor, part)
         (part / "README.md").write_text(model_card(model) if card is None else card)
@@ -315,15 +319,33 @@ def save_checkpoint(
     return directory
 
 
-def _write_entry_file(folder: Path, entry: Path) -> None:
-    """Make a checkpoint load its classes from an entry file, which is written with all files that it imports."""
-    for file in (entry, *map(Path, get_relative_import_files(entry))):
-        shutil.copy(file, folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    for name, reference in config["auto_map"].items():
-        config["auto_map"][name] = f"{entry.stem}.{reference.partition('.')[2]}"
-    path.write_text(json.dumps(config, indent=2) + "\n")
+def _save_model(
+    model: PreTrainedModel, processor: ProcessorMixin, folder: Path, state_dict: dict[str, Tensor] | None
+) -> None:
+    """Write weights, configuration, code and processor, in the native form if there is one."""
+    backbone_type = model.config.backbone_config.model_type
+    entry = ENTRY_FILES.get(backbone_type)
+    try:
+        if entry is not None:
+            raise NoNativeFormError(f"transformers lacks backbones of type '{backbone_type}'")
+        save_native(model, processor, folder, state_dict)
+        _write_code(folder, MODELING_FILE, AUTO_MAP)
+    except NoNativeFormError as reason:
+        logger.warning("%s loads with trust_remote_code=True only: %s", folder.parent, reason)
+        # With the prefix `backbone.`, transformers would not reverse a renaming to the names of the original weights.
+        model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+        if entry is not None:
+            _write_code(folder, entry, {key: f"{entry.stem}.{name.split('.')[1]}" for key, name in AUTO_MAP.items()})
+        processor.save_pretrained(folder)
+
+
+def _write_code(folder: Path, file: Path, auto_map: dict[str, str]) -> None:
+    """Write a file with all files that it imports, and let the configuration name the classes in them."""
+    for source in (file, *map(Path, get_relative_import_files(file))):
+        shutil.copy(source, folder)
+    path = folder / CONFIG_NAME
+    config = json.loads(path.read_text()) | {"auto_map": auto_map}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def push_checkpoint(model: PreTrainedModel, processor: ProcessorMixin, repo_id: str, private: bool = False) -> str:

@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, has_file
 
+from .configuration_unime import SETTINGS_KEY, UniMEConfig
+
 
 TRAINING_RECORD = "training.json"  # the stages and settings that a checkpoint was trained with
 # Weights, configurations, chat template and tokenizer.
@@ -155,7 +157,8 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
         base = adapter_base(checkpoint)
         if base is not None:
             return _read_config_of_base(checkpoint, base)
-        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        return UniMEConfig.from_pretrained(checkpoint) if SETTINGS_KEY in config.to_dict() else config
 
 
 def _read_config_of_base(adapter: str, base: str) -> PreTrainedConfig:

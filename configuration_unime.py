@@ -1,14 +1,20 @@
 """UniME configuration: the configuration of the backbone, and how an embedding is read from it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+SETTINGS_KEY = "unime"  # of this class, in the configuration of a backbone
+
+
 class UniMEConfig(PreTrainedConfig):
     """Configuration of a [`UniMEModel`].
+
+    A checkpoint that native classes load as well has the configuration of its backbone, with the arguments of this
+    class under `"unime"`; `from_pretrained` reads both forms.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a LLaVA configuration):
@@ -32,6 +38,16 @@ class UniMEConfig(PreTrainedConfig):
     positions: Literal["native", "sequential"] = "native"
     prompts: dict[str, str] | None = None
     matryoshka_dimensions: list[int] | None = None
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the arguments of this class from a file, which may be the configuration of a backbone."""
+        stored, kwargs = super().get_config_dict(*args, **kwargs)
+        if SETTINGS_KEY not in stored:
+            return stored, kwargs
+        shared = {key: stored.pop(key, None) for key in ("auto_map", "matryoshka_dimensions")}
+        shared |= {"model_type": cls.model_type, "dtype": stored.get("dtype")}
+        return shared | stored.pop(SETTINGS_KEY) | {"backbone_config": stored}, kwargs
 
     @property
     def hidden_size(self) -> int:

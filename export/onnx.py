@@ -14,9 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from ..checkpoint import PROMPTS
 from ..extras import require_extra
 from ..modeling_unime import UniMEModel
+from ..native_form import complete_template
 from ..pooling_unime import pool
 from ..processing_unime import Item, to_item_dict, to_messages
-from .plain import complete_template, new_folder
+from .plain import new_folder
 
 
 require_extra("export", "onnx", "onnxruntime", "onnxscript")

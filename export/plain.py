@@ -2,19 +2,14 @@
 
 from pathlib import Path
 
-import torch
 from huggingface_hub import ModelCardData
-from transformers import AutoModelForImageTextToText, ProcessorMixin
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers import ProcessorMixin
 
 from ..checkpoint import ENTRY_FILES, named_prompts, require_merged_adapters, write_sentence_transformer
 from ..checkpoint_safety import give_weights_the_umask
-from ..image_tokens_unime import square_of
 from ..modeling_unime import UniMEModel
-from ..processing_unime import to_item_dict, to_messages
+from ..native_form import NoNativeFormError, save_native
 
-
-INTERLEAVED_MROPE_FAMILIES = {"qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"}
 
 POOLED = {"last": "last hidden state of the last token", "mean": "mean of the last hidden states of all tokens"}
 CARD = """\
@@ -83,37 +78,13 @@ def export_plain(
     """
     directory = new_folder(directory)
     require_merged_adapters(model)
-    template = complete_template(processor)
-    if model.config.positions != "native" or square_of(processor) is not None:
-        raise ValueError(
-            "this model has sequential positions or reads images as squares, which its native class and serving "
-            "engines cannot do: use the original checkpoint"
-        )
-    # Engines map the parameter names of the generative class: the backbone and a head. The head is left out, because
-    # embedding does not use it and engines skip it when they pool.
-    with torch.device("meta"):
-        native = AutoModelForImageTextToText.from_config(model.backbone.config)
-    names = [name for name, child in native.named_children() if type(child) is type(model.backbone)]
-    if not names:
-        raise ValueError(
-            f"{type(native).__name__} does not contain a {type(model.backbone).__name__}: this backbone has no plain "
-            "export, use the original checkpoint"
-        )
-    setattr(native, names[0], model.backbone)
-    # Of a model that `from_pretrained` did not make, transformers writes the towers under names that only it knows.
-    native._weight_conversions = get_model_conversion_mapping(native, add_legacy=False)
-    rope = native.config.get_text_config().rope_parameters or {}
-    if native.config.model_type in INTERLEAVED_MROPE_FAMILIES and "mrope_section" in rope:
-        rope.setdefault("mrope_interleaved", True)  # transformers always interleaves, vLLM asks the configuration
-    if model.config.matryoshka_dimensions:  # vLLM refuses `dimensions` without it
-        native.config.matryoshka_dimensions = model.config.matryoshka_dimensions
-    weights = {name: weight for name, weight in native.state_dict().items() if weight.device.type != "meta"}
-    native.save_pretrained(directory, state_dict=weights)
+    try:
+        native = save_native(model, processor, directory)
+    except NoNativeFormError as reason:
+        raise ValueError(f"{reason}: this model has no plain export, use the original checkpoint") from None
     give_weights_the_umask(directory)
-    processor.save_pretrained(directory)
-    (directory / "chat_template.jinja").write_text(template)
     write_sentence_transformer(model, processor, directory)
-    (directory / "README.md").write_text(_plain_card(model, type(native).__name__, metadata))
+    (directory / "README.md").write_text(_plain_card(model, native.__name__, metadata))
     return directory
 
 
@@ -124,31 +95,6 @@ def new_folder(directory: str | Path) -> Path:
         raise ValueError(f"{directory} is not empty: choose a new folder")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def complete_template(processor: ProcessorMixin) -> str:
-    """Return the chat template with the beginning-of-sequence token that the tokenizer adds to a rendered text.
-
-    transformers adds that token to a rendered text that lacks it, whereas serving engines tokenize a rendered
-    conversation as it is. If the template writes the token, both read the same tokens.
-
-    Raises:
-        ValueError: The processor has no chat template, or its tokenizer adds more than that one token.
-    """
-    if processor.chat_template is None:
-        raise ValueError("this processor has no chat template: load it with `unime.processor_from_backbone`")
-    tokenizer = processor.tokenizer
-    (text,) = processor.apply_chat_template([to_messages(to_item_dict("a"))], tokenize=False)
-    begin, bare = tokenizer.bos_token, tokenizer(text, add_special_tokens=False)["input_ids"]
-    added = tokenizer(text)["input_ids"]
-    if added == bare or (begin is not None and text.startswith(begin)):
-        return processor.chat_template
-    if added != [tokenizer.bos_token_id, *bare]:
-        raise ValueError(
-            f"the tokenizer adds {len(added) - len(bare)} special tokens to a prompt, not only one at its beginning: "
-            "a serving engine would leave them out, so this checkpoint cannot be exported"
-        )
-    return f"{{{{- '{begin}' -}}}}\n{processor.chat_template}"
 
 
 def _plain_card(model: UniMEModel, architecture: str, metadata: ModelCardData | None = None) -> str:

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from unime import UniMEModel, load_model, processor_from_backbone, save_checkpoint
 from unime.checkpoint import fingerprint, load_processor
@@ -323,6 +323,20 @@ def test_an_adapter_is_refused_in_one_sentence_if(
     with pytest.raises((ValueError, OSError), match=message) as caught:
         load_model(str(adapter))
     assert str(adapter) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_from_pretrained_loads_an_adapter_into_its_native_checkpoint(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = save_checkpoint(*load_model(str(tiny_model("llava")), dtype="float32"), tmp_path / "base")
+    model, processor = load_model(str(base))
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, lora)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted.get_base_model().encode(ITEMS, processor)
+    remote = AutoModel.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    for loaded in (UniMEModel.from_pretrained(tmp_path / "adapter"), remote):
+        np.testing.assert_allclose(loaded.encode(ITEMS, processor), expected, atol=1e-6)
 
 
 def test_an_adapter_is_not_merged_into_quantized_weights(adapter: Path):

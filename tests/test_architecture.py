@@ -49,6 +49,7 @@ ROOT_MODULES = [
     "cpu_prepacking_unime",
     "modeling_unime",
     "unime_phi3_v",
+    "native_form",
     "checkpoint_safety",
     "adapters",
     "presets",

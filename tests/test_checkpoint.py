@@ -1,4 +1,4 @@
-"""A checkpoint is one folder that AutoModel and SentenceTransformer load without this package."""
+"""A checkpoint is one folder that AutoModel, SentenceTransformer and engines load without this package."""
 
 import json
 import os
@@ -41,6 +41,7 @@ CHECKPOINT_FILES = {
     "modeling_unime.py",
     "modules.json",
     "encoding_unime.py",
+    "generation_config.json",
     "pooling_unime.py",
     "processing_unime.py",
     "processor_config.json",
@@ -79,6 +80,9 @@ for name in names:
     model = AutoModel.from_pretrained(folder / name, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     sentences = SentenceTransformer(str(folder / name), trust_remote_code=True)
+    native = SentenceTransformer(str(folder / name)) if name != "phi3-v" else sentences
+    module = type(native[0].model).__module__
+    assert module.startswith("transformers_modules." if name == "phi3-v" else "transformers.models."), module
     np.savez(
         folder / f"{name}.npz",
         auto=model.encode(items),
@@ -87,6 +91,8 @@ for name in names:
         sentences_instruction=sentences.encode(items, prompt=instruction),
         sentences_query=sentences.encode_query(items),
         sentences_named=sentences.encode(items, prompt_name="text_to_image"),
+        native=native.encode(items),
+        native_instruction=native.encode(items, prompt=instruction),
         width=sentences.get_embedding_dimension(),
     )
 assert "unime" not in sys.modules
@@ -128,17 +134,19 @@ def test_a_checkpoint_gives_the_same_embeddings_without_the_package(name: str, e
     assert np.abs(plain - instructed).max() > 0.01 and np.abs(named - instructed).max() > 0.01
     without_unime = np.load(embedded_without_unime / f"{name}.npz")
     assert int(without_unime["width"]) == plain.shape[1]
-    for key in ("auto", "sentences", "sentences_query"):
+    for key in ("auto", "sentences", "sentences_query", "native"):
         np.testing.assert_allclose(without_unime[key], plain, atol=1e-5, err_msg=key)
-    for key in ("auto_instruction", "sentences_instruction"):
+    for key in ("auto_instruction", "sentences_instruction", "native_instruction"):
         np.testing.assert_allclose(without_unime[key], instructed, atol=1e-5, err_msg=key)
     np.testing.assert_allclose(without_unime["sentences_named"], named, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_checkpoint_consists_of_exactly_these_files(name: str, checkpoints: Path) -> None:
+def test_a_checkpoint_consists_of_exactly_these_files(
+    name: str, checkpoints: Path, tiny_model: Callable[[str], Path]
+) -> None:
     folder = checkpoints / name
-    files = CHECKPOINT_FILES | (PHI3_V_FILES if name == "phi3-v" else set())
+    files = CHECKPOINT_FILES - {"generation_config.json"} | PHI3_V_FILES if name == "phi3-v" else CHECKPOINT_FILES
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == files
     config = json.loads((folder / "config.json").read_text())
     configuration, modeling = ["unime_phi3_v"] * 2 if name == "phi3-v" else ["configuration_unime", "modeling_unime"]
@@ -146,7 +154,10 @@ def test_a_checkpoint_consists_of_exactly_these_files(name: str, checkpoints: Pa
         "AutoConfig": f"{configuration}.UniMEConfig",
         "AutoModel": f"{modeling}.UniMEModel",
     }
-    assert config["architectures"] == ["UniMEModel"] and config["model_type"] == "unime"
+    native = {} if name == "phi3-v" else json.loads((tiny_model(name) / "config.json").read_text())
+    for key, wrapped in {"architectures": ["UniMEModel"], "model_type": "unime"}.items():
+        assert config[key] == native.get(key, wrapped)
+    assert config.get("unime") == (None if name == "phi3-v" else {"pooling": "last", "prompts": None})
     for code in folder.glob("*.py"):
         assert code.read_text() == (Path(unime.checkpoint.__file__).parent / code.name).read_text()
 
@@ -209,7 +220,7 @@ def test_load_model_loads_backbones_and_checkpoints(tiny_model: Callable[[str], 
     saved, processor = load_model(checkpoints / "llava", dtype=torch.float32, attn_implementation="eager")
     assert type(wrapped) is type(saved) is UniMEModel
     assert saved.backbone.config._attn_implementation == "eager"
-    assert processor.chat_template == backbone_processor.chat_template
+    assert processor.chat_template == "{{- '<s>' -}}\n" + backbone_processor.chat_template  # engines do not add it
     expected, actual = wrapped.state_dict(), saved.state_dict()
     assert actual.keys() == expected.keys() and all(torch.equal(actual[key], expected[key]) for key in expected)
 

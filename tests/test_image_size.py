@@ -78,7 +78,7 @@ def test_whoever_loads_a_checkpoint_reads_images_at_its_size(
 
     again, again_processor = load_model(str(saved), dtype="float32")
     same(again.encode(ITEMS, again_processor))
-    same(AutoModel.from_pretrained(saved, dtype="float32").encode(ITEMS))
+    same(AutoModel.from_pretrained(saved, trust_remote_code=True, dtype="float32").encode(ITEMS))
     served, served_processor = load_onto(str(saved), "float32", "cpu", None)
     same(served.encode(ITEMS, served_processor))
     same(load_encoder(backbone, image_size=str(SIZES[name])).encode(ITEMS))

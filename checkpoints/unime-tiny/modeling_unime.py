@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.integrations.peft import maybe_load_adapters
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_MAPPING
 from transformers.utils import ModelOutput
 
 from .batching_unime import default_max_length, plan_micro_batches
-from .configuration_unime import UniMEConfig
+from .configuration_unime import SETTINGS_KEY, UniMEConfig
 from .cpu_prepacking_unime import MIN_PREPACKING_TOKENS, prepacked_weights
 from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches, forward_packed, sequential_positions
 from .pooling_unime import pool, pool_packed
@@ -30,6 +32,9 @@ GENERATIVE_PREFIX = {r"^model\.(?!(layers|embed_tokens|norm)\.)": ""}
 # What a class claims about the attention implementations that can be chosen.
 ATTENTION_SUPPORT = ("_supports_flash_attn", "_supports_sdpa", "_supports_flex_attn", "_supports_attention_backend")
 EMBEDDER_TYPES = frozenset({"embedding_gemma2"})  # backbones that do not generate, which transformers lists apart
+# Arguments of `from_pretrained` that say where files are, and those that say how weights are loaded.
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+WEIGHT_ARGUMENTS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
 ENCODE_WINDOW_ITEMS = 4096  # rendered and sorted together: enough to sort well; images end a window earlier
 
 
@@ -49,6 +54,17 @@ def require_all_weights(checkpoint: str, missing_keys: Iterable[str]) -> None:
             f"{checkpoint} has no weights for {first}: copy or download the checkpoint again; if it is complete, "
             "update transformers, which may not know the names of its weights yet"
         )
+
+
+def _load_backbone(path: str, **kwargs) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a native model without its head; return it and what transformers reports."""
+    options = {"output_loading_info": True} | kwargs
+    loaded, report = AutoModel.from_pretrained(path, **{"key_mapping": GENERATIVE_PREFIX} | options)
+    if report["missing_keys"]:  # renamings of HunYuan V4 and HyperCLOVA X need the prefix
+        loaded, report = AutoModel.from_pretrained(path, **options)
+    require_all_weights(path, report["missing_keys"])
+    del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
+    return loaded, report
 
 
 def require_image_text_model(config: PreTrainedConfig, source: str) -> None:
@@ -120,6 +136,45 @@ class UniMEModel(PreTrainedModel):
         self._no_split_modules = whole_layers(self.backbone)
 
     @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | None,
+        *model_args,
+        config: UniMEConfig | str | None = None,
+        **kwargs,
+    ) -> "UniMEModel | tuple[UniMEModel, dict[str, Any]]":
+        """Load a checkpoint whose weights have the names of this class, or those of the backbone's native class.
+
+        Args:
+            pretrained_model_name_or_path (`str`, *optional*): Folder or Hub id of a checkpoint or an adapter.
+            model_args: Passed to `PreTrainedModel.from_pretrained`.
+            config (`UniMEConfig` or `str`, *optional*): A configuration instead of the saved one.
+            kwargs: As in `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            ValueError: The checkpoint has the native names, and weights are missing.
+        """
+        source = {key: kwargs[key] for key in SOURCE_ARGUMENTS if key in kwargs}
+        adapter, path, adapter_kwargs = maybe_load_adapters(
+            pretrained_model_name_or_path, source, **(kwargs.get("adapter_kwargs") or {})
+        )
+        if path is None or SETTINGS_KEY not in PreTrainedConfig.get_config_dict(path, **source)[0]:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        with_report, _ = kwargs.pop("output_loading_info", False), kwargs.pop("adapter_kwargs", None)
+        settings: Any = config
+        if not isinstance(config, PreTrainedConfig):
+            weights = {key: kwargs.pop(key) for key in WEIGHT_ARGUMENTS if key in kwargs}
+            settings, unused = UniMEConfig.from_pretrained(config or path, return_unused_kwargs=True, **kwargs)
+            kwargs = source | weights | unused
+        native = {"config": settings.backbone_config, "trust_remote_code": False}
+        backbone, report = _load_backbone(str(path), **kwargs | native)
+        model = cls._wrap(backbone, settings).eval()
+        model.name_or_path = model.config.name_or_path = str(path)
+        if adapter is not None:
+            model.load_adapter(adapter, adapter_kwargs=adapter_kwargs)
+        return (model, report) if with_report else model
+
+    @classmethod
     def from_backbone(cls, backbone: str | PreTrainedConfig, **kwargs) -> "UniMEModel":
         """Wrap a native image-text model without its language-model head.
 
@@ -131,28 +186,24 @@ class UniMEModel(PreTrainedModel):
         Raises:
             ValueError: The backbone is not an image-text model of transformers, or weights are missing.
         """
+        if isinstance(backbone, PreTrainedConfig):
+            require_image_text_model(backbone, "the configuration")
+            return cls._wrap(AutoModel.from_config(backbone, **kwargs))
         # Without a value, transformers asks on the terminal whether code of the backbone may run.
         native = {"trust_remote_code": False}
-        config = backbone if isinstance(backbone, PreTrainedConfig) else AutoConfig.from_pretrained(backbone, **native)
-        require_image_text_model(config, "the configuration" if backbone is config else backbone)
-        if backbone is config:
-            loaded = AutoModel.from_config(config, **kwargs)
-        else:
-            options = {"output_loading_info": True} | native
-            loaded, report = AutoModel.from_pretrained(
-                backbone, **options | {"key_mapping": GENERATIVE_PREFIX} | kwargs
-            )
-            if report["missing_keys"]:  # renamings of HunYuan V4 and HyperCLOVA X need the prefix
-                loaded, report = AutoModel.from_pretrained(backbone, **options | kwargs)
-            require_all_weights(str(backbone), report["missing_keys"])
-            del loaded._weight_conversions  # saving the backbone would reverse the renaming above as well
+        require_image_text_model(AutoConfig.from_pretrained(backbone, **native), backbone)
+        return cls._wrap(_load_backbone(backbone, **native | kwargs)[0])
+
+    @classmethod
+    def _wrap(cls, loaded: PreTrainedModel, config: UniMEConfig | None = None) -> "UniMEModel":
         attention = loaded.config._attn_implementation  # a new outer configuration would reset it
         quantizer = getattr(loaded, "hf_quantizer", None)
         if quantizer is not None:
             quantizer.remove_quantization_config(loaded)
-        model = cls(
-            UniMEConfig(backbone_config=loaded.config, dtype=loaded.dtype, attn_implementation=attention), loaded
-        )
+        config = UniMEConfig(backbone_config=loaded.config) if config is None else deepcopy(config)
+        config.backbone_config, config.dtype = loaded.config, loaded.dtype
+        config._attn_implementation = attention
+        model = cls(config, loaded)
         if quantizer is not None:
             # Trainer, PEFT and accelerate ask the outermost model whether and how it is quantized.
             model.hf_quantizer = quantizer

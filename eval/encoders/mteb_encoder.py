@@ -27,12 +27,12 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from ...batching_unime import default_max_length
 from ...checkpoint import fingerprint
 from ...checkpoint_safety import forbid_remote_code, read_config, refuse_adapter
-from ...modeling_unime import require_all_weights
+from ...modeling_unime import UniMEModel, require_all_weights
 
 
 ENCODE_WINDOW_ITEMS = 512  # items to collect and sort at a time; mteb's own batches may hold a single image
@@ -61,7 +61,7 @@ class UniMEEncoder(AbsEncoder):
         embed_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka).
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the checkpoint's own code if this package is
             not installed.
-        kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `attn_implementation`, ...).
+        kwargs: Passed to [`UniMEModel.from_pretrained`] (`dtype`, `attn_implementation`, ...).
 
     Raises:
         KeyError: A key of `prompts` is not a task, task type or side.
@@ -87,8 +87,9 @@ class UniMEEncoder(AbsEncoder):
             "revision": None if path else revision,
         }
         source["trust_remote_code"] = trust_remote_code
+        AutoConfig.from_pretrained(**source)  # refuses a model that needs code of its own
         self.processor = AutoProcessor.from_pretrained(**source)
-        model, report = AutoModel.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **kwargs)
+        model, report = UniMEModel.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **kwargs)
         require_all_weights(path or name, report["missing_keys"])
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.limits = {"max_length": max_length, "micro_batch_tokens": micro_batch_tokens, "truncate_dim": embed_dim}

@@ -186,15 +186,21 @@ def test_a_rendered_prompt_needs_no_token_from_the_tokenizer(
         assert rendered == list(read) and prompt.startswith("<s>") == adds_bos
 
 
-def test_half_precision_and_trained_dimensions_are_kept(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+def test_half_precision_and_the_settings_of_the_embedding_are_kept(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
     model, processor = load_model(str(tiny_model("llava")), dtype="bfloat16")
-    model.config.matryoshka_dimensions = [8, 32]
+    settings = {"matryoshka_dimensions": [8, 32], "pooling": "mean", "prompts": {"query": "Find it:"}}
+    for name, value in settings.items():
+        setattr(model.config, name, value)
     folder = export_plain(model, processor, tmp_path / "plain")
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}
     config = json.loads((folder / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert config["matryoshka_dimensions"] == [8, 32]  # vLLM reads it
+    again = load_model(str(folder))[0].config
+    assert {name: getattr(again, name) for name in settings} == settings
 
 
 def test_the_card_describes_the_export_and_keeps_metadata(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from transformers import AutoConfig, ProcessorMixin
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoModel, LlavaModel, ProcessorMixin
 from trl import TrlParser
 
 from unime import UniMEModel
@@ -207,7 +208,7 @@ def test_the_best_model_is_loaded_at_the_end(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(highest)
 
 
-def test_the_saved_model_loads_as_a_checkpoint_with_the_same_embeddings(
+def test_the_saved_model_loads_as_unime_and_natively_with_the_same_embeddings(
     make_model: Callable,
     processor: ProcessorMixin,
     rows: list[dict[str, Any]],
@@ -219,9 +220,15 @@ def test_the_saved_model_loads_as_a_checkpoint_with_the_same_embeddings(
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     items = [row["query"] for row in rows]
+    expected = trainer.model.encode(items, processor)
     loaded = UniMEModel.from_pretrained(tmp_path / "final")
-    np.testing.assert_allclose(loaded.encode(items), trainer.model.encode(items, processor), atol=1e-6)
-    assert (tmp_path / "final" / "modules.json").exists()
+    np.testing.assert_allclose(loaded.encode(items), expected, atol=1e-6)
+    remote_code = AutoModel.from_pretrained(tmp_path / "final", trust_remote_code=True)
+    assert type(remote_code).__module__.startswith("transformers_modules.")
+    np.testing.assert_allclose(remote_code.encode(items), expected, atol=1e-6)
+    native = SentenceTransformer(str(tmp_path / "final"), device="cpu")
+    assert type(native[0].model) is LlavaModel
+    np.testing.assert_allclose(native.encode([item["text"] for item in items]), expected, atol=1e-5)
 
 
 def test_a_trained_adapter_is_saved_loaded_and_merged_without_changing_embeddings(

@@ -227,8 +227,8 @@ def add_code(folder: Path, trace: Path, model_type: str, **files: dict) -> Path:
 CHANGES = {
     "a model": {"config": {"model_type": "custom", "auto_map": AUTO_MAP}},
     "a processor": {"processor_config": {"processor_class": "Processor", "auto_map": AUTO_MAP}},
-    "a tokenizer": {"tokenizer_config": {"tokenizer_class": "Tokenizer", "auto_map": AUTO_MAP}},
 }
+CODE_OF_A_TOKENIZER = {"tokenizer_config": {"tokenizer_class": "Tokenizer", "auto_map": AUTO_MAP}}
 
 
 @pytest.mark.parametrize("loader", [name for name in LOADERS if name != "eval as SentenceTransformer"])
@@ -260,12 +260,13 @@ def test_describing_a_checkpoint_runs_no_code(
 
 
 @pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "changes", [{"config": {"auto_map": AUTO_MAP}}, CODE_OF_A_TOKENIZER], ids=["all", "tokenizer"]
+)
 def test_a_unime_checkpoint_is_loaded_with_our_code_even_if_it_contains_its_own(
-    clean_checkpoint: Path, loader: str, tmp_path: Path, trace: Path
+    clean_checkpoint: Path, changes: dict, loader: str, tmp_path: Path, trace: Path
 ):
-    folder = add_code(
-        shutil.copytree(clean_checkpoint, tmp_path / "checkpoint"), trace, "unime", config={"auto_map": AUTO_MAP}
-    )
+    folder = add_code(shutil.copytree(clean_checkpoint, tmp_path / "checkpoint"), trace, "unime", **changes)
     LOADERS[loader](folder, tmp_path)
 
 
