@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel, LlavaModel, ProcessorMixin
 from trl import TrlParser
@@ -219,7 +220,8 @@ def test_the_saved_model_loads_as_unime_and_natively_with_the_same_embeddings(
     trainer = ContrastiveTrainer(make_model(), args, train_dataset=rows, processing_class=processor)
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
-    items = [row["query"] for row in rows]
+    image = Image.radial_gradient("L").resize((40, 24)).convert("RGB")
+    items = ["a cat", image, {"image": image, "text": "What is it?"}]
     expected = trainer.model.encode(items, processor)
     loaded = UniMEModel.from_pretrained(tmp_path / "final")
     np.testing.assert_allclose(loaded.encode(items), expected, atol=1e-6)
@@ -228,7 +230,7 @@ def test_the_saved_model_loads_as_unime_and_natively_with_the_same_embeddings(
     np.testing.assert_allclose(remote_code.encode(items), expected, atol=1e-6)
     native = SentenceTransformer(str(tmp_path / "final"), device="cpu")
     assert type(native[0].model) is LlavaModel
-    np.testing.assert_allclose(native.encode([item["text"] for item in items]), expected, atol=1e-5)
+    np.testing.assert_allclose(native.encode(items), expected, atol=1e-5)
 
 
 def test_a_trained_adapter_is_saved_loaded_and_merged_without_changing_embeddings(
