@@ -71,6 +71,12 @@ class RetrievalTask:
         """Return the number of candidates per query; the rounded mean if pools differ in size."""
         return len(self.candidates) if self.pools is None else round(np.mean([len(pool) for pool in self.pools]))
 
+    @property
+    def chance(self) -> float:
+        """Return the expected hit@1 of random scores: the mean over queries of positives / candidates."""
+        sizes = [len(self.candidates)] * len(self.queries) if self.pools is None else map(len, self.pools)
+        return float(np.mean([len(right) / size for right, size in zip(self.positives, sizes, strict=True)]))
+
     def __post_init__(self):
         if self.meta_task not in META_TASKS:
             raise ValueError(
@@ -237,9 +243,10 @@ def evaluate(
 
     Returns:
         `(results, rankings)`, both ready for JSON. `results` has the scores, as fractions of 1, per task (the key
-        `metric` names the task's score), per meta-task, per distribution and per perturbation; `overall` is the mean
-        over tasks, as on MMEB, and `mean_of_meta_tasks` the mean that UniME's paper prints as well. `rankings` has the
-        examples of each retrieval and compositional task as indices (see `report/gallery.py`).
+        `metric` names the task's score, `chance` is the hit@1 of random scores), per meta-task, per distribution and
+        per perturbation; `overall` is the mean over tasks, as on MMEB, and `mean_of_meta_tasks` the mean that UniME's
+        paper prints as well. `rankings` has the examples of each retrieval and compositional task as indices (see
+        `report/gallery.py`).
 
     Raises:
         ValueError: Two tasks share a name, or an embedding has the wrong shape or is not finite.
@@ -288,6 +295,7 @@ def evaluate(
         "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if main_scores else None,
         "compositional": accuracies,
         "compositional_groups": mean_by_group((name.split("_")[0], score) for name, score in accuracies.items()),
+        "compositional_rows": {task.name: len(task.images) for task in compositional_tasks},
         "seconds": round(time.perf_counter() - start, 1),
         "embedded": {
             "items": cache.embedded_items - items_before,
@@ -318,7 +326,9 @@ def _score_retrieval(
     }
     if task.distribution is not None:
         result["distribution"] = task.distribution
-    if task.relevance is not None:
+    if task.relevance is None:
+        result["chance"] = task.chance
+    else:
         result["ndcg@5"] = ndcg_at_k(similarities, task.positives, task.relevance, 5, task.pools)
     if task.distribution is not None and task.pools is not None:
         result["hit@1, ties right"] = argmax_ties_to_first(similarities, task.pools)

@@ -18,15 +18,11 @@ UNITS_PER_INCH = 72  # of matplotlib's SVG
 _COLORS = {
     "highlight": "#010101",
     **{f"other-{index}": f"#01020{index}" for index in range(5)},
-    "soft": "#010301",
     "hair": "#010302",
 }
 _PROPERTIES = {color: f"var(--{name})" for name, color in _COLORS.items()}
-_DASHES = ((2, 4), (7, 4), (12, 4, 2, 4))  # of references; the style sheet repeats them for the legend
-_CLASSES = ("outline", "reference", "ring")  # matplotlib's group ids that become classes
 _SETTINGS = {
     "font.size": 13,  # as in the style sheet, which replaces the font: matplotlib computes the space for labels
-    "lines.scale_dashes": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "unime",
     "text.parse_math": False,
@@ -105,74 +101,6 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     return means
 
 
-def radar(
-    axes: Sequence[str],
-    scores: Mapping[str, Sequence[float]],
-    references: Mapping[str, Sequence[float]],
-    colors: Mapping[str, str],
-    name: str,
-    center: float = 0,
-) -> str:
-    """Draw scores on axes that begin at the top and go clockwise.
-
-    Args:
-        axes (`Sequence[str]`): Title of each axis, at least three.
-        scores (`Mapping[str, Sequence[float]]`): Title of each outline -> its score on each axis in percent.
-        references (`Mapping[str, Sequence[float]]`): The same for outlines to compare with, drawn dashed.
-        colors (`Mapping[str, str]`): Title of each outline in `scores` -> its color: `highlight` or `other-0` to
-            `other-4`. The highlight is drawn last.
-        name (`str`): Prefix of the ids in the SVG, unique on the page.
-        center (`float`, *optional*, defaults to 0): Score in the center in percent; lower scores are drawn there too.
-
-    Returns:
-        `str`: The SVG.
-
-    Raises:
-        ValueError: There are fewer than three axes, or an outline does not have one finite score per axis.
-    """
-    if len(axes) < 3:
-        raise ValueError(f"a radar chart needs at least three axes, got {len(axes)}; draw bars")
-    for title, row in [*scores.items(), *references.items()]:
-        if len(row) != len(axes) or not all(map(math.isfinite, row)):
-            raise ValueError(
-                f"the outline '{title}' has the scores {list(row)}; give {len(axes)} finite ones, one per axis"
-            )
-    angles = [2 * math.pi * index / len(axes) for index in range(len(axes))]
-
-    def closed(row: Sequence[float]) -> tuple[list[float], list[float]]:
-        row = [min(max(score, center), 100) for score in row]
-        return [*angles, angles[0]], [*row, row[0]]
-
-    def draw(figure: Any) -> None:
-        polar = figure.add_subplot(projection="polar")
-        polar.set_theta_zero_location("N")
-        polar.set_theta_direction(-1)
-        polar.set_ylim(center, 100)
-        polar.spines[:].set_visible(False)
-        polar.set_xticks(angles, [""] * len(axes))
-        rings = [center + (100 - center) * ring / 5 for ring in range(1, 6)]
-        polar.set_yticks(rings, [""] * len(rings))
-        polar.grid(color=_COLORS["hair"], linewidth=1, clip_on=False)
-        for row, dashes in zip(references.values(), _DASHES * len(references), strict=False):
-            style = {"color": _COLORS["soft"], "linewidth": 1.6, "linestyle": (0, dashes)}
-            polar.plot(*closed(row), **style, clip_on=False, gid="reference")
-        for title in sorted(scores, key=lambda title: colors[title] == "highlight"):
-            color, is_highlight = _COLORS[colors[title]], colors[title] == "highlight"
-            style = {"linewidth": 2.8, "marker": "o", "markersize": 7} if is_highlight else {"linewidth": 1.8}
-            polar.fill(*closed(scores[title]), color=color, alpha=0.14 if is_highlight else 0.06, clip_on=False)
-            polar.plot(*closed(scores[title]), color=color, **style, clip_on=False, gid="outline")
-        for ring in rings:
-            offset = {"xytext": (4, -1), "textcoords": "offset points", "va": "top"}
-            polar.annotate(f"{ring:g}", (0, ring), **offset, fontsize=11, gid="ring")
-        for title, angle in zip(axes, angles, strict=True):
-            across = math.sin(angle)
-            side = "center" if abs(across) < 0.1 else "left" if across > 0 else "right"
-            polar.text(angle, center + (100 - center) * 1.12, title, ha=side, va="center", fontsize=15)
-
-    titles = f"{', '.join(axes)}: {', '.join([*scores, *(f'{title} (published)' for title in references)])}"
-    return _svg(draw, (440, 440), name, label=titles)
-
-
 def _svg(draw: Callable[[Any], None], size: tuple[int, int], name: str, label: str) -> str:
     """Return the figure that `draw` fills as an `<svg>` element to inline into the report."""
     from matplotlib import rc_context  # imported when a chart is drawn
@@ -192,8 +120,6 @@ def _svg(draw: Callable[[Any], None], size: tuple[int, int], name: str, label: s
         group = element.attrib.pop("id", None)
         if element.tag == "path" and group is not None:  # a marker
             element.set("id", f"{name}-{group}")
-        elif group in _CLASSES:
-            element.set("class", group)
         if "href" in element.attrib:
             element.set("href", f"#{name}-{element.attrib['href'][1:]}")
         if "style" in element.attrib:

@@ -1,7 +1,8 @@
 """Results as a Markdown table, and as one self-contained HTML page that opens offline."""
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -12,9 +13,10 @@ from PIL import Image
 
 from ...data.html_pages import data_url, templates
 from ...processing_unime import Item, is_interleaved, to_item_dict
-from .charts import line_chart, radar
+from ..metrics import mean_by_group
+from .charts import line_chart
 from .gallery import Answer, Gallery
-from .paper_scores import PUBLISHED, Published, group_axis, meta_task_axis
+from .paper_scores import PUBLISHED, Published
 
 
 Results = Mapping[str, Any]
@@ -32,6 +34,7 @@ META_TITLES = {
 WORDS = {"t2i": "text → image", "i2t": "image → text", "obj": "object", "att": "attribute", "rel": "relation"}
 MAX_MISTAKES = 12
 MAX_MISTAKES_PER_TASK = 2
+SHOWN_ROWS = 2  # of examples; the others are folded
 
 
 def table(results: Mapping[str, Results]) -> str:
@@ -104,20 +107,26 @@ def write_report(
     colors = {highlight: "highlight", **{title: f"other-{index % 5}" for index, title in enumerate(others)}}
     metrics = sorted({task["metric"] for task in main["tasks"].values()})
     published = PUBLISHED.get(main["benchmark"])
-    partial = _partial(main, published) if published else ""
+    partial = published.partial(main) if published else ""
     compared = published if not partial else None
     charts = [line_chart(title, curves[title], colors, f"chart-{index}") for index, title in enumerate(curves)]
-    best = {
-        name: max(column["tasks"][name][task["metric"]] for column in results.values())
-        for name, task in main["tasks"].items()
-    }
+    chance = _chance_column(main)
+
+    def scores_of(part: str, name: str, metric: str | None = None) -> list[float]:
+        scores = [column[part][name] for column in results.values()]
+        return scores if metric is None else [of_task[metric] for of_task in scores]
+
     environment = templates("unime.eval.report")
     # The tasks of one's own rows have names of their own.
     words = str if main["benchmark"] == "rows" else _words
     environment.filters.update(percent=_percent, words=words, view=_view, is_interleaved=is_interleaved)
     page = environment.get_template("report.html.jinja").render(
         results=results,
-        best=best,
+        best=_best,
+        scores_of=scores_of,
+        chance=chance,
+        headline_chance=_headline(chance),
+        shown_rows=SHOWN_ROWS,
         highlight=highlight,
         headlines={title: _headline(column) for title, column in results.items()},
         colors=colors,
@@ -129,7 +138,9 @@ def write_report(
         retrieval_tasks=[name for name, task in main["tasks"].items() if "R@1" in task],
         published=compared,
         partial=partial,
-        radar=_radar(results, compared, colors),
+        scores_of_axis=[[axis.ours(column) for column in results.values()] for axis in compared.axes]
+        if compared
+        else [],
         charts=[chart for chart in charts if chart],
         retrieval=[gallery for gallery in galleries if gallery.name in main["tasks"]],
         compositional=[gallery for gallery in galleries if gallery.name in main["compositional"]],
@@ -144,8 +155,8 @@ def write_report(
 
 
 def _published_tables(results: Results, published: Published) -> list[str]:
-    """Return a title and a table per source, or one sentence if only part of the benchmark was evaluated."""
-    partial = _partial(results, published)
+    """Return a title and a table per source, or one sentence if another set was evaluated."""
+    partial = published.partial(results)
     if partial:
         return [partial]
     parts = []
@@ -158,17 +169,6 @@ def _published_tables(results: Results, published: Published) -> list[str]:
     return [*parts, published.note]
 
 
-def _partial(results: Results, published: Published) -> str:
-    """Return why no published scores are shown if only part of a benchmark was evaluated, otherwise ''."""
-    num_tasks = len(results["tasks"]) + len(results["compositional"])
-    if num_tasks == published.tasks:
-        return ""
-    return (
-        f"Published scores are not shown: they cover all {published.tasks} tasks of {results['benchmark']}, and only "
-        f"{num_tasks} of them were evaluated."
-    )
-
-
 def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned table; the first row is its head, and all columns but the first hold numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -179,21 +179,27 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _radar(results: Mapping[str, Results], published: Published | None, colors: Mapping[str, str]) -> str | None:
-    """Draw the published axes, or else meta-tasks and compositional groups; `None` for fewer than three axes."""
-    main = next(iter(results.values()))
-    if published:
-        axes = list(published.axes[: published.drawn])
-    else:
-        axes = [
-            *(meta_task_axis(META_TITLES[meta_task], meta_task) for meta_task in _by_meta_task(main)),
-            *(group_axis(group.capitalize(), group) for group in _by_group(main)),
-        ]
-    if len(axes) < 3:
-        return None
-    scores = {title: [100 * axis.ours(column) for axis in axes] for title, column in results.items()}
-    references, center = (published.shown, published.chance) if published else ({}, 0)
-    return radar([axis.title for axis in axes], scores, references, colors, "radar", center)
+def _chance_column(results: Results) -> dict[str, Any]:
+    """Return the expected results of random scores, NaN where they are not defined (ndcg, Spearman)."""
+    tasks = results["tasks"]
+    shares = {name: task.get("chance", math.nan) for name, task in tasks.items()}
+    compositional = dict.fromkeys(results["compositional"], 0.5)
+    return {
+        "tasks": {name: {tasks[name]["metric"]: share, "R@1": share} for name, share in shares.items()},
+        "meta_tasks": mean_by_group((tasks[name]["meta_task"], share) for name, share in shares.items()),
+        "distributions": mean_by_group(
+            (tasks[name]["distribution"], share) for name, share in shares.items() if "distribution" in tasks[name]
+        ),
+        "overall": float(np.mean(list(shares.values()))) if shares else None,
+        "compositional": compositional,
+        "compositional_groups": dict.fromkeys(results["compositional_groups"], 0.5),
+    }
+
+
+def _best(scores: Iterable[float]) -> str:
+    """Return the best score as the page shows it, to be emphasized; '' for one column, which has nothing to beat."""
+    scores = list(scores)
+    return _percent(max(scores)) if len(scores) > 1 else ""
 
 
 def _main_metric(metrics: Collection[str]) -> str:

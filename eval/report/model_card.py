@@ -14,6 +14,7 @@ from ...checkpoint import model_card
 from ...checkpoint_safety import TRAINING_RECORD
 from ...json_output import to_json
 from ..benchmarks import BENCHMARKS
+from .paper_scores import PUBLISHED
 
 
 Results = Mapping[str, Any]
@@ -22,10 +23,17 @@ METRICS = {"hit@1": "hit_at_1", "ndcg@5": "ndcg_at_5", "spearman": "cosine_spear
 
 
 def scores(results: Results) -> list[tuple[str, str, float]]:
-    """Return every score of a model on a benchmark, means included, as `(task, metric, percent)`."""
+    """Return every score of a model on a benchmark, means included, as `(task, metric, percent)`.
+
+    If the evaluated set is not the one that scores are published of, only the tasks of the published size remain.
+    """
+    published = PUBLISHED.get(results["benchmark"])
     shares = [(name, METRICS[task["metric"]], task[task["metric"]]) for name, task in results["tasks"].items()]
     metrics = {metric for _, metric, _ in shares}
     shares += [(name, "accuracy", accuracy) for name, accuracy in results["compositional"].items()]
+    if published is not None and published.partial(results):
+        names = published.evaluated(results)
+        return [(name, metric, round(100 * share, 2)) for name, metric, share in shares if name in names]
     if metrics:
         shares.append(("mean of tasks", metrics.pop() if len(metrics) == 1 else "mean", results["overall"]))
     shares += [(f"mean of {group}", "accuracy", mean) for group, mean in results["compositional_groups"].items()]
@@ -49,15 +57,19 @@ def model_index(results: Results) -> list[EvalResult]:
 
 
 def eval_results(results: Results) -> str | None:
-    """Return the scores as a file of `.eval_results/`, or `None` if the benchmark is not a dataset on the Hub."""
-    dataset = BENCHMARKS[results["benchmark"]].dataset
-    if dataset is None:
+    """Return the scores as a file of `.eval_results/`.
+
+    Returns:
+        `str`: YAML, or `None` if the benchmark is not a dataset on the Hub, or no task of it has the published size.
+    """
+    dataset, shown = BENCHMARKS[results["benchmark"]].dataset, scores(results)
+    if dataset is None or not shown:
         return None
     run = results["run"]
     notes = f"python -m unime.eval, revision {run['revision']}, {run['dtype']}"
     entries = [
         EvalResultEntry(dataset_id=dataset, task_id=name, value=value, date=run["date"], notes=notes)
-        for name, _, value in scores(results)
+        for name, _, value in shown
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 
@@ -117,7 +129,11 @@ def evaluated_card(
         if results is None:
             raise ValueError(f"{evaluation} has no column '{title}': it has {', '.join(columns)}")
         index += model_index(results)
-        sections += f"## Results on {results['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
+        published = PUBLISHED.get(results["benchmark"])
+        other = "a set other than the published " if published is not None and published.partial(results) else ""
+        sections += (
+            f"## Results on {other}{results['benchmark']}\n\n{(evaluation / 'table.md').read_text().strip()}\n\n"
+        )
         files[f"results-{results['benchmark']}.json"] = to_json(columns, indent=2) + "\n"
         if (entries := eval_results(results)) is not None:
             files[f".eval_results/{results['benchmark']}.yaml"] = entries

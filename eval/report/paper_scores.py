@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..benchmarks.mmeb import SETS
+
 
 Results = Mapping[str, Any]
 Percents = tuple[float, ...]
@@ -44,23 +46,54 @@ class Published:
         axes (`tuple[Axis, ...]`): Meaning of the scores; the last ones may be means over the others.
         drawn (`int`): Number of leading axes to draw in a chart.
         sources (`Mapping[str, Mapping[str, Percents]]`): Paper and table -> model -> one score per axis in percent.
-        tasks (`int`): Number of tasks in the whole benchmark.
+        sizes (`Mapping[str, tuple[int, ...]]`): Task -> its number of queries and of candidates, or of queries alone
+            where candidates differ per query, or of rows if it is compositional.
         note (`str`): What to know for a comparison.
-        chance (`float`, *optional*, defaults to 0): Score of random guesses in percent; the center of a chart.
     """
 
     axes: tuple[Axis, ...]
     drawn: int
     sources: Mapping[str, Mapping[str, Percents]]
-    tasks: int
+    sizes: Mapping[str, tuple[int, ...]]
     note: str
-    chance: float = 0
 
     @property
     def shown(self) -> dict[str, Percents]:
         """Return the rows to draw in a chart, on its axes; all are from the first source."""
         rows = next(iter(self.sources.values()))
         return {model: rows[model][: self.drawn] for model in CHART_MODELS}
+
+    def evaluated(self, results: Results) -> list[str]:
+        """Return the tasks whose evaluated set has the published size."""
+        sizes = _sizes(results)
+        return [name for name, size in self.sizes.items() if sizes.get(name, ())[: len(size)] == size]
+
+    def partial(self, results: Results) -> str:
+        """Return why no published scores are shown if another set was evaluated, otherwise ''."""
+        sizes, names = _sizes(results), self.evaluated(results)
+        why = "Published scores are not shown: they "
+        for name, size in self.sizes.items():
+            if name in sizes and name not in names:
+                kinds = ("rows",) if name in results["compositional"] else ("queries", "candidates")
+                expected, given = (
+                    " and ".join(f"{number:,} {kind}" for number, kind in zip(numbers, kinds, strict=False))
+                    for numbers in (size, sizes[name][: len(size)])
+                )
+                return f"{why}are of {expected} in {name}, and {given} were evaluated."
+        if len(names) < len(self.sizes):
+            return (
+                f"{why}cover all {len(self.sizes)} tasks of {results['benchmark']}, and only {len(names)} of them "
+                "were evaluated."
+            )
+        return ""
+
+
+def _sizes(results: Results) -> dict[str, tuple[int, ...]]:
+    """Return the size of each evaluated task, as in [`Published`]."""
+    retrieval = {name: (task.get("queries", 0), task.get("candidates", 0)) for name, task in results["tasks"].items()}
+    # Results of earlier versions have no number of rows, and count as another set.
+    rows = results.get("compositional_rows", {})
+    return retrieval | {name: (rows.get(name, 0),) for name in results["compositional"]}
 
 
 # Classification, questions, retrieval, grounding; means of the 20 IND and of the 16 OOD subsets.
@@ -129,8 +162,7 @@ def _retrieval_columns(first: int, last: int) -> dict[str, dict[str, Percents]]:
     return {source: {model: row[first:last] for model, row in rows.items()} for source, rows in sources.items()}
 
 
-def meta_task_axis(title: str, name: str) -> Axis:
-    """Return the axis of the mean of a meta-task."""
+def _meta_task(title: str, name: str) -> Axis:
     return Axis(title, lambda results: results["meta_tasks"][name])
 
 
@@ -142,28 +174,38 @@ def _task(title: str, name: str) -> Axis:
     return Axis(title, lambda results: results["tasks"][name]["R@1"])
 
 
-def group_axis(title: str, name: str) -> Axis:
-    """Return the axis of the mean of a group of compositional tasks."""
+def _group(title: str, name: str) -> Axis:
     return Axis(title, lambda results: results["compositional_groups"][name])
 
 
+# Images and captions of Flickr30K, COCO, ShareGPT4V and Urban1K, and rows of SugarCrepe's files.
+_IMAGES_AND_CAPTIONS = ((1000, 5000), (5000, 25_000), (1000, 1000), (1000, 1000))
+_SUGARCREPE_ROWS = {
+    "replace_obj": 1652,
+    "replace_att": 788,
+    "replace_rel": 1406,
+    "swap_obj": 245,
+    "swap_att": 666,
+    "add_obj": 2062,
+    "add_att": 692,
+}
 _CLIPS = f"{UNIME} prints CLIP ViT-L and OpenCLIP ViT-bigG under each other's name; the names are corrected here."
 _PIXELS = f"According to its authors, all scores in {UNIME}, VLM2Vec's included, use 336 × 336 pixels."
 
 PUBLISHED = {
     "mmeb": Published(
         (
-            meta_task_axis("Classification", "classification"),
-            meta_task_axis("Questions", "vqa"),
-            meta_task_axis("Retrieval", "retrieval"),
-            meta_task_axis("Grounding", "grounding"),
+            _meta_task("Classification", "classification"),
+            _meta_task("Questions", "vqa"),
+            _meta_task("Retrieval", "retrieval"),
+            _meta_task("Grounding", "grounding"),
             _distribution("IND"),
             _distribution("OOD"),
             Axis("Mean of 36", lambda results: results["overall"]),
         ),
         4,
         {f"{UNIME}, table 1": _with_mean_of_subsets(_MMEB), UNIME_V2: _with_mean_of_subsets(_MMEB_V2)},
-        36,
+        dict.fromkeys(SETS, (1000,)),
         "The mean of 36 is computed from the published meta-tasks (10, 10, 12 and 4 subsets), up to 0.1; "
         f"the “Overall” of {UNIME} is the mean of the four, except for LLaVA-OneVision. {_PIXELS}",
     ),
@@ -172,17 +214,16 @@ PUBLISHED = {
             (_task("Text → image, R@1", f"{name}_t2i"), _task("Image → text, R@1", f"{name}_i2t")),
             2,
             _retrieval_columns(2 * index, 2 * index + 2),
-            2,
+            {f"{name}_t2i": (captions, images), f"{name}_i2t": (images, captions)},
             f"{_CLIPS} {_PIXELS}",
         )
-        for index, name in enumerate(_RETRIEVAL_SETS)
+        for index, (name, (images, captions)) in enumerate(zip(_RETRIEVAL_SETS, _IMAGES_AND_CAPTIONS, strict=True))
     },
     "sugarcrepe": Published(
-        (group_axis("Replace", "replace"), group_axis("Swap", "swap"), group_axis("Add", "add")),
+        (_group("Replace", "replace"), _group("Swap", "swap"), _group("Add", "add")),
         3,
         _retrieval_columns(8, 11),
-        7,
+        {name: (rows,) for name, rows in _SUGARCREPE_ROWS.items()},
         f"{_CLIPS} {_PIXELS}",
-        chance=50,
     ),
 }

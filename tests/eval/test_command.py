@@ -126,7 +126,7 @@ def test_embeddings_at_another_image_size_are_computed_again(
 
 
 def test_unknown_benchmarks_highlights_and_options_are_refused(run: Callable[..., Path]):
-    with pytest.raises(ValueError, match="unknown benchmark 'imagenet': choose from openmoji, mmeb, mmeb-v2"):
+    with pytest.raises(ValueError, match="unknown benchmark 'imagenet': choose from openmoji, rows, mmeb, mmeb-v2"):
         run("--models", "anything", "--benchmarks", "imagenet")
     with pytest.raises(ValueError, match="highlight 'Stage 3' is not the title of a model; choose from anything"):
         run("--models", "anything", "--highlight", "Stage 3")

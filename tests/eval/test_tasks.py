@@ -55,13 +55,21 @@ def test_results_worked_out_by_hand():
         "model": "words",
         "benchmark": "toy",
         "tasks": {
-            "name": {"meta_task": "retrieval", "metric": "hit@1", **recalls, "queries": 3, "candidates": 4},
+            "name": {
+                "meta_task": "retrieval",
+                "metric": "hit@1",
+                **recalls,
+                "queries": 3,
+                "candidates": 4,
+                "chance": 0.25,
+            },
             "kind": {
                 "meta_task": "classification",
                 "metric": "hit@1",
                 **dict.fromkeys(recalls, 1.0),
                 "queries": 1,
                 "candidates": 2,
+                "chance": 0.5,
             },
         },
         "meta_tasks": {"retrieval": third, "classification": 1.0},
@@ -70,7 +78,15 @@ def test_results_worked_out_by_hand():
         "mean_of_meta_tasks": pytest.approx(5 / 6),
         "compositional": {"swap_obj": 0.5, "replace_obj": 1.0, "replace_att": 0.0},
         "compositional_groups": {"swap": 0.5, "replace": 0.5},
+        "compositional_rows": {"swap_obj": 2, "replace_obj": 1, "replace_att": 1},
     }
+
+
+def test_the_chance_of_a_task_is_the_mean_share_of_positives():
+    texts = items("cat", "dog", "pig", "cow")
+    pools = [[0, 1], [0, 1, 2, 3]]
+    assert RetrievalTask("pools", "vqa", texts[:2], texts, [[0], [1, 2]], pools).chance == 0.5  # (1/2 + 2/4) / 2
+    assert RetrievalTask("all", "vqa", texts[:2], texts, [[0], [1, 2]]).chance == 0.375  # (1/4 + 2/4) / 2
 
 
 def test_a_collapsed_embedding_scores_zero_everywhere():

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 
 import unime.checkpoint
 from unime import load_model
-from unime.eval.report.model_card import eval_results
+from unime.eval.report.model_card import eval_results, evaluated_card, model_index
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -146,8 +146,35 @@ def test_only_a_push_uploads_the_folder(
     assert calls[1] == ("org/name", ["1_Pooling", "2_Normalize", "README.md"])
 
 
+def on_benchmark(name: str, queries: dict[str, int]) -> dict[str, object]:
+    """Return results on tasks of a published benchmark, each with as many queries and candidates as given."""
+    task = {"meta_task": "retrieval", "metric": "hit@1", "hit@1": 0.25}
+    tasks = {task_name: task | {"queries": size, "candidates": size} for task_name, size in queries.items()}
+    return results("u", 0.25) | {"benchmark": name, "tasks": tasks, "compositional": {}, "compositional_groups": {}}
+
+
 def test_benchmarks_of_the_hub_get_a_results_file():
-    entries = yaml.safe_load(eval_results(results("u", 0.25) | {"benchmark": "mmeb"}))
-    assert entries[0]["dataset"] == {"id": "TIGER-Lab/MMEB-eval", "task_id": "name_t2i"}
+    entries = yaml.safe_load(eval_results(on_benchmark("mmeb", {"CIRR": 1000})))
+    assert entries[0]["dataset"] == {"id": "TIGER-Lab/MMEB-eval", "task_id": "CIRR"}
     assert entries[0]["value"] == 25.0 and "revision abc, float32" in entries[0]["notes"]
     assert eval_results(results("u", 0.25)) is None
+
+
+def test_a_set_other_than_the_published_one_does_not_enter_the_metadata_of_a_card(
+    tiny_model: Callable[[str], Path], evaluation: Path
+):
+    """The tasks of the published size do; their mean does not."""
+    part = on_benchmark("mmeb", {"CIRR": 1000, "NIGHTS": 20})
+    assert [(entry.dataset_config, entry.metric_value) for entry in model_index(part)] == [("CIRR", 25.0)]
+    assert [entry["dataset"]["task_id"] for entry in yaml.safe_load(eval_results(part))] == ["CIRR"]
+    assert eval_results(on_benchmark("flickr30k", {"flickr30k_t2i": 174, "flickr30k_i2t": 174})) is None
+
+    own = on_benchmark("urban1k", {"urban1k_t2i": 174, "urban1k_i2t": 174})
+    (evaluation / "results.json").write_text(json.dumps({"UniME": own}))
+    card = evaluated_card(load_model(str(tiny_model("llava")))[0], "mine", [evaluation])["README.md"]
+    assert "## Results on a set other than the published urban1k\n\n| a | table |" in card
+    assert "model-index" not in card
+    whole = on_benchmark("urban1k", {"urban1k_t2i": 1000, "urban1k_i2t": 1000})
+    (evaluation / "results.json").write_text(json.dumps({"UniME": whole}))
+    card = evaluated_card(load_model(str(tiny_model("llava")))[0], "mine", [evaluation])["README.md"]
+    assert "## Results on urban1k\n" in card and card.count("dataset:\n") == 3  # both directions and their mean

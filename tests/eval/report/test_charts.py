@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from unime.eval.report.charts import curve, line_chart, radar
+from unime.eval.report.charts import curve, line_chart
 
 
 COLORS = {"UniME": "highlight", "CLIP": "other-0"}
@@ -16,22 +16,6 @@ COLORS = {"UniME": "highlight", "CLIP": "other-0"}
 
 def texts(svg: str) -> list[str]:
     return [element.text for element in ElementTree.fromstring(svg).iter("text")]
-
-
-def polygons(svg: str, group: str) -> list[list[tuple[float, float]]]:
-    """Return the corners of each outline, relative to the center and in units of the radius."""
-    root = ElementTree.fromstring(svg)
-    circle = numbers(next(root.iter("path")))  # the background: a circle, which begins at its right end
-    across = [x for x, _ in circle]
-    center, radius = ((max(across) + min(across)) / 2, circle[0][1]), (max(across) - min(across)) / 2
-    groups = [element for element in root.iter("g") if element.get("class") == group]
-    return [
-        [
-            (round((x - center[0]) / radius, 2) + 0.0, round((y - center[1]) / radius, 2) + 0.0)
-            for x, y in numbers(element.find("path"))
-        ]
-        for element in groups
-    ]
 
 
 def numbers(path: ElementTree.Element) -> list[tuple[float, float]]:
@@ -76,90 +60,32 @@ def test_a_chart_without_points_is_left_out():
     assert line_chart("Loss", {"a": []}, {}, "loss") is None
 
 
-def test_four_axes_point_up_right_down_and_left():
-    svg = radar(["up", "right", "down", "left"], {"UniME": [100, 50, 25, 0]}, {}, COLORS, "radar")
-    assert texts(svg) == ["20", "40", "60", "80", "100", "up", "right", "down", "left"]
-    assert polygons(svg, "outline") == [[(0, -1), (0.5, 0), (0, 0.25), (0, 0), (0, -1)]]
-    anchors = [element.get("style") for element in ElementTree.fromstring(svg).iter("text")][-4:]
-    assert anchors == [f"text-anchor: {anchor}" for anchor in ("middle", "start", "middle", "end")]
-
-
-def test_three_axes_are_a_third_of_a_turn_apart():
-    svg = radar(["Replace", "Swap", "Add"], {"UniME": [100, 100, 100]}, {}, COLORS, "radar")
-    # sin and cos of 120 degrees are 0.866 and -0.5.
-    assert polygons(svg, "outline") == [[(0, -1), (0.87, 0.5), (-0.87, 0.5), (0, -1)]]
-
-
-def test_the_center_may_be_chance_and_lower_scores_are_drawn_there():
-    axes = ["a", "b", "c", "d"]
-    svg = radar(axes, {"UniME": [75, 50, 40, 100]}, {"UniME": [100, 60, 100, 100]}, COLORS, "radar", center=50)
-    assert texts(svg)[:5] == ["60", "70", "80", "90", "100"]
-    assert polygons(svg, "outline") == [[(0, -0.5), (0, 0), (0, 0), (-1, 0), (0, -0.5)]]
-    assert polygons(svg, "reference")[0][:2] == [(0, -1), (0.2, 0)]
-
-
-def test_a_score_below_zero_is_drawn_in_the_center():
-    svg = radar(["a", "b", "c"], {"UniME": [-20, 0, 0]}, {}, COLORS, "radar")
-    assert polygons(svg, "outline") == [[(0, 0)] * 4]
-
-
-def test_the_highlight_is_drawn_last():
-    svg = radar(["a", "b", "c"], {"UniME": [1, 2, 3], "CLIP": [3, 2, 1]}, {}, COLORS, "radar")
-    assert svg.rindex("stroke: var(--highlight)") > svg.rindex("stroke: var(--other-0)")
-
-
-@pytest.mark.parametrize("title", ["a label of thirty-three characters", "short"])
-def test_the_view_box_has_room_for_every_label(title: str):
-    svg = radar(["up", title, "down", "left"], {"UniME": [1, 2, 3, 4]}, {}, COLORS, "radar")
-    root = ElementTree.fromstring(svg)
-    left, top, width, height = map(float, root.get("viewBox").split())
-    assert (left, top) == (0, 0)
-    label = next(element for element in root.iter("text") if element.text == title)
-    assert float(label.get("x")) + 7 * len(title) < width  # at least 7 units per character of 15 units
-    assert all(0 < float(element.get("y")) < height for element in root.iter("text"))
-
-
-def test_two_axes_are_refused():
-    with pytest.raises(ValueError, match="a radar chart needs at least three axes, got 2; draw bars"):
-        radar(["t2i", "i2t"], {"UniME": [1, 2]}, {}, COLORS, "radar")
-
-
-@pytest.mark.parametrize("row", [[1, 2], [1, 2, math.nan]])
-def test_an_outline_that_lacks_a_score_is_refused(row: list[float]):
-    with pytest.raises(ValueError, match="the outline 'CLIP' has the scores .*; give 3 finite ones, one per axis"):
-        radar(["a", "b", "c"], {"UniME": [1, 2, 3]}, {"CLIP": row}, COLORS, "radar")
-
-
 def test_titles_are_escaped_and_not_read_as_formulas():
     title = '<script>$x^2$ & "#010101"</script>'
-    svg = radar([title, "b", "c"], {"UniME": [1, 2, 3]}, {title: [1, 2, 3]}, COLORS, "radar")
-    assert title in texts(svg) and "<script" not in svg
-    assert title in ElementTree.fromstring(svg).get("aria-label")
     chart = line_chart(title, {title: [(1, 1.0)]}, {}, "loss")
+    assert "<script" not in chart.svg
     assert ElementTree.fromstring(chart.svg).get("aria-label") == f"{title}: {title}"
 
 
 def test_svg_can_be_inlined_several_times_and_points_nowhere_outside():
     charts = [line_chart("Loss", {"UniME": [(1, 1.0), (2, 0.5)]}, COLORS, f"chart-{index}").svg for index in (0, 1)]
-    charts.append(radar(["a", "b", "c"], {"UniME": [1, 2, 3]}, {}, COLORS, "radar"))
     page = "".join(charts)
     ids = re.findall(r' id="([^"]*)"', page)
-    assert len(ids) == 3 == len(set(ids))
+    assert len(ids) == 2 == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"', page)) == set(ids)
     assert all(part not in page for part in ("http", "url(", "<?xml", "<!DOCTYPE", "<style", "<metadata", "font"))
     assert all(chart.startswith("<svg viewBox=") for chart in charts)
 
 
 def test_every_color_belongs_to_the_style_sheet():
-    svg = radar(["a", "b", "c"], {"UniME": [1, 2, 3], "CLIP": [1, 2, 3]}, {"CLIP": [1, 2, 3]}, COLORS, "radar")
-    svg += line_chart("Loss", {"UniME": [(1, 1.0), (2, 0.5)]}, COLORS, "loss").svg
+    svg = line_chart("Loss", {title: [(1, 1.0), (2, 0.5)] for title in COLORS}, COLORS, "loss").svg
     values = set(re.findall(r"(?:stroke|fill): ([^;\"]*)", svg))
-    assert values == {"none", "var(--highlight)", "var(--other-0)", "var(--soft)", "var(--hair)"}
+    assert values == {"none", "var(--highlight)", "var(--other-0)", "var(--hair)"}
 
 
 def test_equal_data_gives_equal_svg():
     def draw() -> str:
-        return radar(["a", "b", "c"], {"UniME": [1, 2, 3]}, {}, COLORS, "radar")
+        return line_chart("Loss", {"UniME": [(1, 1.0), (2, 0.5)]}, COLORS, "loss").svg
 
     assert draw() == draw()
 

@@ -1,5 +1,6 @@
 """The report: the table, and one offline page in which all text is escaped."""
 
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 from unime.eval.benchmarks.mmeb import SETS
 from unime.eval.report.gallery import Answer, Candidate, Gallery, Probe, build_galleries
 from unime.eval.report.html_report import table, write_report
-from unime.eval.tasks import CompositionalTask, RetrievalTask, evaluate
+from unime.eval.report.paper_scores import PUBLISHED
+from unime.eval.tasks import CompositionalTask, RetrievalTask, SimilarityTask, evaluate
 from unime.openmoji.perturbations import KINDS
 
 
@@ -91,7 +93,8 @@ class Tags(HTMLParser):
 def test_the_page_is_well_formed_and_loads_nothing_from_outside(page):
     tags = Tags(page)
     assert tags.open == []
-    assert tags.addresses and all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert tags.addresses and all(address.startswith(("data:image/png;base64,", "#")) for address in tags.addresses)
+    assert 'loading="lazy"' not in page  # there is nothing to load
     assert "url(" not in page and "@import" not in page and "http" not in page
 
 
@@ -201,7 +204,10 @@ def task_with_pools(name, meta_task, distribution):
 
 
 def measured(benchmark, titles=("CLIP ViT-L", "Stage <2>")):
-    """Return results of random embeddings on tasks with the names of a benchmark; the first title is published too."""
+    """Return results of random embeddings on tasks with the names of a benchmark; the first title is published too.
+
+    Its few rows count as the published number of rows.
+    """
     texts, images = [{"text": "red"}, {"text": "green"}], [{"image": image} for image in IMAGES[:2]]
     tasks = {
         "urban1k": [
@@ -212,12 +218,19 @@ def measured(benchmark, titles=("CLIP ViT-L", "Stage <2>")):
         "sugarcrepe": [],
     }[benchmark]
     compositional = [CompositionalTask(kind, images, texts, texts[::-1]) for kind in KINDS]
-    return {
+    results = {
         title: evaluate(
             encode(seed), tasks, [] if tasks else compositional, model=title, benchmark=benchmark, progress=False
         )[0]
         for seed, title in enumerate(titles)
     }
+    for column in results.values():
+        for name, size in PUBLISHED[benchmark].sizes.items():
+            if name in column["tasks"]:
+                column["tasks"][name] |= dict(zip(("queries", "candidates"), size, strict=False))
+            else:
+                column["compositional_rows"][name] = size[0]
+    return results
 
 
 def written(results, folder):
@@ -254,20 +267,18 @@ def test_the_page_shows_texts_and_images_in_their_order(tmp_path):
     assert positions == sorted(positions)
 
 
-def test_three_axes_make_a_radar_and_two_make_bars(tmp_path):
-    text = written(measured("sugarcrepe"), tmp_path)
-    assert text.count('<g class="reference">') == 3 and text.count('<g class="outline">') == 2
-    assert "The center is 50%" in text and 'class="bar named' not in text
-    captions = written(measured("urban1k"), tmp_path)
-    assert "<svg" not in captions
-    bars = captions.split('<div class="bar named ')[1:]
-    assert len(bars) == 2 * (2 + 3)
+@pytest.mark.parametrize(("benchmark", "axes"), [("mmeb", 4), ("urban1k", 2), ("sugarcrepe", 3)])
+def test_every_published_axis_has_bars_with_the_score_of_random_guesses(benchmark, axes, tmp_path):
+    text = written(measured(benchmark), tmp_path)
+    bars = text.split('<div class="bar named ')[1:]
+    assert len(bars) == axes * (2 + 3)
     assert all(("<small>published</small>" in bar) == bar.startswith("published") for bar in bars)
+    assert all(bar.count('<span class="chance" style="left: 50.0%">') == 1 for bar in bars)  # of two, in each
 
 
 def test_a_column_with_the_title_of_a_published_row_keeps_its_own_scores(tmp_path):
     results = measured("mmeb")
-    text = written(results, tmp_path).split("Comparison with published scores")[1]
+    text = written(results, tmp_path).split("Comparison with published scores")[1].replace(' class="best"', "")
     rows = [line for line in text.splitlines() if ">CLIP ViT-L" in line and "<td>" in line]
     ours = [f"<td>{100 * score:.1f}</td>" for score in results["CLIP ViT-L"]["meta_tasks"].values()]
     assert len(rows) == 3  # the third is "CLIP ViT-L, fine-tuned"
@@ -275,11 +286,56 @@ def test_a_column_with_the_title_of_a_published_row_keeps_its_own_scores(tmp_pat
     assert "<td>42.8</td><td>9.1</td><td>53.0</td><td>51.8</td>" in rows[1]
 
 
-def test_meta_tasks_and_groups_without_published_scores_make_a_radar(page):
-    radar = page.split('<figure class="card panel radar">')[1].split("</figure>")[0]
-    for title in (">Questions<", ">Retrieval<", ">Swap<"):
-        assert title in radar
-    assert radar.count('<g class="outline">') == 3 and "reference" not in radar and "published" not in radar
+def chances(text):
+    return [part.split("%")[0] for part in text.split('class="chance" style="left: ')[1:]]
+
+
+def test_bars_show_the_score_of_random_guesses(page):
+    head, meta_tasks, tasks, compositional = page.split("</header>")[0], *page.split("<section")[1:4]
+    mean = f"{100 * (1 / 3 + 1 / 2) / 2:.1f}"  # one positive of three candidates, and one of two
+    assert chances(head) == [mean] * 3 and f"random guesses, {mean}%." in head
+    assert chances(meta_tasks) == ["50.0"] * 3 + ["33.3"] * 3  # question and scene
+    assert chances(tasks) == ["50.0"] * 3 + ["33.3"] * 3
+    assert chances(compositional) == ["50.0"] * 3
+
+
+def test_tasks_without_a_score_of_random_guesses_have_no_mark(tmp_path):
+    first, second = [{"text": "a"}, {"text": "b"}], [{"text": "c"}, {"text": "d"}]
+    ranked = RetrievalTask("pages", "documents", first, second, [[0], [1]], relevance=[[2.0], [1.0]])
+    for task in (ranked, SimilarityTask("sts", first, second, [0.1, 0.9])):
+        results = {"Stage <2>": evaluate(encode(0), [task], model="m", benchmark="sts", progress=False)[0]}
+        assert "chance" not in written(results, tmp_path).split("<body>")[1].replace("of-chance", "")
+
+
+def test_the_best_score_of_each_row_is_bold_whichever_column_has_it(tmp_path):
+    def column(*shares):
+        tasks = {
+            f"task_{index}": {"meta_task": "vqa", "metric": "hit@1", "queries": 9, "candidates": 9, "chance": 0.1}
+            | dict.fromkeys(("hit@1", "R@1", "R@5", "R@10"), share)
+            for index, share in enumerate(shares)
+        }
+        mean = sum(shares) / len(shares)
+        return column_of(mean) | {"model": "m", "tasks": tasks, "meta_tasks": {"vqa": mean}, "seconds": 1.0}
+
+    results = {"Before": column(0.9, 0.2), "Stage <2>": column(0.3, 0.6)}
+    _, meta_tasks, tasks = written(results, tmp_path).split("<section")[:3]
+    assert re.findall(r'class="value best">([\d.]+)<', meta_tasks) == ["55.0"]  # against 45.0
+    assert re.findall(r'<span class="best">([\d.]+)<', tasks) == ["90.0", "60.0", *["90.0"] * 3, *["60.0"] * 3]
+    alone = written({"Stage <2>": column(0.9, 0.2)}, tmp_path)
+    assert 'class="best"' not in alone and "value best" not in alone
+
+
+def test_the_contents_bar_links_to_every_section(page):
+    bar = page.split('<nav aria-label="Contents">')[1].split("</nav>")[0]
+    assert re.findall('href="#([^"]+)"', bar) == re.findall('<section id="([^"]+)"', page)
+    assert len(re.findall("<section", page)) == bar.count("<a ") == 6
+
+
+def test_examples_are_folded_after_two_rows(page):
+    scene, question = page.split("<article>")[1:]
+    shown, folded = scene.split('<details class="more"><summary>1 more query</summary>')
+    assert (shown.count('class="answer"'), folded.split("</details>")[0].count('class="answer"')) == (2, 1)
+    assert question.count('class="answer"') == 1 and "<details" not in question.split("</article>")[0]
 
 
 def test_published_tables_follow_the_table_with_their_source():
@@ -297,7 +353,41 @@ def test_published_tables_follow_the_table_with_their_source():
 
 def test_part_of_a_benchmark_is_not_compared_with_published_scores(columns, tmp_path):
     results = {"Stage <2>": columns["Stage <2>"][0] | {"benchmark": "mmeb", "compositional": {}}}
-    sentence = "Published scores are not shown: they cover all 36 tasks of mmeb, and only 2 of them were evaluated."
+    sentence = "Published scores are not shown: they cover all 36 tasks of mmeb, and only 0 of them were evaluated."
     assert table(results).split("\n\n")[1:] == [sentence]
     text = written(results, tmp_path)
     assert sentence in text and "2504.17432" not in text
+
+
+def captions_of(number):
+    """Return results on as many captions and images as a folder in the layout of Urban1K holds."""
+    texts, images = [{"text": f"number {index}"} for index in range(number)], [f"image {i}" for i in range(number)]
+    tasks = [
+        RetrievalTask("urban1k_t2i", "long", texts, images, [[index] for index in range(number)]),
+        RetrievalTask("urban1k_i2t", "long", images, texts, [[index] for index in range(number)]),
+    ]
+    return evaluate(encode(0), tasks, model="Stage <2>", benchmark="urban1k", progress=False)[0]
+
+
+def test_only_sets_of_the_published_size_are_compared_with_published_scores(tmp_path):
+    sentence = (
+        "Published scores are not shown: they are of 1,000 queries and 1,000 candidates in urban1k_t2i, and "
+        "17 queries and 17 candidates were evaluated."
+    )
+    results = {"Stage <2>": captions_of(17)}
+    assert table(results).split("\n\n")[1:] == [sentence]
+    text = written(results, tmp_path)
+    assert sentence in text and "2504.17432" not in text and "UniME-V2" not in text
+    assert "2504.17432" in table({"Stage <2>": captions_of(1000)})
+
+
+def test_compositional_rows_and_queries_of_mmeb_are_counted():
+    sugarcrepe, mmeb = measured("sugarcrepe")["Stage <2>"], measured("mmeb")["Stage <2>"]
+    assert PUBLISHED["sugarcrepe"].partial(sugarcrepe) == PUBLISHED["mmeb"].partial(mmeb) == ""
+    sugarcrepe["compositional_rows"]["add_att"] = 3
+    assert "692 rows in add_att, and 3 rows were evaluated" in PUBLISHED["sugarcrepe"].partial(sugarcrepe)
+    mmeb["tasks"]["CIRR"]["queries"] = 20
+    assert "1,000 queries in CIRR, and 20 queries were evaluated" in PUBLISHED["mmeb"].partial(mmeb)
+    assert len(PUBLISHED["mmeb"].evaluated(mmeb)) == 35
+    del sugarcrepe["compositional_rows"]  # as in the results of earlier versions
+    assert PUBLISHED["sugarcrepe"].evaluated(sugarcrepe) == []
