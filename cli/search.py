@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ def search(
     image: Annotated[Path | None, typer.Option(help="Image to search for.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of entries to return.")] = 10,
     where: Annotated[str | None, typer.Option(help="SQL condition on metadata: \"category = 'food'\".")] = None,
+    kind: Annotated[
+        Literal["text", "image", "image-text"] | None,
+        typer.Option(help="Kind of entries: texts, images, or images with a text; by default all, merged by score."),
+    ] = None,
     instruction: Annotated[
         str | None, typer.Option(help="Instruction of the query; by default the one used in training.")
     ] = None,
@@ -37,7 +41,7 @@ def search(
 ) -> None:
     """Find the entries of an index that are nearest to a text, to an image, or to an image changed by a text."""
     from ..index.index import Index
-    from ..index.queries import query_item
+    from ..index.queries import embed_queries, query_item, query_items, shown_instruction
     from ..index.results_page import QueryDescription, render_results_page
 
     store = Index.open(folder)
@@ -47,19 +51,20 @@ def search(
     from ..data.image_files import read_image
 
     query_image = None if image is None else read_image(str(image), "the query")
-    item = query_item(text, query_image, store.holds_images, instruction)
-    num_entries, hits = len(store), []
+    item = query_item(text, query_image)  # reports an empty query before the model is loaded
+    num_entries, hits, shown = len(store), [], instruction
+    kinds = store.kinds if kind is None else [kind]
     if num_entries:
         checkpoint = model or store.record.checkpoint
         store.check_model(checkpoint)
         network, processor = load_onto(checkpoint, dtype, device, store.record.image_size, store.record.preset)
-        item = query_item(text, query_image, store.holds_images, instruction, named_prompts(network.config))
-        hits = store.search(network.encode(item, processor), k, where)
-    query = QueryDescription(item.get("text"), None if image is None else str(image), item.get("instruction"), where)
+        items = query_items(kinds, text, query_image, instruction, named_prompts(network.config))
+        hits, shown = store.search(embed_queries(network, processor, items), k, where), shown_instruction(items)
+    query = QueryDescription(item.get("text"), None if image is None else str(image), shown, where)
     if as_json:
         rows = [
-            {"rank": rank, "id": hit.id, "score": hit.score, "text": hit.text, "image": _image_path(hit)}
-            | {"metadata": hit.metadata}
+            {"rank": rank, "id": hit.id, "score": hit.score, "standard_score": hit.standard_score}
+            | {"text": hit.text, "image": _image_path(hit), "metadata": hit.metadata}
             for rank, hit in enumerate(hits, 1)
         ]
         result = {"index": str(folder), "entries": num_entries, "query": asdict(query), "hits": rows}
@@ -67,7 +72,8 @@ def search(
     elif hits:
         _print_table(hits)
     if not as_json and len(hits) < k:
-        condition = "" if where is None else " that meet the condition"
+        condition = "" if kind is None else f" of the kind {kind}"
+        condition += "" if where is None else " that meet the condition"
         typer.echo(
             f"these are all {len(hits)} entries{condition}" if hits else f"{folder} holds no entries{condition}"
         )
@@ -87,7 +93,10 @@ def _print_table(hits: "Sequence[Hit]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("rank", "score", Column("id", overflow="fold"), Column("content", overflow="fold"))
+    merged = any(hit.standard_score is not None for hit in hits)
+    caption = "in the order of (score - median) / spread among the entries of the same kind" if merged else None
+    columns = [Column(name, overflow="fold") for name in ("id", "content")]
+    table = Table("rank", "score", *columns, caption=caption)
     for rank, hit in enumerate(hits, 1):
         metadata = " · ".join(str(value) for value in hit.metadata.values() if value is not None)
         content = hit.text or metadata or _image_path(hit) or "(image in the index)"

@@ -2,7 +2,9 @@
 
     index = Index.create("index", "checkpoints/unime-tiny")
     index.sync(open_corpus("photos"), model, processor)
-    hits = Index.open("index").search(model.encode("a slice of pizza", processor), k=10, where="category = 'food'")
+    index = Index.open("index")
+    queries = embed_queries(model, processor, query_items(index.kinds, "a slice of pizza"))
+    hits = index.search(queries, k=10, where="category = 'food'")
 
 Each window of embedded entries is one transaction, and entries are identified by id and content hash. A run that
 follows a killed one finds what was written unchanged and continues with the rest.
@@ -10,9 +12,9 @@ follows a killed one finds what was written unchanged and continues with the res
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -27,6 +29,7 @@ from ..corpus.entry import Entry
 from ..storage.atomic_files import atomic_write
 from .entry_embedding import Rejected, embed_entries
 from .index_diff import ProgressCallback, diff_corpus
+from .kinds import KINDS, SAMPLE_ENTRIES, scales
 from .lance_table import EntryTable
 from .schema import metadata_of
 
@@ -65,13 +68,24 @@ class IndexRecord:
 
 @dataclass(frozen=True)
 class Hit:
-    """A search result: `score` is its cosine with the query, `image` a path or a small encoded image."""
+    """A search result.
+
+    Args:
+        id (`str`): Identifier of the entry.
+        score (`float`): Cosine of the entry with the query.
+        text (`str`, *optional*): Text of the entry.
+        image (`str` or `bytes`, *optional*): Path of the image, or a small encoded image.
+        metadata (`dict`): Other values of the entry.
+        standard_score (`float`, *optional*): What results of several kinds are ordered by: how far the cosine is above
+            the median of the entries of the same kind, in units of their spread.
+    """
 
     id: str
     score: float
     text: str | None
     image: str | bytes | None = field(repr=False)
     metadata: dict[str, Any]
+    standard_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,9 +182,9 @@ class Index:
         return len(self.table)
 
     @property
-    def holds_images(self) -> bool:
-        """Return whether any entry has an image."""
-        return self.table.count("image IS NOT NULL OR thumbnail IS NOT NULL") > 0
+    def kinds(self) -> list[str]:
+        """Return the kinds of entries that the index holds, of those in `KINDS`."""
+        return [kind for kind, condition in KINDS.items() if self.table.count(condition)]
 
     def check_model(self, checkpoint: str) -> None:
         """Check that a model is the one that produced the embeddings.
@@ -254,11 +268,12 @@ class Index:
             self.table.optimize()
         return SyncResult(embedded, len(diff.metadata_changed), diff.unchanged, removed, rejected)
 
-    def search(self, vector: np.ndarray, k: int = 10, where: str | None = None) -> list[Hit]:
+    def search(self, query: np.ndarray | Mapping[str, np.ndarray], k: int = 10, where: str | None = None) -> list[Hit]:
         """Return the entries nearest to a query, best first.
 
         Args:
-            vector (`np.ndarray` of shape `(dimensions,)`): Query embedding.
+            query (`np.ndarray` of shape `(dimensions,)`, or a mapping): Query embedding, or one for each kind of
+                entries to search ([`embed_queries`]): results of several kinds are ordered by their standard score.
             k (`int`, defaults to 10): Maximum number of results.
             where (`str`, *optional*): SQL condition on `id`, `text` and the metadata, such as "category = 'food'".
 
@@ -267,9 +282,29 @@ class Index:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        if np.ndim(vector) != 1:
-            raise ValueError(f"expected one query of shape ({self.record.dimensions},), got {np.shape(vector)}")
-        self._check_dimensions(len(vector))
+        for vector in query.values() if isinstance(query, Mapping) else [query]:
+            if np.ndim(vector) != 1:
+                raise ValueError(f"expected one query of shape ({self.record.dimensions},), got {np.shape(vector)}")
+            self._check_dimensions(len(vector))
+        return self._search_kinds(query, k, where) if isinstance(query, Mapping) else self._nearest(query, k, where)
+
+    def _search_kinds(self, queries: Mapping[str, np.ndarray], k: int, where: str | None) -> list[Hit]:
+        self.table.count(where)  # reports an invalid condition
+        cosines, hits = {}, {}
+        for kind, query in queries.items():
+            sample = self.table.sample(KINDS[kind], SAMPLE_ENTRIES)
+            if len(sample):
+                cosines[kind] = sample @ (query / np.linalg.norm(query))
+                hits[kind] = self._nearest(
+                    query, k, KINDS[kind] if where is None else f"({KINDS[kind]}) AND ({where})"
+                )
+        if len(hits) < 2:  # nothing to compare across kinds
+            return [hit for hits_of_kind in hits.values() for hit in hits_of_kind]
+        scored = [(scale.score(hit.score), hit) for kind, scale in scales(cosines).items() for hit in hits[kind]]
+        scored.sort(key=lambda pair: (-pair[0], pair[1].id))
+        return [replace(hit, standard_score=score) for score, hit in scored[:k]]
+
+    def _nearest(self, vector: np.ndarray, k: int, where: str | None) -> list[Hit]:
         hits = [
             Hit(row["id"], 1 - row["_distance"], row["text"], row["image"] or row["thumbnail"], metadata_of(row))
             for row in self.table.nearest(vector, k, where)

@@ -61,6 +61,7 @@ class EntryTable:
     @_explain_lance_errors
     def __init__(self, folder: Path, dimensions: int):
         self.folder = folder
+        self._samples: dict[str, tuple[int, np.ndarray]] = {}  # condition -> version of the table, sample
         # An interval of zero makes each search see what other processes have written since.
         database = lancedb.connect(folder, read_consistency_interval=timedelta(0))
         try:
@@ -177,6 +178,28 @@ class EntryTable:
             query = query.where(where)
         visible = [name for name in self.schema.names if name not in HIDDEN_COLUMNS]
         return query.select([*visible, "_distance"]).to_list()
+
+    @_explain_lance_errors
+    def sample(self, where: str, size: int) -> np.ndarray:
+        """Return the embeddings of a random sample of the rows that pass a filter; it is kept until the table changes.
+
+        Args:
+            where (`str`): The filter.
+            size (`int`): Maximum number of rows.
+
+        Returns:
+            `np.ndarray` of shape `(rows, dimensions)`: Embeddings.
+        """
+        version, sample = self._samples.get(where, (None, np.empty((0, 0))))
+        if version != self.table.version:
+            version = self.table.version
+            rows = self.table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
+            ids = rows["_rowid"].to_numpy()
+            chosen = np.random.default_rng(0).choice(ids, min(size, len(ids)), replace=False)
+            column = self.table.take_row_ids(chosen.tolist()).select(["vector"]).to_arrow()["vector"]
+            sample = column.combine_chunks().flatten().to_numpy().reshape(len(chosen), column.type.list_size)
+            self._samples[where] = version, sample
+        return sample
 
 
 def _id_condition(ids: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from ..checkpoint import fingerprint, load_model, named_prompts
 from ..corpus.corpus import open_corpus
 from ..index.index import RECORD_FILE, Hit, Index
 from ..index.index_diff import ProgressCallback
-from ..index.queries import query_item
+from ..index.queries import embed_queries, query_items, shown_instruction
 from ..processing_unime import Item
 
 
@@ -57,9 +57,9 @@ class Collection:
             ValueError: Both `text` and `image` are missing.
         """
         prompts = named_prompts(self.model.config)
-        item = query_item(text, image, self.index.holds_images, instruction, prompts)
-        hits = self.index.search(self.model.encode(item, self.processor), k)
-        return SearchResult(item.get("instruction", ""), hits)
+        items = query_items(self.index.kinds, text, image, instruction, prompts)
+        hits = self.index.search(embed_queries(self.model, self.processor, items), k)
+        return SearchResult(shown_instruction(items) or "", hits)
 
     def similarities(self, texts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:
         """Return the cosines of text queries with images: `(len(texts), len(images))`, float32."""

@@ -118,6 +118,14 @@ def test_the_index_follows_its_source(images: Path, tmp_path: Path):
     )
     everything = unime("search", folder, "cheese", "-k", 7).stdout
     assert "a note about cheese" in everything and "these are all 2 entries" in everything
+    merged = json.loads(unime("search", folder, "cheese", "--json").stdout)
+    assert [hit["id"] for hit in merged["hits"]] == ["note.txt", "pizza.png"]
+    assert merged["hits"][0]["standard_score"] > merged["hits"][1]["standard_score"]
+    shown = f"text: (one-word prompt); image: {PROMPTS['text_to_image']}"
+    assert merged["query"]["instruction"] == shown
+    for kind, found in [("text", ["note.txt"]), ("image", ["pizza.png"]), ("image-text", [])]:
+        one_kind = json.loads(unime("search", folder, "cheese", "--kind", kind, "--json").stdout)["hits"]
+        assert [(hit["id"], hit["standard_score"]) for hit in one_kind] == [(name, None) for name in found]
 
 
 def test_wrong_usage_is_refused_in_one_sentence(indexed: Path, images: Path, tmp_path: Path):

@@ -82,12 +82,12 @@ def test_images_are_found_by_images(index: Index, loaded, tmp_path: Path):
     assert (red.id, red.image) == ("red", str(tmp_path / "red.png"))
     assert red.score == pytest.approx(1, abs=1e-5)  # query and entry have the same instruction
     assert Image.open(BytesIO(wide.image)).size == (320, 11)  # a small copy, because the image has no file
-    assert index.holds_images
+    assert index.kinds == ["image"]
 
 
 def test_a_search_for_more_entries_than_there_are_returns_all(index: Index, loaded):
     query = np.ones(192, np.float32)
-    assert index.search(query) == [] and not index.holds_images
+    assert index.search(query) == index.search({"text": query}) == [] and index.kinds == []
     index.sync(corpus(("dog", "pizza")), *loaded)
     assert {hit.id for hit in index.search(query, k=100)} == {"dog", "pizza"}
 

@@ -226,9 +226,14 @@ def test_the_page_refuses_invalid_unicode(
 # The server
 
 
-@pytest.mark.parametrize("name", [*SHORT, *BLANK], ids=lambda name: f"{name}-server")
+@pytest.mark.parametrize("name", SHORT, ids=lambda name: f"{name}-server")
 def test_the_server_embeds_the_text(name: str, ask: Callable, vectors: Any) -> None:
     np.testing.assert_allclose(ask(VALID[name]), vectors[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BLANK, ids=lambda name: f"{name}-server")
+def test_the_server_refuses_an_empty_text(name: str, ask: Callable) -> None:
+    assert ask(BLANK[name]) == "item 0 is an empty text: leave it out, or send a text or an image"
 
 
 @pytest.mark.parametrize("name", OVER_REQUEST_LIMIT, ids=lambda name: f"{name}-server")
