@@ -27,6 +27,9 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder"{argument})
 embeddings = model.encode(["a slice of pizza", image, {{"image": image, "text": "What is this?"}}])
 ```
+
+`SentenceTransformer.encode` fetches a text that is the URL of an image, and opens one that is the path of an image:
+pass texts of others as `{{"text": text}}`, which it only reads.
 {serving}
 The prompt is in `chat_template.jinja`: send `messages` to an engine, not bare text. An embedding is the normalised
 {pooled}. An instruction is the system message; these instructions have names:
