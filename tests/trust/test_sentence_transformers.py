@@ -37,12 +37,16 @@ def requests(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def sentences() -> SentenceTransformer:
+    return SentenceTransformer(str(TINY), device="cpu", model_kwargs={"dtype": "float32"})
+
+
 def test_a_text_is_fetched_or_opened_unless_it_is_passed_as_a_text(
-    tiny: Any, requests: tuple[str, list[str]], tmp_path: Path
+    tiny: Any, sentences: SentenceTransformer, requests: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     model, processor = tiny
     address, requested = requests
-    sentences = SentenceTransformer(str(TINY), device="cpu", model_kwargs={"dtype": "float32"})
     image = model.encode(Image.open(tmp_path / "red.png"), processor)
     for text, paths in [(f"{address}/red.png", ["/red.png"]), (str(tmp_path / "red.png"), [])]:
         as_text = model.encode(text, processor)
@@ -53,15 +57,16 @@ def test_a_text_is_fetched_or_opened_unless_it_is_passed_as_a_text(
         requested.clear()
 
 
-def test_a_text_that_is_no_image_is_only_read(tiny: Any, requests: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_text_that_is_no_image_is_only_read(
+    tiny: Any, sentences: SentenceTransformer, requests: tuple[str, list[str]], tmp_path: Path
+) -> None:
     model, processor = tiny
     address, requested = requests
     shutil.copy(tmp_path / "red.png", tmp_path / "red.txt")
-    sentences = SentenceTransformer(str(TINY), device="cpu", model_kwargs={"dtype": "float32"})
     texts = [f"{address}/red.txt", str(tmp_path / "red.txt"), f"see {address}/red.png", str(tmp_path / "none.png")]
     np.testing.assert_allclose(sentences.encode(texts), model.encode(texts, processor), atol=1e-5)
     assert requested == []
 
 
 def test_cards_say_so(tiny: Any) -> None:
-    assert 'pass\ntexts of others as `{"text": text}`' in model_card(tiny[0])
+    assert '\npass texts of others as `{"text": text}`' in model_card(tiny[0])
