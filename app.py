@@ -18,6 +18,7 @@ import gradio as gr
 from PIL import Image
 
 from unime.checkpoint import PROMPTS
+from unime.cli.options import note_demonstration
 from unime.page.collection import Collection, LazyCollection, open_index, open_openmoji
 from unime.page.drawing import render_heat_map, render_hits
 from unime.page.theme import STYLE_SHEET, theme
@@ -269,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if args.index:
             first = open_index(args.index)
+            note_demonstration(first.index.record.checkpoint)
             second = LazyCollection(open_index, args.compare) if args.compare else None
         else:
             first = open_openmoji(args.model or str(CHECKPOINTS / "unime-tiny"), _print_progress)

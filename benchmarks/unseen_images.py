@@ -4,14 +4,13 @@
     python benchmarks/unseen_images.py        # unime-tiny
     python benchmarks/unseen_images.py --model org/UniME
 
-Each caption retrieves its image among those of its set: twenty photographs that scikit-image and scikit-learn ship, with
-captions of ours, and 400 emoji of each style, drawn by lot, with their names. OpenMoji is the style that unime-tiny was
-trained on. Writes benchmarks/results/unseen_images.json.
+Each caption retrieves its image among those of its set: twenty photographs that scikit-image and scikit-learn ship,
+with captions of ours, and 400 emoji of each style, drawn by lot, with their names. OpenMoji is the style that
+unime-tiny was trained on. Writes benchmarks/results/unseen_images.json.
 """
 
 import argparse
 import random
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -84,10 +83,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "unime-tiny"))
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "unseen_images.json")
     args = parser.parse_args()
-    sets: dict[str, Callable[[], tuple[list[Image.Image], list[str]]]] = {
-        style: lambda style=style: emoji(style) for style in ("openmoji", *PACKAGES)
-    }
-    tasks = [task(name, *make()) for name, make in {**sets, "photographs": photographs}.items()]
+    tasks = [task(style, *emoji(style)) for style in ("openmoji", *PACKAGES)] + [task("photographs", *photographs())]
     encode = load_encoder(args.model).encode
     scores = evaluate(encode, tasks, model=Path(args.model).name, benchmark="unseen images")[0]["tasks"]
     rows = [

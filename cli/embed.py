@@ -32,6 +32,7 @@ from .options import (
     TextColumn,
     load_onto,
     model_or_default,
+    note_demonstration,
     printable,
 )
 
@@ -72,6 +73,7 @@ def embed(
     listed, with the reason, in OUTPUT.rejected.jsonl.
     """
     model = model_or_default(model)
+    note_demonstration(model, source)
 
     from ..checkpoint import PROMPTS, fingerprint
     from ..corpus.corpus import open_corpus
@@ -207,6 +209,7 @@ def index(
             raise ValueError(
                 f"{folder} was created without --draft-jpegs: leave the option out, or create a new index"
             )
+    note_demonstration(str(model), source)
     with _progress() as show:
         stored = store.record.image_size, store.record.preset
         synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, *stored), show)

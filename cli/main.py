@@ -74,7 +74,11 @@ SHARED_QUERIES = {
 @app.command("check-data", context_settings=PASSED_ON)
 def check_data(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="YAML of a stage-2 recipe; options may override its data settings.")],
+    config: Annotated[Path, typer.Argument(help="YAML of a recipe; options may override its data settings.")],
+    stage: Annotated[
+        int | None,
+        typer.Option(min=1, max=2, help="Stage of the recipe. Default: 1 if its name starts with stage1."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that read in parallel.")] = 2,
     max_shown: Annotated[int, typer.Option(help="Maximum number of problems to print; all are counted.")] = 100,
     rejected_file: Annotated[
@@ -82,7 +86,7 @@ def check_data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every row and image that a recipe trains on, and list the bad ones; status 1 if there are any."""
+    """Read every row and image, or text, that a recipe trains on, and list the bad ones; status 1 if there are any."""
     require_extra("train", "trl")
 
     from dataclasses import replace
@@ -91,25 +95,33 @@ def check_data(
     from trl import TrlParser
 
     from ..data.rejected_rows import write_rejected
-    from ..data.sources import DataArguments, open_rows
+    from ..data.sources import DataArguments, open_rows, text_problems
     from ..data.validation import validate
 
     arguments = ["--config", str(config), *context.args]
     data, _ = TrlParser(DataArguments).parse_args_and_config(arguments, return_remaining_strings=True)
-    # Streamed rows have no numbers.
-    dataset = cast(Dataset, open_rows(replace(data, streaming=False, rejected_file=None)))
-    problems, counts = validate(dataset, workers)
-    if rejected_file is not None:
-        write_rejected(rejected_file, problems)
+    if (stage or (1 if config.stem.startswith("stage1") else 2)) == 1:
+        if rejected_file is not None:
+            raise ValueError("--rejected-file is for rows of stage 2: fix or remove bad texts in their file")
+        reasons = list(text_problems(data))
+        num_rows, counts = len(reasons), {}
+        problems = {row: reason for row, reason in enumerate(reasons) if reason is not None}
+    else:
+        # Streamed rows have no numbers.
+        dataset = cast(Dataset, open_rows(replace(data, streaming=False, rejected_file=None)))
+        num_rows = len(dataset)
+        problems, counts = validate(dataset, workers)
+        if rejected_file is not None:
+            write_rejected(rejected_file, problems)
     if as_json:
-        typer.echo(to_json({"rows": len(dataset), "bad": list(problems.values()), **counts}, indent=2))
+        typer.echo(to_json({"rows": num_rows, "bad": list(problems.values()), **counts}, indent=2))
         raise typer.Exit(bool(problems))
     for problem in list(problems.values())[:max_shown]:
         typer.echo(printable(problem))
-    typer.echo(f"{len(problems)} of {len(dataset)} rows are bad" if problems else f"all {len(dataset)} rows are valid")
-    for name, meaning in SHARED_QUERIES.items():
-        if counts[name]:
-            typer.echo(f"{counts[name]} of {len(dataset)} rows {meaning}")
+    typer.echo(f"{len(problems)} of {num_rows} rows are bad" if problems else f"all {num_rows} rows are valid")
+    for name, count in counts.items():
+        if count:
+            typer.echo(f"{count} of {num_rows} rows {SHARED_QUERIES[name]}")
     raise typer.Exit(bool(problems))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..json_output import to_json
-from .options import AsJson, Device, Dtype, load_onto, printable
+from .options import AsJson, Device, Dtype, load_onto, note_demonstration, printable
 
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def search(
     if num_entries:
         checkpoint = model or store.record.checkpoint
         store.check_model(checkpoint)
+        note_demonstration(checkpoint)
         network, processor = load_onto(checkpoint, dtype, device, store.record.image_size, store.record.preset)
         items = query_items(kinds, text, query_image, instruction, named_prompts(network.config))
         hits, shown = store.search(embed_queries(network, processor, items), k, where), shown_instruction(items)

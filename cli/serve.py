@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, ImageSize, Model, Preset, load_onto, model_or_default
+from .options import Device, Dtype, ImageSize, Model, Preset, load_onto, model_or_default, note_demonstration
 
 
 def serve(
@@ -43,6 +43,7 @@ def serve(
 ) -> None:
     """Serve embeddings over HTTP in OpenAI's format, images included, until SIGTERM or Ctrl-C."""
     model = model_or_default(model)
+    note_demonstration(model)
     listener = bind(host, port)  # reports a port in use before the model is loaded
 
     from pathlib import Path

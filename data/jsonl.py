@@ -105,10 +105,25 @@ def load_texts(path: str | Path, streaming: bool = False) -> Dataset | IterableD
 
 def _stored_texts(path: str, version: str, teacher: bool) -> Iterator[dict[str, Any]]:
     for index, (_, line) in enumerate(json_lines(path)):
-        where = f"{Path(path).name}, row {index}"
-        row = _require_object(line, where)
-        text = {"text": check_text(row.get("text"), where)}
-        yield text | {"teacher": parse_teacher_embedding(row.get("teacher"), where)} if teacher else text
+        yield _parse_text(line, f"{Path(path).name}, row {index}", teacher)
+
+
+def _parse_text(line: str, where: str, teacher: bool) -> dict[str, Any]:
+    row = _require_object(line, where)
+    text = {"text": check_text(row.get("text"), where)}
+    return text | {"teacher": parse_teacher_embedding(row.get("teacher"), where)} if teacher else text
+
+
+def text_problems(path: str | Path) -> Iterator[str | None]:
+    """Yield, for each row of a file of texts, why it cannot be used for training, or `None`."""
+    path = _check_file(path, TEXT_COLUMNS, ("teacher",), "stage 1")
+    teacher = "teacher" in _columns(path)
+    for index, (_, line) in enumerate(json_lines(path)):
+        try:
+            _parse_text(line, f"{path.name}, row {index}", teacher)
+            yield None
+        except ValueError as error:
+            yield str(error)
 
 
 # Lines of a corpus

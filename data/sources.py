@@ -1,7 +1,7 @@
 """Sources of training data: OpenMoji, MMEB-train, JSONL files, image folders and datasets of the Hub."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 
 from ..image_size import parse_image_size
 from ..processing_unime import ITEM_KEYS
+from . import jsonl
 from .dataset_loading import load_table
 from .image_files import default_image_root
 from .jsonl import load_rows, load_texts
@@ -347,21 +348,44 @@ def open_texts(data: DataArguments) -> Dataset | IterableDataset:
         return openmoji_texts("train", data.num_rows, seed=data.dataset_seed)
     if not data.columns:
         return load_texts(data.dataset, data.streaming)
-    if isinstance(data.columns.get("text"), list):
-        dataset = _open_mapped_table(data)
-        split = partial(_texts_of_rows, columns=cast(list[str], data.columns["text"]))
-        dataset = dataset.map(split, batched=True, remove_columns=column_names(dataset))
-        if not data.streaming:
-            dataset = Dataset.from_dict({"text": dataset.unique("text")})
-    else:
-        dataset = _open_mapped_table(data).select_columns(sorted(data.columns.values()))
-        dataset = dataset.rename_columns({column: name for name, column in data.columns.items() if name != column})
-    require_columns(column_names(dataset), TEXT_COLUMNS, "stage 1")
+    dataset = _open_text_columns(data)
     check = partial(_check_texts, name=Path(data.dataset).name)
     if data.streaming:
         return dataset.map(check, with_indices=True, batched=True)
     for number, batch in enumerate(dataset.select_columns("text").iter(1000)):
         check(batch, range(1000 * number, 1000 * number + len(batch["text"])))
+    return dataset
+
+
+def text_problems(data: DataArguments) -> Iterator[str | None]:
+    """Yield, for each text that a recipe of stage 1 trains on, why it cannot be used, or `None`."""
+    _check_columns_map(data)
+    if data.dataset == "openmoji":
+        yield from (None for _ in open_texts(data))
+    elif not data.columns:
+        yield from jsonl.text_problems(data.dataset)
+    else:
+        for row, text in enumerate(_open_text_columns(replace(data, streaming=False))["text"]):
+            try:
+                check_text(text, f"{Path(data.dataset).name}, row {row}")
+                yield None
+            except ValueError as error:
+                yield str(error)
+
+
+def _open_text_columns(data: DataArguments) -> Dataset | IterableDataset:
+    """Open the texts that `columns` names, unchecked."""
+    columns = data.columns or {}
+    if isinstance(columns.get("text"), list):
+        dataset = _open_mapped_table(data)
+        split = partial(_texts_of_rows, columns=cast(list[str], columns["text"]))
+        dataset = dataset.map(split, batched=True, remove_columns=column_names(dataset))
+        if not data.streaming:
+            dataset = Dataset.from_dict({"text": dataset.unique("text")})
+    else:
+        dataset = _open_mapped_table(data).select_columns(sorted(columns.values()))
+        dataset = dataset.rename_columns({column: name for name, column in columns.items() if name != column})
+    require_columns(column_names(dataset), TEXT_COLUMNS, "stage 1")
     return dataset
 
 

@@ -1,6 +1,7 @@
 """The Python of the README runs as it is, and the commands of the README and the documentation exist."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -149,3 +150,10 @@ def test_every_extra_that_the_readme_names_exists() -> None:
     }
     listed = re.search(r"# extras: ([a-z -]+) \.\.\.", README)[1].split()
     assert named and listed and (named | set(listed)) <= set(EXTRAS), sorted((named | set(listed)) - set(EXTRAS))
+
+
+def test_the_scores_on_unseen_images_are_those_of_the_benchmark() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "unseen_images.json").read_text())["rows"]
+    numbers = re.findall(r"^\| [^|]+\| +(\d+) \| +([\d.]+) \| +([\d.]+) \|$", README, re.MULTILINE)
+    measured = [(row["candidates"], f"{100 * row['chance']:.1f}", f"{100 * row['hit@1']:.1f}") for row in rows]
+    assert sorted((int(count), chance, hit) for count, chance, hit in numbers) == sorted(measured)

@@ -49,9 +49,10 @@ class StoredItems:
             yield self._line(number), (number,)
 
     def _line(self, number: int) -> Any:
-        where = f"{self.name}, line {number + 1}"
+        stored = self.lines[number]
+        where = f"{self.name}, line {stored['number']}"
         try:
-            value = json.loads(self.lines[number]["line"])
+            value = json.loads(stored["line"])
         except ValueError:
             raise ValueError(f"{where} is not JSON: give a text in quotes, or an item") from None
         return read_item(to_item(value), where, self.root)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import metadata_load
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -72,6 +73,28 @@ def test_every_bad_row_is_reported(tmp_path: Path):
     assert listed.exit_code == 1
     counts = {"several_positives": 0, "query_as_positive": 0, "right_negatives": 0}
     assert json.loads(listed.stdout) == {"rows": 6, "bad": [gone, same, empty], **counts}
+
+
+def test_texts_of_stage_1_are_checked(tmp_path: Path):
+    recipe = ROOT / "recipes" / "tiny" / "stage1.yaml"
+    lines = ['{"text": "a"}', '{"text": 3}', "no JSON", '{"text": "b"}']
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    bad = unime("check-data", recipe, "--dataset", tmp_path / "texts.jsonl")
+    assert bad.exit_code == 1
+    assert bad.stdout.splitlines() == [
+        "texts.jsonl, row 1: 'text' must be a string, got int: fix or remove the row",
+        "texts.jsonl, row 2 is not a JSON object: fix or remove the line",
+        "2 of 4 rows are bad",
+    ]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines[::3]))
+    renamed = tmp_path / "other.yaml"
+    renamed.write_text(f"dataset: {tmp_path / 'texts.jsonl'}\n")
+    assert unime("check-data", renamed, "--stage", 1).stdout == "all 2 rows are valid\n"
+    triplets = {"anchor": ["a", "b"], "positive": ["c", ""], "negative": ["a", "d"]}
+    (tmp_path / "triplets").mkdir()
+    Dataset.from_dict(triplets).to_parquet(tmp_path / "triplets" / "train.parquet")
+    renamed.write_text(f"dataset: {tmp_path / 'triplets'}\ncolumns: {{text: [anchor, positive, negative]}}\n")
+    assert unime("check-data", renamed, "--stage", 1).stdout == "all 4 rows are valid\n"
 
 
 def test_queries_of_several_rows_are_counted(tmp_path: Path):

@@ -1,7 +1,9 @@
 """The documentation: its code runs, and every name that it promises has a docstring."""
 
 import re
+import runpy
 import shlex
+import sys
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -60,8 +62,12 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
         else:
             for command in block["code"].replace("\\\n", "").splitlines():
                 program, *arguments = shlex.split(command)
-                # The command `unime` runs in this process, which has imported torch already.
-                assert program == "unime", f"{page_name(page)}, line {line}: the test runs `unime`, not {program}"
+                # They run in this process, which has imported torch already.
+                if program == "python":
+                    monkeypatch.setattr(sys, "argv", arguments)
+                    runpy.run_path(arguments[0], run_name="__main__")
+                    continue
+                assert program == "unime", f"{page_name(page)}, line {line}: the test cannot run {program}"
                 app(arguments, prog_name="unime", standalone_mode=False)
 
 
