@@ -112,8 +112,8 @@ def merge_checkpoint(
     adapted = load_adapter(model, adapter)
     if not changes_weights(adapted):
         raise ValueError(
-            f"the adapter in {adapter} changes no weight, so that merging would return {base}: train it with a learning "
-            "rate above 0 (with load_best_model_at_end, no evaluation was better than that of the untrained model)"
+            f"the adapter in {adapter} changes no weight, so that merging would return {base}: train it with a "
+            "learning rate above 0 (with load_best_model_at_end, no evaluation was better than the untrained model's)"
         )
     items = _check_items()
     trained = adapted.get_base_model().encode(items, processor)
