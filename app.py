@@ -20,7 +20,7 @@ from PIL import Image
 from unime.checkpoint import PROMPTS
 from unime.cli.options import note_demonstration
 from unime.page.collection import Collection, LazyCollection, open_index, open_openmoji
-from unime.page.drawing import render_heat_map, render_hits
+from unime.page.drawing import render_comparison, render_heat_map, render_hits
 from unime.page.theme import STYLE_SHEET, theme
 from unime.page.uploads import image_field, open_upload
 
@@ -174,8 +174,9 @@ def _compare_tab(first: Collection, second: LazyCollection, examples: dict[str, 
         with _show_errors():
             other = second(lambda stage, done, total: progress((done, total), desc=stage))
             instruction = selected_instruction(choice)
-            left, right = (side.search(text, image, instruction, int(count)) for side in (first, other))
-            return render_hits(left, first.title, right.hits), render_hits(right, other.title, left.hits)
+            results = [side.search(text, image, instruction, int(count)) for side in (first, other)]
+            left, right = render_comparison(results, [first.title, other.title])
+            return left, right
 
     _on_query(form, answer, outputs)
 

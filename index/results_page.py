@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ..data.html_pages import data_url, templates
+from ..data.html_pages import templates
+from .hit_cards import fold_hits, image_source
 from .index import Hit, Index
-from .schema import thumbnail
 
 
 MAX_IMAGE_SIDE = 480  # pixels; sharp on high-density screens
@@ -42,22 +41,11 @@ def render_results_page(index: Index, query: QueryDescription, hits: Sequence[Hi
         .get_template("results_page.html.jinja")
         .render(
             query=query,
-            query_image=query.image and _embedded_image(query.image),
-            hits=[(hit, _embedded_image(hit.image)) for hit in hits],
+            query_image=None if query.image is None else image_source(query.image, MAX_IMAGE_SIDE),
+            cards=fold_hits(hits, MAX_IMAGE_SIDE),
             any_images=any(hit.image is not None for hit in hits),
             name=index.folder.resolve().name,
             record=index.record,
             num_entries=len(index),
         )
     )
-
-
-def _embedded_image(image: str | bytes | None) -> dict[str, Any] | None:
-    """Return the data URL of an image, or `None` as its URL and the path that cannot be read."""
-    if image is None:
-        return None
-    try:
-        small = thumbnail(image, MAX_IMAGE_SIDE)
-    except (ValueError, OSError):
-        return {"url": None, "path": image if isinstance(image, str) else "in the index"}
-    return {"url": data_url(small), "path": image}

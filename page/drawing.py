@@ -8,27 +8,36 @@ from jinja2 import Environment
 from PIL import Image
 
 from ..data.html_pages import data_url, templates
-from ..index.index import Hit
+from ..index.hit_cards import Card, fold_hits
 from ..index.schema import thumbnail
 from .collection import SearchResult
 
 
-def render_hits(result: SearchResult, title: str | None = None, other_hits: Sequence[Hit] | None = None) -> str:
-    """Return search results as cards.
+def render_hits(result: SearchResult) -> str:
+    """Return search results as cards; identical results share one."""
+    cards = fold_hits(result.hits)
+    return _templates().get_template("hits.html.jinja").render(result=result, cards=cards, title=None, ranks=None)
+
+
+def render_comparison(results: Sequence[SearchResult], titles: Sequence[str]) -> list[str]:
+    """Return the results of two models as cards that show their place in the results of the other model.
 
     Args:
-        result ([`SearchResult`]): Results to show.
-        title (`str`, *optional*): Heading.
-        other_hits (`Sequence[Hit]`, *optional*): Results of another model; each card then shows its rank there.
+        results (`Sequence[SearchResult]`): Results of both models.
+        titles (`Sequence[str]`): Headings.
     """
-    ranks = None if other_hits is None else ranks_in(other_hits, result.hits)
-    return _templates().get_template("hits.html.jinja").render(result=result, title=title, ranks=ranks)
+    template = _templates().get_template("hits.html.jinja")
+    both = [fold_hits(result.hits) for result in results]
+    return [
+        template.render(result=result, cards=cards, title=title, ranks=places_in(others, cards))
+        for result, cards, others, title in zip(results, both, both[::-1], titles, strict=True)
+    ]
 
 
-def ranks_in(other_hits: Sequence[Hit], hits: Sequence[Hit]) -> list[int | None]:
-    """Return the rank (from 1) of each hit among another model's hits; `None` if it is not among them."""
-    ranks = {hit.id: rank for rank, hit in enumerate(other_hits, start=1)}
-    return [ranks.get(hit.id) for hit in hits]
+def places_in(others: Sequence[Card], cards: Sequence[Card]) -> list[int | None]:
+    """Return the place (from 1) of each card's results among another model's cards; `None` if they are not there."""
+    places = {hit.id: place for place, card in enumerate(others, start=1) for hit in card.hits}
+    return [min((places[hit.id] for hit in card.hits if hit.id in places), default=None) for card in cards]
 
 
 def render_heat_map(texts: Sequence[str], images: Sequence[Image.Image], similarities: np.ndarray) -> str:
@@ -55,12 +64,9 @@ def render_heat_map(texts: Sequence[str], images: Sequence[Image.Image], similar
     )
 
 
-def _source(image: str | bytes | Image.Image) -> str:
+def _source(image: Image.Image) -> str:
     """Return a small copy of an image as a data URL, so that the page requests no files of this machine."""
-    try:
-        return data_url(image if isinstance(image, bytes) else thumbnail(image))
-    except ValueError:  # the file was deleted or damaged after it was indexed
-        return ""
+    return data_url(thumbnail(image))
 
 
 def _cosine(value: float) -> str:

@@ -287,7 +287,7 @@ def test_an_index_is_searched_with_its_own_model(browser: Any, folder: Path) -> 
     page.goto(address)
     page.get_by_label("Text", exact=True).first.fill("volcano")
     page.keyboard.press("Enter")
-    wait_for_first_result(page, "volcano.png")
+    wait_for_first_result(page, "volcano")
     assert page.locator("#results .card").count() == 2
     assert page.get_by_role("tab").all_inner_texts() == ["Search", "Similarity"]  # nothing to compare with
     tab(page, "Similarity")

@@ -231,6 +231,20 @@ def test_the_results_page_shows_query_images_and_scores_and_escapes_them(tmp_pat
     assert len(scores) == 2
 
 
+def test_the_results_page_folds_identical_images_and_shows_stems(tmp_path: Path, images: Path, opened: Path):
+    source, folder = tmp_path / "source", tmp_path / "index"
+    (source / "copies").mkdir(parents=True)
+    for name in ("a_photo_with_a_long_name.png", "copies/dog.png"):
+        shutil.copy(images / "dog.png", source / name)
+    shutil.copy(images / "pizza.png", source / "pizza.png")
+    unime("index", source, folder, "--model", TINY)
+    assert unime("search", folder, "pizza", "--open").exit_code == 0
+    html = (folder / "results.html").read_text()
+    assert html.count('<li class="hit">') == html.count("<img") == 2 and html.count("1 more of the same") == 1
+    assert ">pizza</p>" in html and ">a_photo_with_a_long_name</p>" in html and 'class="id">copies/dog.png<' in html
+    assert "first-child" not in html and "lazy" not in html  # no card has the color of a right answer
+
+
 def test_the_results_page_names_an_image_that_is_gone(tmp_path: Path, images: Path, opened: Path):
     source, folder = tmp_path / "source", tmp_path / "index"
     source.mkdir()
