@@ -268,7 +268,7 @@ def _short_length(config: PreTrainedConfig | None) -> float:
     That is how LongRoPE (arXiv 2402.13753) is implemented; infinity for other positions. The keys of a shared prefix
     would be rotated as for short items.
     """
-    rope = None if config is None else config.get_text_config().to_dict().get("rope_parameters")
+    rope = None if config is None else vars(config.get_text_config()).get("rope_parameters")
     if rope is None or rope.get("rope_type") != "longrope":
         return math.inf
     return rope["original_max_position_embeddings"]

@@ -11,8 +11,8 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from threading import get_ident
@@ -228,24 +228,26 @@ def require_finite(model: PreTrainedModel, indices: list[int], embeddings: np.nd
 
 
 def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, BatchFeature]]:
-    """Yield micro-batches with their tensors, in order, and prepare the next ones in threads.
+    """Yield micro-batches with their tensors, in order, and prepare the images of the next ones in threads.
 
     While the caller works on a micro-batch, `READER_THREADS` others are prepared or ready. Fewer (but at least one) if
     these and the caller's have more than `MAX_WINDOW_PIXELS` pixels, the last one not counted.
     """
-    pending: deque[tuple[MicroBatch, Future[BatchFeature]]] = deque()
+    pending: deque[tuple[MicroBatch, Callable[[], BatchFeature]]] = deque()
     pixels = 0
     with ThreadPoolExecutor(READER_THREADS) as threads:
         for upcoming in chain.from_iterable(map(_share_of_a_thread, batches)):
-            pending.append((upcoming, threads.submit(upcoming.tensors)))
+            # Those of texts take less time than the change of threads.
+            ready = threads.submit(upcoming.tensors).result if upcoming.has_images else upcoming.tensors
+            pending.append((upcoming, ready))
             pixels += upcoming.num_pixels
             while len(pending) > READER_THREADS or (len(pending) > 1 and pixels > MAX_WINDOW_PIXELS):
-                batch, tensors = pending.popleft()
+                batch, ready = pending.popleft()
                 pixels -= batch.num_pixels
-                yield batch, tensors.result()
+                yield batch, ready()
         while pending:
-            batch, tensors = pending.popleft()
-            yield batch, tensors.result()
+            batch, ready = pending.popleft()
+            yield batch, ready()
 
 
 def _share_of_a_thread(batch: MicroBatch) -> Iterator[MicroBatch]:

@@ -1,7 +1,8 @@
 """Count the tokens and the vision patches of images from their sizes alone, without preprocessing a pixel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
@@ -152,7 +153,7 @@ def patch_share(config: PreTrainedConfig) -> float:
     Args:
         config (`PreTrainedConfig`): Configuration of the backbone.
     """
-    vision, text = config.to_dict().get("vision_config") or {}, config.get_text_config()
+    vision, text = _vision_settings(config), config.get_text_config()
     if vision.get("patch_size") is None:
         return 0.0
     # Qwen2-VL has an `embed_dim`, and calls the width of the tower's output `hidden_size`.
@@ -174,11 +175,17 @@ def vision_token_equivalents(
     Raises:
         ValueError: The processor rejects the shape of an image.
     """
-    patch_size = (config.to_dict().get("vision_config") or {}).get("patch_size")
+    patch_size = _vision_settings(config).get("patch_size")
     if patch_size is None:
         return 0.0
     edge = patch_size if isinstance(patch_size, int) else patch_size[0]  # InternVL states both edges
     return patch_share(config) * count_patches(processor, sizes, edge)
+
+
+def _vision_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
+    """Return the configuration of the vision tower by name; `to_dict` would copy everything, for each item."""
+    vision = vars(config).get("vision_config") or {}
+    return vision if isinstance(vision, dict) else vars(vision)
 
 
 def _qwen_size(image_processor, width: int, height: int) -> tuple[int, int]:

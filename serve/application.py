@@ -50,7 +50,7 @@ def create_app(
                 await service.warm_up()
                 yield
 
-    def authorize(request: Request) -> None:
+    async def authorize(request: Request) -> None:  # without `async` FastAPI would call it in a thread
         header = request.headers.get("authorization", "")
         if api_key is not None and not secrets.compare_digest(header.encode(), f"Bearer {api_key}".encode()):
             raise ApiError(401, "the API key is missing or wrong: send 'Authorization: Bearer KEY'", "invalid_api_key")

@@ -96,11 +96,13 @@ class EmbeddingService:
         if request.dimensions is not None and not 1 <= request.dimensions <= self.dimensions:
             raise ValueError(f"'dimensions' must be between 1 and {self.dimensions}, got {request.dimensions}")
         items = read_items(request, self.limits)
-        images = await self._open_images(items)
         truncate = request.truncate_prompt_tokens == -1
-        with self.admission.decoded(sum(image.width * image.height for opened in images for image in opened)):
-            tasks = await asyncio.to_thread(_decode, items, images, truncate)
-            results = await self._embed(tasks)
+        if any(item.images for item in items):
+            images = await self._open_images(items)
+            with self.admission.decoded(sum(image.width * image.height for opened in images for image in opened)):
+                results = await self._embed(await asyncio.to_thread(_decode, items, images, truncate))
+        else:
+            results = await self._embed(_decode(items, [[]] * len(items), truncate))
         self.metrics.items.inc(len(results))
         tokens = sum(result.tokens for result in results)
         self.metrics.tokens.inc(tokens)

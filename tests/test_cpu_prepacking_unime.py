@@ -18,7 +18,7 @@ from unime import UniMEModel, cpu_prepacking_unime, modeling_unime, processor_fr
 from unime.cpu_prepacking_unime import can_prepack, prepacked_weights
 
 
-pytestmark = pytest.mark.skipif(
+needs_avx512 = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="weights are prepacked for AVX-512 only"
 )
 ITEMS = ["a cat", "a dog and " * 30, {"text": "a bird", "image": Image.new("RGB", (40, 56), "red")}]
@@ -34,6 +34,7 @@ def count_replaced(model: UniMEModel) -> int:
     return sum("forward" in vars(module) for module in model.modules() if isinstance(module, nn.Linear))
 
 
+@needs_avx512
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_prepacked_weights_give_the_embeddings_of_plain_weights(
     name: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
@@ -50,6 +51,7 @@ def test_prepacked_weights_give_the_embeddings_of_plain_weights(
     assert set(counts) == {sum(type(module) is nn.Linear for module in model.modules())} and count_replaced(model) == 0
 
 
+@needs_avx512
 def test_weights_are_not_prepacked_for_few_tokens(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, processor = llava
     counts = []
@@ -61,6 +63,7 @@ def test_weights_are_not_prepacked_for_few_tokens(llava: tuple[UniMEModel, Proce
     assert all(counts[1:]) and len(counts) > 2
 
 
+@needs_avx512
 def test_the_plain_weights_are_restored_after_an_error(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, _ = llava
     with pytest.raises(RuntimeError, match="stop"), prepacked_weights(model):
@@ -69,6 +72,7 @@ def test_the_plain_weights_are_restored_after_an_error(llava: tuple[UniMEModel, 
     assert count_replaced(model) == 0
 
 
+@needs_avx512
 def test_a_forward_that_is_already_replaced_is_kept(llava: tuple[UniMEModel, ProcessorMixin]) -> None:
     model, _ = llava
     first, *others = [module for module in model.modules() if type(module) is nn.Linear]
@@ -82,6 +86,7 @@ def test_a_forward_that_is_already_replaced_is_kept(llava: tuple[UniMEModel, Pro
     del first.forward
 
 
+@needs_avx512
 def test_threads_may_share_a_model(llava: tuple[UniMEModel, ProcessorMixin], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = llava
     expected = model.encode(ITEMS, processor)
@@ -92,6 +97,7 @@ def test_threads_may_share_a_model(llava: tuple[UniMEModel, ProcessorMixin], mon
     assert count_replaced(model) == 0
 
 
+@needs_avx512
 def test_other_dtypes_compiled_layers_and_large_models_are_not_prepacked(
     tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,3 +113,16 @@ def test_other_dtypes_compiled_layers_and_large_models_are_not_prepacked(
     half = UniMEModel.from_backbone(tiny_model("llava"), dtype=torch.bfloat16)
     with prepacked_weights(half):
         assert count_replaced(half) == 0
+
+
+def test_kernels_are_compiled_for_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")  # oneDNN runs on all processors
+    layer = nn.Linear(24, 40)
+    batches = [torch.randn(2, tokens, 24) for tokens in range(1, 65)]
+    with torch.inference_mode():
+        expected = [layer(batch) for batch in batches]
+        with prepacked_weights(layer), torch.profiler.profile(record_shapes=True) as profile:
+            for batch, outputs in zip(batches, expected, strict=True):
+                torch.testing.assert_close(layer(batch), outputs, atol=1e-5, rtol=0)
+    rows = [event.input_shapes[0] for event in profile.events() if event.name == "mkldnn::_linear_pointwise"]
+    assert len(rows) == len(batches) and len({*map(tuple, rows)}) == 4

@@ -53,9 +53,9 @@ def last_layer_on_last_token(backbone: PreTrainedModel, tensors: Mapping[str, Te
         return row.index_copy(1, item_ends.to(output.device), output)
 
     hooks = []
-    is_compiled = any(module._compiled_call_impl for module in decoder.modules())  # a hook would trigger recompilation
-    if decoder.config.model_type in SHORTCUT_DECODERS and not is_compiled:
-        layer = decoder.layers[-1]
+    layer = decoder.layers[-1] if decoder.config.model_type in SHORTCUT_DECODERS else None
+    # A hook would trigger recompilation.
+    if layer is not None and not any(module._compiled_call_impl for module in (decoder, *layer.modules())):
         for module in (layer.self_attn.o_proj, layer.post_attention_layernorm):
             # First in line, so that other hooks see what is really computed.
             hooks.append(module.register_forward_pre_hook(select_last, prepend=True))
