@@ -36,7 +36,7 @@ def serve(
         int, typer.Option(min=1, help="Maximum number of concurrent requests; others get 429.")
     ] = 256,
     batch_items: Annotated[int, typer.Option(min=1, help="Maximum number of items per batch; 1: no batching.")] = 64,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle model waits for more items.")] = 1,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long an idle model waits for more items.")] = 0,
     micro_batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Token budget of one forward pass: 1024 on the CPU, 8192 elsewhere.")
     ] = None,
@@ -46,7 +46,12 @@ def serve(
     note_demonstration(model)
     listener = bind(host, port)  # reports a port in use before the model is loaded
 
+    import os
     from pathlib import Path
+
+    # Read once, when torch is imported: torch's threads would otherwise wait in a loop for their next work, on cores
+    # that the other threads of the server need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     import uvicorn
 

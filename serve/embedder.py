@@ -1,7 +1,7 @@
 """Embedding of batches for a server: items of different clients share a batch, and each gets a result or an error."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from transformers import ProcessorMixin
 
 from ..batching_unime import MicroBatch, default_max_length, plan_micro_batches
 from ..encoding_unime import embed_micro_batches
-from ..isolate_failures import map_isolating_failures
 from ..modeling_unime import UniMEModel
 from ..processing_unime import normalize_item
 
@@ -66,16 +65,34 @@ class Embedder:
         self.micro_batch_tokens = micro_batch_tokens or model.default_micro_batch_tokens
         self.max_length = default_max_length(processor, model.config)
 
-    def __call__(self, tasks: list[Task]) -> list[Embedded | Exception]:
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[Mapping[int, Embedded | Exception]]:
         """Embed a batch.
 
-        Returns:
-            `list`: The result of each task, or its error: [`RefusedItem`] if the item is at fault.
+        Yields:
+            `dict`: Results by the index of the task, those of one forward pass at a time, or the errors of tasks:
+            [`RefusedItem`] if the item is at fault.
         """
-        refusals = [self._check_length(task) for task in tasks]
-        accepted = [task for task, refusal in zip(tasks, refusals, strict=True) if refusal is None]
-        results = iter(map_isolating_failures(self._embed, accepted, Exception))
-        return [next(results) if refusal is None else refusal for refusal in refusals]
+        refusals = {index: self._check_length(task) for index, task in enumerate(tasks)}
+        refused = {index: refusal for index, refusal in refusals.items() if refusal is not None}
+        if refused:
+            yield refused
+        yield from self._isolate_failures({index: task for index, task in enumerate(tasks) if index not in refused})
+
+    def _isolate_failures(self, tasks: Mapping[int, Task]) -> Iterator[Mapping[int, Embedded | Exception]]:
+        """Embed tasks; if that fails, the halves of what is left, until only the tasks at fault have an error."""
+        left = dict(tasks)
+        try:
+            for results in self._embed(left) if left else ():
+                left = {index: task for index, task in left.items() if index not in results}
+                yield results
+            return
+        except Exception as error:
+            if len(left) == 1:
+                yield dict.fromkeys(left, error)
+                return
+        indices = list(left)
+        for half in (indices[: len(left) // 2], indices[len(left) // 2 :]):
+            yield from self._isolate_failures({index: left[index] for index in half})
 
     def _check_length(self, task: Task) -> RefusedItem | None:
         """Refuse a text that is too long even without its prompt, at the cost of tokenizing it once."""
@@ -93,24 +110,23 @@ class Embedder:
         )
 
     @torch.inference_mode()
-    def _embed(self, tasks: Sequence[Task]) -> list[Embedded]:
+    def _embed(self, tasks: Mapping[int, Task]) -> Iterator[dict[int, Embedded]]:
         batches = self._plan(tasks)
         tokens = {item.index: item.length for batch in batches for item in batch.items}
-        results: dict[int, Embedded] = {}
-        for positions, embeddings in embed_micro_batches(self.model, batches):
-            for position, embedding in zip(positions, embeddings, strict=True):
-                results[position] = Embedded(embedding, tokens[position])
-        return [results[position] for position in range(len(tasks))]
+        for indices, embeddings in embed_micro_batches(self.model, batches):
+            yield {
+                index: Embedded(embedding, tokens[index]) for index, embedding in zip(indices, embeddings, strict=True)
+            }
 
-    def _plan(self, tasks: Sequence[Task]) -> list[MicroBatch]:
+    def _plan(self, tasks: Mapping[int, Task]) -> list[MicroBatch]:
         """Render and check all tasks before the model computes any, so that a refusal costs no forward pass."""
         batches = []
         for truncate in (False, True):
             limit = self.max_length if truncate else UNLIMITED
             try:
                 items = {
-                    position: normalize_item(task.item, position)
-                    for position, task in enumerate(tasks)
+                    index: normalize_item(task.item, index)
+                    for index, task in tasks.items()
                     if task.truncate == truncate
                 }
                 batches += plan_micro_batches(
@@ -122,7 +138,7 @@ class Embedder:
                     config=self.model.config.backbone_config,
                 )
             except ValueError as error:
-                reason = str(error).removeprefix("item 0").lstrip(": ")
+                reason = str(error).removeprefix(f"item {next(iter(tasks))}").lstrip(": ")
                 raise RefusedItem(f"the model's processor refuses it: {reason}") from error
         longest = max(item.length for batch in batches for item in batch.items)
         if longest > self.max_length:

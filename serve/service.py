@@ -4,6 +4,7 @@ import asyncio
 import base64
 import logging
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class EmbeddingService:
         limits ([`Limits`]): Limits on requests.
         batch_items (`int`, *optional*, defaults to 64): Maximum number of items per batch. A longer request is split,
             and its parts are interleaved with other requests.
-        max_wait (`float`, *optional*, defaults to 0.001): Maximum number of seconds that an idle model waits for more
+        max_wait (`float`, *optional*, defaults to 0): Maximum number of seconds that an idle model waits for more
             items.
         allow_remote_images (`bool`, *optional*, defaults to `False`): Whether to fetch images from http(s) URLs.
         model_fingerprint (`str`, *optional*): Fingerprint of the checkpoint for `/v1/models`, see [`fingerprint`].
@@ -44,7 +45,7 @@ class EmbeddingService:
         embedder: Embedder,
         limits: Limits,
         batch_items: int = 64,
-        max_wait: float = 0.001,
+        max_wait: float = 0.0,
         allow_remote_images: bool = False,
         model_fingerprint: str | None = None,
     ):
@@ -174,12 +175,11 @@ class EmbeddingService:
                 embedded.append(result)
         return embedded
 
-    def _run(self, tasks: list[Task]) -> list[Embedded | Exception]:
+    def _run(self, tasks: list[Task]) -> Iterator[Mapping[int, Embedded | Exception]]:
         started = time.perf_counter()
-        results = self.embedder(tasks)
-        self.metrics.batch_seconds.observe(time.perf_counter() - started)
         self.metrics.batch_items.observe(len(tasks))
-        return results
+        yield from self.embedder(tasks)
+        self.metrics.batch_seconds.observe(time.perf_counter() - started)
 
 
 def _is_data_url(url: str) -> bool:

@@ -123,8 +123,10 @@ def test_what_a_function_imports_is_declared_in_some_extra(name: str) -> None:
 
 
 def test_every_subpackage_is_installed() -> None:
-    folders = {path.parent for path in ROOT.glob("*/**/__init__.py") if ".venv" not in path.parts}
-    folders = {path for path in folders if path.relative_to(ROOT).parts[0] not in ("build", "runs", "tests")}
+    folders = {path.parent for path in ROOT.glob("*/**/__init__.py")}
+    folders = {
+        path for path in folders if not path.relative_to(ROOT).parts[0].startswith((".", "build", "runs", "tests"))
+    }
     assert sorted(PACKAGES) == sorted(["unime", *(f"unime.{'.'.join(p.relative_to(ROOT).parts)}" for p in folders)])
 
 

@@ -314,7 +314,7 @@ def test_an_internal_error_is_never_blamed_on_the_client(
 ):
     with TestClient(create_app(EmbeddingService("unime-tiny", fresh_embedder, Limits(), max_wait=0))) as client:
         fresh_embedder.model.backbone.config.image_token_id += 1  # the model looks for images elsewhere: a ValueError
-        (error,) = fresh_embedder([Task({"image": image})])
+        ((error,),) = (results.values() for results in fresh_embedder([Task({"image": image})]))
         assert type(error) is ValueError
         assert "the server failed" in error_message(client, 500, messages=conversation(None, data_url(image)))
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,13 +19,14 @@ class Doubling:
         self.may_go = threading.Event()
         self.may_go.set()
 
-    def __call__(self, items: list[int]) -> list[int | Exception]:
+    def __call__(self, items: list[int]) -> Iterator[dict[int, int | Exception]]:
         self.batches.append(items)
         self.threads.add(threading.current_thread().name)
-        assert self.may_go.wait(5)
-        if any(item < 0 for item in items):
-            raise RuntimeError("negative")
-        return [ValueError("odd") if item % 2 else 2 * item for item in items]
+        for index, item in sorted(enumerate(items), key=lambda pair: -pair[0]):  # in any order
+            assert self.may_go.wait(5)
+            if item < 0:
+                raise RuntimeError("negative")
+            yield {index: ValueError("odd") if item % 2 else 2 * item}
 
 
 def test_submissions_share_a_batch_and_get_their_own_results():
@@ -38,7 +40,7 @@ def test_submissions_share_a_batch_and_get_their_own_results():
     assert asyncio.run(main()) == [[4, 8], [12], [16, 20, 24]]
     assert run.batches == [[2, 4, 6, 8, 10, 12]]
     assert time.perf_counter() - started < 60  # a full batch does not wait
-    assert run.threads == {"model_0"}
+    assert run.threads == {"model"}
 
 
 def test_a_batch_exceeds_the_budget_only_for_a_single_submission():
@@ -83,7 +85,7 @@ def test_an_error_concerns_only_its_item_and_a_failed_batch_does_not_stop_the_ne
     good, odd, failed = asyncio.run(main())
     assert good == [4]
     assert isinstance(odd[0], ValueError)
-    assert [str(error) for error in failed] == ["negative", "negative"]
+    assert failed[1] == 4 and str(failed[0]) == "negative"
 
 
 def test_a_cancelled_submission_is_not_computed_and_does_not_disturb_others():
@@ -122,3 +124,21 @@ def test_closing_finishes_accepted_submissions_and_accepts_no_more():
     assert asyncio.run(main()) == [[4], [8], [12]]
     assert time.perf_counter() - started < 60  # it does not wait for further submissions
     assert run.batches == [[2, 4], [6]]
+
+
+def test_a_submission_is_answered_before_the_rest_of_its_batch_is_computed():
+    may_go = threading.Event()
+
+    def run(items: list[int]) -> Iterator[dict[int, int | Exception]]:
+        yield {0: items[0], 2: items[2]}
+        assert may_go.wait(5)
+        yield {1: items[1]}
+
+    async def main() -> None:
+        async with Batcher(run, max_items=3, max_wait=600) as batcher:
+            slow, quick = asyncio.create_task(batcher.submit([2, 4])), asyncio.create_task(batcher.submit([6]))
+            assert await quick == [6] and not slow.done()
+            may_go.set()
+            assert await slow == [2, 4]
+
+    asyncio.run(main())
