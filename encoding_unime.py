@@ -238,8 +238,8 @@ def _prefetch(batches: Iterable[MicroBatch]) -> Iterator[tuple[MicroBatch, Batch
     with ThreadPoolExecutor(READER_THREADS) as threads:
         for upcoming in chain.from_iterable(map(_share_of_a_thread, batches)):
             # Those of texts take less time than the change of threads.
-            ready = threads.submit(upcoming.tensors).result if upcoming.has_images else upcoming.tensors
-            pending.append((upcoming, ready))
+            prepared = threads.submit(upcoming.tensors).result if upcoming.has_images else upcoming.tensors
+            pending.append((upcoming, prepared))
             pixels += upcoming.num_pixels
             while len(pending) > READER_THREADS or (len(pending) > 1 and pixels > MAX_WINDOW_PIXELS):
                 batch, ready = pending.popleft()
