@@ -229,6 +229,14 @@ class UniMEModel(PreTrainedModel):
         """Replace the token embeddings of the backbone."""
         self.backbone.set_input_embeddings(value)
 
+    def get_decoder(self) -> nn.Module:
+        """Return the decoder of the backbone."""
+        return self.backbone.get_decoder()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """Return the backbone's encoder of a modality, such as `"image"`, or this model, which has none for texts."""
+        return self if modality is None else self.backbone.get_encoder(modality)
+
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
         """Return whether this process writes files in `save_pretrained`: each one that calls it does.
 
@@ -242,6 +250,7 @@ class UniMEModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         item_ends: Tensor | None = None,
         truncate_dim: int | None = None,
+        inputs_embeds: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> UniMEOutput | tuple:
@@ -254,23 +263,37 @@ class UniMEModel(PreTrainedModel):
                 into one row, see [`MicroBatch.tensors`]. `position_ids` gives the positions in each item.
             truncate_dim (`int`, *optional*): Number of leading dimensions to keep before the embeddings are normalized
                 (Matryoshka embeddings).
+            inputs_embeds (`Tensor` of shape `(batch, tokens, hidden_size)`, *optional*): Embeddings of the tokens, in
+                place of `input_ids`.
             return_dict (`bool`, *optional*, defaults to the configuration's): Whether to return a [`UniMEOutput`]
                 rather than a tuple.
             kwargs: Other inputs of the backbone (`pixel_values`, `image_grid_thw`, ...), and `output_hidden_states`
-                and `output_attentions`.
+                and `output_attentions`, which default to the configuration's.
 
         Raises:
-            ValueError: The model does not have `truncate_dim` dimensions.
+            ValueError: The model does not have `truncate_dim` dimensions, or there are neither `input_ids` nor
+                `inputs_embeds`, or both.
         """
+        if (input_ids is None) == (inputs_embeds is None) or (item_ends is not None and input_ids is None):
+            raise ValueError(
+                "forward needs the tokens of rendered prompts, as input_ids or (not packed) as inputs_embeds: render "
+                "texts and images by the processor's chat template, or call `encode`, which does this"
+            )
         if truncate_dim is not None and not 1 <= truncate_dim <= self.config.hidden_size:
             raise ValueError(f"truncate_dim must be between 1 and {self.config.hidden_size}, got {truncate_dim}")
         kwargs = {
             name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in kwargs.items()
         } | {"return_dict": True, "use_cache": False}
+        for name in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, name):
+                kwargs.setdefault(name, True)
         sequential, pooling = self.config.positions == "sequential", self.config.pooling
         if item_ends is None:
-            mask = attention_mask if attention_mask is not None else torch.ones_like(cast(Tensor, input_ids))
+            tokens = cast(Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
+            if inputs_embeds is not None:
+                kwargs["inputs_embeds"] = inputs_embeds
             if sequential:
                 kwargs["position_ids"] = sequential_positions(mask)
             states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)

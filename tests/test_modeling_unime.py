@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import LAYER_SIZES
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unime import UniMEModel, load_model, micro_batches, modeling_unime, processor_from_backbone
@@ -443,3 +443,46 @@ def test_forward_returns_the_requested_outputs(folder: Path, processor: Processo
     assert plain.hidden_states is None and plain.attentions is None
     assert isinstance(as_tuple, tuple) and len(as_tuple) == 2
     assert torch.equal(as_tuple[0], plain.embeddings) and torch.equal(as_tuple[1], plain.last_hidden_state)
+    model.config.output_hidden_states = model.config.output_attentions = True
+    with torch.no_grad():
+        by_default, as_tuple = model(**batch), model(**batch, return_dict=False)
+    assert len(by_default.hidden_states) == layers + 1 and len(by_default.attentions) == layers
+    assert len(as_tuple) == 4 and torch.equal(as_tuple[2][0], output.hidden_states[0])
+
+
+def test_embeddings_of_tokens_take_the_place_of_their_ids(model: UniMEModel, processor: ProcessorMixin) -> None:
+    batch = one_batch(processor, ["a cat", "a longer text about a dog"])
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    with torch.no_grad():
+        both = model(inputs_embeds=embeds, **batch).embeddings
+        one = model(inputs_embeds=embeds[1:]).embeddings  # the longer one has no padding
+    expected = model.encode(["a cat", "a longer text about a dog"], processor)
+    np.testing.assert_allclose(both, expected, atol=1e-5)
+    np.testing.assert_allclose(one, expected[1:], atol=1e-5)
+
+
+def test_forward_without_tokens_is_refused_in_one_sentence(model: UniMEModel) -> None:
+    ids = torch.tensor([[5, 6]])
+    embeds = model.get_input_embeddings()(ids)
+    for inputs in (
+        {},
+        {"pixel_values": torch.zeros(1, 3, 8, 8)},
+        {"input_ids": ids, "inputs_embeds": embeds},
+        {"inputs_embeds": embeds, "item_ends": torch.tensor([1])},
+    ):
+        with pytest.raises(ValueError, match="^forward needs the tokens of rendered prompts, .* or call `encode`"):
+            model(**inputs)
+
+
+def test_the_decoder_and_the_encoder_are_those_of_the_backbone(model: UniMEModel) -> None:
+    assert model.get_decoder() is model.backbone.get_decoder()
+    assert model.get_encoder("image") is model.backbone.get_encoder("image") is not model.backbone
+    assert model.get_encoder() is model  # as for any model without an encoder of texts
+
+
+def test_a_pipeline_of_features_gives_the_embedding_of_a_rendered_prompt(
+    model: UniMEModel, processor: ProcessorMixin
+) -> None:
+    features = pipeline("feature-extraction", model=model, tokenizer=processor.tokenizer)
+    (prompt,) = processor.apply_chat_template([to_messages(to_item_dict("a cat"))], tokenize=False)
+    np.testing.assert_allclose(features(prompt)[0], model.encode("a cat", processor), atol=1e-5)

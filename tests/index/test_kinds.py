@@ -92,18 +92,18 @@ def test_texts_and_images_are_found_by_text_in_a_mixed_index(index: Index, loade
     entries += [Entry(entry.code, image=drawing(entry.index)) for entry in images]
     index.sync(entries, model, processor)
 
-    def found_first(entries: list[Emoji]) -> dict[str, int]:
-        """Return how many entries are the best hit, by the query for texts, by that for images, and by both."""
+    def found(entries: list[Emoji]) -> dict[str, int]:
+        """Return how many entries are among the best ten, by the query for texts, by that for images, and by both."""
         items = [query_items(index.kinds, entry.aliases[0]) for entry in entries]
         queries = {kind: model.encode([item[kind] for item in items], processor) for kind in index.kinds}
         counts = Counter()
         for number, entry in enumerate(entries):
             query = {kind: vectors[number] for kind, vectors in queries.items()}
             for name, searched in (*query.items(), ("both", query)):
-                counts[name] += index.search(searched, k=1)[0].id == entry.code
+                counts[name] += entry.code in {hit.id for hit in index.search(searched, k=10)}
         return counts
 
-    of_texts, of_images = found_first(texts[::3]), found_first(images[::3])
-    print(f"best hits of {len(texts[::3])} each, by query: {dict(of_texts)} texts, {dict(of_images)} images")
+    of_texts, of_images = found(texts[::3]), found(images[::3])
+    print(f"among the best ten of {len(texts[::3])} each, by query: {dict(of_texts)} texts, {dict(of_images)} images")
     assert of_texts["both"] > of_texts["image"] + 10 and of_images["both"] > of_images["text"] + 20
-    assert of_texts["both"] > 0.9 * of_texts["text"] and of_images["both"] > 0.6 * of_images["image"]
+    assert of_texts["both"] > 0.9 * of_texts["text"] and of_images["both"] > 0.8 * of_images["image"]
