@@ -2,8 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +33,7 @@ from .options import (
     note_demonstration,
     printable,
 )
+from .progress import interruptible, job
 
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from ..index.entry_embedding import Rejected
 
 
+@interruptible
 def embed(
     source: Source,
     output: Annotated[Path, typer.Argument(help="Folder for Parquet files, or a name ending in .lance for Lance.")],
@@ -105,8 +105,14 @@ def embed(
         "preset": preset,
         "draft_jpegs": draft_jpegs,
     }
+    shards = output.with_name(f".{output.name}.shards") if is_lance else output
     num_done = 0
-    with _progress() as show:
+
+    def kept() -> str:
+        files = list(shards.glob("*.parquet"))
+        return f"{shards} holds {len(files)} finished files; start the same command again for the rest"
+
+    with job(kept) as show:
 
         def report(entries: int, rejected: "Sequence[Rejected]") -> None:
             nonlocal num_done
@@ -116,8 +122,7 @@ def embed(
                 typer.echo(printable(rejected[0].reason), err=True)
                 raise typer.Exit(1)
 
-        shards = output.with_name(f".{output.name}.shards") if is_lance else output
-        kept = write_shards(corpus, shards, network, processor, settings, report)
+        num_kept = write_shards(corpus, shards, network, processor, settings, report)
     rejected = [entry for shard in sorted(shards.glob("*.parquet")) for entry in rejected_in(shard)]
     rejected_file = output.with_name(f"{output.name}.rejected.jsonl")
     rejected_file.unlink(missing_ok=True)
@@ -127,21 +132,22 @@ def embed(
         write_lance(shards, output)
     result = {
         "output": str(output),
-        "embedded": len(corpus) - len(rejected) - kept,
-        "kept": kept,
+        "embedded": len(corpus) - len(rejected) - num_kept,
+        "kept": num_kept,
         "rejected": len(rejected),
         "skipped": dict(corpus.skipped),
         "list": str(rejected_file) if rejected else None,
         "seconds": round(time.perf_counter() - started, 2),
     }
     _print_result(
-        f"{result['embedded']} entries embedded into {output}, {kept} kept from an earlier run, "
+        f"{result['embedded']} entries embedded into {output}, {num_kept} kept from an earlier run, "
         f"{len(rejected)} rejected",
         result | settings if as_json else None,
         rejected_file if rejected else None,
     )
 
 
+@interruptible
 def index(
     source: Source,
     folder: Annotated[Path, typer.Argument(help="Folder of the index; created if it does not exist.")],
@@ -210,9 +216,20 @@ def index(
                 f"{folder} was created without --draft-jpegs: leave the option out, or create a new index"
             )
     note_demonstration(str(model), source)
-    with _progress() as show:
+    num_written = 0
+
+    def kept() -> str:
+        return f"at least {num_written} entries of this run are in {folder}; start the same command again for the rest"
+
+    with job(kept) as show:
+
+        def report(stage: str, done: int, total: int) -> None:
+            nonlocal num_written
+            num_written = done if stage == "Embedding" else 0
+            show(stage, done, total)
+
         stored = store.record.image_size, store.record.preset
-        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, *stored), show)
+        synced = store.update(corpus, lambda: load_onto(str(model), dtype, device, *stored), report)
     rejected_file = folder / REJECTED_FILE
     result = {"index": str(folder), "entries": len(store)} | asdict(synced)
     result |= {"skipped": dict(corpus.skipped), "list": str(rejected_file)}
@@ -223,25 +240,6 @@ def index(
         rejected_file if synced.rejected else None,
     )
     raise typer.Exit(strict and synced.rejected > 0)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar per stage on standard error; yield a function of stage, entries done, and all entries."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        tasks = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, rate="")
-            speed = progress.tasks[tasks[stage]].speed or 0
-            progress.update(tasks[stage], completed=done, total=total, rate=f"{speed:.1f} entries/s")
-
-        yield show
 
 
 def _print_result(sentence: str, result: dict | None, rejected_file: Path | None) -> None:

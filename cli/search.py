@@ -23,7 +23,13 @@ def search(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Image to search for.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of entries to return.")] = 10,
-    where: Annotated[str | None, typer.Option(help="SQL condition on metadata: \"category = 'food'\".")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="SQL condition on the columns id, text and those of the metadata, such as \"category = 'food' AND "
+            "price < 10\"; --where '' lists the columns."
+        ),
+    ] = None,
     kind: Annotated[
         Literal["text", "image", "image-text"] | None,
         typer.Option(help="Kind of entries: texts, images, or images with a text; by default all, merged by score."),

@@ -296,7 +296,7 @@ class Index:
             if len(sample):
                 cosines[kind] = sample @ (query / np.linalg.norm(query))
                 hits[kind] = self._nearest(
-                    query, k, KINDS[kind] if where is None else f"({KINDS[kind]}) AND ({where})"
+                    query, k, KINDS[kind] if where is None else f"({KINDS[kind]}) AND ({where}\n)"
                 )
         if len(hits) < 2:  # nothing to compare across kinds
             return [hit for hits_of_kind in hits.values() for hit in hits_of_kind]

@@ -158,9 +158,11 @@ class EntryTable:
             ValueError: The filter is not valid.
         """
         try:
-            return self.table.count_rows(where)
+            return self.table.count_rows(_whole_condition(where))
         except ValueError as error:
-            reason = re.sub(r"^Invalid input, |, /[^ ]*\.rs:.*$", "", str(error).splitlines()[0]).rstrip(".")
+            reason = " ".join(str(error).split()).removeprefix("Invalid input, ")
+            reason = re.sub(r"^.*\(sql parser error: (.*)\)$|, /[^ ]*\.rs:.*$| Valid fields are .*$", r"\1", reason)
+            reason = reason.rstrip(".")
             names = [name for name in self.schema.names if name not in (*HIDDEN_COLUMNS, "image", "thumbnail")]
             raise ValueError(
                 f"the condition {where!r} cannot be understood ({reason}): write SQL on the columns "
@@ -175,7 +177,7 @@ class EntryTable:
             return []
         query = ann_index.nearest(self.table, vector, k, exact=count <= ann_index.MAX_EXACT_ROWS)
         if where is not None:
-            query = query.where(where)
+            query = query.where(_whole_condition(where))
         visible = [name for name in self.schema.names if name not in HIDDEN_COLUMNS]
         return query.select([*visible, "_distance"]).to_list()
 
@@ -200,6 +202,18 @@ class EntryTable:
             sample = column.combine_chunks().flatten().to_numpy().reshape(len(chosen), column.type.list_size)
             self._samples[where] = version, sample
         return sample
+
+
+def _whole_condition(where: str | None) -> str | None:
+    """Return a condition in parentheses: LanceDB ignores whatever follows a condition, such as `; DROP TABLE`."""
+    if where is None:
+        return None
+    depth = 0
+    for character in re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", where):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth < 0:
+            raise ValueError("a closing parenthesis too many")
+    return f"({where}\n)"  # on a line of its own, as a comment may end the condition
 
 
 def _id_condition(ids: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from transformers import (
 )
 from trl import TrlParser
 
+from unime.checkpoint_safety import give_weights_the_umask
 from unime.data.image_augmentation import ImageAugmentation
 from unime.openmoji.dataset import openmoji_conversations
 from unime.trainers.checkpointing import last_complete_checkpoint
@@ -197,6 +198,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     if trainer.is_world_process_zero():
         model.half().save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
+        give_weights_the_umask(args.output_dir)
 
 
 if __name__ == "__main__":

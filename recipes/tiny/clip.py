@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, CLIPProcessor, ProgressCallback, TrainerCallback, set_seed
 from trl import TrlParser
 
+from unime.checkpoint_safety import give_weights_the_umask
 from unime.data.collator import ContrastiveCollator
 from unime.eval.encoders.clip import CLIPEmbedder, clip_micro_batches, tiny_clip
 from unime.openmoji.dataset import openmoji_rows
@@ -95,6 +96,7 @@ def main(script: ScriptArguments, args: ContrastiveConfig) -> None:
     if trainer.is_world_process_zero():
         model.save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
+        give_weights_the_umask(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from transformers import (
 )
 from trl import TrlParser
 
+from unime.checkpoint_safety import give_weights_the_umask
 from unime.data.image_augmentation import ImageAugmentation
 from unime.openmoji.captions import sample_scene
 from unime.openmoji.catalogue import LANGUAGES, Emoji, catalogue, same_drawing
@@ -286,6 +287,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
         processor.save_pretrained(args.output_dir)
         tokenizer.save_pretrained(args.output_dir)
         save_file(words.state_dict(), f"{args.output_dir}/words.safetensors")
+        give_weights_the_umask(args.output_dir)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import typer
+from file_modes import private_files
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -97,6 +98,7 @@ def test_a_folder_becomes_a_table_with_the_embeddings_of_encode(corpus: Path, tm
         "draft_jpegs": False,
     }
     assert not (tmp_path / "vectors.rejected.jsonl").exists()
+    assert private_files(tmp_path / "vectors") == []
     read = datasets.load_dataset(str(tmp_path / "vectors"), split="train", cache_dir=str(tmp_path / "cache"))
     np.testing.assert_array_equal(read.with_format("numpy")["embedding"][:], vectors)
 

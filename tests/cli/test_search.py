@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from file_modes import private_files
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -107,6 +108,7 @@ def test_the_index_follows_its_source(images: Path, tmp_path: Path):
     assert counts() == (0, {"embedded": 3, "unchanged": 0, "removed": 0, "rejected": 1})
     assert counts("--strict") == (1, {"embedded": 0, "unchanged": 3, "removed": 0, "rejected": 1})
     listed = json.loads((folder / "rejected.jsonl").read_text())
+    assert private_files(folder) == []
     assert listed["id"] == "broken.png" and "not a readable image" in listed["reason"]
     (source / "broken.png").unlink()
     (source / "dog.png").unlink()

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from file_modes import private_files
 from tiny_models import TINY_MODELS
 from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
 
@@ -63,6 +64,7 @@ def test_the_snippet_in_the_card_runs(exported: Path, source: tuple[UniMEModel, 
 
 
 def test_the_folder_has_the_files_that_text_embeddings_inference_reads(exported: Path) -> None:
+    assert private_files(exported) == []
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["LlamaModel"] and config["model_type"] == "llama"
     assert config["max_position_embeddings"] == 4096 and config["pad_token_id"] == 3

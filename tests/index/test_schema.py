@@ -29,7 +29,13 @@ def test_a_filter_selects_by_metadata(index: Index, loaded):
     assert index.search(query, where="length > 100") == []
 
 
-@pytest.mark.parametrize("where", ["colour = 'red'", "length =", "length = 'a' OR", "length", "id = 5"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "colour = 'red'", "length =", "length = 'a' OR", "length", "id = 5", "", "length > 5; DROP TABLE entries",
+        "length > 5;", "length > 5 ORDER BY id", "length > 5 length < 3", "length > 5) OR (true", "(length > 5",
+    ],
+)  # fmt: skip
 def test_an_invalid_filter_is_explained_in_one_sentence(index: Index, loaded, where: str):
     index.sync(corpus(), *loaded)
     with pytest.raises(ValueError) as caught:
@@ -37,6 +43,15 @@ def test_an_invalid_filter_is_explained_in_one_sentence(index: Index, loaded, wh
     message = str(caught.value)
     assert message.startswith(f"the condition {where!r} cannot be understood (") and "\n" not in message
     assert "write SQL on the columns id, text, length, first" in message and ".rs" not in message
+    assert "_rowid" not in message and "SELECT" not in message
+
+
+@pytest.mark.parametrize(
+    "where", ["length > 5 -- longer", "(length > 5)", "first <> ';' AND id <> ')' AND length > 5"]
+)
+def test_a_filter_may_have_comments_and_quoted_signs(index: Index, loaded, where: str):
+    index.sync(corpus(), *loaded)
+    assert {hit.id for hit in index.search(np.ones(192, np.float32), where=where)} == {"rocket", "snowman"}
 
 
 def test_two_entries_with_one_id_are_refused(index: Index, loaded):

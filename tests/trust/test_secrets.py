@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from file_modes import private_files
 from peft import LoraConfig
 from typer.testing import CliRunner
 
@@ -67,11 +68,13 @@ def test_the_files_of_a_training_contain_no_secrets(
     output = home / "run"
     assert leaks(output) == []
     assert not list(output.glob("*.bin"))  # no pickles either
+    assert private_files(output) == []
     assert not any(TOKEN.encode() in path.read_bytes() for path in (output / "checkpoint-1").iterdir())
     if kind == "adapter":
         assert "base_model: ~/base" in (output / "README.md").read_text()
         output = merge_checkpoint(base, output, home / "merged")
     write_files(output, evaluated_card(load_model(str(output))[0], "unime"))
+    assert private_files(output) == []
     assert "~/base" in (output / "README.md").read_text()  # the starting point of the training is still named
     assert leaks(output) == []
     assert TOKEN not in caplog.text and TOKEN not in "".join(capfd.readouterr())
