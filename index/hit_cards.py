@@ -1,8 +1,9 @@
-"""Search results as the cards of a page: each has a title, and identical results share one."""
+"""Search results as the cards of a page: each has a title, and identical images share one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
 from ..data.html_pages import data_url
 from ..image_formats import HEIF_SUFFIXES, IMAGE_SUFFIXES
@@ -15,10 +16,10 @@ TITLE_KEYS = ("caption", "title", "name")  # of metadata
 
 @dataclass(frozen=True)
 class Card:
-    """Identical results, best first.
+    """A result, and others with the same image and text.
 
     Args:
-        hits (`list[Hit]`): The results; they have the same image and text.
+        hits (`list[Hit]`): The results, best first.
         image (`str`, *optional*): Data URL of the image, `''` if it can no longer be read, `None` if there is none.
     """
 
@@ -32,9 +33,16 @@ class Card:
 
     @property
     def caption(self) -> str | None:
-        """Return the text of the entry, or what its metadata calls it."""
+        """Return the text of the entry, or what its metadata calls it unless that is its id."""
         named = (self.hit.metadata.get(key) for key in TITLE_KEYS)
-        return self.hit.text or next((name for name in named if isinstance(name, str) and name), None)
+        titles = (name for name in named if isinstance(name, str) and name not in ("", self.hit.id))
+        return self.hit.text or next(titles, None)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return the metadata of the entry without a title that is the caption."""
+        shown = self.hit.metadata.items()
+        return {key: value for key, value in shown if key not in TITLE_KEYS or value != self.caption}
 
     @property
     def name(self) -> str:
@@ -44,7 +52,7 @@ class Card:
 
 
 def fold_hits(hits: Sequence[Hit], max_side: int = THUMBNAIL_SIDE) -> list[Card]:
-    """Return a card for each distinct image and text, in the order of the results.
+    """Return a card for each result, in their order; results with the same image and text share one.
 
     Args:
         hits (`Sequence[Hit]`): Results, best first.
@@ -56,7 +64,7 @@ def fold_hits(hits: Sequence[Hit], max_side: int = THUMBNAIL_SIDE) -> list[Card]
     for hit in hits:
         image = None if hit.image is None else image_source(hit.image, max_side)
         content = image, hit.text
-        if content in card_of and any(content):  # an unreadable image without a text is equal to no other
+        if image and content in card_of:
             card_of[content].hits.append(hit)
             continue
         card_of[content] = card = Card([hit], image)

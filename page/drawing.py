@@ -14,7 +14,7 @@ from .collection import SearchResult
 
 
 def render_hits(result: SearchResult) -> str:
-    """Return search results as cards; identical results share one."""
+    """Return search results as cards; identical images share one."""
     cards = fold_hits(result.hits)
     return _templates().get_template("hits.html.jinja").render(result=result, cards=cards, title=None, ranks=None)
 

@@ -31,6 +31,8 @@ def test_only_names_of_image_files_are_shortened(name: str, shown: str) -> None:
 def test_the_caption_is_the_text_or_what_the_metadata_calls_the_entry() -> None:
     assert card("a.jpg", "a cat", caption="a dog").caption == "a cat"
     assert card("a.jpg", title="Dog", caption="a dog").caption == "a dog"
+    assert card("pizza", name="pizza").caption is None
+    assert card("a.jpg", title="Dog", category="pets").metadata == {"category": "pets"}
     assert card("a.jpg", caption="", name=3, category="pets").caption is None
 
 
@@ -45,4 +47,4 @@ def test_results_with_equal_images_and_texts_share_a_card(tmp_path: Path) -> Non
     assert [[result.id for result in card.hits] for card in cards] == [["c"], ["a", "b"], ["b"], ["gone"], ["lost"]]
     assert [bool(card.image) for card in cards] == [True, True, True, False, False]
     words = [Hit("1", 0.5, "same", None, {}), Hit("2", 0.5, "same", None, {}), Hit("3", 0.5, "other", None, {})]
-    assert [len(card.hits) for card in fold_hits(words)] == [2, 1]
+    assert [len(card.hits) for card in fold_hits(words)] == [1, 1, 1]
