@@ -26,6 +26,7 @@ from unime.page.uploads import image_field, open_upload
 
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
+DROP_IMAGE = "Drop an image here\nor click to choose one"
 AUTOMATIC = "automatic: chosen by the kind of query"
 MAX_HEAT_MAP_ITEMS = 12  # texts, and images
 MAX_CHARACTERS = 4000  # of a query, of its instruction, and of a heat map's texts
@@ -64,8 +65,11 @@ def build(first: Collection, second: LazyCollection | None, openmoji: bool) -> g
         from unime.page import examples  # needs the extra `openmoji`
 
         queries, heat_maps = examples.queries(), examples.heat_maps()
-    with gr.Blocks(title="UniME", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)) as demo:
-        gr.HTML(_header(first))
+    name = "OpenMoji" if openmoji else first.index.folder.resolve().name
+    with gr.Blocks(
+        title=f"{name} · UniME", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)
+    ) as demo:
+        gr.HTML(_header(first, name, openmoji))
         with gr.Tab("Search"):
             _search_tab(first, queries)
         with gr.Tab("Similarity"):
@@ -73,24 +77,33 @@ def build(first: Collection, second: LazyCollection | None, openmoji: bool) -> g
         if second is not None:
             with gr.Tab("Compare"):
                 _compare_tab(first, second, queries)
-        gr.HTML(_footer(openmoji))
+        gr.HTML(_footer(first, openmoji))
     return demo.queue(max_size=MAX_QUEUED_REQUESTS)
 
 
-def _header(collection: Collection) -> str:
+def _header(collection: Collection, name: str, openmoji: bool) -> str:
+    """Return the masthead; the style sheet makes it smaller after the first search."""
     model = collection.model
     size = f"{model.num_parameters() / 1e6:,.1f} M parameters, {model.config.hidden_size} dimensions"
-    return f"""<header class="masthead"><p class="kicker">UniME · {escape(collection.title)} · {size}</p>
-        <h1>One embedding model for text and images</h1>
-        <p class="standfirst">Search {len(collection.index):,} entries by text, by image, or by an image and a text
-        that says what to change.</p></header>"""
+    entries = len(collection.index)
+    searched = (
+        f"{entries:,} OpenMoji drawings" if openmoji else f"{entries:,} {'entry' if entries == 1 else 'entries'}"
+    )
+    heading = "One embedding model for text and images" if openmoji else escape(name)
+    world = "OpenMoji" if openmoji else "UniME"
+    return f"""<header class="masthead"><p class="kicker">{world} · {escape(collection.title)} · {size}</p>
+        <h1>{heading}</h1>
+        <p class="standfirst">Search {searched} by text, by image, or by an image and a text that says what to
+        change.</p></header>"""
 
 
-def _footer(openmoji: bool) -> str:
+def _footer(collection: Collection, openmoji: bool) -> str:
     notes = "Scores are cosine similarities."
+    if collection.title == "unime-tiny":
+        notes += """ unime-tiny is a demonstration that was trained on OpenMoji drawings only: it does not understand
+            photographs."""
     if openmoji:
-        notes += """ unime-tiny, the default model, was trained on OpenMoji images only: it does not understand
-            photographs. Images: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>,
+        notes += """ Images: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>,
             CC BY-SA 4.0."""
     return f"""<footer class="colophon">{notes}</footer>"""
 
@@ -107,7 +120,7 @@ def _query_form(action: str, examples: dict[str, QueryExample], initial_text: st
     text = gr.Textbox(
         initial_text, label="Text", placeholder="What are you looking for?", max_length=MAX_CHARACTERS, max_lines=4
     )
-    image = image_field(label="Image", sources=["upload", "clipboard"], height=190, buttons=[])
+    image = image_field(label="Image", sources=["upload", "clipboard"], height=190, buttons=[], placeholder=DROP_IMAGE)
     with gr.Accordion("Instruction and number of results", open=False):
         prompts = [(f"{name}: {prompt or '(one-word prompt)'}", name) for name, prompt in PROMPTS.items()]
         instruction = gr.Dropdown(
@@ -143,7 +156,8 @@ def _search_tab(collection: Collection, examples: dict[str, QueryExample]) -> No
         with gr.Column(scale=2, min_width=280):
             form = _query_form("Search", examples, text)
         with gr.Column(scale=5, min_width=300):
-            results = gr.HTML(render_hits(collection.search(text, image)) if examples else "", elem_id="results")
+            initial = f'<div class="welcome">{render_hits(collection.search(text, image))}</div>' if examples else ""
+            results = gr.HTML(initial, elem_id="results")
 
     def answer(text: str, image: Image.Image | None, choice: str, count: int) -> str:
         if not _is_valid_query(text, image, choice):

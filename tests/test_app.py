@@ -59,6 +59,19 @@ def small(app: dict[str, Any], tmp_path: Path) -> Any:
     return app["build"](Collection("six words", index, *loaded), None, openmoji=False)
 
 
+def test_the_page_of_an_index_has_its_name_and_no_examples(small: Any) -> None:
+    assert small.title == "index · UniME"
+    values = [str(getattr(block, "value", "")) for block in small.blocks.values()]
+    (masthead,) = (value for value in values if "masthead" in value)
+    assert "<h1>index</h1>" in masthead and "six words" in masthead and "6 entries" in masthead
+    (footer,) = (value for value in values if "colophon" in value)
+    assert "OpenMoji" not in footer
+    buttons = [block.value for block in small.blocks.values() if block.get_block_name() == "button"]
+    assert buttons == ["Search", "Draw the heat map"]
+    (image,) = (block for block in small.blocks.values() if block.get_block_name() == "image")
+    assert image.placeholder.startswith("Drop an image here")
+
+
 def test_a_full_queue_rejects_further_requests(app: dict[str, Any], small: Any) -> None:
     search = next(index for index, function in small.fns.items() if len(function.inputs) == 4)
     body = {"data": ["pizza", None, app["AUTOMATIC"], 3], "fn_index": search, "session_hash": "visitor"}
@@ -168,6 +181,24 @@ def test_a_typed_query_finds_its_image(page: Any) -> None:
     assert scores == sorted(scores, reverse=True)
     widths = page.eval_on_selector_all("#results img", "images => images.map(image => image.naturalWidth)")
     assert len(widths) == 12 and min(widths) > 0  # every image is loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "button", "results"), [("Search", "Search", "#results"), ("Compare", "Compare", "#first")]
+)
+def test_the_masthead_is_smaller_after_the_first_search(page: Any, name: str, button: str, results: str) -> None:
+    height = page.locator(".masthead").bounding_box()["height"]
+    assert (
+        page.locator(".standfirst").is_visible()
+        and "3,773 OpenMoji drawings" in page.locator(".standfirst").inner_text()
+    )
+    tab(page, name)
+    page.get_by_role("tabpanel").get_by_label("Text", exact=True).fill("rocket")
+    page.get_by_role("button", name=button, exact=True).click()
+    page.locator(":not(.welcome) > .results", has=page.locator(".card")).first.wait_for(timeout=3 * TIMEOUT_MS)
+    assert page.locator(results).is_visible() and not page.locator(".standfirst").is_visible()
+    assert page.locator(".masthead").bounding_box()["height"] < height / 2
 
 
 @pytest.mark.slow
