@@ -14,7 +14,8 @@ from .options import AsJson, ImageSize, Model, model_or_default
 def export(
     output: Annotated[Path, typer.Option(help="Output folder, new or empty.")],
     format: Annotated[
-        Literal["plain", "onnx"], typer.Option(help="plain: native classes without code; onnx: text only.")
+        Literal["plain", "onnx"],
+        typer.Option(help="plain: native classes without code; onnx: graphs."),
     ] = "plain",
     model: Model = None,
     image_size: ImageSize = None,
@@ -24,7 +25,7 @@ def export(
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint for serving engines (plain), or its text path for ONNX Runtime (onnx)."""
+    """Write a checkpoint for serving engines (plain), or as graphs for ONNX Runtime (onnx)."""
     if format == "onnx" and dtype not in ("auto", "float32"):
         raise ValueError(f"an ONNX export is float32, not {dtype}: leave --dtype out")
     model = model_or_default(model)

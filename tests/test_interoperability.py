@@ -1,7 +1,11 @@
 """LlamaIndex, datasets and sentence-transformers give the embeddings of `encode`."""
 
 import json
+import pickle
 import shutil
+import subprocess
+import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 from datasets import Dataset, load_from_disk
 from PIL import Image
 from sentence_transformers import SentenceTransformer, quantize_embeddings
+from sentence_transformers.util import mine_hard_negatives
 from transformers import ProcessorMixin
 
 from unime import UniMEModel, load_model
@@ -17,10 +22,11 @@ from unime.eval.encoders.loading import load_encoder
 from unime.export.plain import export_plain
 from unime.openmoji.catalogue import catalogue
 from unime.openmoji.views import View
-from unime.processing_unime import to_item_dict, to_messages
+from unime.processing_unime import to_item_dict, to_messages, to_rgb
 
 
-TINY = Path(__file__).resolve().parents[1] / "checkpoints" / "unime-tiny"
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "checkpoints" / "unime-tiny"
 EMOJI = catalogue()[::47]
 TEXTS = ["a pizza to the left of a cat", "violin", "¿Qué hay a la derecha?", "one " * 60]
 
@@ -173,3 +179,78 @@ def test_quantized_and_truncated_embeddings_retrieve_the_same_images(
     distances = np.bitwise_count(query_bits[:, None] ^ candidate_bits).sum(axis=-1, dtype=int)
     assert correct > 0.9 * len(EMOJI) and count_correct(-distances) > 0.8 * len(EMOJI)
     assert count_correct(queries[:, :64] @ truncated.T) > 0.8 * len(EMOJI)
+
+
+@pytest.fixture(scope="module")
+def native() -> SentenceTransformer:
+    return SentenceTransformer(str(TINY), device="cpu", model_kwargs={"dtype": "float32"})
+
+
+def test_a_long_text_with_an_image_keeps_the_end_of_the_prompt_without_truncation(
+    loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], native: SentenceTransformer
+) -> None:
+    model, processor = loaded
+    item = {"image": sprites[0], "text": "a pizza on a red tile to the left of a cat " * 95}
+    expected = model.encode(item, processor)
+    assert native.encode(item) @ expected < 0.5
+    assert native.encode(item, processing_kwargs={"text": {"truncation": False}}) @ expected > 0.95
+
+
+def test_texts_that_look_like_images_are_texts_in_a_dict(
+    loaded: tuple[UniMEModel, ProcessorMixin], native: SentenceTransformer
+) -> None:
+    model, processor = loaded
+    items = [{"text": text} for text in ("https://example.com/cat.png", "data:image/png;base64,iVBORw0KGgo=", "")]
+    np.testing.assert_allclose(native.encode(items), model.encode(items, processor), atol=1e-5)
+
+
+def test_images_of_16_bits_must_be_converted_for_sentence_transformers(
+    loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], native: SentenceTransformer
+) -> None:
+    model, processor = loaded
+    image = Image.fromarray(np.asarray(sprites[0].convert("L")).astype(np.uint16) * 257)
+    expected = model.encode(image, processor)
+    assert native.encode([image])[0] @ expected < 0.9
+    np.testing.assert_allclose(native.encode([to_rgb(image)])[0], expected, atol=1e-5)
+
+
+def test_a_sentence_transformer_that_has_read_images_is_copied_and_not_pickled(
+    sprites: list[Image.Image], native: SentenceTransformer
+) -> None:
+    expected = native.encode(sprites[:2])
+    with pytest.raises(AttributeError, match="Can't pickle local object"):
+        pickle.dumps(native)
+    np.testing.assert_allclose(deepcopy(native).encode(sprites[:2]), expected, atol=1e-6)
+
+
+def test_hard_negatives_are_mined_among_image_files(
+    sprites: list[Image.Image], native: SentenceTransformer, tmp_path: Path
+) -> None:
+    paths = [str(tmp_path / f"{index}.png") for index in range(4)]
+    for image, path in zip(sprites, paths, strict=False):
+        image.save(path)
+    texts = ["a", "b", "c", "d"]
+    images = Dataset.from_dict({"anchor": texts, "positive": sprites[:4]})
+    with pytest.raises(TypeError, match="unhashable type"):
+        mine_hard_negatives(images, native, num_negatives=1, verbose=False)
+    rows = mine_hard_negatives(
+        Dataset.from_dict({"anchor": texts, "positive": paths}), native, num_negatives=1, verbose=False
+    )
+    assert set(rows["negative"]) <= set(paths) and all(row["negative"] != row["positive"] for row in rows)
+
+
+@pytest.mark.slow
+def test_processes_that_load_the_model_themselves_embed_images(
+    native: SentenceTransformer, sprites: list[Image.Image], tmp_path: Path
+) -> None:
+    fresh = SentenceTransformer(str(TINY), device="cpu")
+    pool = fresh.start_multi_process_pool(["cpu"])
+    with pytest.raises(TypeError, match="'NoneType' object is not subscriptable"):
+        fresh.encode(sprites[:2], pool=pool)
+    fresh.stop_multi_process_pool(pool)
+
+    blocks = (ROOT / "docs" / "faq.md").read_text().split("```")
+    (code,) = [block.removeprefix("python") for block in blocks if "ProcessPoolExecutor" in block]
+    (tmp_path / "script.py").write_text(code)
+    run = subprocess.run([sys.executable, tmp_path / "script.py"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "(2, 192)" in run.stdout, run.stderr

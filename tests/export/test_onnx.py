@@ -1,6 +1,9 @@
 """ONNX export: it agrees with the model at every batch size and length, or it is removed."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +12,13 @@ import onnxruntime
 import pytest
 import torch
 from file_modes import private_files
+from PIL import Image
 from tiny_models import TINY_MODELS
-from transformers import AutoConfig, AutoTokenizer, ProcessorMixin
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, ProcessorMixin
+from without_package import BLOCK_UNIME
 
 from unime import UniMEModel, load_model
-from unime.export.onnx import embed_texts, export_onnx
+from unime.export.onnx import embed_items, embed_texts, export_onnx
 
 
 ITEMS = [
@@ -27,8 +32,8 @@ LONG = "two dogs play with a ball; " * 20
 
 @pytest.fixture(scope="module")
 def source(tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
-    """Return a model whose tokenizer adds a token to the beginning of every text."""
-    return load_model(str(tiny_model("llava")), dtype="float32")
+    """Return a model whose tokenizer adds a token to the beginning of every text; only its texts are exported."""
+    return load_model(str(tiny_model("llava-next")), dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def test_the_snippet_in_the_card_runs(exported: Path, source: tuple[UniMEModel, 
 def test_the_folder_has_the_files_that_text_embeddings_inference_reads(exported: Path) -> None:
     assert private_files(exported) == []
     config = json.loads((exported / "config.json").read_text())
-    assert config["architectures"] == ["LlamaModel"] and config["model_type"] == "llama"
+    assert config["architectures"] == ["MistralModel"] and config["model_type"] == "mistral"
     assert config["max_position_embeddings"] == 4096 and config["pad_token_id"] == 3
     assert {path.name for path in exported.iterdir()} == {
         "README.md",
@@ -82,6 +87,60 @@ def test_the_folder_has_the_files_that_text_embeddings_inference_reads(exported:
 def test_half_precision_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is float32, got a model in torch.bfloat16"):
         export_onnx(*load_model(str(tiny_model("llava")), dtype="bfloat16"), tmp_path / "onnx")
+
+
+# Runs the snippets of the card where `unime` cannot be imported. Arguments: folder, output file.
+SNIPPETS = """
+import pathlib
+import sys
+
+folder, output = sys.argv[1:]
+_, texts, _, images, _ = (pathlib.Path(folder) / "README.md").read_text().split("```")
+results = []
+for code in (texts, images):
+    exec(code.removeprefix("python").replace("path/to/this/folder", folder))
+    results.append(embeddings)
+import numpy as np
+
+np.savez(output, *results)
+assert "unime" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unime-tiny", "llava"])
+def test_images_have_the_embeddings_of_the_model(
+    name: str, tiny_model: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
+) -> None:
+    model, processor = tiny if name == "unime-tiny" else load_model(str(tiny_model(name)), dtype="float32")
+    folder = tmp_path / "onnx"
+    assert export_onnx(model, processor, folder) <= 1e-5
+    graphs = [onnxruntime.InferenceSession(folder / f"{graph}.onnx") for graph in ("vision", "model")]
+    images = [
+        Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert("RGB") for size in ((20, 90), (64, 48), (96, 96))
+    ]
+    mixed = [
+        "a cat",
+        images[0],
+        {"image": images[1], "text": "What?", "instruction": "Look:"},
+        {"image": images, "text": ""},
+    ]
+    for items in (mixed, mixed[1:2], mixed * 3, [["The cat", images[0], "sits on", images[1]], LONG]):
+        embeddings = embed_items(*graphs, AutoProcessor.from_pretrained(folder), items)
+        cosines = (embeddings * model.encode(items, processor)).sum(axis=1)
+        assert cosines.min() >= 0.99999
+
+    command = [sys.executable, "-P", "-c", BLOCK_UNIME + SNIPPETS, str(folder), str(tmp_path / "embeddings.npz")]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    texts, mixed = np.load(tmp_path / "embeddings.npz").values()
+    np.testing.assert_allclose(texts, model.encode(["a slice of pizza", "two dogs"], processor), atol=1e-5)
+    image = Image.radial_gradient("L").convert("RGB")
+    np.testing.assert_allclose(
+        mixed, model.encode([{"image": image, "text": "What is it?"}, image], processor), atol=1e-5
+    )
 
 
 @pytest.mark.slow
