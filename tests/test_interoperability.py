@@ -196,14 +196,6 @@ def test_a_long_text_with_an_image_keeps_the_end_of_the_prompt_without_truncatio
     assert native.encode(item, processing_kwargs={"text": {"truncation": False}}) @ expected > 0.95
 
 
-def test_texts_that_look_like_images_are_texts_in_a_dict(
-    loaded: tuple[UniMEModel, ProcessorMixin], native: SentenceTransformer
-) -> None:
-    model, processor = loaded
-    items = [{"text": text} for text in ("https://example.com/cat.png", "data:image/png;base64,iVBORw0KGgo=", "")]
-    np.testing.assert_allclose(native.encode(items), model.encode(items, processor), atol=1e-5)
-
-
 def test_images_of_16_bits_must_be_converted_for_sentence_transformers(
     loaded: tuple[UniMEModel, ProcessorMixin], sprites: list[Image.Image], native: SentenceTransformer
 ) -> None:
