@@ -13,6 +13,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+import tiny_architectures
 import tiny_models
 
 from unime import load_model
@@ -23,6 +24,16 @@ ROOT = Path(__file__).resolve().parents[2]
 VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
 HEADS_OF_64 = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 START_SECONDS = 600
+DIFFERENT = {
+    # vLLM tiles each of several images, transformers only an image that is alone.
+    "llava-onevision": {"several images"},
+    # The tokens of an image attend to all tokens of that image in transformers only.
+    "gemma3": {"image", "image, instruction", "both", "both, instruction", "several images"},
+}
+OTHER_SIZES = {"hidden_size": 128, "out_hidden_size": 128, "num_attention_heads": 2, "num_heads": 2}
+OTHER_SIZES |= {"num_key_value_heads": 1, "head_dim": 64}
+NEWLINES = ["\n" * count for count in range(1, 5)]  # vLLM looks Gemma's up in the vocabulary
+OTHER_FAMILIES = ["gemma3", "internvl"]
 FAMILIES = [name for name in tiny_models.TINY_MODELS if name != "phi3-v"]  # vLLM expects its published configuration
 
 pytestmark = [
@@ -65,7 +76,7 @@ def parity(script: Callable[[Path], ModuleType]) -> ModuleType:
     return script(ROOT / "recipes" / "parity.py")
 
 
-@pytest.mark.parametrize("name", ["unime-tiny", *FAMILIES])
+@pytest.mark.parametrize("name", ["unime-tiny", *FAMILIES, *OTHER_FAMILIES])
 def test_vllm_returns_the_same_embeddings(
     name: str, parity: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,11 +85,13 @@ def test_vllm_returns_the_same_embeddings(
     else:  # vLLM's attention on a CPU refuses heads of 8 dimensions
         arguments = tiny_models.text_config_arguments
         monkeypatch.setattr(tiny_models, "text_config_arguments", lambda tokenizer: arguments(tokenizer) | HEADS_OF_64)
+        monkeypatch.setattr(tiny_architectures, "SIZES", tiny_architectures.SIZES | OTHER_SIZES)
+        if name == "gemma3":
+            monkeypatch.setattr(tiny_architectures, "SPECIAL", [*tiny_architectures.SPECIAL, *NEWLINES])
         checkpoint = tiny_models.make_tiny_model(name, tmp_path / name)
     export_plain(*load_model(str(checkpoint), dtype="float32"), tmp_path / "plain")
     with serve(tmp_path / "plain", tmp_path / "log") as url:
         result = parity.compare(parity.ScriptArguments(url, str(checkpoint)))
     print(name, parity.table(result), sep="\n", file=sys.stderr)
     different = {row for row, values in result["rows"].items() if not values["least"] > 1 - 1e-5}
-    # vLLM tiles each of several images, transformers only an image that is alone.
-    assert different == ({"several images"} if name == "llava-onevision" else set()), result["rows"]
+    assert different == DIFFERENT.get(name, set()), result["rows"]

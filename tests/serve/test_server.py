@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -57,6 +60,20 @@ def test_an_unavailable_device_is_refused_in_one_sentence():
     assert isinstance(result.exception, ValueError)
     assert str(result.exception).startswith("this machine cannot compute on tpu9: ")
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.slow
+def test_threads_of_torch_sleep_while_they_wait_unless_the_environment_says_otherwise():
+    """Else they take the cores of the server's other threads: on two busy cores a text took five times as long."""
+    start = (
+        "import os, sys; from unime.cli.serve import serve; assert 'torch' not in sys.modules\n"
+        "try: serve(port=0, device='tpu9')\n"
+        "except ValueError: print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        done = subprocess.run([sys.executable, "-c", start], env=environment | given, capture_output=True, text=True)
+        assert done.stdout.split()[-1:] == [expected], done.stderr
 
 
 def test_connections_that_were_made_before_the_shutdown_are_answered_and_others_refused() -> None:
