@@ -5,7 +5,8 @@
 
 Both servers run at the same time and are measured in turn: each window sends them the same requests, which no other
 window repeats. Texts are sent as conversations, because vLLM applies the prompt to nothing else. Every embedding is
-compared with `UniMEModel.encode` afterwards.
+compared with `UniMEModel.encode` afterwards. Where other programs take the cores, set `OMP_WAIT_POLICY=PASSIVE`, which
+`unime serve` does by itself: vLLM's threads otherwise spin while they wait.
 
 The memory is that of a fresh server which answers requests of varied shapes: one to eight items, texts of one to 700
 words, images of 32 to 1024 pixels a side. It is the proportional set size (PSS) of the server and its child processes.
@@ -235,6 +236,7 @@ def running(kind: str, folder: Path) -> Iterator[Server]:
     else:
         command = [str(VLLM), "serve", str(folder / "plain"), "--served-model-name", NAME, "--runner", "pooling"]
         command += ["--convert", "embed", "--dtype", "float32", "--enforce-eager"]
+        command += ["--disable-log-stats", "--disable-uvicorn-access-log"]  # `unime serve` has neither
     with (folder / f"{kind}.log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--port", str(port)], env=os.environ | VLLM_VARIABLES, stdout=log, stderr=log
