@@ -333,7 +333,8 @@ def main(script: ScriptArguments) -> None:
         folder = Path(name)
         export_plain(*load_model(CHECKPOINT, dtype="float32"), folder / "plain")
         rows = measure_speed(script, folder)
-        memory = [measure_memory(kind, script.memory_requests, folder) for kind in script.servers]
+        measured = script.servers if script.memory_requests else []
+        memory = [measure_memory(kind, script.memory_requests, folder) for kind in measured]
     print(table([{key: value for key, value in row.items() if key != "windows"} for row in rows]))
     write(script.output, asdict(script), [*rows, *memory])
 
