@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,13 +38,13 @@ def read_metadata(folder: Path, files: Iterable[str], text: str) -> dict[str, di
     for path in (folder / file for file in files):
         for place, row in _rows(path, text):
             try:
-                name = (path.parent / row.pop(FILE_NAME)).relative_to(folder).as_posix()
+                name = (path.parent / row.pop(FILE_NAME)).relative_to(folder).as_posix()  # type: ignore[union-attr]
             except (ValueError, KeyError, TypeError, AttributeError):
                 expected = "an object" if path.suffix == ".jsonl" else "a row"
                 raise ValueError(f"{path}, {place}: expected {expected} with a relative `{FILE_NAME}`") from None
             if name in metadata:
                 raise ValueError(f"{path}, {place} names the file {name} again: remove one of the two")
-            metadata[name] = row
+            metadata[name] = cast(dict[str, Any], row)
     return metadata
 
 
