@@ -73,7 +73,6 @@ def embed(
     listed, with the reason, in OUTPUT.rejected.jsonl.
     """
     model = model_or_default(model)
-    note_demonstration(model, source)
 
     from ..checkpoint import PROMPTS, fingerprint
     from ..corpus.corpus import open_corpus
@@ -93,6 +92,7 @@ def embed(
     corpus = open_corpus(
         source, text, image, identifier, image_root, split, metadata, exclude or (), captions, follow_links
     )
+    note_demonstration(model, source)
     network, processor = load_onto(model, dtype, device, image_size, preset)
     settings = {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..extras import require_extra
 from .options import Device, Dtype, ImageSize, Model, Preset, load_onto, model_or_default, note_demonstration
 
 
@@ -43,8 +44,9 @@ def serve(
 ) -> None:
     """Serve embeddings over HTTP in OpenAI's format, images included, until SIGTERM or Ctrl-C."""
     model = model_or_default(model)
-    note_demonstration(model)
     listener = bind(host, port)  # reports a port in use before the model is loaded
+
+    require_extra("serve", "fastapi", "uvicorn")
 
     import os
     from pathlib import Path
@@ -62,6 +64,7 @@ def serve(
     from ..serve.server import Server
     from ..serve.service import EmbeddingService
 
+    note_demonstration(model)
     network, processor = load_onto(model, dtype, device, image_size, preset)
     service = EmbeddingService(
         Path(model).resolve().name if Path(model).is_dir() else model,

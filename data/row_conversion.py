@@ -42,7 +42,7 @@ def as_rows(dataset: Any, name: str) -> Any:
         dataset = _with_stored_images(dataset)
     first = next(iter(dataset), None)
     if first is None:
-        raise ValueError(f"{name} is empty: give it at least one row")
+        raise ValueError(f"{name} is empty")
     if not isinstance(first, Mapping):
         raise ValueError(
             f"{name} consists of {type(first).__name__} instead of rows: give each row as a dict, such as "

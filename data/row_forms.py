@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..image_formats import IMAGE_SUFFIXES
 
 
@@ -34,7 +36,9 @@ def to_item(value: Any) -> Any:
     if isinstance(value, Mapping):
         # What `datasets` stores for an image; a struct of Arrow has all keys, with `None` for those without a value.
         return {"image": value} if value.keys() == {"bytes", "path"} else value
-    return {"content": value} if isinstance(value, list) else {"image": value}
+    if isinstance(value, list):
+        return {"content": value}
+    return {"image": value} if isinstance(value, Image.Image) else value
 
 
 def standard_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def standard_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         ValueError: The row has none of these forms, or two columns for one part.
     """
     row = {name: value for name, value in row.items() if value is not None}
+    given = [name for name in row if name not in ("task", "where")]
     if "image" in row and not row.keys() & {"query", "anchor", "positive", "positives"}:
         caption = next((name for name in CAPTION_COLUMNS if name in row), None)
         if caption is not None:
@@ -72,7 +77,7 @@ def standard_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if query is None or positives == [None]:
         missing = "'query' (or 'anchor')" if query is None else "'positive' (or 'positives')"
         raise ValueError(
-            f"{where}: it has no {missing}; its columns are {', '.join(row) or 'all empty'}: rename them, or name "
+            f"{where}: it has no {missing}; its columns are {', '.join(given) or 'all empty'}: rename them, or name "
             "them by `columns` in the recipe"
         )
     if not isinstance(positives, list) or not positives:

@@ -57,6 +57,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
     args: ContrastiveConfig
     data_collator: Any
+    _evaluated: list[EvaluatedBatch] | None = None  # the batches of the evaluation that runs
     columns = ("query", "positive", "negatives", "task", "label")
     convert_rows = staticmethod(as_rows)
     collator_class = ContrastiveCollator
@@ -76,7 +77,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         candidate, label = item_indices[candidates[:, 0]], candidates[:, 1]
         query, positive, task = item_indices[rows[:, 0]], rows[:, 1], rows[:, 2]
 
-        if not self.model.training:
+        if self._evaluated is not None:
             batch_of_set = (items, identity, content, candidates[:, 0], candidates[:, 1], *rows.unbind(1))
             self._evaluated.append(EvaluatedBatch(*(values.detach().cpu() for values in batch_of_set)))
 
@@ -140,7 +141,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         self._evaluated = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = retrieval_metrics(self._evaluated)
-        self._evaluated = []
+        self._evaluated = None
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 

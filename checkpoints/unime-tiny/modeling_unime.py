@@ -294,7 +294,8 @@ class UniMEModel(PreTrainedModel):
             mask = tokens.new_ones(tokens.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
             if inputs_embeds is not None:
                 kwargs["inputs_embeds"] = inputs_embeds
-            if sequential:
+            # Without token ids, Qwen-VL would take the position offsets (`rope_deltas`) of an earlier batch.
+            if sequential or inputs_embeds is not None and "rope_deltas" in vars(self.backbone):
                 kwargs["position_ids"] = sequential_positions(mask)
             states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             embeddings = pool(states.last_hidden_state, mask, truncate_dim, pooling)

@@ -121,7 +121,7 @@ def test_image_folders_with_classes(folder: Path):
         ({"query": "a", "positive": "b", "positives": ["b"]}, "it has both 'positive' and 'positives'"),
         ({"query": "a", "positive": "b", "negative": "c", "negatives": ["c"]}, "both 'negatives' and 'negative'"),
         ({"query": "a", "positive": "missing.png"}, "pairs, row 0, positive: cannot read the image missing.png"),
-        ({"query": "a", "positive": 3}, "pairs, row 0, positive: 'image' must be a path or a list of them, got int"),
+        ({"query": "a", "positive": 3}, "pairs, row 0, positive: expected an item such as {'text': ...}, got int"),
         ({"query": "a", "positive": "b", "label": 0.5}, "'label' must be a string, got float"),
     ],
 )

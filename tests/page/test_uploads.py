@@ -28,7 +28,7 @@ def test_a_file_that_is_not_an_image_is_rejected_by_name(tmp_path: Path) -> None
     (tmp_path / "notes.png").write_text("not an image")
     assert (
         error_message(tmp_path / "notes.png")
-        == "notes.png cannot be read as an image (its format is unknown): upload PNG or JPEG, say"
+        == "notes.png cannot be read as an image (its format is unknown): upload a PNG, JPEG, WebP or GIF file"
     )
 
 

@@ -102,7 +102,7 @@ def test_a_4_bit_model_is_saved_with_one_quantization_config(
 def test_an_adapter_that_changes_no_weight_is_not_merged(
     tiny_model: Callable[[str], Path], adapter: Path, tmp_path: Path
 ):
-    with pytest.raises(ValueError, match="changes no weight, so that merging would return .*: train it first"):
+    with pytest.raises(ValueError, match="changes no weight, so that merging would return .*: train it with a"):
         merge_checkpoint(str(tiny_model("llava")), adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -166,7 +166,10 @@ def test_the_short_last_batch_of_a_stream_is_dropped(trainer: Callable):
     [
         ([], "train_dataset is empty"),
         (ROWS[:3], "train_dataset has 3 rows, fewer than one batch of 4: lower the batch size"),
-        ([{"query": {"text": "a"}}] * 4, "train_dataset lacks the column(s) positive, negatives, task, label: "),
+        (
+            [{"query": {"text": "a"}}] * 4,
+            "train_dataset, row 0: it has no 'positive' (or 'positives'); its columns are query",
+        ),
         (Dataset.from_dict({"query": []}), "train_dataset is empty"),
     ],
     ids=["list without rows", "fewer than a batch", "columns missing", "table without rows"],
