@@ -37,7 +37,7 @@ class GuidedTrainer(ContrastiveTrainer):
     def set_guide(self, folder: str, margin: float) -> None:
         """Load the guide and build the loss, which receives embeddings and never calls its `model`."""
         guide = SentenceTransformer(folder, device=str(self.args.device), model_kwargs={"dtype": "float32"})
-        self.guide = guide[0].model.eval()
+        self.guide = load_model(folder, dtype="float32")[0].to(self.args.device).eval()
         self.guided_loss = CachedGISTEmbedLoss(
             guide, guide, self.args.temperature, mini_batch_size=self.args.train_batch_size, margin=margin
         )

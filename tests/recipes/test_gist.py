@@ -60,8 +60,7 @@ def test_loss_and_gradient_equal_those_of_sentence_transformers(
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
     model.zero_grad()
-    options = {"device": "cpu", "trust_remote_code": True, "model_kwargs": {"dtype": "float32"}}
-    reference, guide = (SentenceTransformer(GUIDE, **options) for _ in range(2))
+    reference, guide = (SentenceTransformer(GUIDE, device="cpu", model_kwargs={"dtype": "float32"}) for _ in range(2))
     reference[0].model = model
     columns = [[row["query"] for row in data], [row["positive"] for row in data]]
     columns += [[row["negatives"][0] for row in data]] if with_negatives else []
