@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.modeling_utils import set_zero3_state
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from .configuration_unime import SETTINGS_KEY
@@ -74,7 +75,8 @@ def _native_model(model: PreTrainedModel, processor: ProcessorMixin) -> tuple[Pr
         config.matryoshka_dimensions = model.config.matryoshka_dimensions
     if config.model_type in INTERLEAVED_MROPE_FAMILIES and (rope := config.get_text_config().rope_parameters):
         rope.setdefault("mrope_interleaved", True)  # transformers always interleaves, vLLM asks the configuration
-    with torch.device("meta"):
+    # One process saves: under ZeRO-3, transformers would divide the new model among all and wait for the others.
+    with torch.device("meta"), set_zero3_state():
         native = AutoModelForImageTextToText.from_config(config, dtype=model.dtype)
     names = [name for name, child in native.named_children() if type(child) is type(model.backbone)]
     if not names:
