@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..processing_unime import decoded, to_item_dict
 from .image_augmentation import ImageAugmentation
+from .row_forms import row_positives
 from .rows import (
     change_images,
     check_scores,
@@ -18,7 +19,6 @@ from .rows import (
     label_hash,
     parse_teacher_embedding,
     positive_place,
-    row_positives,
     task_hash,
 )
 

@@ -58,7 +58,9 @@ def load_rows(
         ValueError: No line has a query and a positive. Later, when a row is read: it is malformed, or its image is
             missing or unreadable; the message names file, row and image.
     """
-    path = _check_file(path, ("query", "positive"), ("negatives", "scores", "task", "label"), "stage 2")
+    path = _check_file(
+        path, ("query", "positive"), ("negatives", "scores", "task", "label"), "stage 2", standard_names
+    )
     features = Features(dict.fromkeys(("row", "task", "where"), Value("string")))
     dataset = _open_cached(_stored_rows, path, streaming, features)
     return with_lazy_transform(dataset, partial(_parse_rows, root=Path(image_root or path.parent)))
@@ -150,13 +152,20 @@ def parse_object(line: str) -> dict[str, Any] | None:
 # All three kinds of files
 
 
-def _check_file(path: str | Path, required: tuple[str, ...], optional: tuple[str, ...], stage: str) -> Path:
+def _check_file(
+    path: str | Path,
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+    stage: str,
+    names: Callable[[list[str]], list[str]] = list,
+) -> Path:
+    """Check that a file has the required columns, by the names that `names` gives to those of its first lines."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no dataset file {path}: give a JSONL file of rows, or 'openmoji'")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: give a JSON object on each line")
-    columns = _columns(path) if stage == "stage 1" else standard_names(_columns(path))
+    columns = names(_columns(path))
     require_columns(columns, required, stage)
     unused = [name for name in columns if name not in (*required, *optional)]
     if unused:

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from ..extras import require_extra
 from .jsonl import json_lines
-from .rows import row_positives
+from .row_forms import row_positives
 
 
 if TYPE_CHECKING:  # an optional dependency

@@ -41,6 +41,22 @@ def to_item(value: Any) -> Any:
     return {"image": value} if isinstance(value, Image.Image) else value
 
 
+def row_positives(row: Mapping[str, Any], where: str) -> list[Any]:
+    """Return the positives of a row, which may have `positive` instead of `positives`.
+
+    Raises:
+        ValueError: The row has both, or `positives` is not a list of at least one item.
+    """
+    positive, positives = row.get("positive"), row.get("positives")
+    if positives is None:
+        return [positive]
+    if positive is not None:
+        raise ValueError(f"{where}: it has both 'positive' and 'positives': remove one of them")
+    if not isinstance(positives, list) or not positives:
+        raise ValueError(f"{where}: 'positives' must be a list of at least one item, got {positives!r:.80}")
+    return positives
+
+
 def standard_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a row with the columns `query`, `positives` and `negatives`, whose values are items.
 
@@ -69,22 +85,21 @@ def standard_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif "label" in row:
             row |= {"query": row.pop("image"), "positive": {"text": str(row["label"])}}
     negatives = [name for name in row if _NEGATIVE.fullmatch(name)]
-    for names in (("query", "anchor"), ("positive", "positives"), ("negatives", *negatives[:1])):
+    for names in (("query", "anchor"), ("negatives", *negatives[:1])):
         if len(row.keys() & set(names)) > 1:
             raise ValueError(f"{where}: it has both '{names[0]}' and '{names[1]}': remove one of them")
     query = row.pop("anchor", row.get("query"))
-    positives = row.pop("positives") if "positives" in row else [row.pop("positive", None)]
+    positives = row_positives(row, where)
     if query is None or positives == [None]:
         missing = "'query' (or 'anchor')" if query is None else "'positive' (or 'positives')"
         raise ValueError(
             f"{where}: it has no {missing}; its columns are {', '.join(given) or 'all empty'}: rename them, or name "
             "them by `columns` in the recipe"
         )
-    if not isinstance(positives, list) or not positives:
-        raise ValueError(f"{where}: 'positives' must be a list of at least one item, got {positives!r:.80}")
     row["negatives"] = [row.pop(name) for name in negatives] if negatives else row.get("negatives", [])
     if not isinstance(row["negatives"], list):
         kind = type(row["negatives"]).__name__
         raise ValueError(f"{where}: 'negatives' must be a list of items, got {kind}: fix the row")
+    row.pop("positive", None)
     items = {"positives": list(map(to_item, positives)), "negatives": list(map(to_item, row["negatives"]))}
     return row | {"query": to_item(query)} | items

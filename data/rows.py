@@ -192,22 +192,6 @@ def read_row(row: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
     }
 
 
-def row_positives(row: Mapping[str, Any], where: str) -> list[Any]:
-    """Return the positives of a row, which may have `positive` instead of `positives`.
-
-    Raises:
-        ValueError: The row has both, or `positives` is not a list of at least one item.
-    """
-    positive, positives = row.get("positive"), row.get("positives")
-    if positives is None:
-        return [positive]
-    if positive is not None:
-        raise ValueError(f"{where}: it has both 'positive' and 'positives': remove one of them")
-    if not isinstance(positives, list) or not positives:
-        raise ValueError(f"{where}: 'positives' must be a list of at least one item, got {positives!r:.80}")
-    return positives
-
-
 def positive_place(where: str, position: int, num_positives: int) -> str:
     """Return the name of a positive in errors."""
     return f"{where}, positive" if num_positives == 1 else f"{where}, positive {position}"

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from .rows import check_scores, content_hash, content_hashes, row_positives
+from .row_forms import row_positives
+from .rows import check_scores, content_hash, content_hashes
 
 
 class RowContents(NamedTuple):

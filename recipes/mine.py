@@ -24,7 +24,8 @@ from trl import TrlParser
 from unime.checkpoint import fingerprint
 from unime.data.mining import mine_hard_negatives
 from unime.data.rejected_rows import write_rejected
-from unime.data.rows import content_hashes, label_hash, positive_place, row_positives
+from unime.data.row_forms import row_positives
+from unime.data.rows import content_hashes, label_hash, positive_place
 from unime.data.sources import DataArguments, open_rows
 from unime.data.validation import read_or_explain
 from unime.eval.encoders.loading import load_encoder

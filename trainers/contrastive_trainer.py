@@ -57,7 +57,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
     args: ContrastiveConfig
     data_collator: Any
-    _evaluated: list[EvaluatedBatch] | None = None  # the batches of the evaluation that runs
+    _evaluated: dict[int, list[EvaluatedBatch]] | None = None  # dimensions -> batches of the evaluation that runs
     columns = ("query", "positive", "negatives", "task", "label")
     convert_rows = staticmethod(as_rows)
     collator_class = ContrastiveCollator
@@ -79,7 +79,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
         if self._evaluated is not None:
             batch_of_set = (items, identity, content, candidates[:, 0], candidates[:, 1], *rows.unbind(1))
-            self._evaluated.append(EvaluatedBatch(*(values.detach().cpu() for values in batch_of_set)))
+            kept = EvaluatedBatch(*(values.detach().cpu() for values in batch_of_set))
+            self._evaluated.setdefault(items.shape[1], []).append(kept)
 
         excluded = right_answers(
             content[query],
@@ -137,12 +138,17 @@ class ContrastiveTrainer(EmbeddingTrainer):
         return self.args.contrastive_weight * loss + self.args.soft_label_weight * soft_loss, statistics
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; `hit@1` and `mrr` rank all candidates of the set, the other metrics are means over its batches."""
-        self._evaluated = []
+        """Evaluate; `hit@1` and `mrr` rank all candidates of the set, the other metrics are means over its batches.
+
+        With `matryoshka_dims`, there is a `hit@1_64`, for example, of the embeddings truncated to 64 dimensions too.
+        """
+        self._evaluated = {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = retrieval_metrics(self._evaluated)
-        self._evaluated = None
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        evaluated, self._evaluated = self._evaluated, None
+        for dimensions, batches in evaluated.items():
+            suffix = "" if dimensions == max(evaluated) else f"_{dimensions}"
+            metrics = retrieval_metrics(batches)
+            output.metrics.update({f"{metric_key_prefix}_{name}{suffix}": value for name, value in metrics.items()})
         return output
 
     def get_train_dataloader(self) -> DataLoader:

@@ -170,3 +170,20 @@ def test_ranks_equal_those_of_the_evaluation():
     metrics = retrieval_metrics([evaluated(rows[start : start + 100], vectors) for start in range(0, 700, 100)])
     assert metrics == pytest.approx({"hit@1": np.mean(ranks == 0), "mrr": np.mean(1 / (ranks + 1))})
     assert 0 < metrics["hit@1"] < 1
+
+
+def test_truncated_embeddings_are_ranked_by_themselves(
+    make_model: Callable, processor: ProcessorMixin, rows: list[dict[str, Any]], tmp_path: Path
+):
+    def evaluate(model: Any, **options: Any) -> dict[str, float]:
+        args = ContrastiveConfig(
+            str(tmp_path), per_device_eval_batch_size=6, report_to="none", use_cpu=True, disable_tqdm=True, **options
+        )
+        trainer = ContrastiveTrainer(model, args, eval_dataset=rows, processing_class=processor)
+        return trainer.evaluate()
+
+    plain, truncated = evaluate(make_model()), evaluate(make_model(), matryoshka_dims=[8, 4])
+    for metric in ("hit@1", "mrr"):
+        assert truncated[f"eval_{metric}"] == plain[f"eval_{metric}"]
+    assert {f"eval_mrr_{dims}" for dims in (8, 4)} <= truncated.keys() and "eval_mrr_8" not in plain
+    assert truncated["eval_mrr_4"] != truncated["eval_mrr"]
