@@ -1,6 +1,6 @@
 """Datasets and lists as people have them, as training rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,9 @@ from .rows import (
     rows_of_columns,
     with_provenance,
 )
+
+
+Transform = Callable[[dict[str, list]], dict[str, list]]
 
 
 def as_rows(dataset: Any, name: str) -> Any:
@@ -53,12 +56,17 @@ def as_rows(dataset: Any, name: str) -> Any:
     if isinstance(dataset, IterableDataset):
         stored = with_provenance(dataset, name, "task" if "task" in first else None)
         return TransformedStream(stored, partial(_read_batch, name=name, classes=classes))
-    if isinstance(dataset, Dataset) and dataset.format["type"] is None:
-        if "task" not in dataset.column_names:
+    if isinstance(dataset, Dataset) and dataset.format["type"] in (None, "custom"):
+        # Its stored columns stay within reach, such as the tasks for task blocks.
+        given, render = dataset.column_names, dataset.format["format_kwargs"].get("transform")
+        dataset = dataset.with_format(None)
+        if "task" not in given:
             dataset = dataset.add_column("task", [name] * len(dataset))
-        if "where" not in dataset.column_names:
+        if "where" not in given:
             dataset = dataset.add_column("where", [f"{name}, row {number}" for number in range(len(dataset))])
-        return dataset.with_transform(partial(_read_batch, name=name, classes=classes))
+        if render is not None:
+            render = partial(_render, render=render, columns=given)
+        return dataset.with_transform(partial(_read_batch, name=name, classes=classes, render=render))
     return ConvertedRows(dataset, name)
 
 
@@ -72,7 +80,7 @@ def as_texts(dataset: Any, name: str) -> Any:
 
 
 class ConvertedRows(torch.utils.data.Dataset):
-    """Rows of a list, or of a dataset with a transform of its own, in the row format.
+    """Rows of a list, or of another map-style dataset, in the row format.
 
     Args:
         source (`Sequence`): The rows, see [`standard_row`].
@@ -103,8 +111,16 @@ def _class_names(dataset: Dataset | IterableDataset) -> dict[str, list[str]]:
     return {column: feature.names for column, feature in features if isinstance(feature, datasets.ClassLabel)}
 
 
-def _read_batch(batch: dict[str, list], name: str, classes: Mapping[str, list[str]]) -> dict[str, list]:
-    rows = rows_of_columns(batch)
+def _render(batch: dict[str, list], render: Transform, columns: Sequence[str]) -> dict[str, list]:
+    """Return the rows that a transform makes of the columns that it knows, with their stored task and place."""
+    rendered = render({column: batch[column] for column in columns})
+    return {"task": batch["task"], "where": batch["where"]} | rendered
+
+
+def _read_batch(
+    batch: dict[str, list], name: str, classes: Mapping[str, list[str]], render: Transform | None = None
+) -> dict[str, list]:
+    rows = rows_of_columns(batch if render is None else render(batch))
     for row in rows:
         row.update({column: names[row[column]] for column, names in classes.items() if row[column] is not None})
     return columns_of_rows([_read(row, name, row["where"]) for row in rows])

@@ -152,3 +152,21 @@ def test_a_broken_image_of_a_dataset_names_its_row(folder: Path):
 def test_a_stream_of_unknown_columns_is_converted():
     stream = IterableDataset.from_generator(lambda: iter([{"anchor": "a", "positive": "b"}] * 2))
     assert [row["query"] for row in as_rows(stream, "pairs")] == [{"text": "a"}] * 2
+
+
+def test_a_dataset_with_a_transform_keeps_its_stored_columns():
+    stored = Dataset.from_dict({"number": [0, 1, 2], "task": ["even", "odd", "even"]})
+
+    def render(batch: dict[str, list]) -> dict[str, list]:
+        assert set(batch) == {"number", "task"}
+        return {"query": [f"number {n}" for n in batch["number"]], "positive": [str(n) for n in batch["number"]]}
+
+    rows = as_rows(stored.with_transform(render), "numbers")
+    assert rows.with_format(None)["task"][:] == ["even", "odd", "even"]  # for task blocks, without reading rows
+    assert [(row["query"], row["task"], row["where"]) for row in rows] == [
+        ({"text": "number 0"}, "even", "numbers, row 0"),
+        ({"text": "number 1"}, "odd", "numbers, row 1"),
+        ({"text": "number 2"}, "even", "numbers, row 2"),
+    ]
+    parts = rows.train_test_split(1, shuffle=False)
+    assert parts["test"][0]["query"] == {"text": "number 2"}

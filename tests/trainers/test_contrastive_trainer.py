@@ -300,6 +300,16 @@ def test_a_task_block_fills_batches_with_one_task(make_trainer: Callable, rows: 
     assert epochs[0] != epochs[1]
 
 
+def test_rows_of_a_transform_train_in_task_blocks(make_trainer: Callable, rows: list[dict[str, Any]]):
+    columns = {"number": list(range(24)), "task": [["names", "crops"][number % 2] for number in range(24)]}
+    dataset = Dataset.from_dict(columns).with_transform(
+        lambda batch: {name: [rows[number][name] for number in batch["number"]] for name in rows[0] if name != "task"}
+    )
+    trainer = make_trainer(dataset, per_device_train_batch_size=6, task_block_size=6)
+    tasks = [batch["task"].unique() for batch in trainer.get_train_dataloader()]
+    assert len(tasks) == 4 and all(len(of_batch) == 1 for of_batch in tasks)
+
+
 def test_task_blocks_need_a_stored_task_column(make_trainer: Callable, rows: list[dict[str, Any]]):
     trainer = make_trainer(rows, task_block_size=6)
     trainer.train_dataset = Dataset.from_dict({"number": list(range(24))}).with_transform(
