@@ -30,8 +30,8 @@ def open_upload(path: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise _error(f"{name} is too large: {limit}") from None
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's decoders raise all of these
-        # An `OSError` names the file on the server's disk, which visitors must not learn.
-        reason = f" ({escape(str(error))})" if isinstance(error, ValueError) else ""
+        # An error of the file system names the file on the server's disk, which visitors must not learn.
+        reason = "" if isinstance(error, OSError) and error.filename else f" ({escape(str(error))})"
         raise _error(f"{name} cannot be read as an image{reason}: upload a PNG, JPEG, WebP or GIF file") from None
     raise _error(f"{name} is {width} × {height} pixels: {limit}")
 
