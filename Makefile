@@ -45,7 +45,7 @@ test: .venv/installed ## run the test suite
 
 test-slow: .venv/installed ## run the slow tests: kills, load, Ray, a real browser (needs chromium)
 	$(PIP_INSTALL) $(EDITABLE) ".[all,dev,slow]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 3600 --numprocesses 2 --dist loadfile
 
 # vLLM needs an older transformers. Its CPU build has another name than the one that it looks its own version up by.
 VLLM := .venv-vllm/lib/python3.*/site-packages
@@ -57,7 +57,7 @@ VLLM := .venv-vllm/lib/python3.*/site-packages
 	touch $@
 
 test-vllm: .venv/installed .venv-vllm/installed ## serve the exports by vLLM on the CPU and compare the embeddings (7 GB)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 0 tests/export/test_vllm.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 3600 --numprocesses 0 tests/export/test_vllm.py
 
 .venv-clients/installed: tests/serve/clients-requirements.txt
 	$(PYTHON) -m venv .venv-clients
@@ -65,7 +65,7 @@ test-vllm: .venv/installed .venv-vllm/installed ## serve the exports by vLLM on 
 	touch $@
 
 test-clients: .venv/installed .venv-clients/installed ## embed by OpenAI's client, LiteLLM, LangChain and LlamaIndex (0.6 GB)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --numprocesses 0 tests/serve/test_client_libraries.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow --timeout 3600 --numprocesses 0 tests/serve/test_client_libraries.py
 
 test-matrix: .venv/installed ## train in the cells of the launcher matrix that have no result yet: docs/launchers.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/launcher_matrix.py
