@@ -14,13 +14,13 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark
+from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark, write_miniatures
 
 
 if TYPE_CHECKING:
@@ -46,6 +46,13 @@ class EvaluationArguments:
         metadata={
             "help": "Folder for results.json, table.md and report.html.",
             "aliases": ["--output_dir", "--output-dir"],
+        },
+    )
+    miniature: bool = field(
+        default=False,
+        metadata={
+            "help": "Try the run: write miniature files of the benchmarks in their published layouts to "
+            "OUTPUT/miniature, and evaluate those."
         },
     )
     embedding_cache: str | None = field(
@@ -127,6 +134,10 @@ def evaluate_models(
     from .tasks import evaluate
 
     state = PartialState()
+    if args.miniature:
+        with state.main_process_first():
+            miniatures = write_miniatures(args.benchmarks, Path(args.output) / "miniature")
+        benchmark_args = replace(benchmark_args, **miniatures)
     tasks = {name: open_benchmark(name, benchmark_args) for name in args.benchmarks}
     results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     rankings = {}

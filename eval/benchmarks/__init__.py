@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -92,12 +94,15 @@ class Benchmark:
         open (`Callable`): Takes the module and the [`BenchmarkArguments`], returns the tasks.
         credits (`str`): Authors and license of the images or texts; shown in the report.
         dataset (`str`, *optional*): Hub id of the dataset, for the metadata of model cards.
+        miniature (`str`, *optional*): Module whose `write_miniature` writes miniature files (see `eval/miniatures`),
+            if the benchmark reads files.
     """
 
     module: str
     open: Callable[[Any, BenchmarkArguments], Tasks]
     credits: str
     dataset: str | None = None
+    miniature: str | None = None
 
 
 _FLICKR = "Images: COCO, under the licenses of Flickr."
@@ -112,57 +117,73 @@ BENCHMARKS = {
         ".row_retrieval",
         lambda module, args: (module.tasks(args.rows, args.rows_split, args.candidates, args.image_root), []),
         "Images and texts: your own.",
+        miniature="..miniatures.row_miniature",
     ),
     "mmeb": Benchmark(
         ".mmeb",
         lambda module, args: (module.tasks(args.mmeb_source, args.mmeb_images, args.subsets, args.target_prompts), []),
         "Images: the datasets of MMEB, each under its own license.",
         "TIGER-Lab/MMEB-eval",
+        miniature="..miniatures.mmeb_miniature",
     ),
     "mmeb-v2-documents": Benchmark(
         ".mmeb_v2_documents",
         lambda module, args: (module.tasks(args.mmeb_v2_source, args.subsets), []),
         "Pages: the datasets of MMEB-V2, each under its own license.",
         "TIGER-Lab/MMEB-V2",
+        miniature="..miniatures.document_miniature",
     ),
     "mmeb-v2-video": Benchmark(
         ".mmeb_v2_video",
         lambda module, args: (module.tasks(args.mmeb_v2_source, args.mmeb_v2_frames, args.subsets, args.frames), []),
         "Videos: the datasets of MMEB-V2, each under its own license.",
         "TIGER-Lab/MMEB-V2",
+        miniature="..miniatures.video_miniature",
     ),
     "flickr30k": Benchmark(
         ".caption_retrieval",
         lambda module, args: (module.flickr30k(args.flickr30k_source), []),
         "Images: Flickr30K, for research only.",
         "royokong/flickr30k_test",
+        miniature="..miniatures.caption_miniature",
     ),
     "coco": Benchmark(
-        ".caption_retrieval", lambda module, args: (module.coco(args.coco_source), []), _FLICKR, "royokong/coco_test"
+        ".caption_retrieval",
+        lambda module, args: (module.coco(args.coco_source), []),
+        _FLICKR,
+        "royokong/coco_test",
+        miniature="..miniatures.caption_miniature",
     ),
     "sharegpt4v": Benchmark(
         ".caption_retrieval",
         lambda module, args: (module.sharegpt4v(args.sharegpt4v_captions, args.sharegpt4v_images), []),
         "Images: the sources of ShareGPT4V, each under its own license.",
+        miniature="..miniatures.caption_miniature",
     ),
     "urban1k": Benchmark(
         ".caption_retrieval",
         lambda module, args: (module.urban1k(args.urban1k_folder), []),
         "Images: Urban1K, from Visual Genome, CC BY 4.0.",
+        miniature="..miniatures.caption_miniature",
     ),
     "sugarcrepe": Benchmark(
-        ".sugarcrepe", lambda module, args: ([], module.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)), _FLICKR
+        ".sugarcrepe",
+        lambda module, args: ([], module.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)),
+        _FLICKR,
+        miniature="..miniatures.caption_miniature",
     ),
     "sts": Benchmark(
         ".text_similarity",
         lambda module, args: (module.sts(args.sts_source, args.subsets), []),
         "Texts: the STS datasets of mteb.",
+        miniature="..miniatures.text_miniature",
     ),
     "nli": Benchmark(
         ".text_similarity",
         lambda module, args: (module.nli(args.nli_source), []),
         "Texts: SNLI, CC BY-SA 4.0, and MultiNLI, under several free licenses.",
         "sentence-transformers/all-nli",
+        miniature="..miniatures.text_miniature",
     ),
     "agreement": Benchmark(
         ".text_similarity",
@@ -185,11 +206,45 @@ def open_benchmark(name: str, args: BenchmarkArguments) -> Tasks:
     Raises:
         ValueError: The name is unknown, or the files differ from the published layout.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    benchmark = _benchmark(name)
     if name == "rows" and args.rows is None:
         raise ValueError(
             "the benchmark 'rows' needs your data: give --rows and a JSONL file, an image folder or a Hub id"
         )
-    benchmark = BENCHMARKS[name]
     return benchmark.open(import_module(benchmark.module, __name__), args)
+
+
+def write_miniatures(names: Iterable[str], folder: Path) -> dict[str, str]:
+    """Write miniature files of benchmarks in their published layouts; those that exist are kept.
+
+    Args:
+        names (`Iterable[str]`): Keys of `BENCHMARKS`.
+        folder (`Path`): Folder of the files.
+
+    Returns:
+        `dict[str, str]`: The fields of [`BenchmarkArguments`] that open the files.
+
+    Raises:
+        ValueError: A name is unknown, or the benchmark has no miniature.
+    """
+    from ...storage.atomic_files import atomic_write
+
+    arguments = {}
+    for name in names:
+        module = _benchmark(name).miniature
+        if module is None:
+            raise ValueError(f"the benchmark '{name}' reads no files and has no miniature; leave out --miniature")
+        complete = folder / f"{module.rpartition('.')[2]}.json"  # written last
+        if not complete.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            written = import_module(module, __name__).write_miniature(folder)
+            with atomic_write(complete) as part:
+                part.write_text(json.dumps(written))
+        arguments |= {argument: str(folder / path) for argument, path in json.loads(complete.read_text()).items()}
+    return arguments
+
+
+def _benchmark(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]

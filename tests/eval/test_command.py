@@ -20,6 +20,7 @@ from transformers import (
 
 from unime.eval.benchmarks.sugarcrepe import KINDS
 from unime.eval.encoders.loading import load_encoder
+from unime.eval.miniatures.caption_miniature import write_urban1k
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,11 +85,7 @@ def test_a_second_run_embeds_nothing_and_has_the_same_results(
 
 
 def test_several_benchmarks_have_one_folder_each(run: Callable[..., Path], tmp_path: Path):
-    for part in ("image", "caption"):
-        (tmp_path / part).mkdir()
-    for number in range(3):
-        Image.new("RGB", (30, 30), (90 * number, 0, 0)).save(tmp_path / "image" / f"{number}.jpg")
-        (tmp_path / "caption" / f"{number}.txt").write_text(f"number {number}\n")
+    write_urban1k(tmp_path, {number: f"number {number}\n" for number in range(3)})
     (tmp_path / "crepe").mkdir()
     row = {"filename": "0.jpg", "caption": "a red square", "negative_caption": "a blue square"}
     for kind in KINDS:
@@ -123,6 +120,22 @@ def test_embeddings_at_another_image_size_are_computed_again(
         results = json.loads((output / "results.json").read_text())["tiny"]
         embedded.append((results["embedded"]["items"], results["run"]["image_size"]))
     assert embedded == [(2, None), (2, 24), (0, 24), (2, {"max_pixels": 576})]
+
+
+def test_miniature_files_are_written_once_and_evaluated(run: Callable[..., Path], tmp_path: Path):
+    names = ("urban1k", "nli", "rows")
+    arguments = ["--models", ROOT / "checkpoints" / "unime-tiny", "--benchmarks", *names, "--miniature"]
+    output = run(*arguments)
+    counts = []
+    for name in names:
+        results = json.loads((output / name / "results.json").read_text())["unime-tiny"]
+        counts += [task["queries"] for task in results["tasks"].values()]
+    assert counts == [8, 8, 8, 8]
+    written = {path: path.stat().st_mtime_ns for path in (output / "miniature").rglob("*") if path.is_file()}
+    run(*arguments)
+    assert {path: path.stat().st_mtime_ns for path in (output / "miniature").rglob("*") if path.is_file()} == written
+    with pytest.raises(ValueError, match="the benchmark 'agreement' reads no files and has no miniature; leave out"):
+        run("--models", "anything", "--benchmarks", "agreement", "--miniature")
 
 
 def test_unknown_benchmarks_highlights_and_options_are_refused(run: Callable[..., Path]):

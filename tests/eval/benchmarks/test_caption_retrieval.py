@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as Images
 
 from unime.eval.benchmarks import sugarcrepe
 from unime.eval.benchmarks.caption_retrieval import coco, flickr30k, sharegpt4v, urban1k
 from unime.eval.benchmarks.sugarcrepe import KINDS
+from unime.eval.miniatures.caption_miniature import (
+    write_sharegpt4v,
+    write_short_captions,
+    write_sugarcrepe,
+    write_urban1k,
+)
 from unime.eval.tasks import evaluate
-
-
-def image(number: int) -> Images.Image:
-    return Images.new("RGB", (4, 4), (20 * number,) * 3)
 
 
 def encode(items):
@@ -32,16 +32,7 @@ def encode(items):
 
 @pytest.fixture
 def captioned(tmp_path: Path) -> Callable[[list[list[str]]], str]:
-    """Write a dataset with the columns of `royokong/flickr30k_test` and `royokong/coco_test`: `image` and `text`."""
-
-    def write(texts: list[list[str]]) -> str:
-        features = Features({"image": Image(), "text": List(Value("string"))})
-        rows = {"image": [image(number) for number in range(len(texts))], "text": texts}
-        (tmp_path / "set" / "data").mkdir(parents=True)
-        Dataset.from_dict(rows, features).to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
-        return str(tmp_path / "set")
-
-    return write
+    return lambda texts: str(write_short_captions(tmp_path / "set", texts))
 
 
 def test_an_image_is_found_by_any_of_its_five_captions(captioned: Callable[[list[list[str]]], str]):
@@ -64,13 +55,8 @@ def test_coco_uses_five_captions_of_six(captioned: Callable[[list[list[str]]], s
 
 
 def test_long_captions_are_read_as_published(tmp_path: Path):
-    items = []
-    for number in range(3):
-        path = tmp_path / "coco" / "train2017" / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image(number).save(path)
-        turns = [{"from": "human", "value": "Describe.\n<image>"}, {"from": "gpt", "value": f"{number} is\nhere.\n"}]
-        items.append({"id": str(number), "image": f"coco/train2017/{number}.jpg", "conversations": turns})
+    path = write_sharegpt4v(tmp_path, [f"{number} is\nhere.\n" for number in range(3)])
+    items = json.loads(path.read_text())
     (tmp_path / "share.json").write_text(json.dumps(items + [items[0]] * 1000))
     t2i, i2t = sharegpt4v(tmp_path / "share.json", tmp_path)
     assert len(t2i.queries) == 1000 and t2i.queries[1] == {"text": "1 is here. "}
@@ -81,11 +67,7 @@ def test_long_captions_are_read_as_published(tmp_path: Path):
 
 
 def test_a_caption_of_urban1k_is_its_first_line(tmp_path: Path):
-    for part in ("image", "caption"):
-        (tmp_path / part).mkdir()
-    for number in (10, 9):
-        image(number).save(tmp_path / "image" / f"{number}.jpg")
-        (tmp_path / "caption" / f"{number}.txt").write_text(f"{number} cars\nand a second line\n")
+    write_urban1k(tmp_path, {number: f"{number} cars\nand a second line\n" for number in (10, 9)})
     t2i, i2t = urban1k(tmp_path)
     assert [query["text"] for query in t2i.queries] == ["9 cars", "10 cars"]
     results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
@@ -100,21 +82,12 @@ def test_a_caption_of_urban1k_is_its_first_line(tmp_path: Path):
 @pytest.fixture
 def crepe(tmp_path: Path) -> Path:
     """Write SugarCrepe's seven files of three rows, so that `swap_obj` has one error and `add_att` two."""
-    (tmp_path / "val2017").mkdir()
-    for number in range(3):
-        image(number).save(tmp_path / "val2017" / f"{number:012d}.jpg")
+    captions = {}
     for kind in KINDS:
         wrong = {"swap_obj": 1, "add_att": 2}.get(kind, 0)
-        rows = {}
-        for number in range(3):
-            matching, other = f"{number} is there", "none"
-            caption, negative = (other, matching) if number < wrong else (matching, other)
-            rows[str(number)] = {
-                "filename": f"{number:012d}.jpg",
-                "caption": caption,
-                "negative_caption": negative,
-            }
-        (tmp_path / f"{kind}.json").write_text(json.dumps(rows))
+        pairs = [(f"{number} is there", "none") for number in range(3)]
+        captions[kind] = [pair[::-1] if number < wrong else pair for number, pair in enumerate(pairs)]
+    write_sugarcrepe(tmp_path, tmp_path / "val2017", captions)
     return tmp_path
 
 

@@ -5,53 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from PIL import Image
 
 from unime.data.mmeb_train import TARGET_PROMPTS
 from unime.eval.benchmarks.mmeb import SETS, tasks
 from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.miniatures.hub_files import write_hub_dataset
+from unime.eval.miniatures.mmeb_miniature import ROWS, published_rows, write_images
 from unime.eval.tasks import evaluate
 
 
-WORDS = 8  # queries of a subset, each about a number; the image has the number's gray
-
 Publish = Callable[..., Path]
-
-
-def row(name: str, number: int) -> dict[str, object]:
-    """Return a published row: `<|image_1|>`, instruction and text in one string, the positive first."""
-    meta_task, _, query_instruction, candidate_instruction = SETS[name]
-    image = f"images/{name}/{number}.png"
-    queries_text = name.endswith("_t2i") or name in ("VisDial", "Wiki-SS-NQ", "WebQA", "EDIS")
-    # Published EDIS and WebQA queries have the token although they are texts.
-    token = "<|image_1|>\n" if not queries_text or name in ("WebQA", "EDIS") else ""
-    text = f" number {number}" if queries_text or meta_task == "vqa" else ""
-    others = [(number + step) % WORDS for step in (1, 2, 3)]
-    images = candidate_instruction is not None
-    instruction = f"\n{candidate_instruction}\n" if images else ""
-    return {
-        "qry_text": f"{token}{query_instruction}{text}\n",
-        "qry_img_path": "" if queries_text else image,
-        "tgt_text": [f"<|image_1|>{instruction}" if images else f"number {each}" for each in (number, *others)],
-        "tgt_img_path": [f"images/{name}/{each}.png" if images else "" for each in (number, *others)],
-    }
 
 
 @pytest.fixture
 def publish(tmp_path: Path) -> Publish:
     def write(names: list[str], images: bool = True, change: Callable[[dict], dict] = dict) -> Path:
-        configs = []
-        for name in names:
-            rows = [change(row(name, number)) for number in range(WORDS)]
-            (tmp_path / name).mkdir()
-            Dataset.from_list(rows).to_parquet(tmp_path / name / "test-00000-of-00001.parquet")
-            configs.append(f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test-*\n")
-            for number in range(WORDS if images else 0):
-                (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
-                gray = (30 * number,) * 3
-                Image.new("RGB", (4, 4), gray).save(tmp_path / "images" / name / f"{number}.png")
-        (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+        write_hub_dataset(tmp_path, {name: [change(row) for row in published_rows(name)] for name in names})
+        if images:
+            write_images(tmp_path, names)
         return tmp_path
 
     return write
@@ -62,8 +34,8 @@ def encode(items):
     numbers = []
     for item in items:
         words = [word for word in item.get("text", "").split() if word.isdigit()]
-        numbers.append(int(words[0]) if words else round(np.asarray(item["image"])[0, 0, 0] / 30))
-    return np.eye(WORDS, dtype=np.float32)[numbers]
+        numbers.append(int(words[0]) if words else round(np.asarray(item["image"])[0, 0, 0] / 20))
+    return np.eye(ROWS, dtype=np.float32)[numbers]
 
 
 def test_all_36_subsets_run_and_their_means_follow_the_leaderboard(publish: Publish):
@@ -90,7 +62,7 @@ def test_all_36_subsets_run_and_their_means_follow_the_leaderboard(publish: Publ
     assert [task["candidates"] for task in results["tasks"].values()] == [4] * 36
     assert not any("<|image_1|>" in (item.get("text") or "") for item in seen)
     # Each subset has eight queries and eight distinct candidates, although its rows list 32.
-    assert all(len(task.queries) == len(task.candidates) == WORDS for task in opened)
+    assert all(len(task.queries) == len(task.candidates) == ROWS for task in opened)
 
 
 def test_published_strings_are_split_into_items(publish: Publish):
@@ -141,7 +113,7 @@ def test_missing_images_are_named_before_anything_is_embedded(publish: Publish):
     with pytest.raises(ValueError, match=sentence):
         tasks(str(folder), folder, ["OK-VQA"])
     (folder / "images" / "CIRR").mkdir(parents=True)
-    for number in range(WORDS):
+    for number in range(ROWS):
         Image.new("RGB", (4, 4)).save(folder / "images" / "CIRR" / f"{number}.png")
     (folder / "images" / "CIRR" / "5.png").unlink()
     with pytest.raises(ValueError, match=r"^MMEB CIRR, row 5: the image .*CIRR/5.png does not exist"):

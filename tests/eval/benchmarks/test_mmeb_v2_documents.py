@@ -9,43 +9,14 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Value
-from PIL import Image
 
 from unime.eval.benchmarks.mmeb_v2_documents import CANDIDATE_INSTRUCTION, QUERY_INSTRUCTION, SETS, tasks
 from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.miniatures.document_miniature import PAGES, published_tables, write_subset
 from unime.eval.tasks import evaluate
 
 
-PAGES = 6
 Publish = Callable[..., Path]
-
-
-def page_id(name: str, page: int) -> int | str:
-    """Return a published id: a file name in VisRAG, a number elsewhere."""
-    return f"paper_{page}.jpg" if name.startswith("VisRAG") else page
-
-
-def tables(name: str) -> dict[str, dict[str, list]]:
-    """Return two queries with pages; `encode` ranks the pages in the order of the numbers in a query."""
-    kind = str if name.startswith("VisRAG") else int
-    return {
-        "queries": {
-            "query-id": [kind(10), kind(11)],
-            "query": ["pages 0 1 2", "pages 2 3 1"],
-            "language": ["english", "french"],
-        },
-        "corpus": {
-            "corpus-id": [page_id(name, page) for page in range(PAGES)],
-            "image": [Image.new("RGB", (4, 4), (30 * page,) * 3) for page in range(PAGES)],
-            "doc-id": ["a report"] * PAGES,
-        },
-        "qrels": {
-            "query-id": [kind(10), kind(11), kind(11), kind(11), kind(11)],
-            "corpus-id": [page_id(name, page) for page in (0, 1, 2, 3, 2)],
-            "score": [1, 2, 1, 0, 1],  # a score of 0 is ignored, and of a duplicate the higher counts
-        },
-    }
 
 
 @pytest.fixture
@@ -54,18 +25,9 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
 
     def write(names: list[str], change: Callable[[dict[str, dict[str, list]]], Any] = dict) -> Path:
         for name in names:
-            _, repository, split = SETS[name]
-            folder, published, configs = tmp_path / "hub" / repository, tables(name), []
-            change(published)
-            for config, columns in published.items():
-                features = None
-                if "image" in columns:
-                    key = Value("string") if name.startswith("VisRAG") else Value("int64")
-                    features = Features({"corpus-id": key, "image": datasets.Image(), "doc-id": Value("string")})
-                (folder / config).mkdir(parents=True, exist_ok=True)
-                Dataset.from_dict(columns, features).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
-                configs.append(f"- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {config}/*\n")
-            (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+            columns = published_tables(name)
+            change(columns)
+            write_subset(tmp_path / "hub", name, columns)
         return tmp_path / "hub"
 
     return write
@@ -76,7 +38,7 @@ def encode(items):
     rows = np.zeros((len(items), PAGES), dtype=np.float32)
     for row, item in zip(rows, items, strict=True):
         if "image" in item:
-            row[round(np.asarray(item["image"])[0, 0, 0] / 30)] = 1
+            row[round(np.asarray(item["image"])[0, 0, 0] / 20)] = 1
         else:
             for place, page in enumerate(re.findall(r"\d+", item["text"])):
                 row[int(page)] = 3 - place

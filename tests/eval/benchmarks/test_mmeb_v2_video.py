@@ -1,125 +1,40 @@
 """Miniature videos of MMEB-V2: all 18 subsets in the published layout, each video in one shade of gray."""
 
-import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
 
 from unime.eval.benchmarks.mmeb_v2_video import SETS, tasks
 from unime.eval.benchmarks.video_classes import BREAKFAST, HMDB51, KINETICS_700, UCF101
 from unime.eval.benchmarks.video_questions import Frames
 from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.miniatures.hub_files import gray_tile
+from unime.eval.miniatures.video_miniature import OPTIONS, VIDEOS, published_rows, write_subset
 from unime.eval.tasks import evaluate
 from unime.processing_unime import to_item_dict
 
 
-VIDEOS = 4  # per subset; each is about a number, which is its gray and part of its texts
 CLASSES = {"K700": KINETICS_700, "HMDB51": HMDB51, "UCF101": UCF101, "Breakfast": BREAKFAST}
-OPTIONS = [f"number {number}" for number in range(5)]
 
 Publish = Callable[..., tuple[Path, Path]]
-
-
-def row(name: str, number: int) -> dict[str, Any]:
-    """Return a published row about a number."""
-    letter, text = "ABCDE"[number], f"number {number}"
-    lettered = [f"{'ABCDE'[option]}. {text}." for option, text in enumerate(OPTIONS)]
-    captioned = {"caption": text, "video": f"somewhere/v{number}.mp4", "video_id": f"v{number}"}
-    clip = {"query": text, "video_path": f"somewhere/v{number}.mp4"}
-    match name:
-        case "K700" | "HMDB51" | "UCF101" | "Breakfast":
-            return {"video_id": f"v{number}", "pos_text": CLASSES[name][number]}
-        case "SmthSmthV2":
-            return {"video_id": number, "pos_text": text, "neg_text": OPTIONS}
-        case "MVBench":
-            return {"video": f"v{number}", "question": "Which?", "candidates": OPTIONS, "answer": text}
-        case "Video-MME":
-            return {"videoID": f"v{number}", "question": "Which?", "options": lettered, "answer": letter}
-        case "NExTQA":
-            options = {f"a{option}": text for option, text in enumerate(OPTIONS)}
-            return {"video": number, "question": "Which?", "answer": number, **options}
-        case "EgoSchema":
-            return {"video_idx": f"v{number}", "question": "Which?", "option": lettered, "answer": str(number)}
-        case "ActivityNetQA":
-            return {"video_name": f"{number}", "question": "is it even", "answer": ["yes", "no"][number % 2]}
-        case "DiDeMo" | "MSR-VTT":
-            return captioned
-        case "MSVD":
-            return captioned | {"caption": [text, "number 0"]}
-        case "VATEX":
-            return {"videoID": f"v{number}", "enCap": [text, "number 0"]}
-        case "YouCook2":
-            return {"id": f"v{number}", "sentence": text, "video_path": "elsewhere"}
-        case "QVHighlight" | "Charades-STA":
-            return clip
-        case "MomentSeeker":
-            media = ["", f"asked_{number}.jpg", f"movie/{number}.mp4", ""][number]
-            positives = [
-                {"output_path": f"clips/{number}.mp4"},
-                {"output_path": "clips/far.mp4"},
-            ]  # one of two is enough
-            negatives = [{"output_path": f"clips/{(number + step) % VIDEOS}.mp4"} for step in (1, 2)]
-            return {"query": text, "input_frames": media, "positive_frames": positives, "negative_frames": negatives}
-
-
-def videos(name: str) -> dict[str, int]:
-    """Return the frame folders of a subset -> the number that they show."""
-    each = range(VIDEOS)
-    match name:
-        case "SmthSmthV2" | "NExTQA":
-            return {f"{number}": number for number in each}
-        case "MVBench":
-            return {f"{config}/v{number}": number for config in SETS[name].configs for number in each}
-        case "ActivityNetQA":
-            return {f"v_{number}": 5 + number % 2 for number in each}
-        case "QVHighlight" | "Charades-STA":
-            clips = {"query": 0, "positive_10_20": 0, "negative_0": 1, "negative_1": 2}
-            return {f"v{number}/{clip}": (number + step) % VIDEOS for number in each for clip, step in clips.items()}
-        case "MomentSeeker":
-            clips = {f"video_frames/clips_{number}": number for number in each}
-            return clips | {"video_frames/clips_far": 4, "video_frames/movie_2": 2}
-    return {f"v{number}": number for number in each}
 
 
 @pytest.fixture
 def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def write(names: list[str], change: Callable[[dict], dict] = dict, place: int = 0) -> tuple[Path, Path]:
+    def write(names: list[str], change: Callable[[dict], dict] = dict, layout: int = 0) -> tuple[Path, Path]:
         source, frame_root = tmp_path / "hub", tmp_path / "frames"
         for name in names:
-            published = SETS[name]
-            folder = source / published.repository
-            folder.mkdir(parents=True)
-            head = "---\nconfigs:\n"
-            for config in published.configs:
-                config = config or "default"
-                lines = [json.dumps(change(row(name, number))) for number in range(VIDEOS)]
-                (folder / f"{config}.jsonl").write_text("\n".join(lines))
-                head += f"- config_name: {config}\n  data_files:\n  - split: {published.split}\n"
-                head += f"    path: {config}.jsonl\n"
-            (folder / "README.md").write_text(head + "---\n")
-            root = frame_root / published.folders[place]
-            for video, number in videos(name).items():
-                (root / video).mkdir(parents=True)
-                for frame in range(2):
-                    gray(number).save(root / video / f"frame_{frame}.png")
-            if name == "MomentSeeker":
-                gray(1).save(root / "query_asked_1.jpg")
+            write_subset(source, frame_root, name, [change(row) for row in published_rows(name)], layout)
         return source, frame_root
 
     return write
-
-
-def gray(number: int) -> Image.Image:
-    return Image.new("RGB", (4, 4), (30 * number,) * 3)
 
 
 def encode(items):
@@ -129,7 +44,7 @@ def encode(items):
         images, text = to_item_dict(item)["images"], item.get("text", "")
         digits = re.findall(r"\d", text)
         if images:
-            shown = {round(np.asarray(image)[0, 0, 0] / 30) for image in images}
+            shown = {round(np.asarray(image)[0, 0, 0] / 20) for image in images}
             assert len(shown) == 1
             numbers.append(shown.pop())
         elif text in ("yes", "no"):
@@ -204,7 +119,7 @@ def test_moments_are_queried_by_text_image_or_video(publish: Publish):
 def test_frames_are_evenly_spaced_and_sorted_by_number(tmp_path: Path):
     (tmp_path / "v").mkdir()
     for frame in range(20):
-        gray(0).save(tmp_path / "v" / f"frame_{frame}.png")
+        gray_tile(0).save(tmp_path / "v" / f"frame_{frame}.png")
     (tmp_path / "v" / "notes.txt").write_text("no image")
 
     def names(count: int) -> list[int]:
@@ -216,7 +131,7 @@ def test_frames_are_evenly_spaced_and_sorted_by_number(tmp_path: Path):
 
 
 def test_the_number_of_frames_and_the_second_folder_are_respected(publish: Publish):
-    source, frame_root = publish(["MSR-VTT"], place=1)
+    source, frame_root = publish(["MSR-VTT"], layout=1)
     (task,) = tasks(source, frame_root, ["MSR-VTT"], frames=1)
     assert len(task.candidates[0]["image"]) == 1
     with pytest.raises(ValueError, match="expected at least 1 frame per video, got frames=0"):
@@ -226,7 +141,7 @@ def test_the_number_of_frames_and_the_second_folder_are_respected(publish: Publi
 def test_videos_are_distinct_even_if_all_frames_have_one_modification_time(publish: Publish):
     source, frame_root = publish(["MSR-VTT"])
     for frame in frame_root.rglob("*.png"):
-        gray(0).save(frame)
+        gray_tile(0).save(frame)
         os.utime(frame, (1, 1))
     (task,) = tasks(source, frame_root, ["MSR-VTT"])
     assert len(set(task.candidates.keys())) == VIDEOS

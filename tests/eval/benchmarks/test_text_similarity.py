@@ -1,6 +1,5 @@
 """Text benchmarks on small files in the published layout, with an encoder that has one dimension per word."""
 
-import json
 from pathlib import Path
 
 import datasets
@@ -9,6 +8,7 @@ import pytest
 
 from unime.data.teacher import PACKAGED_TEACHER, load_teacher
 from unime.eval.benchmarks import text_similarity
+from unime.eval.miniatures.hub_files import write_hub_dataset
 from unime.eval.report.html_report import table
 from unime.eval.tasks import SimilarityTask, evaluate
 
@@ -26,16 +26,6 @@ def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def write(folder: Path, rows: list[dict], config: str = "default") -> str:
-    """Write rows in the layout of a Hub dataset: a README that lists the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = f"  data_files:\n  - split: test\n    path: {config}/test.jsonl\n"
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n{files}---\n")
-    (folder / config).mkdir(exist_ok=True)
-    (folder / config / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(folder)
-
-
 PAIRS = [("man eats", "man eats", 5.0), ("man eats", "man sleeps", 2.5), ("man eats", "dog sleeps", 0.5)]
 
 
@@ -45,7 +35,7 @@ def test_similarities_worked_by_hand(tmp_path: Path):
         rows = [{"sentence1": a, "sentence2": b, "score": score} for a, b, score in PAIRS]
         if repository == "sts13-sts":  # scores in reverse order
             rows = [row | {"score": -row["score"]} for row in rows]
-        write(tmp_path / "mteb" / repository, rows)
+        write_hub_dataset(tmp_path / "mteb" / repository, {"default": rows})
     results, _ = evaluate(
         encode, text_similarity.sts(str(tmp_path / "mteb")), model="words", benchmark="sts", progress=False
     )
@@ -64,13 +54,16 @@ def test_inference_worked_by_hand(tmp_path: Path):
         {"anchor": "dog sleeps", "positive": "dog", "negative": "man eats"},
         {"anchor": "never read", "positive": "too", "negative": "many"},
     ]
-    (task,) = text_similarity.nli(write(tmp_path / "nli", rows, "triplet"), premises=2)
+    (task,) = text_similarity.nli(str(write_hub_dataset(tmp_path / "nli", {"triplet": rows})), premises=2)
     assert [item["text"] for item in task.queries] == ["man eats outside", "dog sleeps"]
     assert len(task.candidates) == 5  # "man eats" is the first row's positive and the third's negative
     assert sorted(task.positives[1]) == [2, 4]
     rows[0]["negative"] = "man outside dog"  # 2 of 3 words, as "man eats" has 2 of 2
     results, _ = evaluate(
-        encode, text_similarity.nli(write(tmp_path / "nli", rows, "triplet"), 2), model="words", progress=False
+        encode,
+        text_similarity.nli(str(write_hub_dataset(tmp_path / "nli", {"triplet": rows})), 2),
+        model="words",
+        progress=False,
     )
     assert results["tasks"]["NLI"]["hit@1"] == 1.0
 
@@ -102,7 +95,7 @@ def test_the_teacher_agrees_with_itself_and_less_with_its_first_dimensions():
     ],
 )
 def test_files_in_another_layout_are_refused(tmp_path: Path, open_it, reason: str):
-    write(tmp_path / "sts12-sts", [{"sentence1": "a", "score": 1.0}], "triplet")
+    write_hub_dataset(tmp_path / "sts12-sts", {"triplet": [{"sentence1": "a", "score": 1.0}]})
     with pytest.raises(ValueError, match=reason):
         open_it(str(tmp_path))
 

@@ -1,0 +1,74 @@
+"""Miniature caption retrieval (Flickr30K, COCO, ShareGPT4V, Urban1K) and SugarCrepe, of eight images each."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, List, Value
+
+from ..benchmarks.sugarcrepe import KINDS
+from .hub_files import gray_tile, save_gray_tile, write_hub_dataset
+
+
+IMAGES = 8
+
+
+def write_short_captions(folder: Path, captions: Sequence[Sequence[str]]) -> Path:
+    """Write a dataset with the columns of `royokong/flickr30k_test` and `royokong/coco_test`: `image` and `text`."""
+    features = Features({"image": Image(), "text": List(Value("string"))})
+    rows = {"image": [gray_tile(number) for number in range(len(captions))], "text": captions}
+    return write_hub_dataset(folder, {"default": Dataset.from_dict(rows, features)})
+
+
+def write_sharegpt4v(folder: Path, captions: Sequence[str]) -> Path:
+    """Write the JSON file of ShareGPT4V and images beside it, one per caption, and return the file."""
+    items = []
+    for number, caption in enumerate(captions):
+        image = f"coco/train2017/{number}.jpg"
+        save_gray_tile(folder / image, number)
+        turns = [{"from": "human", "value": "Describe.\n<image>"}, {"from": "gpt", "value": caption}]
+        items.append({"id": str(number), "image": image, "conversations": turns})
+    path = folder / "share-captioner_coco_lcs_sam_1246k_1107.json"
+    path.write_text(json.dumps(items))
+    return path
+
+
+def write_urban1k(folder: Path, captions: dict[int, str]) -> None:
+    """Write the content of a caption file for each number, and its image."""
+    (folder / "caption").mkdir(parents=True, exist_ok=True)
+    for number, caption in captions.items():
+        save_gray_tile(folder / "image" / f"{number}.jpg", number)
+        (folder / "caption" / f"{number}.txt").write_text(caption)
+
+
+def write_sugarcrepe(folder: Path, image_root: Path, captions: dict[str, Sequence[tuple[str, str]]]) -> None:
+    """Write SugarCrepe's files, given the true and the false caption of each row, and COCO's `val2017`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, pairs in captions.items():
+        rows = {}
+        for number, (caption, negative) in enumerate(pairs):
+            name = f"{number:012d}.jpg"
+            save_gray_tile(image_root / name, number)
+            rows[str(number)] = {"filename": name, "caption": caption, "negative_caption": negative}
+        (folder / f"{kind}.json").write_text(json.dumps(rows))
+
+
+def write_miniature(folder: Path) -> dict[str, str]:
+    """Write the five datasets, and return the arguments that open them."""
+    each = range(IMAGES)
+    short = [[f"{word} number {number}" for word in ("a", "the", "one", "this", "that")] for number in each]
+    for name in ("flickr30k_test", "coco_test"):
+        write_short_captions(folder / name, short)
+    sharegpt4v = write_sharegpt4v(folder / "sharegpt4v", [f"This is number {number}.\nIt is gray." for number in each])
+    write_urban1k(folder / "Urban1k", {number: f"number {number} in a street\n" for number in each})
+    pairs = [(f"a tile of number {number}", f"a tile of number {(number + 1) % IMAGES}") for number in each]
+    write_sugarcrepe(folder / "sugar-crepe" / "data", folder / "val2017", dict.fromkeys(KINDS, pairs))
+    return {
+        "flickr30k_source": "flickr30k_test",
+        "coco_source": "coco_test",
+        "sharegpt4v_captions": f"sharegpt4v/{sharegpt4v.name}",
+        "sharegpt4v_images": "sharegpt4v",
+        "urban1k_folder": "Urban1k",
+        "sugarcrepe_folder": "sugar-crepe/data",
+        "sugarcrepe_images": "val2017",
+    }
