@@ -32,19 +32,26 @@ def default_image_root(source: str | Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def resolve_path(path: str, root: Path) -> tuple[str, str | None]:
+def resolve_path(path: str, root: Path, follow_links: bool = False) -> tuple[str, str | None]:
     """Resolve the path of an image or text, and check that it lies inside a folder.
 
     Args:
         path (`str`): Path as a row gives it, relative to `root` or absolute.
-        root (`Path`): Folder that the path must not leave, not even through a symbolic link.
+        root (`Path`): Folder that the path must not leave.
+        follow_links (`bool`, *optional*, defaults to `False`): Allow symbolic links in the folder that lead out of it.
 
     Returns:
         `tuple[str, str | None]`: The full path, and why it must not be opened (`None` if it may).
     """
+    if "\0" in path:
+        return path, f"its path {path!r} cannot be opened (embedded null byte): fix the path"
     if URL_PATTERN.match(path):
         shown = path if len(path) < 100 else path[:100] + "..."
         return path, f"its image {shown} is a URL, and nothing is downloaded: save the file and give its path"
+    if follow_links:
+        inside = ".." not in Path(path).parts and (root.absolute() / path).is_relative_to(root.absolute())
+        problem = f"its file {path} is outside of {root}: use the dataset as published"
+        return str(root / path), None if inside else problem
     try:
         inside = Path(os.path.realpath(root / path)).is_relative_to(os.path.realpath(root))
     except (OSError, ValueError) as error:
@@ -84,6 +91,7 @@ def read_image(
     where: str,
     root: Path | None = None,
     draft: Callable[[Image.Image], None] | None = None,
+    follow_links: bool = False,
 ) -> Image.Image:
     """Read an image as RGB.
 
@@ -93,6 +101,7 @@ def read_image(
         root (`Path`, *optional*): Folder that a path starts from and must not leave. Without it the path is used
             unchecked, because the user typed it.
         draft (`Callable`, *optional*): Called with the opened image before it is decoded, see [`draft_for`].
+        follow_links (`bool`, *optional*, defaults to `False`): Allow symbolic links in `root` that lead out of it.
 
     Raises:
         ValueError: The image is missing, outside `root`, or unreadable.
@@ -102,7 +111,7 @@ def read_image(
     if encoded is None:
         if not isinstance(path, str):
             raise ValueError(f"{where}: its image has type {type(path).__name__}: give one path")
-        path, problem = (path, None) if root is None else resolve_path(path, root)
+        path, problem = (path, None) if root is None else resolve_path(path, root, follow_links)
         if problem is not None:
             raise ValueError(f"{where}: {problem}")
         try:

@@ -7,15 +7,11 @@ the prompts for images and for texts are the paper's.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-from pyarrow import ArrowException
-
 from ...data.hub_tables import check_text_columns, open_hub_table, read_json
-from ...data.image_files import default_image_root, read_image
-from ..lazy_items import LazyItems, file_identity
+from ..image_folder import ImageFolder, table_images
+from ..lazy_items import LazyItems
 from ..tasks import RetrievalTask
 
 
@@ -46,20 +42,8 @@ def coco(source: str = "royokong/coco_test") -> list[RetrievalTask]:
 def _short_captions(name: str, source: str) -> list[RetrievalTask]:
     rows = open_hub_table(name, source, ("image", "text"))
     check_text_columns(name, rows, several=("text",))
-    try:
-        # `read_image` decodes, so that the error for a broken image names its row.
-        rows = rows.cast_column("image", datasets.Image(decode=False))
-    except ArrowException:
-        raise ValueError(
-            f"{name}: expected images in the column image, got {rows.features['image']}; use the published dataset"
-        ) from None
     texts = [list(captions)[:CAPTIONS_PER_IMAGE] for captions in rows["text"]]
-    root = default_image_root(source)
-    images = LazyItems(
-        [{"image": row} for row in range(len(rows))],
-        lambda row: read_image(rows[row]["image"], f"{name}, row {row}", root),
-        lambda row: f"{rows._fingerprint}/{row}",
-    )
+    images = table_images(rows, lambda row: f"{name}, row {row}", source)
     return _both_directions(name, "retrieval", images, texts)
 
 
@@ -74,13 +58,16 @@ def sharegpt4v(captions: str | Path, image_root: str | Path) -> list[RetrievalTa
     for row, item in enumerate(read_json("sharegpt4v", captions, list)[:SHAREGPT4V_ITEMS]):
         try:
             texts.append([item["conversations"][1]["value"].replace("\n", " ")])
-            paths.append(Path(item["image"]).as_posix())
+            paths.append(os.fspath(item["image"]))
         except (LookupError, TypeError, AttributeError):
             raise ValueError(
                 f"sharegpt4v, row {row}: expected an object with an image, and a caption as the second of its "
                 "conversations; use the published file"
             ) from None
-    return _both_directions("sharegpt4v", "long", _image_items("sharegpt4v", image_root, paths), texts)
+    images = ImageFolder("sharegpt4v", Path(image_root), "give the folder of images as --sharegpt4v-images")
+    return _both_directions(
+        "sharegpt4v", "long", images.lazy_items(({"image": path} for path in paths), "row {}".format), texts
+    )
 
 
 def urban1k(folder: str | Path) -> list[RetrievalTask]:
@@ -98,24 +85,15 @@ def urban1k(folder: str | Path) -> list[RetrievalTask]:
         caption = folder / "caption" / f"{path.stem}.txt"
         if not caption.exists():
             raise ValueError(f"urban1k: the image {path.name} has no caption {caption}; unpack the dataset again")
-        # The task rejects invalid Unicode and names the query.
-        lines = caption.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        if not lines:
+        # The task rejects invalid Unicode and names the query. A line ends as in Python's text files, as in the
+        # published code: `splitlines` would also cut a caption at characters such as U+2028.
+        first_line = caption.read_text(encoding="utf-8", errors="surrogateescape").split("\n", 1)[0]
+        if not first_line.strip():
             raise ValueError(f"urban1k: the caption {caption} is empty; unpack the dataset again")
-        texts.append([lines[0]])
-    images = _image_items("urban1k", folder / "image", [path.name for path in paths])
-    return _both_directions("urban1k", "long", images, texts)
-
-
-def _image_items(name: str, root: str | Path, paths: Sequence[str]) -> LazyItems:
-    root = Path(root)
-    for row, path in enumerate(paths):
-        if not os.path.exists(root / path):  # False for invalid paths too, where `Path.exists` raises
-            raise ValueError(f"{name}, row {row}: the image {root / path} does not exist; give the folder of images")
-    return LazyItems(
-        [{"image": path} for path in paths],
-        lambda path: read_image(path, name, root),
-        lambda path: file_identity(root / path),
+        texts.append([first_line])
+    images = ImageFolder("urban1k", folder / "image", "unpack the dataset again")
+    return _both_directions(
+        "urban1k", "long", images.lazy_items(({"image": path.name} for path in paths), "image {}".format), texts
     )
 
 

@@ -7,15 +7,13 @@ the 20 subsets with training data in MMEB-train (IND) and the other 16 (OOD), an
 the four meta-tasks, which UniME's paper prints as "Overall", is reported as `mean_of_meta_tasks`.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...data.hub_tables import check_text_columns, open_hub_table, select_subsets
-from ...data.image_files import read_image
 from ...data.mmeb_train import INSTRUCTIONS, mmeb_item
 from ...data.target_prompts import BY_META_TASK, with_instruction
-from ..lazy_items import LazyItems, file_identity
+from ..image_folder import ImageFolder
 from ..tasks import RetrievalTask
 
 
@@ -117,35 +115,15 @@ def _task(name: str, source: str, root: Path, target_prompts: bool) -> Retrieval
         queries.append(mmeb_item(row["qry_text"], row["qry_img_path"], query_instruction))
         candidates = zip(row["tgt_text"], paths, strict=True)
         pools.append([indices.setdefault(candidate, len(indices)) for candidate in candidates])
-    _check_images(name, root, [item["image"] for item in queries], [path for _, path in indices])
-
-    def lazy_items(items: list[dict]) -> LazyItems:
-        return LazyItems(
-            items, lambda path: read_image(path, f"MMEB {name}", root), lambda path: file_identity(root / path)
-        )
-
+    advice = "unpack images.zip of MMEB-eval and give its folder as --mmeb-images"
+    images = ImageFolder(f"MMEB {name}", root, advice)
     candidate_items = [mmeb_item(text, path, candidate_instruction) for text, path in indices]
     return RetrievalTask(
         name,
         meta_task,
-        lazy_items(queries),
-        lazy_items([with_instruction(item, target_prompt) for item in candidate_items]),
+        images.lazy_items(queries, "row {}".format),
+        images.lazy_items([with_instruction(item, target_prompt) for item in candidate_items], "candidate {}".format),
         [pool[:1] for pool in pools],
         pools,
         distribution="IND" if in_distribution else "OOD",
     )
-
-
-def _check_images(name: str, root: Path, query_paths: list[str | None], candidate_paths: list[str]) -> None:
-    """Raise an error for the first missing image, before any is embedded."""
-    paths = [(f"row {row}", path) for row, path in enumerate(query_paths)]
-    paths += [("a candidate", path) for path in candidate_paths]
-    for place, path in paths:
-        if not path or os.path.exists(root / path):
-            continue
-        folder = root / Path(path).parts[0]
-        missing = f"the image {root / path}" if folder.exists() else f"the folder {folder}"
-        raise ValueError(
-            f"MMEB {name}, {place}: {missing} does not exist; unpack images.zip of MMEB-eval and give its folder as "
-            "mmeb_images"
-        )

@@ -29,13 +29,36 @@ def open_subset(
         columns (`Sequence[str]`): Required columns.
         config (`str`, *optional*): Configuration, as in `datasets.load_dataset`.
         split (`str`, *optional*, defaults to `"test"`): Split, as in `datasets.load_dataset`.
-        source (`str` or `Path`, *optional*): Folder with a copy of the repository under its Hub id, such as
-            `source/vidore/tatdqa_test_beir`. Reads the Hub by default.
+        source (`str` or `Path`, *optional*): Folder with copies of the repositories, see [`subset_source`].
 
     Raises:
         ValueError: The folder does not exist, or a column is missing.
     """
-    path = repository if source is None else Path(source) / repository
-    if source is not None and not Path(path).is_dir():
-        raise ValueError(f"MMEB-V2 {name}: the folder {path} does not exist; copy the dataset {repository} there")
+    path = subset_source(name, repository, source)
     return open_hub_table(f"MMEB-V2 {name}", str(path), columns, config, split)
+
+
+def subset_source(name: str, repository: str, source: str | Path | None) -> str | Path:
+    """Return the folder of a subset's repository, or its Hub id.
+
+    Args:
+        name (`str`): Name of the subset in error messages.
+        repository (`str`): Hub id.
+        source (`str` or `Path`, *optional*): Folder with a copy of the repository under its Hub id, such as
+            `source/vidore/tatdqa_test_beir`, or a clone of `TIGER-Lab/MMEB-V2` with its archives unpacked in place:
+            `source/visdoc-tasks/data/tatdqa_test_beir`. Reads the Hub by default.
+
+    Raises:
+        ValueError: The folder does not exist.
+    """
+    if source is None:
+        return repository
+    copy = Path(source) / repository
+    unpacked = Path(source) / "visdoc-tasks" / "data" / copy.name
+    for folder in (copy, unpacked):
+        if folder.is_dir():
+            return folder
+    raise ValueError(
+        f"MMEB-V2 {name}: the folder {copy} does not exist; copy the dataset {repository} there, as with "
+        f"`hf download {repository} --repo-type dataset --local-dir {copy}`"
+    )

@@ -4,17 +4,18 @@ Files: the questions of a subset are a Hub dataset with the columns listed in `S
 `video-tasks/frames` in `TIGER-Lab/MMEB-V2`, unpacked as by VLM2Vec's `download_data.sh`: one folder of images per
 video. Classification and caption queries are compared with all candidates of their subset; Something-Something,
 questions and moments with the candidates of their row. Metric: hit@1. Repositories, columns, folders and the number of
-frames (8) follow VLM2Vec's evaluation code; they have not been checked against the datasets themselves, so other
-columns are an error. VLM2Vec skips videos of MSVD and YouCook2 without frames; here they are an error.
+frames (8; all of a folder in MomentSeeker) and of rows (the first 1,000 of Something-Something) follow VLM2Vec's
+evaluation code; they have not been checked against the datasets themselves, so other columns are an error. VLM2Vec
+skips videos of MSVD and YouCook2 without frames; here they are an error.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ...data.hub_tables import select_subsets
-from ...data.image_files import read_image
-from ..lazy_items import LazyItems, file_identity
+from ..image_folder import ImageFolder
 from ..tasks import RetrievalTask
 from .mmeb_v2 import open_subset
 from .video_classes import BREAKFAST, HMDB51, KINETICS_700, UCF101
@@ -63,6 +64,9 @@ class VideoSet:
         configs (`tuple`, *optional*): Configurations, as in `datasets.load_dataset`. Rows get the name of theirs as
             `subset`.
         classes (`tuple[str, ...]`, *optional*): Candidates in addition to those of the rows.
+        max_rows (`int`, *optional*, defaults to all): Number of leading rows that are evaluated.
+        all_frames (`bool`, *optional*, defaults to `False`): Whether a video is represented by all frames in its
+            folder.
     """
 
     meta_task: str
@@ -73,6 +77,8 @@ class VideoSet:
     split: str = "test"
     configs: tuple[str | None, ...] = (None,)
     classes: tuple[str, ...] = ()
+    max_rows: int | None = None
+    all_frames: bool = False
 
     @property
     def shares_candidates(self) -> bool:
@@ -99,6 +105,7 @@ SETS = {
         ("video_cls/SSv2",),
         ("video_id", "pos_text", "neg_text"),
         something_something,
+        max_rows=1000,
     ),
     "HMDB51": VideoSet(
         "classification",
@@ -210,6 +217,7 @@ SETS = {
         ("video_mret/MomentSeeker",),
         ("query", "input_frames", "positive_frames", "negative_frames"),
         moment_seeker,
+        all_frames=True,
     ),
 }
 
@@ -227,7 +235,8 @@ def tasks(
             Hub id: `source/VLM2Vec/UCF101`.
         frame_root (`str` or `Path`, *optional*): `video-tasks/frames` of MMEB-V2, unpacked.
         subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `SETS`.
-        frames (`int`, *optional*, defaults to 8): Maximum number of frames per video, at least 1.
+        frames (`int`, *optional*, defaults to 8): Maximum number of frames per video, at least 1. MomentSeeker takes
+            all frames in the folder of a video.
 
     Raises:
         ValueError: A subset is unknown or lacks a column, frames are missing, or a row has no positive.
@@ -241,13 +250,12 @@ def tasks(
 
 def _task(name: str, source: str | Path | None, frame_root: Path, max_frames: int) -> RetrievalTask:
     video_set = SETS[name]
-    folders = [frame_root / folder for folder in video_set.folders]
-    root = next((folder for folder in folders if folder.is_dir()), None)
-    if root is None:
-        raise ValueError(
-            f"MMEB-V2 {name}: the folder {' or '.join(map(str, folders))} does not exist; unpack the archives of "
-            "video-tasks/frames of TIGER-Lab/MMEB-V2 and give their folder as mmeb_v2_frames"
-        )
+    folder = next((folder for folder in video_set.folders if (frame_root / folder).is_dir()), None)
+    advice = "unpack the archives of video-tasks/frames of TIGER-Lab/MMEB-V2 and give their folder as --mmeb-v2-frames"
+    if folder is None:
+        folders = " or ".join(str(frame_root / folder) for folder in video_set.folders)
+        raise ValueError(f"MMEB-V2 {name}: the folder {folders} does not exist; {advice}")
+    frames = Frames(frame_root, folder, None if video_set.all_frames else max_frames)
     candidates: dict[str, tuple[int, Item]] = {}  # content of a candidate -> (its index, item); each is embedded once
 
     def index(item: Item) -> int:
@@ -255,10 +263,10 @@ def _task(name: str, source: str | Path | None, frame_root: Path, max_frames: in
 
     for label in video_set.classes:
         index({"text": label})
-    queries, positives, pools = [], [], []
+    queries, positives, pools, places = [], [], [], []
     for place, row in _rows(name, source):
         try:
-            question = video_set.read(row, Frames(root, max_frames))
+            question = video_set.read(row, frames)
             if not (video_set.shares_candidates or question.negatives):
                 raise ValueError("the row has no negative")
         except ValueError as error:
@@ -267,22 +275,17 @@ def _task(name: str, source: str | Path | None, frame_root: Path, max_frames: in
             raise ValueError(
                 f"MMEB-V2 {name}, {place}: the row differs from the published layout ({error}); copy the dataset again"
             ) from None
+        places.append(place)
         queries.append(question.query)
         positives.append(list(dict.fromkeys(map(index, question.positives))))
         pools.append(list(dict.fromkeys([*positives[-1], *map(index, question.negatives)])))
 
-    def identity(path: str) -> str:
-        # Include the folder: frames of all videos share names, and an archive may give them one modification time.
-        return f"{name}/{Path(path).parent.relative_to(root)}/{file_identity(path)}"
-
-    def lazy_items(items: list[Item]) -> LazyItems:
-        return LazyItems(items, lambda path: read_image(path, f"MMEB-V2 {name}", root), identity)
-
+    images = ImageFolder(f"MMEB-V2 {name}", frame_root, advice)
     return RetrievalTask(
         name,
         video_set.meta_task,
-        lazy_items(queries),
-        lazy_items([item for _, item in candidates.values()]),
+        images.lazy_items(queries, places.__getitem__),
+        images.lazy_items((item for _, item in candidates.values()), "candidate {}".format),
         positives,
         None if video_set.shares_candidates else pools,
     )
@@ -294,5 +297,5 @@ def _rows(name: str, source: str | Path | None) -> Iterator[tuple[str, Row]]:
     for config in video_set.configs:
         rows = open_subset(name, video_set.repository, video_set.columns, config, video_set.split, source)
         prefix = f"{config} " if len(video_set.configs) > 1 else ""
-        for row_index, row in enumerate(rows):
+        for row_index, row in enumerate(islice(rows, video_set.max_rows)):
             yield f"{prefix}row {row_index}", row | {"subset": config}

@@ -5,12 +5,10 @@ is the unweighted mean of its perturbations. Items have no instruction: the prom
 paper's.
 """
 
-import os
 from pathlib import Path
 
 from ...data.hub_tables import read_json
-from ...data.image_files import read_image
-from ..lazy_items import LazyItems, file_identity
+from ..image_folder import ImageFolder
 from ..tasks import CompositionalTask
 
 
@@ -40,18 +38,12 @@ def _task(kind: str, path: Path, root: Path) -> CompositionalTask:
         missing = [key for key in ("filename", "caption", "negative_caption") if key not in texts]
         if missing:
             raise ValueError(f"{path.name}, row {row_id}: missing {', '.join(missing)}; use the published file")
-        if not os.path.exists(root / row["filename"]):
-            raise ValueError(
-                f"{path.name}, row {row_id}: the image {root / row['filename']} does not exist; give COCO's val2017"
-            )
 
-    def lazy_items(row_key: str, item_key: str) -> LazyItems:
-        return LazyItems(
-            [{item_key: row[row_key]} for row in rows.values()],
-            lambda name: read_image(name, f"SugarCrepe {kind}", root),
-            lambda name: file_identity(root / name),
-        )
-
+    images = ImageFolder(path.name, root, "give COCO's val2017 as --sugarcrepe-images")
+    row_ids = list(rows)
     return CompositionalTask(
-        kind, lazy_items("filename", "image"), lazy_items("caption", "text"), lazy_items("negative_caption", "text")
+        kind,
+        images.lazy_items(({"image": row["filename"]} for row in rows.values()), lambda row: f"row {row_ids[row]}"),
+        images.lazy_items({"text": row["caption"]} for row in rows.values()),
+        images.lazy_items({"text": row["negative_caption"]} for row in rows.values()),
     )

@@ -32,34 +32,39 @@ class Frames:
     """The frames of a subset's videos.
 
     Args:
-        root (`Path`): Folder with one folder of images per video.
-        count (`int`): Maximum number of frames per video.
+        root (`Path`): Folder of the frames of all subsets.
+        folder (`str`): Folder in it with one folder of images per video.
+        count (`int`, *optional*): Maximum number of frames per video.
     """
 
     root: Path
-    count: int
+    folder: str
+    count: int | None = None
 
     def of(self, video: object) -> list[str]:
-        """Return paths of `count` evenly spaced frames, the first and last included; all if there are fewer."""
-        folder = self.root / str(video)
+        """Return paths, from `root`, of `count` evenly spaced frames, first and last included, or of all if fewer."""
         frames = sorted(
-            (path for path in self._list(folder) if path.suffix.lower() in FRAME_SUFFIXES),
-            key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
+            (path.name for path in self._list(video) if path.suffix.lower() in FRAME_SUFFIXES),
+            key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
         )
         if not frames:
-            raise ValueError(f"the folder {folder} has no images; unpack the frames again")
-        if len(frames) > self.count:
+            raise ValueError(f"the folder {self.path(video)} has no images; unpack the frames again")
+        if self.count is not None and len(frames) > self.count:
             frames = [frames[index] for index in np.linspace(0, len(frames) - 1, self.count, dtype=int)]
-        return [str(path) for path in frames]
+        return [f"{self.folder}/{video}/{name}" for name in frames]
 
     def clips(self, video: str) -> list[str]:
         """Return the clips in the folder of a video, sorted by name."""
-        return sorted(f"{video}/{path.name}" for path in self._list(self.root / video) if path.is_dir())
+        return sorted(f"{video}/{path.name}" for path in self._list(video) if path.is_dir())
 
-    def _list(self, folder: Path) -> list[Path]:
-        if not folder.is_dir():
-            raise ValueError(f"the folder {folder} does not exist; unpack the frames of MMEB-V2 again")
-        return list(folder.iterdir())
+    def path(self, video: object) -> Path:
+        """Return the folder of a video, or another path in the subset's folder."""
+        return self.root / self.folder / str(video)
+
+    def _list(self, video: object) -> list[Path]:
+        if not self.path(video).is_dir():
+            raise ValueError(f"the folder {self.path(video)} does not exist; unpack the frames of MMEB-V2 again")
+        return list(self.path(video).iterdir())
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def moment(row: Row, frames: Frames) -> Question:
     positives = [clip for clip in clips if clip.startswith(f"{video}/positive")]
     if not 0 < len(positives) < len(clips):
         raise ValueError(
-            f"expected positive and negative clips in {frames.root / video}, got {len(positives)} positives among "
+            f"expected positive and negative clips in {frames.path(video)}, got {len(positives)} positives among "
             f"{len(clips)} clips; unpack the frames again"
         )
     instruction = "Find the clip that corresponds to the described scene in the given video:"
@@ -210,11 +215,8 @@ def moment_seeker(row: Row, frames: Frames) -> Question:
         instruction = "Find the clip that corresponds to the given sentence and video segment:"
         query |= {"image": frames_of(media), "instruction": instruction}
     elif media.endswith(".jpg"):
-        image = frames.root / f"query_{media}"
-        if not image.exists():
-            raise ValueError(f"the image {image} does not exist; unpack the frames of MMEB-V2 again")
         instruction = "Select the video clip that aligns with the given text and image:"
-        query |= {"image": [str(image)], "instruction": instruction}
+        query |= {"image": [f"{frames.folder}/query_{media}"], "instruction": instruction}
     else:
         query |= {"instruction": "Find the clip that corresponds to the given text:"}
     return Question(query, clips(row["positive_frames"]), clips(row["negative_frames"]))

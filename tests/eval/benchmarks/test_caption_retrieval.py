@@ -72,6 +72,9 @@ def test_a_caption_of_urban1k_is_its_first_line(tmp_path: Path):
     assert [query["text"] for query in t2i.queries] == ["9 cars", "10 cars"]
     results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
     assert results["meta_tasks"] == {"long": 1.0}
+    # As in the published code, only a line feed ends a line.
+    (tmp_path / "caption" / "9.txt").write_text("9 cars\u2028and\x0ba\x85bus\r\nand a second line\n")
+    assert urban1k(tmp_path)[0].queries[0]["text"] == "9 cars\u2028and\x0ba\x85bus"
     (tmp_path / "caption" / "9.txt").unlink()
     with pytest.raises(ValueError, match="urban1k: the image 9.jpg has no caption .*9.txt"):
         urban1k(tmp_path)

@@ -124,6 +124,24 @@ def test_missing_images_are_named_before_anything_is_embedded(publish: Publish):
         task.queries[5]
 
 
+def test_links_in_the_folder_of_images_are_followed(publish: Publish, tmp_path: Path):
+    folder = publish(["CIRR"])
+    disk = tmp_path / "another disk"
+    (folder / "images").rename(disk)
+    (folder / "images").symlink_to(disk)
+    (task,) = tasks(str(folder), folder, ["CIRR"])
+    assert task.queries[0]["image"].size == (4, 4)
+
+    def upwards(row: dict) -> dict:
+        return row | {"qry_img_path": "../" + row["qry_img_path"]}
+
+    folder = publish(["NIGHTS"], change=upwards)
+    with pytest.raises(
+        ValueError, match=r"^MMEB NIGHTS, row 0: its file \.\./\S+ is outside of .*: use the dataset as"
+    ):
+        tasks(str(folder), folder, ["NIGHTS"])
+
+
 def test_rows_without_candidates_are_named(publish: Publish):
     folder = publish(["CIRR"], change=lambda row: row | {"tgt_text": row["tgt_text"][:2]})
     with pytest.raises(

@@ -70,6 +70,18 @@ def test_queries_and_pages_have_the_published_instructions(publish: Publish):
     assert len(set(chart.candidates.keys())) == PAGES
 
 
+def test_a_clone_of_mmeb_v2_is_read(publish: Publish):
+    names = ["ViDoRe_tatdqa", "VisRAG_ChartQA"]
+    copies = publish(names)
+    clone = copies.parent / "MMEB-V2"
+    (clone / "visdoc-tasks" / "data").mkdir(parents=True)
+    for name in names:
+        (copies / SETS[name][1]).rename(clone / "visdoc-tasks" / "data" / Path(SETS[name][1]).name)
+    assert [task.name for task in tasks(clone, names)] == names
+    with pytest.raises(ValueError, match=r"copy the dataset VLM2Vec/ViDoSeek-page-fixed there, as with `hf download"):
+        tasks(clone, ["ViDoSeek-page"])
+
+
 def test_files_in_another_layout_are_refused_in_one_sentence(publish: Publish, tmp_path: Path):
     reason = "unknown subset 'ViDoRe' of MMEB-V2's visual documents: choose from ViDoRe_arxiv"
     with pytest.raises(ValueError, match=reason):
@@ -98,7 +110,7 @@ def test_files_in_another_layout_are_refused_in_one_sentence(publish: Publish, t
             "image",
             4,
             None,
-            "^MMEB-V2 MMLongBench-page, corpus row 4: no image; copy the dataset again$",
+            "^MMEB-V2 MMLongBench-page, corpus row 4: there is no image; use the published",
         ),
         ("qrels", "corpus-id", 1, 77, "^MMEB-V2 MMLongBench-page, qrels row 1: the corpus has no page 77; use corpus"),
         ("qrels", "score", 0, 0, "^MMEB-V2 MMLongBench-page, queries row 0: qrels have no relevant page for the que"),

@@ -123,7 +123,7 @@ def test_frames_are_evenly_spaced_and_sorted_by_number(tmp_path: Path):
     (tmp_path / "v" / "notes.txt").write_text("no image")
 
     def names(count: int) -> list[int]:
-        return [int(Path(path).stem.removeprefix("frame_")) for path in Frames(tmp_path, count).of("v")]
+        return [int(Path(path).stem.removeprefix("frame_")) for path in Frames(tmp_path, ".", count).of("v")]
 
     assert names(8) == [0, 2, 5, 8, 10, 13, 16, 19]  # 19 i / 7, truncated
     assert names(3) == [0, 9, 19] and names(1) == [0]
@@ -136,6 +136,35 @@ def test_the_number_of_frames_and_the_second_folder_are_respected(publish: Publi
     assert len(task.candidates[0]["image"]) == 1
     with pytest.raises(ValueError, match="expected at least 1 frame per video, got frames=0"):
         tasks(source, frame_root, ["MSR-VTT"], frames=0)
+
+
+def test_frames_of_a_relative_folder_are_read(publish: Publish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, frame_root = publish(["UCF101", "MomentSeeker", "QVHighlight"])
+    disk = tmp_path / "another disk"
+    (frame_root / "video_cls").rename(disk)
+    (frame_root / "video_cls").symlink_to(disk)
+    monkeypatch.chdir(tmp_path)
+    opened = tasks(source, frame_root.relative_to(tmp_path), ["UCF101", "MomentSeeker", "QVHighlight"])
+    results, _ = evaluate(EmbeddingCache(encode), opened, model="grays", benchmark="video", progress=False)
+    assert results["overall"] == 1.0
+    (disk / "UCF101/v2/frame_1.png").unlink()
+    (disk / "UCF101/v2/frame_1.png").symlink_to("nowhere.png")
+    with pytest.raises(
+        ValueError, match=r"^MMEB-V2 UCF101, row 2: the image \S+/v2/frame_1.png does not exist; unpack"
+    ):
+        tasks(source, frame_root.relative_to(tmp_path), ["UCF101"])
+
+
+def test_rows_and_frames_are_limited_as_in_vlm2vec(publish: Publish):
+    source, frame_root = publish(["SmthSmthV2", "MomentSeeker"])
+    lines = (source / "VLM2Vec/SmthSmthV2/default.jsonl").read_text().splitlines()
+    (source / "VLM2Vec/SmthSmthV2/default.jsonl").write_text("\n".join(lines * 300))
+    for frame in range(2, 12):
+        gray(0).save(frame_root / "video_mret/MomentSeeker/video_frames/clips_0" / f"frame_{frame}.png")
+    first_rows, moments = tasks(source, frame_root, ["SmthSmthV2", "MomentSeeker"])
+    assert len(first_rows.queries) == 1000
+    (candidate,) = moments.positives[0][:1]
+    assert len(moments.candidates[candidate]["image"]) == 12  # a moment of MomentSeeker has no limit of frames
 
 
 def test_videos_are_distinct_even_if_all_frames_have_one_modification_time(publish: Publish):
