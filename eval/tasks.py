@@ -158,15 +158,18 @@ class SimilarityTask:
 
 @dataclass(frozen=True)
 class CompositionalTask:
-    """Images with a true caption and a minimally edited false one (SugarCrepe).
+    """Images with a true caption and a minimally edited false one (SugarCrepe), or with two true ones (SugarCrepe++).
 
-    A row is correct if and only if the image is closer to its caption than to its negative.
+    A row is correct if and only if the image is closer to each true caption than to its negative. With two true
+    captions, the texts are compared without the image as well, as the task `text_NAME`: a row is correct if and only
+    if the true captions are closer to each other than either is to the negative.
 
     Args:
         name (`str`): The perturbation, such as `swap_obj`; the part before the first `_` is its group.
         images (`Sequence[Item]`): The images.
         captions (`Sequence[Item]`): The true caption of each image.
         negatives (`Sequence[Item]`): The false caption of each image.
+        paraphrases (`Sequence[Item]`, *optional*): A second true caption of each image, in other words.
 
     Raises:
         ValueError: The parts differ in length, or an item cannot be embedded.
@@ -176,17 +179,26 @@ class CompositionalTask:
     images: Sequence[Item]
     captions: Sequence[Item]
     negatives: Sequence[Item]
+    paraphrases: Sequence[Item] | None = None
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
         """Return the items to embed by their role."""
-        return {"image": self.images, "caption": self.captions, "negative": self.negatives}
+        paraphrases = {} if self.paraphrases is None else {"paraphrase": self.paraphrases}
+        return {"image": self.images, "caption": self.captions, "negative": self.negatives, **paraphrases}
+
+    @property
+    def chance(self) -> float:
+        """Return the expected accuracy of random scores: one of two, or of three, must be the lowest or highest."""
+        return 1 / 2 if self.paraphrases is None else 1 / 3
 
     def __post_init__(self):
-        if not len(self.images) == len(self.captions) == len(self.negatives) > 0:
+        lengths = {role: len(items) for role, items in self.roles.items()}
+        if len(set(lengths.values())) > 1 or not len(self.images):
+            counts = [f"{length} {role}s" for role, length in lengths.items()]
             raise ValueError(
-                f"task '{self.name}' has {len(self.images)} images, {len(self.captions)} captions and "
-                f"{len(self.negatives)} negatives; give equally many of each, and at least one"
+                f"task '{self.name}' has {', '.join(counts[:-1])} and {counts[-1]}; give equally many of each, and at "
+                "least one"
             )
         _check_items(self)
 
@@ -256,6 +268,8 @@ def evaluate(
     # Benchmarks may share a cache.
     items_before, seconds_before = cache.embedded_items, cache.embedding_seconds
     scores_of_task, accuracies = {}, {}
+    compositional_rows: dict[str, int] = {}
+    compositional_chance: dict[str, float] = {}
     rankings = {"retrieval": {}, "compositional": {}}
     all_tasks = [*tasks, *compositional_tasks]
     names = Counter(task.name for task in all_tasks)
@@ -274,10 +288,11 @@ def evaluate(
                 case SimilarityTask():
                     scores_of_task[task.name] = _score_similarity(task, *embeddings)
                 case CompositionalTask():
-                    images, captions, negatives = embeddings
-                    true, false = (images * captions).sum(axis=1), (images * negatives).sum(axis=1)
-                    accuracies[task.name] = compositional_accuracy(true, false)
-                    rankings["compositional"][task.name] = compositional_examples(true, false, shown)
+                    pairs = _compare_captions(*embeddings)
+                    rankings["compositional"][task.name] = compositional_examples(*pairs[0], shown)
+                    for name, pair in zip((task.name, f"text_{task.name}"), pairs, strict=False):
+                        accuracies[name], compositional_rows[name] = compositional_accuracy(*pair), len(pair[0])
+                        compositional_chance[name] = task.chance
 
     main_scores = {name: scores[scores["metric"]] for name, scores in scores_of_task.items()}
     meta_tasks = mean_by_group((scores["meta_task"], main_scores[name]) for name, scores in scores_of_task.items())
@@ -295,7 +310,8 @@ def evaluate(
         "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if main_scores else None,
         "compositional": accuracies,
         "compositional_groups": mean_by_group((name.split("_")[0], score) for name, score in accuracies.items()),
-        "compositional_rows": {task.name: len(task.images) for task in compositional_tasks},
+        "compositional_rows": compositional_rows,
+        "compositional_chance": compositional_chance,
         "seconds": round(time.perf_counter() - start, 1),
         "embedded": {
             "items": cache.embedded_items - items_before,
@@ -333,6 +349,19 @@ def _score_retrieval(
     if task.distribution is not None and task.pools is not None:
         result["hit@1, ties right"] = argmax_ties_to_first(similarities, task.pools)
     return result, retrieval_examples(similarities, ranks, task.positives, task.pools, shown)
+
+
+def _compare_captions(
+    images: np.ndarray, captions: np.ndarray, negatives: np.ndarray, paraphrases: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return similarities of which the first must exceed the second; with two true captions also between texts."""
+    true, false = (images * captions).sum(axis=1), (images * negatives).sum(axis=1)
+    if paraphrases is None:
+        return [(true, false)]
+    true = np.minimum(true, (images * paraphrases).sum(axis=1))
+    between = (captions * paraphrases).sum(axis=1)
+    to_negative = np.maximum((captions * negatives).sum(axis=1), (paraphrases * negatives).sum(axis=1))
+    return [(true, false), (between, to_negative)]
 
 
 def _score_similarity(task: SimilarityTask, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:

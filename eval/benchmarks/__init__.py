@@ -71,7 +71,12 @@ class BenchmarkArguments:
     sugarcrepe_folder: str = field(
         default="sugar-crepe/data", metadata={"help": "sugarcrepe: Folder of the JSON files."}
     )
-    sugarcrepe_images: str = field(default="val2017", metadata={"help": "sugarcrepe: Folder of COCO val2017."})
+    sugarcrepe_pp_folder: str = field(
+        default="scpp/data", metadata={"help": "sugarcrepe-pp: Folder of the JSON files of SugarCrepe++."}
+    )
+    sugarcrepe_images: str = field(
+        default="val2017", metadata={"help": "sugarcrepe, sugarcrepe-pp: Folder of COCO val2017."}
+    )
     sts_source: str = field(
         default="mteb", metadata={"help": "sts: Hub organization, or folder, that holds the datasets."}
     )
@@ -170,6 +175,13 @@ BENCHMARKS = {
         ".sugarcrepe",
         lambda module, args: ([], module.tasks(args.sugarcrepe_folder, args.sugarcrepe_images)),
         _FLICKR,
+        miniature="..miniatures.caption_miniature",
+    ),
+    "sugarcrepe-pp": Benchmark(
+        ".sugarcrepe_pp",
+        lambda module, args: ([], module.tasks(args.sugarcrepe_pp_folder, args.sugarcrepe_images)),
+        _FLICKR + " Captions: SugarCrepe++, CC BY 4.0.",
+        "Aman-J/SugarCrepe_pp",
         miniature="..miniatures.caption_miniature",
     ),
     "sts": Benchmark(

@@ -1,4 +1,4 @@
-"""Miniature caption retrieval (Flickr30K, COCO, ShareGPT4V, Urban1K) and SugarCrepe, of eight images each."""
+"""Miniature caption retrieval (Flickr30K, COCO, ShareGPT4V, Urban1K), SugarCrepe and SugarCrepe++, of eight images."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, List, Value
 
+from ..benchmarks import sugarcrepe_pp
 from ..benchmarks.sugarcrepe import KINDS
 from .hub_files import gray_tile, save_gray_tile, write_hub_dataset
 
@@ -53,8 +54,21 @@ def write_sugarcrepe(folder: Path, image_root: Path, captions: dict[str, Sequenc
         (folder / f"{kind}.json").write_text(json.dumps(rows))
 
 
+def write_sugarcrepe_pp(folder: Path, image_root: Path, captions: dict[str, Sequence[tuple[str, str, str]]]) -> None:
+    """Write SugarCrepe++'s files, given two true captions and the false one of each row, and COCO's `val2017`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, texts in captions.items():
+        rows = []
+        for number, (caption, caption2, negative) in enumerate(texts):
+            name = f"{number:012d}.jpg"
+            save_gray_tile(image_root / name, number)
+            captions_of_row = {"caption": caption, "caption2": caption2, "negative_caption": negative}
+            rows.append({"id": number, "filename": name, **captions_of_row})
+        (folder / f"{kind}.json").write_text(json.dumps(rows))
+
+
 def write_miniature(folder: Path) -> dict[str, str]:
-    """Write the five datasets, and return the arguments that open them."""
+    """Write the six datasets, and return the arguments that open them."""
     each = range(IMAGES)
     short = [[f"{word} number {number}" for word in ("a", "the", "one", "this", "that")] for number in each]
     for name in ("flickr30k_test", "coco_test"):
@@ -63,6 +77,8 @@ def write_miniature(folder: Path) -> dict[str, str]:
     write_urban1k(folder / "Urban1k", {number: f"number {number} in a street\n" for number in each})
     pairs = [(f"a tile of number {number}", f"a tile of number {(number + 1) % IMAGES}") for number in each]
     write_sugarcrepe(folder / "sugar-crepe" / "data", folder / "val2017", dict.fromkeys(KINDS, pairs))
+    triples = [(caption, f"a gray tile, number {row}", negative) for row, (caption, negative) in enumerate(pairs)]
+    write_sugarcrepe_pp(folder / "scpp" / "data", folder / "val2017", dict.fromkeys(sugarcrepe_pp.KINDS, triples))
     return {
         "flickr30k_source": "flickr30k_test",
         "coco_source": "coco_test",
@@ -70,5 +86,6 @@ def write_miniature(folder: Path) -> dict[str, str]:
         "sharegpt4v_images": "sharegpt4v",
         "urban1k_folder": "Urban1k",
         "sugarcrepe_folder": "sugar-crepe/data",
+        "sugarcrepe_pp_folder": "scpp/data",
         "sugarcrepe_images": "val2017",
     }

@@ -183,7 +183,8 @@ def _chance_column(results: Results) -> dict[str, Any]:
     """Return the expected results of random scores, NaN where they are not defined (ndcg, Spearman)."""
     tasks = results["tasks"]
     shares = {name: task.get("chance", math.nan) for name, task in tasks.items()}
-    compositional = dict.fromkeys(results["compositional"], 0.5)
+    # Results of earlier versions have one true caption per image.
+    compositional = results.get("compositional_chance", dict.fromkeys(results["compositional"], 0.5))
     return {
         "tasks": {name: {tasks[name]["metric"]: share, "R@1": share} for name, share in shares.items()},
         "meta_tasks": mean_by_group((tasks[name]["meta_task"], share) for name, share in shares.items()),
@@ -192,7 +193,7 @@ def _chance_column(results: Results) -> dict[str, Any]:
         ),
         "overall": float(np.mean(list(shares.values()))) if shares else None,
         "compositional": compositional,
-        "compositional_groups": dict.fromkeys(results["compositional_groups"], 0.5),
+        "compositional_groups": mean_by_group((name.split("_")[0], share) for name, share in compositional.items()),
     }
 
 
