@@ -37,7 +37,8 @@ def open_hub_table(
 
     Args:
         name (`str`): Name of the table, for errors.
-        source (`str`): Hub id, or a folder with the same layout.
+        source (`str`): Hub id, a folder with the same layout, or a JSONL file with the rows of one configuration and
+            split.
         columns (`Iterable[str]`): Needed columns.
         config (`str`, *optional*): Configuration, as in `datasets.load_dataset`.
         split (`str`, *optional*, defaults to `"test"`): Split, as in `datasets.load_dataset`.
@@ -45,7 +46,10 @@ def open_hub_table(
     Raises:
         ValueError: A column is missing; the message lists the columns that exist.
     """
-    table = load_table(source, config, split=split)
+    if Path(source).is_file():
+        table = load_table("json", data_files=source, split="train")
+    else:
+        table = load_table(source, config, split=split)
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise ValueError(

@@ -45,20 +45,26 @@ class BenchmarkArguments:
         default=None, metadata={"help": "rows: Folder that paths of images start from; that of the file by default."}
     )
     mmeb_source: str = field(default="TIGER-Lab/MMEB-eval", metadata={"help": "mmeb: Hub id or folder."})
-    mmeb_images: str = field(default="MMEB-eval", metadata={"help": "mmeb: Folder of the unpacked images.zip."})
+    mmeb_images: str = field(
+        default="MMEB-eval",
+        metadata={"help": "mmeb: Folder of the unpacked images.zip, or an unpacked clone of TIGER-Lab/MMEB-V2."},
+    )
     subsets: list[str] | None = field(
         default=None, metadata={"help": "mmeb, mmeb-v2-*, sts: Names of the subsets to evaluate; all by default."}
     )
     mmeb_v2_source: str | None = field(
         default=None,
         metadata={
-            "help": "mmeb-v2-*: Folder with copies of the datasets, each under its Hub id; reads the Hub by default."
+            "help": "mmeb-v2-*: Folder with copies of the datasets, each under its Hub id, or a clone of "
+            "TIGER-Lab/MMEB-V2; reads the Hub by default."
         },
     )
     mmeb_v2_frames: str = field(
         default="MMEB-V2/video-tasks/frames", metadata={"help": "mmeb-v2-video: Folder of the unpacked frames."}
     )
-    frames: int = field(default=8, metadata={"help": "mmeb-v2-video: Maximum number of frames per video."})
+    frames: int = field(
+        default=8, metadata={"help": "mmeb-v2-video: Maximum number of frames per video; MomentSeeker takes all."}
+    )
     flickr30k_source: str = field(default="royokong/flickr30k_test", metadata={"help": "flickr30k: Hub id or folder."})
     coco_source: str = field(default="royokong/coco_test", metadata={"help": "coco: Hub id or folder."})
     sharegpt4v_captions: str = field(

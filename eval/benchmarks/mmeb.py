@@ -87,7 +87,7 @@ def tasks(
     Args:
         source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-eval"`): Hub id, or a folder with the same layout.
         image_root (`str` or `Path`, *optional*, defaults to the working directory): Folder of the unpacked
-            `images.zip`.
+            `images.zip`, or a clone of `TIGER-Lab/MMEB-V2` with `image-tasks/mmeb_v1.tar.gz` unpacked in place.
         subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `SETS`.
         target_prompts (`bool`, *optional*, defaults to `False`): Give candidates without an instruction the
             instruction of their meta-task, for models that were trained with `target_prompts`.
@@ -95,7 +95,10 @@ def tasks(
     Raises:
         ValueError: A subset is unknown or lacks a column, a row has no candidates, or images are missing.
     """
-    return [_task(name, source, Path(image_root), target_prompts) for name in select_subsets(subsets, SETS, "MMEB")]
+    # In a clone of TIGER-Lab/MMEB-V2, where mmeb_v1.tar.gz was unpacked.
+    places = [Path(image_root, "image-tasks", "MMEB"), Path(image_root, "image-tasks"), Path(image_root, "MMEB")]
+    root = next((place for place in places if place.is_dir()), Path(image_root))
+    return [_task(name, source, root, target_prompts) for name in select_subsets(subsets, SETS, "MMEB")]
 
 
 def _task(name: str, source: str, root: Path, target_prompts: bool) -> RetrievalTask:

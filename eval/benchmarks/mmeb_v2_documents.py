@@ -69,8 +69,7 @@ def tasks(source: str | Path | None = None, subsets: Sequence[str] | None = None
     Args:
         source (`str` or `Path`, *optional*, defaults to the Hub): Folder with copies of the datasets, each under its
             Hub id: `source/vidore/tatdqa_test_beir`. In a clone of `TIGER-Lab/MMEB-V2` with `visdoc-tasks.data.tar.gz`
-            unpacked they are found in `visdoc-tasks/data`; four of them are not among its archives (the two corrected
-            page subsets, ...) and are errors until they are copied.
+            unpacked they are found in `visdoc-tasks/data`, except for the two corrected page subsets: copy those.
         subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `SETS`.
 
     Raises:

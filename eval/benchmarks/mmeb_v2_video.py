@@ -57,6 +57,7 @@ class VideoSet:
         meta_task (`str`): One of `tasks.META_TASKS`.
         repository (`str`): Hub id of the questions.
         folders (`tuple[str, ...]`): Possible folders of the frames: as in the archives, and as VLM2Vec expects them.
+            The archives may also have been unpacked without their first folder, such as `video_cls`.
         columns (`tuple[str, ...]`): Columns that `read` uses.
         read (`Callable`): Takes a row and the frames of the subset, returns a [`Question`]. Raises `ValueError` if the
             row is invalid.
@@ -67,6 +68,8 @@ class VideoSet:
         max_rows (`int`, *optional*, defaults to all): Number of leading rows that are evaluated.
         all_frames (`bool`, *optional*, defaults to `False`): Whether a video is represented by all frames in its
             folder.
+        file (`str`, *optional*): Name of the file of the questions in `video-tasks/data` of a clone of
+            `TIGER-Lab/MMEB-V2`, if it is not that of the subset in lower case.
     """
 
     meta_task: str
@@ -79,6 +82,7 @@ class VideoSet:
     classes: tuple[str, ...] = ()
     max_rows: int | None = None
     all_frames: bool = False
+    file: str | None = None
 
     @property
     def shares_candidates(self) -> bool:
@@ -106,6 +110,7 @@ SETS = {
         ("video_id", "pos_text", "neg_text"),
         something_something,
         max_rows=1000,
+        file="ssv2.jsonl",
     ),
     "HMDB51": VideoSet(
         "classification",
@@ -210,6 +215,7 @@ SETS = {
         ("video_mret/Charades-STA", "video_mret/Charades_STA"),
         ("query", "video_path"),
         moment,
+        file="charades_sta.jsonl",
     ),
     "MomentSeeker": VideoSet(
         "moments",
@@ -218,6 +224,7 @@ SETS = {
         ("query", "input_frames", "positive_frames", "negative_frames"),
         moment_seeker,
         all_frames=True,
+        file="momentseeker_1k6.jsonl",
     ),
 }
 
@@ -232,7 +239,7 @@ def tasks(
 
     Args:
         source (`str` or `Path`, *optional*, defaults to the Hub): Folder with copies of the datasets, each under its
-            Hub id: `source/VLM2Vec/UCF101`.
+            Hub id: `source/VLM2Vec/UCF101`, or a clone of `TIGER-Lab/MMEB-V2`: `source/video-tasks/data/ucf101.jsonl`.
         frame_root (`str` or `Path`, *optional*): `video-tasks/frames` of MMEB-V2, unpacked.
         subsets (`Sequence[str]`, *optional*, defaults to all): Keys of `SETS`.
         frames (`int`, *optional*, defaults to 8): Maximum number of frames per video, at least 1. MomentSeeker takes
@@ -250,11 +257,12 @@ def tasks(
 
 def _task(name: str, source: str | Path | None, frame_root: Path, max_frames: int) -> RetrievalTask:
     video_set = SETS[name]
-    folder = next((folder for folder in video_set.folders if (frame_root / folder).is_dir()), None)
+    folders = [*video_set.folders, *(folder.partition("/")[2] for folder in video_set.folders)]
+    folder = next((folder for folder in folders if (frame_root / folder).is_dir()), None)
     advice = "unpack the archives of video-tasks/frames of TIGER-Lab/MMEB-V2 and give their folder as --mmeb-v2-frames"
     if folder is None:
-        folders = " or ".join(str(frame_root / folder) for folder in video_set.folders)
-        raise ValueError(f"MMEB-V2 {name}: the folder {folders} does not exist; {advice}")
+        expected = " or ".join(str(frame_root / folder) for folder in video_set.folders)
+        raise ValueError(f"MMEB-V2 {name}: the folder {expected} does not exist; {advice}")
     frames = Frames(frame_root, folder, None if video_set.all_frames else max_frames)
     candidates: dict[str, tuple[int, Item]] = {}  # content of a candidate -> (its index, item); each is embedded once
 
@@ -294,8 +302,10 @@ def _task(name: str, source: str | Path | None, frame_root: Path, max_frames: in
 def _rows(name: str, source: str | Path | None) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a subset, each with its place for error messages."""
     video_set = SETS[name]
+    # The rows of MVBench's configurations are read from its repository: a clone of MMEB-V2 has no such file.
+    file = None if len(video_set.configs) > 1 else video_set.file or f"{name.lower()}.jsonl"
     for config in video_set.configs:
-        rows = open_subset(name, video_set.repository, video_set.columns, config, video_set.split, source)
+        rows = open_subset(name, video_set.repository, video_set.columns, config, video_set.split, source, file)
         prefix = f"{config} " if len(video_set.configs) > 1 else ""
         for row_index, row in enumerate(islice(rows, video_set.max_rows)):
             yield f"{prefix}row {row_index}", row | {"subset": config}

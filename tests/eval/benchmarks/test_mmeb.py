@@ -142,6 +142,15 @@ def test_links_in_the_folder_of_images_are_followed(publish: Publish, tmp_path: 
         tasks(str(folder), folder, ["NIGHTS"])
 
 
+@pytest.mark.parametrize("folder_of_images", ["image-tasks/MMEB", "image-tasks"])
+def test_a_clone_of_mmeb_v2_is_read(folder_of_images: str, publish: Publish, tmp_path: Path):
+    folder = publish(["CIRR"])
+    (tmp_path / "MMEB-V2" / folder_of_images).mkdir(parents=True)
+    (folder / "images").rename(tmp_path / "MMEB-V2" / folder_of_images / "images")
+    (task,) = tasks(str(folder), tmp_path / "MMEB-V2", ["CIRR"])
+    assert task.queries[0]["image"].size == (4, 4)
+
+
 def test_rows_without_candidates_are_named(publish: Publish):
     folder = publish(["CIRR"], change=lambda row: row | {"tgt_text": row["tgt_text"][:2]})
     with pytest.raises(

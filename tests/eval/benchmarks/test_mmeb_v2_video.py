@@ -1,5 +1,6 @@
 """Miniature videos of MMEB-V2: all 18 subsets in the published layout, each video in one shade of gray."""
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -155,15 +156,35 @@ def test_frames_of_a_relative_folder_are_read(publish: Publish, tmp_path: Path, 
         tasks(source, frame_root.relative_to(tmp_path), ["UCF101"])
 
 
-def test_rows_and_frames_are_limited_as_in_vlm2vec(publish: Publish):
-    source, frame_root = publish(["SmthSmthV2", "MomentSeeker"])
-    lines = (source / "VLM2Vec/SmthSmthV2/default.jsonl").read_text().splitlines()
-    (source / "VLM2Vec/SmthSmthV2/default.jsonl").write_text("\n".join(lines * 300))
+def test_a_clone_of_mmeb_v2_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    clone, names = tmp_path / "MMEB-V2", ["SmthSmthV2", "UCF101", "MSVD", "Charades-STA"]
+    frame_root = clone / "video-tasks/frames"
+    (clone / "video-tasks/data").mkdir(parents=True)
+    for name, file in zip(names, ("ssv2", "ucf101", "msvd", "charades_sta"), strict=True):
+        write_subset(tmp_path / "copies", frame_root, name, published_rows(name))
+        lines = [json.dumps(row) for row in published_rows(name)]
+        (clone / f"video-tasks/data/{file}.jsonl").write_text("\n".join(lines))
+    (frame_root / "video_cls/UCF101").rename(frame_root / "UCF101")  # unpacked without video_cls
+    opened = tasks(clone, frame_root, names)
+    results, _ = evaluate(EmbeddingCache(encode), opened, model="grays", benchmark="video", progress=False)
+    assert {name: task["queries"] for name, task in results["tasks"].items()} == dict.fromkeys(names, VIDEOS)
+    assert results["overall"] == 1.0
+    (frame_root / "VATEX").mkdir()
+    with pytest.raises(ValueError, match="^MMEB-V2 VATEX: the folder .* does not exist; copy the dataset VLM2Vec/VA"):
+        tasks(clone, frame_root, ["VATEX"])
+
+
+def test_rows_and_frames_are_limited_as_in_vlm2vec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source, frame_root = tmp_path / "hub", tmp_path / "frames"
+    write_subset(source, frame_root, "SmthSmthV2", published_rows("SmthSmthV2") * 300)
+    write_subset(source, frame_root, "MomentSeeker", published_rows("MomentSeeker"))
     for frame in range(2, 12):
-        gray(0).save(frame_root / "video_mret/MomentSeeker/video_frames/clips_0" / f"frame_{frame}.png")
+        gray_tile(0).save(frame_root / "video_mret/MomentSeeker/video_frames/clips_0" / f"frame_{frame}.png")
     first_rows, moments = tasks(source, frame_root, ["SmthSmthV2", "MomentSeeker"])
     assert len(first_rows.queries) == 1000
-    (candidate,) = moments.positives[0][:1]
+    candidate = moments.positives[0][0]
     assert len(moments.candidates[candidate]["image"]) == 12  # a moment of MomentSeeker has no limit of frames
 
 
