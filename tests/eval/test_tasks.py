@@ -79,6 +79,7 @@ def test_results_worked_out_by_hand():
         "compositional": {"swap_obj": 0.5, "replace_obj": 1.0, "replace_att": 0.0},
         "compositional_groups": {"swap": 0.5, "replace": 0.5},
         "compositional_rows": {"swap_obj": 2, "replace_obj": 1, "replace_att": 1},
+        "compositional_chance": {"swap_obj": 0.5, "replace_obj": 0.5, "replace_att": 0.5},
     }
 
 
