@@ -1,11 +1,12 @@
 """Evaluate models side by side on benchmarks, and write tables and HTML reports.
 
     unime eval --models "UniME=checkpoints/unime-tiny" --benchmarks openmoji --output runs/evaluation
+    unime eval --models checkpoints/unime-tiny --suite mmeb-v2 --miniature
     accelerate launch -m unime.eval --models org/UniME openai/clip-vit-large-patch14 --benchmarks mmeb sugarcrepe
 
 A model is a folder or Hub id, optionally as TITLE=MODEL: a UniME checkpoint, a native backbone, a CLIP, a SigLIP or a
 SentenceTransformer. Embeddings are cached, so that an interrupted run continues where it stopped, and several
-processes share the work. With several benchmarks each gets its own subfolder of the output.
+processes share the work. With several benchmarks, or a suite, each gets its own subfolder of the output.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmark, write_miniatures
+from .benchmarks import BENCHMARKS, BenchmarkArguments, open_benchmarks, write_miniatures
+from .suites import SUITES, find_suite, leaderboard_entry, suite_results
 
 
 if TYPE_CHECKING:
@@ -37,9 +39,19 @@ class EvaluationArguments:
     models: list[str] = field(
         metadata={"help": "Models as MODEL or TITLE=MODEL, in the order of the columns.", "aliases": ["--model"]}
     )
-    benchmarks: list[str] = field(
-        default_factory=lambda: ["openmoji"],
-        metadata={"help": f"Benchmarks: {', '.join(BENCHMARKS)}.", "aliases": ["--benchmark"]},
+    benchmarks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Benchmarks: {', '.join(BENCHMARKS)}; openmoji by default if there is no suite.",
+            "aliases": ["--benchmark"],
+        },
+    )
+    suites: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Benchmarks to evaluate together, with their means in one table: {', '.join(SUITES)}.",
+            "aliases": ["--suite"],
+        },
     )
     output: str = field(
         default="runs/evaluation",
@@ -134,11 +146,13 @@ def evaluate_models(
     from .tasks import evaluate
 
     state = PartialState()
+    names = args.benchmarks or ([] if args.suites else ["openmoji"])
+    names += [name for suite in args.suites for name in find_suite(suite).benchmarks]
     if args.miniature:
         with state.main_process_first():
-            miniatures = write_miniatures(args.benchmarks, Path(args.output) / "miniature")
+            miniatures = write_miniatures(names, Path(args.output) / "miniature")
         benchmark_args = replace(benchmark_args, **miniatures)
-    tasks = {name: open_benchmark(name, benchmark_args) for name in args.benchmarks}
+    tasks = open_benchmarks(names, benchmark_args)
     results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     rankings = {}
     image_size = parse_image_size(args.image_size)
@@ -172,8 +186,10 @@ def evaluate_models(
         del encoder, cache
     if state.is_main_process:
         for name in tasks:
-            output = Path(args.output) / (name if len(tasks) > 1 else "")
+            output = Path(args.output) / (name if len(tasks) > 1 or args.suites else "")
             write_output(name, results[name], build_galleries(rankings[name], *tasks[name]), models, highlight, output)
+        if args.suites:
+            write_suites(args.suites, results, list(models), Path(args.output))
 
 
 def write_output(
@@ -214,6 +230,39 @@ def write_output(
         summary = f"{embedded['items']:,} items embedded in {embedded['seconds']:.0f} s, {rate:.0f} items/s"
         print(f"{title}: {scores['seconds']:.0f} s; {summary if embedded['items'] else 'all embeddings were cached'}")
     print(f"Report: {output / 'report.html'}")
+
+
+def write_suites(
+    suites: Sequence[str], results: dict[str, dict[str, Any]], models: Sequence[str], output: Path
+) -> None:
+    """Write the means of suites as JSON and as one Markdown file, print them, and write files for leaderboards.
+
+    Args:
+        suites (`Sequence[str]`): Keys of `SUITES`.
+        results (`dict[str, dict[str, Any]]`): Benchmark -> title of each model -> results of `tasks.evaluate`.
+        models (`Sequence[str]`): Titles of the models.
+        output (`Path`): The folder to write.
+    """
+    from ..json_output import to_json
+    from ..storage.atomic_files import atomic_write
+    from .report.suite_table import suite_table
+
+    combined, tables = {}, []
+    for suite in suites:
+        names = [name for name in SUITES[suite].benchmarks if name in results]
+        by_model = {title: {name: results[name][title] for name in names} for title in models}
+        combined[suite] = {title: suite_results(suite, title, by_model[title]) for title in models}
+        tables.append(suite_table(combined[suite]))
+        for title in models if SUITES[suite].has_leaderboard else ():
+            path = output / "leaderboard" / suite / (re.sub(r"[^\w.-]+", "_", title) + ".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as part:
+                part.write_text(to_json(leaderboard_entry(suite, title, by_model[title]), indent=4) + "\n")
+    with atomic_write(output / "results.json") as part:
+        part.write_text(to_json(combined, indent=2) + "\n")
+    with atomic_write(output / "table.md") as part:
+        part.write_text("\n\n".join(tables) + "\n")
+    print("\n" + "\n\n".join(tables) + f"\n\nSuites: {output / 'table.md'}")
 
 
 def learning_curves(models: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,10 @@ class BenchmarkArguments:
         metadata={"help": "mmeb: Folder of the unpacked images.zip, or an unpacked clone of TIGER-Lab/MMEB-V2."},
     )
     subsets: list[str] | None = field(
-        default=None, metadata={"help": "mmeb, mmeb-v2-*, sts: Names of the subsets to evaluate; all by default."}
+        default=None,
+        metadata={
+            "help": "mmeb, mmeb-v2-*, sts: Names of the subsets to evaluate, of any of the benchmarks; all by default."
+        },
     )
     mmeb_v2_source: str | None = field(
         default=None,
@@ -105,6 +108,7 @@ class Benchmark:
         open (`Callable`): Takes the module and the [`BenchmarkArguments`], returns the tasks.
         credits (`str`): Authors and license of the images or texts; shown in the report.
         dataset (`str`, *optional*): Hub id of the dataset, for the metadata of model cards.
+        subsets (`Callable`, *optional*): Takes the module, returns the names that the option `subsets` selects from.
         miniature (`str`, *optional*): Module whose `write_miniature` writes miniature files (see `eval/miniatures`),
             if the benchmark reads files.
     """
@@ -113,6 +117,7 @@ class Benchmark:
     open: Callable[[Any, BenchmarkArguments], Tasks]
     credits: str
     dataset: str | None = None
+    subsets: Callable[[Any], Collection[str]] | None = None
     miniature: str | None = None
 
 
@@ -135,6 +140,7 @@ BENCHMARKS = {
         lambda module, args: (module.tasks(args.mmeb_source, args.mmeb_images, args.subsets, args.target_prompts), []),
         "Images: the datasets of MMEB, each under its own license.",
         "TIGER-Lab/MMEB-eval",
+        subsets=lambda module: module.SETS,
         miniature="..miniatures.mmeb_miniature",
     ),
     "mmeb-v2-documents": Benchmark(
@@ -142,6 +148,7 @@ BENCHMARKS = {
         lambda module, args: (module.tasks(args.mmeb_v2_source, args.subsets), []),
         "Pages: the datasets of MMEB-V2, each under its own license.",
         "TIGER-Lab/MMEB-V2",
+        subsets=lambda module: module.SETS,
         miniature="..miniatures.document_miniature",
     ),
     "mmeb-v2-video": Benchmark(
@@ -149,6 +156,7 @@ BENCHMARKS = {
         lambda module, args: (module.tasks(args.mmeb_v2_source, args.mmeb_v2_frames, args.subsets, args.frames), []),
         "Videos: the datasets of MMEB-V2, each under its own license.",
         "TIGER-Lab/MMEB-V2",
+        subsets=lambda module: module.SETS,
         miniature="..miniatures.video_miniature",
     ),
     "flickr30k": Benchmark(
@@ -194,6 +202,7 @@ BENCHMARKS = {
         ".text_similarity",
         lambda module, args: (module.sts(args.sts_source, args.subsets), []),
         "Texts: the STS datasets of mteb.",
+        subsets=lambda module: module.STS,
         miniature="..miniatures.text_miniature",
     ),
     "nli": Benchmark(
@@ -230,6 +239,48 @@ def open_benchmark(name: str, args: BenchmarkArguments) -> Tasks:
             "the benchmark 'rows' needs your data: give --rows and a JSONL file, an image folder or a Hub id"
         )
     return benchmark.open(import_module(benchmark.module, __name__), args)
+
+
+def open_benchmarks(names: Iterable[str], args: BenchmarkArguments) -> dict[str, Tasks]:
+    """Open several benchmarks.
+
+    Each takes those of `args.subsets` that are its own. One that has subsets, but none of those, is left out.
+
+    Args:
+        names (`Iterable[str]`): Keys of `BENCHMARKS`.
+        args ([`BenchmarkArguments`]): Where their files are, and their options.
+
+    Returns:
+        `dict`: Name of each benchmark -> its tasks, as in `open_benchmark`.
+
+    Raises:
+        ValueError: A name or a subset is unknown, or files differ from the published layout.
+    """
+    names = list(dict.fromkeys(names))
+    available = {name: subset_names(name) for name in names}
+    if args.subsets is None:
+        return {name: open_benchmark(name, args) for name in names}
+    all_names = [subset for subsets in available.values() for subset in subsets or ()]
+    for subset in args.subsets:
+        if subset not in all_names:
+            choices = f"choose from {', '.join(all_names)}" if all_names else "these have no subsets"
+            raise ValueError(f"unknown subset {subset!r} of {', '.join(names)}: {choices}")
+    tasks = {}
+    for name, subsets in available.items():
+        chosen = None if subsets is None else [subset for subset in args.subsets if subset in subsets]
+        if chosen != []:
+            tasks[name] = open_benchmark(name, replace(args, subsets=chosen))
+    return tasks
+
+
+def subset_names(name: str) -> list[str] | None:
+    """Return the names that the option `subsets` selects from, or `None` if the benchmark has none.
+
+    Raises:
+        ValueError: The benchmark is unknown.
+    """
+    benchmark = _benchmark(name)
+    return benchmark.subsets and list(benchmark.subsets(import_module(benchmark.module, __name__)))
 
 
 def write_miniatures(names: Iterable[str], folder: Path) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Opening the datasets of MMEB-V2 (Meng et al., arXiv 2507.04590), each a repository of its own on the Hub.
 
 MMEB-V2 has 78 subsets: the 36 image subsets of MMEB (`mmeb.py`), 18 of videos (`mmeb_v2_video.py`) and 24 of visual
-documents (`mmeb_v2_documents.py`). The score of a modality is the mean over its subsets. "All" is the mean over the
-78, which equals `overall` when the three parts are evaluated together.
+documents (`mmeb_v2_documents.py`). The suite `mmeb-v2` (`../suites.py`) has the means.
 """
 
 from collections.abc import Sequence

@@ -55,20 +55,20 @@ def table(results: Mapping[str, Results]) -> str:
         for name in names:
             metric = metrics[name]
             label = name if metric == "hit@1" else f"{name}, {metric}"
-            rows.append([label, *(_percent(column["tasks"][name][metric]) for column in results.values())])
+            rows.append([label, *(percent(column["tasks"][name][metric]) for column in results.values())])
     if metrics:
-        rows.append(["**Mean of tasks**", *(_percent(column["overall"]) for column in results.values())])
+        rows.append(["**Mean of tasks**", *(percent(column["overall"]) for column in results.values())])
     for distribution in first["distributions"]:
         rows.append([f"Mean of {distribution}", *_percents(results, "distributions", distribution)])
     if first["distributions"]:  # on MMEB, both means are published as "Overall"
-        rows.append(["Mean of meta-tasks", *(_percent(column["mean_of_meta_tasks"]) for column in results.values())])
+        rows.append(["Mean of meta-tasks", *(percent(column["mean_of_meta_tasks"]) for column in results.values())])
     for group, names in _by_group(first).items():
         rows.append([f"**Compositional: {group}**", *_percents(results, "compositional_groups", group)])
         rows += [[name, *_percents(results, "compositional", name)] for name in names]
-    parts = [_markdown_table(rows)]
+    parts = [markdown_table(rows)]
     published = PUBLISHED.get(first["benchmark"])
     if published:
-        parts += _published_tables(first, published)
+        parts += published_tables(first, published)
     return "\n\n".join(parts)
 
 
@@ -119,7 +119,7 @@ def write_report(
     environment = templates("unime.eval.report")
     # The tasks of one's own rows have names of their own.
     words = str if main["benchmark"] == "rows" else _words
-    environment.filters.update(percent=_percent, words=words, view=_view, is_interleaved=is_interleaved)
+    environment.filters.update(percent=percent, words=words, view=_view, is_interleaved=is_interleaved)
     page = environment.get_template("report.html.jinja").render(
         results=results,
         best=_best,
@@ -154,7 +154,7 @@ def write_report(
     return path
 
 
-def _published_tables(results: Results, published: Published) -> list[str]:
+def published_tables(results: Results, published: Published) -> list[str]:
     """Return a title and a table per source, or one sentence if another set was evaluated."""
     partial = published.partial(results)
     if partial:
@@ -164,12 +164,12 @@ def _published_tables(results: Results, published: Published) -> list[str]:
         parts.append(f"Published scores ({source}), not measured by us:")
         head = ["published, %", *(axis.title for axis in published.axes)]
         parts.append(
-            _markdown_table([head, *([model, *(f"{score:.1f}" for score in row)] for model, row in rows.items())])
+            markdown_table([head, *([model, *(f"{score:.1f}" for score in row)] for model, row in rows.items())])
         )
     return [*parts, published.note]
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return an aligned table; the first row is its head, and all columns but the first hold numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -200,7 +200,7 @@ def _chance_column(results: Results) -> dict[str, Any]:
 def _best(scores: Iterable[float]) -> str:
     """Return the best score as the page shows it, to be emphasized; '' for one column, which has nothing to beat."""
     scores = list(scores)
-    return _percent(max(scores)) if len(scores) > 1 else ""
+    return percent(max(scores)) if len(scores) > 1 else ""
 
 
 def _main_metric(metrics: Collection[str]) -> str:
@@ -240,10 +240,11 @@ def _by_group(results: Results) -> dict[str, list[str]]:
 
 
 def _percents(results: Mapping[str, Results], part: str, name: str) -> list[str]:
-    return [_percent(column[part][name]) for column in results.values()]
+    return [percent(column[part][name]) for column in results.values()]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a fraction of 1 as a percentage with one decimal."""
     return f"{100 * share:.1f}"
 
 

@@ -178,6 +178,20 @@ def test_a_killed_evaluation_ends_with_the_same_results(start: Start, kill: Call
     kill(lambda output: start("unime.cli", "eval", "--models", TINY, "--size", 60, "--output_dir", output), compare)
 
 
+@pytest.mark.slow
+def test_a_killed_suite_ends_with_the_same_results(start: Start, kill: Callable[..., None]):
+    def compare(undisturbed: Path, killed: Path) -> None:
+        results = [json.loads((output / "results.json").read_text()) for output in (undisturbed, killed)]
+        for suite in ("retrieval", "compositional", "text"):
+            expected, scores = (result[suite]["unime-tiny"] for result in results)
+            assert scores["scores"] == expected["scores"] and scores["evaluated"] == scores["expected"]
+            assert all(scores[part] == expected[part] for part in ("tasks", "compositional"))
+        assert (undisturbed / "table.md").read_text() == (killed / "table.md").read_text()
+
+    settings = ["--models", TINY, "--suite", "retrieval", "compositional", "text", "--miniature", "--output"]
+    kill(lambda output: start("unime.cli", "eval", *settings, output), compare)
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Write 3000 texts; one of them cannot be embedded."""
