@@ -4,6 +4,7 @@ A published string holds everything at once: `<|image_1|>` for the image, the in
 becomes an item, and the chat template places its instruction.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def mmeb_train(
     Args:
         source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-train"`): Hub id, or a folder with the same layout.
         image_root (`str` or `Path`, *optional*, defaults to the working folder):
-            Folder where the zip files of `images_zip/` were unpacked; the image paths begin with `images/`.
+            Folder whose `images/` holds the unpacked files of `images_zip/`: `unzip images_zip/CIRR.zip -d images/`.
         subsets (`Sequence[str]`, *optional*, defaults to all of `INSTRUCTIONS`): Subsets to open.
         max_rows_per_subset (`int`, *optional*, defaults to 50,000):
             Maximum number of rows of one subset, drawn at random; `None` takes all.
@@ -92,8 +93,8 @@ def mmeb_train(
             row.
 
     Raises:
-        ValueError: A subset is unknown, or it lacks a column or a text. Later, when a row is read: its image is
-            missing.
+        ValueError: A subset is unknown, it lacks a column or a text, or its zip file was not unpacked. Later, when a
+            row is read: its image is missing.
     """
     tables, subset_weights = [], subset_weights or {}
     select_subsets(subset_weights, INSTRUCTIONS, "MMEB-train")
@@ -101,6 +102,7 @@ def mmeb_train(
         name = f"MMEB-train {subset}"
         published = open_hub_table(name, source, COLUMNS, subset, "original")
         check_text_columns(name, published, ("qry", "pos_text"))
+        _check_unpacked(name, subset, published[0], Path(image_root))
         published = with_provenance(published, name)
         if max_rows_per_subset is not None and len(published) > max_rows_per_subset:
             published = published.shuffle(seed=seed).select(range(max_rows_per_subset))
@@ -110,6 +112,17 @@ def mmeb_train(
         settings = {"subset": subset, "prompt": TARGET_PROMPTS.get(subset) if target_prompts else None}
         tables.append(published.map(_row, fn_kwargs=settings, remove_columns=published.column_names))
     return with_images(concatenate_datasets(tables), image_root)
+
+
+def _check_unpacked(name: str, subset: str, row: dict, root: Path) -> None:
+    """Check that the images of a row, and so those of its subset's zip file, are where the paths say."""
+    for path in (row["qry_image_path"], row["pos_image_path"]):
+        if path and not os.path.exists(root / path):
+            raise ValueError(
+                f"{name}: the image {root / path} does not exist; unpack the subset's zip file into the folder images "
+                f"by `unzip images_zip/{subset}.zip -d {root / 'images'}/`, or give the folder that holds images/ as "
+                "image_root"
+            )
 
 
 def _row(published: dict, subset: str, prompt: str | None) -> dict:

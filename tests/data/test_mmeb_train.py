@@ -46,7 +46,7 @@ ROWS = {
 def publish(tmp_path: Path) -> Publish:
     """Return a function that writes subsets in the layout of the Hub, with a README that lists their files."""
 
-    def write(subsets: dict[str, list[dict]] = ROWS, images: bool = True) -> Path:
+    def write(subsets: dict[str, list[dict]] = ROWS) -> Path:
         configs = ["---", "configs:"]
         for name, rows in subsets.items():
             file = f"{name}/original-00000-of-00001.parquet"
@@ -55,7 +55,7 @@ def publish(tmp_path: Path) -> Publish:
                 tmp_path / file
             )
             configs += [f"- config_name: {name}", "  data_files:", "  - split: original", f"    path: {file}"]
-            for row in rows if images else ():
+            for row in rows:
                 for key in ("qry_image_path", "pos_image_path"):
                     if row.get(key):
                         path = tmp_path / row[key]
@@ -131,10 +131,22 @@ def test_subset_weights_repeat_or_drop_rows(publish: Publish):
 
 
 def test_the_error_of_a_missing_image_names_subset_and_row(publish: Publish):
-    folder = publish(images=False)
-    dataset = mmeb_train(str(folder), folder, ["ImageNet_1K"], max_rows_per_subset=2)
-    with pytest.raises(ValueError, match=r"^MMEB-train ImageNet_1K, row \d, query: .*\d.jpg: it does not exist"):
-        dataset[0]
+    folder = publish()
+    for row in ROWS["ImageNet_1K"][1:]:
+        (folder / row["qry_image_path"]).unlink()
+    dataset = mmeb_train(str(folder), folder, ["ImageNet_1K"])
+    with pytest.raises(ValueError, match=r"^MMEB-train ImageNet_1K, row 1, query: .*1.jpg: it does not exist"):
+        dataset[1]
+
+
+def test_zip_files_unpacked_elsewhere_are_reported_when_the_data_is_opened(publish: Publish):
+    folder = publish()
+    (folder / "images" / "CIRR" / "Train").rename(folder / "CIRR" / "Train")  # unzip images_zip/CIRR.zip
+    mmeb_train(str(folder), folder, ["ImageNet_1K"])
+    with pytest.raises(ValueError, match=r"^MMEB-train CIRR: the image .*images/CIRR/Train/0.jpg does not exist"):
+        mmeb_train(str(folder), folder, ["ImageNet_1K", "CIRR"])
+    with pytest.raises(ValueError, match=r"`unzip images_zip/CIRR.zip -d .*/images/`, or give"):
+        mmeb_train(str(folder), folder, ["ImageNet_1K", "CIRR"])
 
 
 def test_an_unknown_subset_or_missing_column_is_refused(publish: Publish):
