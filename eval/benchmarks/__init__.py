@@ -77,6 +77,14 @@ class BenchmarkArguments:
         default="sharegpt4v", metadata={"help": "sharegpt4v: Folder that holds coco/, llava/ and sam/."}
     )
     urban1k_folder: str = field(default="Urban1k", metadata={"help": "urban1k: Folder with image/ and caption/."})
+    docci_captions: str = field(
+        default="docci_descriptions.jsonlines", metadata={"help": "docci: The JSON Lines file of descriptions."}
+    )
+    docci_images: str = field(default="images", metadata={"help": "docci: Folder of the unpacked images."})
+    dci_folder: str = field(
+        default="densely_captioned_images",
+        metadata={"help": "dci: Folder with splits.json, annotations/ and photos/."},
+    )
     sugarcrepe_folder: str = field(
         default="sugar-crepe/data", metadata={"help": "sugarcrepe: Folder of the JSON files."}
     )
@@ -183,6 +191,19 @@ BENCHMARKS = {
         ".caption_retrieval",
         lambda module, args: (module.urban1k(args.urban1k_folder), []),
         "Images: Urban1K, from Visual Genome, CC BY 4.0.",
+        miniature="..miniatures.caption_miniature",
+    ),
+    "docci": Benchmark(
+        ".caption_retrieval",
+        lambda module, args: (module.docci(args.docci_captions, args.docci_images), []),
+        "Images and captions: DOCCI, CC BY 4.0.",
+        "google/docci",
+        miniature="..miniatures.caption_miniature",
+    ),
+    "dci": Benchmark(
+        ".caption_retrieval",
+        lambda module, args: (module.dci(args.dci_folder), []),
+        "Images: SA-1B, under its own license. Captions: DCI, CC BY-NC 4.0.",
         miniature="..miniatures.caption_miniature",
     ),
     "sugarcrepe": Benchmark(

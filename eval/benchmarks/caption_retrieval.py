@@ -1,21 +1,25 @@
 """Image-caption retrieval in both directions, as reported by E5-V and UniME.
 
 Short captions: Flickr30K (1,000 images) and COCO 5K, five captions per image. Long captions: ShareGPT4V-1k and
-Urban1K (Long-CLIP, arXiv 2403.15378), one caption per image. An image query is a hit if any of its captions is among
-the first k, a caption query if its image is; R@k is the share of hits for k = 1, 5, 10. Items have no instruction:
-the prompts for images and for texts are the paper's.
+Urban1K (Long-CLIP, arXiv 2403.15378), the 5,000 test images of DOCCI (arXiv 2404.19753), and all of DCI (arXiv
+2312.08578) as LoTLIP (arXiv 2410.05249) reads it, one caption per image. An image query is a hit if any of its
+captions is among the first k, a caption query if its image is; R@k is the share of hits for k = 1, 5, 10. Items have
+no instruction: the prompts for images and for texts are the paper's.
 """
 
 import os
+import re
 from pathlib import Path
 
 from ...data.hub_tables import check_text_columns, open_hub_table, read_json
+from ...data.jsonl import json_lines, parse_object
 from ..image_folder import ImageFolder, table_images
 from ..lazy_items import LazyItems
 from ..tasks import RetrievalTask
 
 
 CAPTIONS_PER_IMAGE = 5  # a few COCO images have six; the paper uses the first five
+_DCI_CAPTIONS = ("short_caption", "extra_caption")
 SHAREGPT4V_ITEMS = 1000  # the first items of the file, which ShareGPT4V holds out from its training
 
 
@@ -65,9 +69,7 @@ def sharegpt4v(captions: str | Path, image_root: str | Path) -> list[RetrievalTa
                 "conversations; use the published file"
             ) from None
     images = ImageFolder("sharegpt4v", Path(image_root), "give the folder of images as --sharegpt4v-images")
-    return _both_directions(
-        "sharegpt4v", "long", images.lazy_items(({"image": path} for path in paths), "row {}".format), texts
-    )
+    return _both_directions("sharegpt4v", "long", images.lazy_items(({"image": path} for path in paths), _row), texts)
 
 
 def urban1k(folder: str | Path) -> list[RetrievalTask]:
@@ -95,6 +97,66 @@ def urban1k(folder: str | Path) -> list[RetrievalTask]:
     return _both_directions(
         "urban1k", "long", images.lazy_items(({"image": path.name} for path in paths), "image {}".format), texts
     )
+
+
+def docci(captions: str | Path, image_root: str | Path) -> list[RetrievalTask]:
+    """Open the test split of DOCCI.
+
+    Layout: `index.html` of google/docci on GitHub, and `docci.py` of google/docci on the Hub.
+
+    Args:
+        captions (`str` or `Path`): `docci_descriptions.jsonlines`; lines of `split`, `image_file` and `description`.
+        image_root (`str` or `Path`): The folder `images` of `docci_images.tar.gz`.
+    """
+    path = Path(captions)
+    if not path.is_file():
+        raise ValueError(f"docci: there is no file {path}: use the file as published")
+    texts, paths = [], []
+    for number, line in json_lines(path):
+        row = parse_object(line) or {}
+        missing = [key for key in ("split", "image_file", "description") if not isinstance(row.get(key), str)]
+        if missing:
+            raise ValueError(f"docci, line {number}: missing {', '.join(missing)}; use the published file")
+        if row["split"] == "test":
+            texts.append([row["description"]])
+            paths.append(row["image_file"])
+    if not texts:
+        raise ValueError(f"docci: {path} has no row of the split test; use the published file")
+    images = ImageFolder("docci", Path(image_root), "give the unpacked images as --docci-images")
+    return _both_directions("docci", "long", images.lazy_items(({"image": path} for path in paths), _row), texts)
+
+
+def dci(folder: str | Path) -> list[RetrievalTask]:
+    """Open all images of DCI, each with its short and its extra caption as one text.
+
+    Layout: README of facebookresearch/DCI on GitHub. Splits and text: `dataloaders/dci_retrieval.py` of
+    wuw2019/LoTLIP, which joins the sentences by ". " and leaves out empty ones. FG-CLIP scores the extra caption
+    alone, in lower case.
+
+    Args:
+        folder (`str` or `Path`): `densely_captioned_images`, which holds `splits.json`, `annotations` and `photos`.
+    """
+    folder = Path(folder)
+    texts, paths = [], []
+    for split, names in read_json("dci", folder / "splits.json", dict).items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"dci: the split {split!r} of {folder / 'splits.json'} is not a list of files; use the published file"
+            )
+        for name in names:
+            row = read_json("dci", folder / "annotations" / name, dict)
+            missing = [key for key in ("image", *_DCI_CAPTIONS) if not isinstance(row.get(key), str)]
+            if missing:
+                raise ValueError(f"dci, {name}: missing {', '.join(missing)}; use the published file")
+            sentences = re.split(r"\n|</s>|\.", "\n".join(row[key] for key in _DCI_CAPTIONS))
+            texts.append([". ".join(sentence.strip() for sentence in sentences if sentence.strip())])
+            paths.append(row["image"])
+    images = ImageFolder("dci", folder / "photos", "unpack sa_000138.tar of SA-1B there")
+    return _both_directions("dci", "long", images.lazy_items(({"image": path} for path in paths), _row), texts)
+
+
+def _row(index: int) -> str:
+    return f"row {index}"
 
 
 def _both_directions(name: str, meta_task: str, images: LazyItems, texts: list[list[str]]) -> list[RetrievalTask]:

@@ -1,4 +1,4 @@
-"""Miniature caption retrieval (Flickr30K, COCO, ShareGPT4V, Urban1K), SugarCrepe and SugarCrepe++, of eight images."""
+"""Miniature caption retrieval (Flickr30K to DCI), SugarCrepe and SugarCrepe++, of eight images each."""
 
 import json
 from collections.abc import Sequence
@@ -42,6 +42,30 @@ def write_urban1k(folder: Path, captions: dict[int, str]) -> None:
         (folder / "caption" / f"{number}.txt").write_text(caption)
 
 
+def write_docci(folder: Path, captions: Sequence[str]) -> None:
+    """Write `docci_descriptions.jsonlines` and `images` with a test row per caption, after a row of train."""
+    rows = [("train_00000", 0, "a row of another split")]
+    rows += [(f"test_{number:05d}", number, caption) for number, caption in enumerate(captions)]
+    lines = []
+    for example_id, number, caption in rows:
+        save_gray_tile(folder / "images" / f"{example_id}.jpg", number)
+        row = {"example_id": example_id, "split": example_id.split("_")[0], "image_file": f"{example_id}.jpg"}
+        lines.append(json.dumps(row | {"description": caption}))
+    (folder / "docci_descriptions.jsonlines").write_text("\n".join(lines) + "\n")
+
+
+def write_dci(folder: Path, captions: Sequence[tuple[str, str]]) -> None:
+    """Write `densely_captioned_images`, given the short and the extra caption of each image."""
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    names = []
+    for number, (short, extra) in enumerate(captions):
+        save_gray_tile(folder / "photos" / f"sa_{number}.jpg", number)
+        names.append(f"{number}-data.json")
+        row = {"image": f"sa_{number}.jpg", "short_caption": short, "extra_caption": extra, "mask_data": {}}
+        (folder / "annotations" / names[-1]).write_text(json.dumps(row | {"mask_keys": []}))
+    (folder / "splits.json").write_text(json.dumps({"train": names[:-2], "valid": names[-2:-1], "test": names[-1:]}))
+
+
 def write_sugarcrepe(folder: Path, image_root: Path, captions: dict[str, Sequence[tuple[str, str]]]) -> None:
     """Write SugarCrepe's files, given the true and the false caption of each row, and COCO's `val2017`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,13 +92,16 @@ def write_sugarcrepe_pp(folder: Path, image_root: Path, captions: dict[str, Sequ
 
 
 def write_miniature(folder: Path) -> dict[str, str]:
-    """Write the six datasets, and return the arguments that open them."""
+    """Write the eight datasets, and return the arguments that open them."""
     each = range(IMAGES)
     short = [[f"{word} number {number}" for word in ("a", "the", "one", "this", "that")] for number in each]
     for name in ("flickr30k_test", "coco_test"):
         write_short_captions(folder / name, short)
     sharegpt4v = write_sharegpt4v(folder / "sharegpt4v", [f"This is number {number}.\nIt is gray." for number in each])
     write_urban1k(folder / "Urban1k", {number: f"number {number} in a street\n" for number in each})
+    write_docci(folder / "docci", [f"A gray tile of number {number}. It fills the image." for number in each])
+    dci = [(f"A gray tile of number {number}", "It fills the image.\nNothing else is there.") for number in each]
+    write_dci(folder / "densely_captioned_images", dci)
     pairs = [(f"a tile of number {number}", f"a tile of number {(number + 1) % IMAGES}") for number in each]
     write_sugarcrepe(folder / "sugar-crepe" / "data", folder / "val2017", dict.fromkeys(KINDS, pairs))
     triples = [(caption, f"a gray tile, number {row}", negative) for row, (caption, negative) in enumerate(pairs)]
@@ -85,6 +112,9 @@ def write_miniature(folder: Path) -> dict[str, str]:
         "sharegpt4v_captions": f"sharegpt4v/{sharegpt4v.name}",
         "sharegpt4v_images": "sharegpt4v",
         "urban1k_folder": "Urban1k",
+        "docci_captions": "docci/docci_descriptions.jsonlines",
+        "docci_images": "docci/images",
+        "dci_folder": "densely_captioned_images",
         "sugarcrepe_folder": "sugar-crepe/data",
         "sugarcrepe_pp_folder": "scpp/data",
         "sugarcrepe_images": "val2017",

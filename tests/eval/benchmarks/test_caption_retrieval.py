@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from unime.eval.benchmarks import sugarcrepe
-from unime.eval.benchmarks.caption_retrieval import coco, flickr30k, sharegpt4v, urban1k
+from unime.eval.benchmarks.caption_retrieval import coco, dci, docci, flickr30k, sharegpt4v, urban1k
 from unime.eval.benchmarks.sugarcrepe import KINDS
 from unime.eval.miniatures.caption_miniature import (
+    write_dci,
+    write_docci,
     write_sharegpt4v,
     write_short_captions,
     write_sugarcrepe,
@@ -80,6 +82,39 @@ def test_a_caption_of_urban1k_is_its_first_line(tmp_path: Path):
         urban1k(tmp_path)
     with pytest.raises(ValueError, match="no images match .*image/.*jpg; give the folder"):
         urban1k(tmp_path / "caption")
+
+
+def test_the_test_split_of_docci_is_read(tmp_path: Path):
+    write_docci(tmp_path, [f"Number {number} here. It is gray." for number in range(3)])
+    t2i, i2t = docci(tmp_path / "docci_descriptions.jsonlines", tmp_path / "images")
+    assert [query["text"] for query in t2i.queries][1:] == ["Number 1 here. It is gray.", "Number 2 here. It is gray."]
+    results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
+    assert results["meta_tasks"] == {"long": 1.0} and results["tasks"]["docci_i2t"]["chance"] == pytest.approx(1 / 3)
+    (tmp_path / "images" / "test_00002.jpg").unlink()
+    with pytest.raises(ValueError, match="docci, row 2: the image .*test_00002.jpg does not exist; give .*--docci-im"):
+        docci(tmp_path / "docci_descriptions.jsonlines", tmp_path / "images")
+    (tmp_path / "docci_descriptions.jsonlines").write_text(json.dumps({"split": "test", "image_file": "a.jpg"}))
+    with pytest.raises(ValueError, match="docci, line 1: missing description; use the published file"):
+        docci(tmp_path / "docci_descriptions.jsonlines", tmp_path / "images")
+    with pytest.raises(ValueError, match="docci: there is no file .*nothing.jsonlines"):
+        docci(tmp_path / "nothing.jsonlines", tmp_path / "images")
+
+
+def test_captions_of_dci_are_one_text_of_sentences(tmp_path: Path):
+    write_dci(tmp_path, [(f"Number {number} here.", "Wide..\nA line </s> and its end. ") for number in range(4)])
+    t2i, i2t = dci(tmp_path)
+    assert t2i.queries[3] == {"text": "Number 3 here. Wide. A line. and its end"} and i2t.positives[3] == [3]
+    results, _ = evaluate(encode, [t2i, i2t], model="numbers", progress=False)
+    assert results["meta_tasks"] == {"long": 1.0}
+    (tmp_path / "photos" / "sa_1.jpg").unlink()
+    with pytest.raises(ValueError, match="dci, row 1: the image .*sa_1.jpg does not exist; unpack sa_000138.tar"):
+        dci(tmp_path)
+    (tmp_path / "annotations" / "0-data.json").write_text(json.dumps({"image": "sa_0.jpg", "short_caption": "a"}))
+    with pytest.raises(ValueError, match="dci, 0-data.json: missing extra_caption; use the published file"):
+        dci(tmp_path)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": 3}))
+    with pytest.raises(ValueError, match="dci: the split 'train' of .*splits.json is not a list of files"):
+        dci(tmp_path)
 
 
 @pytest.fixture
