@@ -77,11 +77,11 @@ def start(fork_server: Any, monkeypatch: pytest.MonkeyPatch) -> Start:
 def kill(record_property: Callable[[str, object], None], tmp_path: Path) -> Callable[..., None]:
     """Return a function that kills a job at random moments, restarts it until it ends, and compares its output.
 
-    Its arguments are a function that starts the job with an output path, one that compares the undisturbed output
-    with the other one, and the number of kills.
+    Its arguments are a function that starts the job with an output path, and one that compares the undisturbed output
+    with the other one.
     """
 
-    def kill(begin: Callable[[Path], BaseProcess], compare: Callable[[Path, Path], None], times: int = KILLS) -> None:
+    def kill(begin: Callable[[Path], BaseProcess], compare: Callable[[Path, Path], None]) -> None:
         undisturbed = tmp_path / "undisturbed"
         start_time = time.monotonic()
         process = begin(undisturbed)
@@ -92,16 +92,16 @@ def kill(record_property: Callable[[str, object], None], tmp_path: Path) -> Call
         while True:
             killed = tmp_path / f"killed {finished}"
             process = begin(killed)
-            process.join(randomness.uniform(0, duration) if kills < times else MAX_JOB_SECONDS)
+            process.join(randomness.uniform(0, duration) if kills < KILLS else MAX_JOB_SECONDS)
             if process.exitcode is None:
                 process.kill()
                 process.join()
-                assert kills < times, f"the job did not end within {MAX_JOB_SECONDS} s"
+                assert kills < KILLS, f"the job did not end within {MAX_JOB_SECONDS} s"
                 kills += 1
                 continue
             assert process.exitcode == 0, "the same command failed when restarted after a kill"
             compare(undisturbed, killed)
-            if kills == times:
+            if kills == KILLS:
                 break
             finished += 1  # the next kills hit a job from scratch
         record_property("kills", kills)
