@@ -91,18 +91,80 @@ def ndcg_at_k(
     discounts = 1 / np.log2(np.arange(2, k + 2))
     per_query = []
     for query, (right, gains) in enumerate(zip(positives, relevance, strict=True)):
-        row, indices, gain = scores[query], np.asarray(right), np.asarray(gains, dtype=float)
-        is_negative = np.ones(len(row), dtype=bool) if pools is None else np.isin(np.arange(len(row)), pools[query])
-        is_negative[indices] = False
-        score = np.where(np.isnan(row[indices]), -np.inf, row[indices])
-        order = np.lexsort((gain, -score))  # of tied positives the least relevant comes first
-        num_before = (~(row[is_negative] < score[order, None] - TIE)).sum(axis=1)  # a NaN negative is before all
-        places = num_before + np.arange(len(order))
+        gain = np.asarray(gains, dtype=float)
+        order, places = _places(scores[query], right, gain, None if pools is None else pools[query])
         counted = places < k
         ideal = np.sort(gain)[::-1][:k]
         gained = gain[order][counted] @ discounts[places[counted]]
         per_query.append(gained / (ideal @ discounts[: len(ideal)]))
     return float(np.mean(per_query))
+
+
+def mean_average_precision_at_k(
+    scores: np.ndarray,
+    positives: Sequence[Sequence[int]],
+    k: int,
+    pools: Sequence[Sequence[int]] | None = None,
+) -> float:
+    """Return the mean over queries of the average precision of the first k candidates.
+
+    The average precision is the sum of the precisions at the places of the positives among the first k, divided by k
+    or by the number of positives if that is smaller, as on CIRCO (Baldrati et al., arXiv 2303.15247). Ties count
+    against the model.
+
+    Args:
+        scores (`np.ndarray` of shape `(queries, candidates)`): Similarities.
+        positives (`Sequence[Sequence[int]]`): Indices of the positives of each query, at least one.
+        k (`int`): Number of places that count.
+        pools (`Sequence[Sequence[int]]`, *optional*, defaults to all): Indices of the candidates of each query.
+    """
+    per_query = []
+    for query, right in enumerate(positives):
+        _, places = _places(scores[query], right, np.ones(len(right)), None if pools is None else pools[query])
+        precisions = np.arange(1, len(places) + 1) / (places + 1)
+        per_query.append(precisions[places < k].sum() / min(len(right), k))
+    return float(np.mean(per_query))
+
+
+def _places(
+    row: np.ndarray, positives: Sequence[int], gain: np.ndarray, pool: Sequence[int] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of the positives, best first, and the place of each in that order, from 0.
+
+    Negatives come before tied positives, and of tied positives the less relevant comes first.
+    """
+    indices = np.asarray(positives)
+    is_negative = np.ones(len(row), dtype=bool) if pool is None else np.isin(np.arange(len(row)), pool)
+    is_negative[indices] = False
+    score = np.where(np.isnan(row[indices]), -np.inf, row[indices])
+    order = np.lexsort((gain, -score))
+    num_before = (~(row[is_negative] < score[order, None] - TIE)).sum(axis=1)  # a NaN negative is before all
+    return order, num_before + np.arange(len(order))
+
+
+def chance_level(metric: str, positives: int, candidates: int, relevance: Sequence[float] | None = None) -> float:
+    """Return the expected score of a query whose candidates are in random order.
+
+    Args:
+        metric (`str`): `"hit@1"`, or `"R"` (a hit among the first k), `"ndcg"` or `"mAP"` with `"@"` and k.
+        positives (`int`): Number of positives.
+        candidates (`int`): Number of candidates, positives included.
+        relevance (`Sequence[float]`, *optional*, defaults to all equal): Relevance of each positive, for ndcg.
+    """
+    kind, number = metric.split("@")
+    k = int(number)
+    places = min(k, candidates)
+    if kind in ("hit", "R"):
+        negatives = candidates - positives
+        return float(1 - np.prod([max(negatives - place, 0) / (candidates - place) for place in range(places)]))
+    if kind == "ndcg":
+        discounts = 1 / np.log2(np.arange(2, k + 2))
+        gain = np.ones(positives) if relevance is None else np.asarray(relevance, dtype=float)
+        ideal = np.sort(gain)[::-1][:k]
+        return float(gain.sum() / candidates * discounts[:places].sum() / (ideal @ discounts[: len(ideal)]))
+    others = (positives - 1) / max(candidates - 1, 1)  # share of positives among the other candidates
+    precisions = [(1 + (place - 1) * others) / place for place in range(1, places + 1)]
+    return float(positives / candidates * sum(precisions) / min(positives, k))
 
 
 def compositional_accuracy(true: np.ndarray, false: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The tasks of an evaluation, and `evaluate`, which scores any encoder on them."""
 
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,9 @@ from .embedding_cache import EmbeddingCache
 from .lazy_items import LazyItems
 from .metrics import (
     argmax_ties_to_first,
+    chance_level,
     compositional_accuracy,
+    mean_average_precision_at_k,
     mean_by_group,
     mean_reciprocal_rank,
     ndcg_at_k,
@@ -29,6 +32,7 @@ from .report_examples import compositional_examples, retrieval_examples
 Encode = Callable[[Sequence[Item]], np.ndarray]
 
 META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long", "documents", "moments", "text")
+MAP_PLACES = (5, 10, 25, 50)  # as on CIRCO
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class RetrievalTask:
             compared with, positives first, as in MMEB.
         distribution (`str`, *optional*): A second group to report means of: MMEB's "IND" and "OOD", or MMEB-V2's
             groups of documents.
-        relevance (`list[list[float]]`, *optional*): Relevance of each of the `positives`. If given, the task's metric
-            is ndcg@5, as for visual documents, instead of hit@1.
+        relevance (`list[list[float]]`, *optional*): Relevance of each of the `positives`, for ndcg.
+        metric (`str`, *optional*, defaults to `"ndcg@5"` with `relevance`, as for visual documents, and to `"hit@1"`
+            otherwise): The task's score: `"hit@1"`, or `"R"`, `"ndcg"` or `"mAP"` with `"@"` and a number of places.
 
     Raises:
         ValueError: The parts differ in length, an index is out of range, or an item cannot be embedded.
@@ -60,6 +65,7 @@ class RetrievalTask:
     pools: list[list[int]] | None = None
     distribution: str | None = None
     relevance: list[list[float]] | None = None
+    metric: str | None = None
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
@@ -73,14 +79,31 @@ class RetrievalTask:
 
     @property
     def chance(self) -> float:
-        """Return the expected hit@1 of random scores: the mean over queries of positives / candidates."""
+        """Return the expected score of random similarities: the mean of `metrics.chance_level` over queries."""
         sizes = [len(self.candidates)] * len(self.queries) if self.pools is None else map(len, self.pools)
-        return float(np.mean([len(right) / size for right, size in zip(self.positives, sizes, strict=True)]))
+        relevance = [None] * len(self.queries) if self.relevance is None else self.relevance
+        return float(
+            np.mean(
+                [
+                    chance_level(self.main_metric, len(right), size, gains)
+                    for right, size, gains in zip(self.positives, sizes, relevance, strict=True)
+                ]
+            )
+        )
+
+    @property
+    def main_metric(self) -> str:
+        """Return the name of the task's score."""
+        return self.metric or ("hit@1" if self.relevance is None else "ndcg@5")
 
     def __post_init__(self):
         if self.meta_task not in META_TASKS:
             raise ValueError(
                 f"task '{self.name}' has meta_task '{self.meta_task}'; use one of {', '.join(META_TASKS)}"
+            )
+        if not re.fullmatch(r"hit@1|(R|ndcg|mAP)@[1-9]\d*", self.main_metric):
+            raise ValueError(
+                f"task '{self.name}' has the metric '{self.metric}'; use hit@1, R@5, ndcg@10, mAP@5 or another number"
             )
         if not len(self.queries) == len(self.positives) > 0:
             raise ValueError(
@@ -255,7 +278,7 @@ def evaluate(
 
     Returns:
         `(results, rankings)`, both ready for JSON. `results` has the scores, as fractions of 1, per task (the key
-        `metric` names the task's score, `chance` is the hit@1 of random scores), per meta-task, per distribution and
+        `metric` names the task's score, `chance` is that of random similarities), per meta-task, per distribution and
         per perturbation; `overall` is the mean over tasks, as on MMEB, and `mean_of_meta_tasks` the mean that UniME's
         paper prints as well. `rankings` has the examples of each retrieval and compositional task as indices (see
         `report/gallery.py`).
@@ -330,22 +353,27 @@ def _score_retrieval(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     similarities = queries @ candidates.T  # (queries, candidates)
     ranks = pessimistic_ranks(similarities, task.positives, task.pools)
+    relevance = task.relevance or [[1.0] * len(positives) for positives in task.positives]
+    kind, k = task.main_metric.split("@")
+    places = sorted({1, 5, 10, *([int(k)] if kind == "R" else ())})
     result = {
         "meta_task": task.meta_task,
-        "metric": "hit@1" if task.relevance is None else "ndcg@5",
+        "metric": task.main_metric,
         "hit@1": recall_at_k(ranks, 1),
-        **{f"R@{k}": recall_at_k(ranks, k) for k in (1, 5, 10)},
+        **{f"R@{place}": recall_at_k(ranks, place) for place in places},
         "MRR": mean_reciprocal_rank(ranks),
-        "ndcg@10": ndcg_at_k(similarities, task.positives, [[1.0] * len(p) for p in task.positives], 10, task.pools),
+        "ndcg@10": ndcg_at_k(similarities, task.positives, relevance, 10, task.pools),
         "queries": len(task.queries),
         "candidates": task.candidates_per_query,
+        "chance": task.chance,
     }
     if task.distribution is not None:
         result["distribution"] = task.distribution
-    if task.relevance is None:
-        result["chance"] = task.chance
-    else:
-        result["ndcg@5"] = ndcg_at_k(similarities, task.positives, task.relevance, 5, task.pools)
+    if kind == "ndcg":
+        result[task.main_metric] = ndcg_at_k(similarities, task.positives, relevance, int(k), task.pools)
+    if kind == "mAP":
+        for place in sorted({*MAP_PLACES, int(k)}):
+            result[f"mAP@{place}"] = mean_average_precision_at_k(similarities, task.positives, place, task.pools)
     if task.distribution is not None and task.pools is not None:
         result["hit@1, ties right"] = argmax_ties_to_first(similarities, task.pools)
     return result, retrieval_examples(similarities, ranks, task.positives, task.pools, shown)

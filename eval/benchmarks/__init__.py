@@ -94,6 +94,9 @@ class BenchmarkArguments:
     sugarcrepe_images: str = field(
         default="val2017", metadata={"help": "sugarcrepe, sugarcrepe-pp: Folder of COCO val2017."}
     )
+    circo_folder: str = field(
+        default="CIRCO", metadata={"help": "circo: Repository of CIRCO, with COCO's unlabeled images in it."}
+    )
     sts_source: str = field(
         default="mteb", metadata={"help": "sts: Hub organization, or folder, that holds the datasets."}
     )
@@ -218,6 +221,12 @@ BENCHMARKS = {
         _FLICKR + " Captions: SugarCrepe++, CC BY 4.0.",
         "Aman-J/SugarCrepe_pp",
         miniature="..miniatures.caption_miniature",
+    ),
+    "circo": Benchmark(
+        ".circo",
+        lambda module, args: (module.tasks(args.circo_folder), []),
+        _FLICKR + " Captions: CIRCO, CC BY-NC 4.0.",
+        miniature="..miniatures.circo_miniature",
     ),
     "sts": Benchmark(
         ".text_similarity",

@@ -180,13 +180,16 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _chance_column(results: Results) -> dict[str, Any]:
-    """Return the expected results of random scores, NaN where they are not defined (ndcg, Spearman)."""
+    """Return the expected results of random scores, NaN where they are not defined (Spearman) or not recorded."""
     tasks = results["tasks"]
     shares = {name: task.get("chance", math.nan) for name, task in tasks.items()}
     # Results of earlier versions have one true caption per image.
     compositional = results.get("compositional_chance", dict.fromkeys(results["compositional"], 0.5))
     return {
-        "tasks": {name: {tasks[name]["metric"]: share, "R@1": share} for name, share in shares.items()},
+        "tasks": {
+            name: {"R@1": share if tasks[name]["metric"] == "hit@1" else math.nan, tasks[name]["metric"]: share}
+            for name, share in shares.items()
+        },
         "meta_tasks": mean_by_group((tasks[name]["meta_task"], share) for name, share in shares.items()),
         "distributions": mean_by_group(
             (tasks[name]["distribution"], share) for name, share in shares.items() if "distribution" in tasks[name]

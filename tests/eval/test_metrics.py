@@ -1,13 +1,16 @@
 """Metrics on scores small enough to rank by hand."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
 
 from unime.eval.metrics import (
+    chance_level,
     compositional_accuracy,
     hit_at_1,
+    mean_average_precision_at_k,
     mean_by_group,
     ndcg_at_k,
     pessimistic_ranks,
@@ -110,3 +113,48 @@ def test_ndcg_of_fewer_candidates_than_k_and_of_pools():
     assert ndcg_at_k(scores[:, :2], [[1]], [[1.0]], 5) == pytest.approx(1 / math.log2(3))
     assert ndcg_at_k(scores, [[2]], [[1.0]], 5, pools=[[2, 0]]) == pytest.approx(1 / math.log2(3))
     assert ndcg_at_k(scores, [[0]], [[1.0]], 5, pools=[[0]]) == 1.0
+
+
+def test_mean_average_precision_worked_out_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]])  # ranks candidates by index
+    # Positives at places 1, 3 and 5 have the precisions 1/1, 2/3 and 3/5.
+    positives = [[4, 0, 2]]
+    assert mean_average_precision_at_k(scores, positives, 5) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert mean_average_precision_at_k(scores, positives, 4) == pytest.approx((1 + 2 / 3) / 3)
+    assert mean_average_precision_at_k(scores, positives, 2) == pytest.approx(1 / 2)  # at most two of three fit
+    assert mean_average_precision_at_k(scores, positives, 50) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert mean_average_precision_at_k(scores, [[1]], 1) == 0
+    both = mean_average_precision_at_k(np.repeat(scores, 2, axis=0), [[0], [1]], 5)
+    assert both == pytest.approx((1 + 1 / 2) / 2)
+    assert mean_average_precision_at_k(scores, positives, 5, pools=[[0, 2, 4, 1]]) == pytest.approx(
+        (1 + 2 / 3 + 3 / 4) / 3
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 2e-7])
+def test_mean_average_precision_counts_ties_against_the_model(noise: float):
+    scores = np.array([[0.5, 0.5 + noise, 0.5, 0.1]])
+    assert mean_average_precision_at_k(scores, [[1]], 5) == pytest.approx(1 / 3)  # behind two tied negatives
+    assert mean_average_precision_at_k(scores, [[1, 3]], 5) == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert mean_average_precision_at_k(np.array([[np.nan, 0.3]]), [[0]], 5) == pytest.approx(1 / 2)
+
+
+def test_chance_levels_worked_out_by_hand():
+    assert chance_level("hit@1", 2, 8) == 0.25
+    assert chance_level("R@2", 1, 4) == 0.5
+    assert chance_level("R@2", 2, 4) == pytest.approx(1 - (2 / 4) * (1 / 3))
+    assert chance_level("R@10", 1, 4) == 1.0
+    assert chance_level("ndcg@2", 1, 4) == pytest.approx((1 + 1 / math.log2(3)) / 4)
+    assert chance_level("mAP@2", 1, 4) == pytest.approx((1 + 1 / 2) / 4)
+    assert chance_level("mAP@5", 1, 1) == 1.0
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_chance_is_the_mean_over_all_orders(k: int):
+    """Check the formulas against all 120 orders of five candidates with two positives."""
+    scores = np.array(list(permutations(range(5))), dtype=float)
+    positives, relevance = [[0, 3]] * len(scores), [[1.0, 3.0]] * len(scores)
+    ranks = pessimistic_ranks(scores, positives)
+    assert chance_level(f"R@{k}", 2, 5) == pytest.approx(recall_at_k(ranks, k))
+    assert chance_level(f"mAP@{k}", 2, 5) == pytest.approx(mean_average_precision_at_k(scores, positives, k))
+    assert chance_level(f"ndcg@{k}", 2, 5, [1.0, 3.0]) == pytest.approx(ndcg_at_k(scores, positives, relevance, k))

@@ -90,6 +90,21 @@ def test_the_chance_of_a_task_is_the_mean_share_of_positives():
     assert RetrievalTask("all", "vqa", texts[:2], texts, [[0], [1, 2]]).chance == 0.375  # (1/4 + 2/4) / 2
 
 
+def test_the_score_of_a_task_is_its_metric():
+    def scores(metric: str | None, **parts) -> dict:
+        task = RetrievalTask("name", "vqa", items("cat"), items("cow", "cat", "pig"), [[1]], metric=metric, **parts)
+        return evaluate(encode, [task], model="words", progress=False)[0]["tasks"]["name"]
+
+    assert [scores(metric)["metric"] for metric in (None, "R@2", "mAP@3")] == ["hit@1", "R@2", "mAP@3"]
+    assert scores("R@2")["R@2"] == 1.0 and scores("R@2")["chance"] == pytest.approx(2 / 3)
+    assert scores("mAP@3")["mAP@3"] == scores("mAP@3")["mAP@50"] == 1.0
+    assert scores(None, relevance=[[2.0]])["metric"] == "ndcg@5"
+    assert scores("ndcg@10", relevance=[[2.0]])["chance"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 3)
+    for metric in ("accuracy", "hit@2", "R@0"):
+        with pytest.raises(ValueError, match=f"task 'name' has the metric '{metric}'; use hit@1, R@5, ndcg@10, mAP@5"):
+            scores(metric)
+
+
 def test_a_collapsed_embedding_scores_zero_everywhere():
     results, rankings = evaluate(collapsed, [NAMES, KINDS], [SWAPS], model="constant", progress=False)
     assert results["overall"] == 0
