@@ -28,21 +28,31 @@ def pessimistic_ranks(
     Returns:
         `np.ndarray` of shape `(queries,)`, int64: The ranks; 0 is a hit at 1.
     """
+    if pools is None:
+        best = np.array([row[list(right)].max() for row, right in zip(scores, positives, strict=True)])
+        num_before = (~(scores < (best - TIE)[:, None])).sum(axis=1)
+        return num_before - [
+            _num_before(row[list(set(right))], threshold)
+            for row, right, threshold in zip(scores, positives, best - TIE, strict=True)
+        ]
     ranks = np.empty(len(scores), dtype=np.int64)
-    for query, (row, right) in enumerate(zip(scores, positives, strict=True)):
-        is_negative = np.ones(len(row), dtype=bool) if pools is None else np.isin(np.arange(len(row)), pools[query])
-        is_negative[list(right)] = False
-        is_beaten = row[is_negative] < row[list(right)].max() - TIE
-        ranks[query] = is_negative.sum() - is_beaten.sum()
+    for query, (row, right, pool) in enumerate(zip(scores, positives, pools, strict=True)):
+        ranks[query] = _num_before(row[list(set(pool) - set(right))], row[list(right)].max() - TIE)
     return ranks
 
 
-def argmax_ties_to_first(scores: np.ndarray, pools: Sequence[Sequence[int]]) -> float:
-    """Return hit@1 as computed by VLM2Vec v1, for comparison: the argmax over pools that list the positive first.
+def _num_before(scores: np.ndarray, threshold: float) -> int:
+    """Count scores of at least a threshold, NaN included."""
+    return int(np.count_nonzero(~(scores < threshold)))
 
-    `argmax` returns the first of equal scores, so ties go to the positive, and a constant embedding scores 100%.
+
+def argmax_ties_to_first(scores: np.ndarray, pools: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the hits of each query as computed by VLM2Vec v1, for comparison.
+
+    VLM2Vec takes the argmax over pools that list the positive first. `argmax` returns the first of equal scores, so
+    ties go to the positive, and a constant embedding scores 100%.
     """
-    return float(np.mean([row[list(pool)].argmax() == 0 for row, pool in zip(scores, pools, strict=True)]))
+    return np.array([row[list(pool)].argmax() == 0 for row, pool in zip(scores, pools, strict=True)])
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> float:
@@ -75,7 +85,18 @@ def ndcg_at_k(
     k: int,
     pools: Sequence[Sequence[int]] | None = None,
 ) -> float:
-    """Return the mean normalized discounted cumulative gain of the first k candidates.
+    """Return the mean of `ndcg_per_query`."""
+    return float(np.mean(ndcg_per_query(scores, positives, relevance, k, pools)))
+
+
+def ndcg_per_query(
+    scores: np.ndarray,
+    positives: Sequence[Sequence[int]],
+    relevance: Sequence[Sequence[float]],
+    k: int,
+    pools: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """Return the normalized discounted cumulative gain of the first k candidates of each query.
 
     The gain of a candidate is its relevance (linear, not 2^relevance - 1), its discount log2(1 + place). The sum is
     divided by the sum of the ideal order (Järvelin and Kekäläinen, 2002). Of tied candidates the least relevant comes
@@ -87,17 +108,20 @@ def ndcg_at_k(
         relevance (`Sequence[Sequence[float]]`): Relevance of each of them, above 0.
         k (`int`): Number of places that count.
         pools (`Sequence[Sequence[int]]`, *optional*, defaults to all): Indices of the candidates of each query.
+
+    Returns:
+        `np.ndarray` of shape `(queries,)`: The gains, from 0 to 1.
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    per_query = []
+    per_query = np.empty(len(scores))
     for query, (right, gains) in enumerate(zip(positives, relevance, strict=True)):
         gain = np.asarray(gains, dtype=float)
         order, places = _places(scores[query], right, gain, None if pools is None else pools[query])
         counted = places < k
         ideal = np.sort(gain)[::-1][:k]
         gained = gain[order][counted] @ discounts[places[counted]]
-        per_query.append(gained / (ideal @ discounts[: len(ideal)]))
-    return float(np.mean(per_query))
+        per_query[query] = gained / (ideal @ discounts[: len(ideal)])
+    return per_query
 
 
 def mean_average_precision_at_k(
@@ -106,7 +130,17 @@ def mean_average_precision_at_k(
     k: int,
     pools: Sequence[Sequence[int]] | None = None,
 ) -> float:
-    """Return the mean over queries of the average precision of the first k candidates.
+    """Return the mean of `average_precision_per_query`."""
+    return float(np.mean(average_precision_per_query(scores, positives, k, pools)))
+
+
+def average_precision_per_query(
+    scores: np.ndarray,
+    positives: Sequence[Sequence[int]],
+    k: int,
+    pools: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """Return the average precision of the first k candidates of each query.
 
     The average precision is the sum of the precisions at the places of the positives among the first k, divided by k
     or by the number of positives if that is smaller, as on CIRCO (Baldrati et al., arXiv 2303.15247). Ties count
@@ -117,13 +151,16 @@ def mean_average_precision_at_k(
         positives (`Sequence[Sequence[int]]`): Indices of the positives of each query, at least one.
         k (`int`): Number of places that count.
         pools (`Sequence[Sequence[int]]`, *optional*, defaults to all): Indices of the candidates of each query.
+
+    Returns:
+        `np.ndarray` of shape `(queries,)`: The precisions, from 0 to 1.
     """
-    per_query = []
+    per_query = np.empty(len(scores))
     for query, right in enumerate(positives):
         _, places = _places(scores[query], right, np.ones(len(right)), None if pools is None else pools[query])
         precisions = np.arange(1, len(places) + 1) / (places + 1)
-        per_query.append(precisions[places < k].sum() / min(len(right), k))
-    return float(np.mean(per_query))
+        per_query[query] = precisions[places < k].sum() / min(len(right), k)
+    return per_query
 
 
 def _places(
@@ -134,11 +171,12 @@ def _places(
     Negatives come before tied positives, and of tied positives the less relevant comes first.
     """
     indices = np.asarray(positives)
-    is_negative = np.ones(len(row), dtype=bool) if pool is None else np.isin(np.arange(len(row)), pool)
-    is_negative[indices] = False
+    rivals = row if pool is None else row[list({*pool, *positives})]
+    own = row[list(set(positives))]
     score = np.where(np.isnan(row[indices]), -np.inf, row[indices])
     order = np.lexsort((gain, -score))
-    num_before = (~(row[is_negative] < score[order, None] - TIE)).sum(axis=1)  # a NaN negative is before all
+    # A NaN negative is before all.
+    num_before = np.array([_num_before(rivals, limit) - _num_before(own, limit) for limit in score[order] - TIE])
     return order, num_before + np.arange(len(order))
 
 

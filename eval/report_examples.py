@@ -1,6 +1,7 @@
 """The examples that a report shows of a task: evenly spaced ones and the largest errors, as indices ready for JSON."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,23 @@ def retrieval_examples(
     positives: Sequence[Sequence[int]],
     pools: Sequence[Sequence[int]] | None,
     count: int,
-) -> dict[str, list[dict]]:
-    """Choose queries of a retrieval task, each with its five best candidates.
+    first: int,
+    total: int,
+) -> tuple[list[dict], list[tuple[float, dict]]]:
+    """Choose queries of a block of a retrieval task, each with its five best candidates.
 
     Args:
         scores (`np.ndarray` of shape `(queries, candidates)`): Similarities.
         ranks (`np.ndarray` of shape `(queries,)`): Their `metrics.pessimistic_ranks`.
         positives (`Sequence[Sequence[int]]`): As in `RetrievalTask`.
         pools (`Sequence[Sequence[int]]`, *optional*): As in `RetrievalTask`.
-        count (`int`): Number of evenly spaced queries, and number of errors.
+        count (`int`): Number of evenly spaced queries of the task, and number of errors.
+        first (`int`): Index of the block's first query in the task.
+        total (`int`): Number of queries of the task.
 
     Returns:
-        `dict`: `examples` and `mistakes`, the latter with the largest score margin first.
+        `(examples, mistakes)`: The evenly spaced queries that are in the block, and its largest errors, each with its
+        score margin.
     """
 
     def record(query: int) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def retrieval_examples(
         top = pool[best_first]
         answer = max(positives[query], key=lambda candidate: scores[query, candidate])
         return {
-            "query": int(query),
+            "query": first + query,
             "top": [int(candidate) for candidate in top],
             "scores": [round(float(scores[query, candidate]), 4) for candidate in top],
             "right": [bool(right) for right in is_positive[best_first]],
@@ -52,11 +58,19 @@ def retrieval_examples(
         pool_scores = scores[query] if pools is None else scores[query, pools[query]]
         return round(float(pool_scores.max()), 4) - round(float(scores[query, positives[query]].max()), 4)
 
-    mistakes = sorted(np.flatnonzero(ranks > 0).tolist(), key=margin, reverse=True)[:count]
-    return {
-        "examples": [record(query) for query in _evenly_spaced(len(ranks), count)],
-        "mistakes": [record(query) for query in mistakes],
-    }
+    indices = [query - first for query in _evenly_spaced(total, count) if first <= query < first + len(ranks)]
+    margins = [(margin(query), query) for query in np.flatnonzero(ranks > 0).tolist()]
+    mistakes = _largest_first(margins, count)
+    return [record(query) for query in indices], [(size, record(query)) for size, query in mistakes]
+
+
+def largest_mistakes(mistakes: list[tuple[float, dict]], count: int) -> list[dict]:
+    """Return the records of the errors with the largest margins, given those of all blocks in order."""
+    return [record for _, record in _largest_first(mistakes, count)]
+
+
+def _largest_first(margins: list[tuple[float, Any]], count: int) -> list[tuple[float, Any]]:
+    return sorted(margins, key=itemgetter(0), reverse=True)[:count]
 
 
 def compositional_examples(true: np.ndarray, false: np.ndarray, count: int) -> dict[str, list[dict]]:

@@ -14,25 +14,14 @@ from tqdm.auto import tqdm
 from ..processing_unime import Item, split_content, to_item_dict
 from .embedding_cache import EmbeddingCache
 from .lazy_items import LazyItems
-from .metrics import (
-    argmax_ties_to_first,
-    chance_level,
-    compositional_accuracy,
-    mean_average_precision_at_k,
-    mean_by_group,
-    mean_reciprocal_rank,
-    ndcg_at_k,
-    pessimistic_ranks,
-    recall_at_k,
-    spearman,
-)
-from .report_examples import compositional_examples, retrieval_examples
+from .metrics import chance_level, compositional_accuracy, mean_by_group, spearman
+from .report_examples import compositional_examples
+from .retrieval_scores import score_retrieval
 
 
 Encode = Callable[[Sequence[Item]], np.ndarray]
 
 META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long", "documents", "moments", "text")
-MAP_PLACES = (5, 10, 25, 50)  # as on CIRCO
 
 
 @dataclass(frozen=True)
@@ -305,7 +294,7 @@ def evaluate(
             bar.update(_num_items(task))
             match task:
                 case RetrievalTask():
-                    scores_of_task[task.name], rankings["retrieval"][task.name] = _score_retrieval(
+                    scores_of_task[task.name], rankings["retrieval"][task.name] = score_retrieval(
                         task, embeddings[0], embeddings[1], shown
                     )
                 case SimilarityTask():
@@ -346,37 +335,6 @@ def evaluate(
 
 def _num_items(task: Task) -> int:
     return sum(map(len, task.roles.values()))
-
-
-def _score_retrieval(
-    task: RetrievalTask, queries: np.ndarray, candidates: np.ndarray, shown: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    similarities = queries @ candidates.T  # (queries, candidates)
-    ranks = pessimistic_ranks(similarities, task.positives, task.pools)
-    relevance = task.relevance or [[1.0] * len(positives) for positives in task.positives]
-    kind, k = task.main_metric.split("@")
-    places = sorted({1, 5, 10, *([int(k)] if kind == "R" else ())})
-    result = {
-        "meta_task": task.meta_task,
-        "metric": task.main_metric,
-        "hit@1": recall_at_k(ranks, 1),
-        **{f"R@{place}": recall_at_k(ranks, place) for place in places},
-        "MRR": mean_reciprocal_rank(ranks),
-        "ndcg@10": ndcg_at_k(similarities, task.positives, relevance, 10, task.pools),
-        "queries": len(task.queries),
-        "candidates": task.candidates_per_query,
-        "chance": task.chance,
-    }
-    if task.distribution is not None:
-        result["distribution"] = task.distribution
-    if kind == "ndcg":
-        result[task.main_metric] = ndcg_at_k(similarities, task.positives, relevance, int(k), task.pools)
-    if kind == "mAP":
-        for place in sorted({*MAP_PLACES, int(k)}):
-            result[f"mAP@{place}"] = mean_average_precision_at_k(similarities, task.positives, place, task.pools)
-    if task.distribution is not None and task.pools is not None:
-        result["hit@1, ties right"] = argmax_ties_to_first(similarities, task.pools)
-    return result, retrieval_examples(similarities, ranks, task.positives, task.pools, shown)
 
 
 def _compare_captions(
