@@ -52,7 +52,8 @@ class BenchmarkArguments:
     subsets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "mmeb, mmeb-v2-*, sts: Names of the subsets to evaluate, of any of the benchmarks; all by default."
+            "help": "mmeb, mmeb-v2-*, m-beir, sts: Names of the subsets to evaluate, of any of the benchmarks; "
+            "all by default."
         },
     )
     mmeb_v2_source: str | None = field(
@@ -96,6 +97,9 @@ class BenchmarkArguments:
     )
     circo_folder: str = field(
         default="CIRCO", metadata={"help": "circo: Repository of CIRCO, with COCO's unlabeled images in it."}
+    )
+    m_beir_folder: str = field(
+        default="M-BEIR", metadata={"help": "m-beir: Clone of TIGER-Lab/M-BEIR with its images unpacked in it."}
     )
     sts_source: str = field(
         default="mteb", metadata={"help": "sts: Hub organization, or folder, that holds the datasets."}
@@ -227,6 +231,14 @@ BENCHMARKS = {
         lambda module, args: (module.tasks(args.circo_folder), []),
         _FLICKR + " Captions: CIRCO, CC BY-NC 4.0.",
         miniature="..miniatures.circo_miniature",
+    ),
+    "m-beir": Benchmark(
+        ".m_beir",
+        lambda module, args: (module.tasks(args.m_beir_folder, args.subsets), []),
+        "Images and texts: the datasets of M-BEIR, each under its own license.",
+        "TIGER-Lab/M-BEIR",
+        subsets=lambda module: module.SETS,
+        miniature="..miniatures.m_beir_miniature",
     ),
     "sts": Benchmark(
         ".text_similarity",
