@@ -10,12 +10,14 @@
     print(meta.to_python())
 
 mteb stores scores by name and revision in `runs/mteb/results` and does not compute them again. To submit a model, copy
-the part of this file above `model_meta`, which runs without this package, and the printed `ModelMeta` into a file of
-`mteb/models/model_implementations`, and the folder of scores into mteb's results repository.
+the part of this file above `model_meta` and the printed `ModelMeta` into a file of
+`mteb/models/model_implementations`, and the folder of scores into mteb's results repository. That part runs without
+this package if the checkpoint may run its own code: `loader_kwargs={"trust_remote_code": True}`.
 """
 
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,7 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoProcessor
-
-from ...batching_unime import default_max_length
-from ...checkpoint import fingerprint
-from ...checkpoint_safety import forbid_remote_code, read_config, refuse_adapter
-from ...modeling_unime import UniMEModel, require_all_weights
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 
 ENCODE_WINDOW_ITEMS = 512  # items to collect and sort at a time; mteb's own batches may hold a single image
@@ -59,12 +56,14 @@ class UniMEEncoder(AbsEncoder):
         micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Token budget of a
             micro-batch.
         embed_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka).
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the checkpoint's own code if this package is
-            not installed.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the checkpoint's own code, which needs no
+            package, instead of this package's.
         kwargs: Passed to [`UniMEModel.from_pretrained`] (`dtype`, `attn_implementation`, ...).
 
     Raises:
+        ImportError: This package is not installed, and `trust_remote_code` is `False`.
         KeyError: A key of `prompts` is not a task, task type or side.
+        ValueError: The checkpoint lacks weights.
     """
 
     def __init__(
@@ -89,8 +88,11 @@ class UniMEEncoder(AbsEncoder):
         source["trust_remote_code"] = trust_remote_code
         AutoConfig.from_pretrained(**source)  # refuses a model that needs code of its own
         self.processor = AutoProcessor.from_pretrained(**source)
-        model, report = UniMEModel.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **kwargs)
-        require_all_weights(path or name, report["missing_keys"])
+        # By name, because this part of the file is copied to mteb.
+        model_class = AutoModel if trust_remote_code else import_module("unime").UniMEModel
+        model, report = model_class.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **kwargs)
+        if report["missing_keys"]:
+            raise ValueError(f"{path or name} has no weights for {min(report['missing_keys'])}: download it again")
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.limits = {"max_length": max_length, "micro_batch_tokens": micro_batch_tokens, "truncate_dim": embed_dim}
 
@@ -178,6 +180,10 @@ def model_meta(path: str, name: str | None = None, revision: str | None = None, 
     Raises:
         ValueError: The path is not a UniME checkpoint, or a folder has no name of the form `organization/model`.
     """
+    from ...batching_unime import default_max_length
+    from ...checkpoint import fingerprint
+    from ...checkpoint_safety import forbid_remote_code, read_config, refuse_adapter
+
     local = Path(path).is_dir()
     if local and (name is None or "/" not in name):
         raise ValueError(f"the folder {path} needs a name for mteb; pass name='organization/model', got {name!r}")
