@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import time
+from contextlib import suppress
 from typing import cast
 
 import uvicorn
@@ -53,7 +54,8 @@ class Server(uvicorn.Server):
 def hold_new_connections(listener: socket.socket) -> None:
     """Drop requests for new connections; clients repeat them after a second, and are refused if it is closed by then.
 
-    Connections whose handshake has begun are not affected. Only Linux can do this; elsewhere nothing happens.
+    Connections whose handshake has begun are not affected. Only Linux can do this, and some sandboxes do not let it;
+    there nothing happens.
 
     Args:
         listener (`socket.socket`): A listening TCP socket.
@@ -62,4 +64,5 @@ def hold_new_connections(listener: socket.socket) -> None:
         return
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in DROP_SYN))
     pointer = struct.pack("HP", len(DROP_SYN), ctypes.addressof(program))
-    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)

@@ -94,10 +94,12 @@ def test_connections_that_were_made_before_the_shutdown_are_answered_and_others_
         return received
 
     listener = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, lifespan="off", log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run, args=([listener],))
+    server = Server(uvicorn.Config(app, lifespan="off", log_level="warning", ws="none", timeout_graceful_shutdown=10))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
+    deadline = time.monotonic() + 60
     while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
     address = listener.getsockname()
     connected = [socket.create_connection(address)]  # without a request yet
@@ -109,9 +111,10 @@ def test_connections_that_were_made_before_the_shutdown_are_answered_and_others_
         assert received.endswith(b"answered") and b"connection: close" in received.lower()
         connection.close()
     with pytest.raises(ConnectionRefusedError):
-        while True:
-            socket.create_connection(address).close()
-    thread.join()
+        while time.monotonic() < deadline:
+            socket.create_connection(address, timeout=60).close()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.slow
