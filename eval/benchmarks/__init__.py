@@ -52,7 +52,7 @@ class BenchmarkArguments:
     subsets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "mmeb, mmeb-v2-*, m-beir, sts: Names of the subsets to evaluate, of any of the benchmarks; "
+            "help": "mmeb, mmeb-v2-*, m-beir, mrmr, sts: Names of the subsets to evaluate, of any of the benchmarks; "
             "all by default."
         },
     )
@@ -100,6 +100,10 @@ class BenchmarkArguments:
     )
     m_beir_folder: str = field(
         default="M-BEIR", metadata={"help": "m-beir: Clone of TIGER-Lab/M-BEIR with its images unpacked in it."}
+    )
+    mrmr_source: str | None = field(
+        default=None,
+        metadata={"help": "mrmr: Folder with copies of the datasets, each under its Hub id; the Hub by default."},
     )
     sts_source: str = field(
         default="mteb", metadata={"help": "sts: Hub organization, or folder, that holds the datasets."}
@@ -239,6 +243,13 @@ BENCHMARKS = {
         "TIGER-Lab/M-BEIR",
         subsets=lambda module: module.SETS,
         miniature="..miniatures.m_beir_miniature",
+    ),
+    "mrmr": Benchmark(
+        ".mrmr",
+        lambda module, args: (module.tasks(args.mrmr_source, args.subsets), []),
+        "Images and texts: MRMR, MIT license, and its sources.",
+        subsets=lambda module: module.SETS,
+        miniature="..miniatures.mrmr_miniature",
     ),
     "sts": Benchmark(
         ".text_similarity",

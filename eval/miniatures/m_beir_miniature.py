@@ -1,4 +1,4 @@
-"""Miniature M-BEIR: sixteen tasks of two queries and six candidates."""
+"""Miniature M-BEIR: sixteen tasks of two queries and twelve candidates."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from ..benchmarks.m_beir import MODALITIES, SETS
 from .hub_files import save_gray_tile
 
 
-CANDIDATES = 6
+CANDIDATES = 12
 # Numbers of the datasets in ids.
 DATASETS = ("visualnews", "fashion200k", "webqa", "edis", "nights", "oven", "infoseek", "fashioniq", "cirr", "mscoco")
 

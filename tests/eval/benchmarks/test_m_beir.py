@@ -37,8 +37,9 @@ def test_sixteen_tasks_with_their_own_candidates(folder: Path):
         "fashion200k_task0", "fashion200k_task3", "fashioniq_task7",
     }  # fmt: skip
     assert results["tasks"]["cirr_task7"]["metric"] == "R@5"
-    # Of six candidates, five are looked at: only a query with one positive can miss it.
-    assert results["tasks"]["cirr_task7"]["chance"] == pytest.approx((1 + 5 / 6) / 2)
+    # Of twelve candidates, five are looked at; one query has two positives.
+    two = 1 - 10 * 9 * 8 * 7 * 6 / (12 * 11 * 10 * 9 * 8)
+    assert results["tasks"]["cirr_task7"]["chance"] == pytest.approx((two + 5 / 12) / 2)
 
 
 def test_items_are_read_as_by_uniir(folder: Path):
@@ -57,8 +58,20 @@ def test_items_are_read_as_by_uniir(folder: Path):
 def test_ties_and_other_ranks_count_against_the_model(folder: Path):
     (task,) = m_beir.tasks(folder, ["cirr_task7"])
     results, _ = evaluate(lambda items: np.ones((len(items), 1)), [task], model="one", progress=False)
-    # Behind four negatives the first positive of two is fifth; behind five the only one is sixth.
-    assert results["tasks"]["cirr_task7"]["R@5"] == 0.5
+    assert results["tasks"]["cirr_task7"]["R@5"] == 0.0  # behind ten negatives and more
+    (task,) = m_beir.tasks(folder, ["fashioniq_task7"])
+    ranked = np.zeros((len(task.candidates), 2), dtype=np.float32)
+    ranked[:, 0] = np.linspace(1, 0.5, len(task.candidates))
+    ranked[:, 1] = np.sqrt(1 - ranked[:, 0] ** 2)
+    query = np.array([[1, 0]], dtype=np.float32)
+
+    def encode_in_order(items):
+        is_query = "instruction" in items[0]
+        return np.repeat(query, len(items), axis=0) if is_query else ranked[: len(items)]
+
+    results, _ = evaluate(encode_in_order, [task], model="in order", progress=False)
+    scores = results["tasks"]["fashioniq_task7"]
+    assert [scores[f"R@{k}"] for k in (1, 5, 10)] == [0.0, 1.0, 1.0]  # the best positives are at places 2 and 5
 
 
 @pytest.mark.parametrize(
