@@ -136,6 +136,7 @@ def evaluate_models(
     """
     import torch  # imported here, so that help and usage errors are fast
     from accelerate import PartialState
+    from tqdm.auto import tqdm
 
     from ..checkpoint import fingerprint
     from ..image_size import parse_image_size
@@ -143,11 +144,11 @@ def evaluate_models(
     from .encoders.loading import load_encoder
     from .report.gallery import build_galleries
     from .run_metadata import run_metadata
-    from .tasks import evaluate
+    from .tasks import evaluate, num_items
 
     state = PartialState()
     names = args.benchmarks or ([] if args.suites else ["openmoji"])
-    names += [name for suite in args.suites for name in find_suite(suite).benchmarks]
+    names = [*names, *(name for suite in args.suites for name in find_suite(suite).benchmarks)]
     if args.miniature:
         with state.main_process_first():
             miniatures = write_miniatures(names, Path(args.output) / "miniature")
@@ -174,15 +175,16 @@ def evaluate_models(
         if args.preset is not None:
             key += "-" + re.sub(r"\W+", "_", args.preset)
         cache = EmbeddingCache(encoder.encode, folder / key)
+        total = num_items(task for opened in tasks.values() for kind in opened for task in kind)
+        bar = tqdm(total=total, desc=title, unit="item", disable=not state.is_main_process)
         for name in tasks:
             with torch.inference_mode():
-                scores, ranked = evaluate(
-                    cache, *tasks[name], model=title, benchmark=name, progress=state.is_main_process
-                )
+                scores, ranked = evaluate(cache, *tasks[name], model=title, benchmark=name, progress=bar)
             run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
             results[name][title] = scores | {"run": run}
             if title == highlight:
                 rankings[name] = ranked
+        bar.close()
         del encoder, cache
     if state.is_main_process:
         for name in tasks:
@@ -225,11 +227,18 @@ def write_output(
         part.write_text(text + "\n")
     print(f"\n{text}\n")
     for title, scores in results.items():
-        embedded = scores["embedded"]
-        rate = embedded["items"] / max(embedded["seconds"], 1e-9)
-        summary = f"{embedded['items']:,} items embedded in {embedded['seconds']:.0f} s, {rate:.0f} items/s"
-        print(f"{title}: {scores['seconds']:.0f} s; {summary if embedded['items'] else 'all embeddings were cached'}")
+        print(f"{title}: {throughput([scores])}")
     print(f"Report: {output / 'report.html'}")
+
+
+def throughput(results: Sequence[dict[str, Any]]) -> str:
+    """Describe the time of a model's results, and the items that this process embedded for them."""
+    items, embedding_seconds = (sum(scores["embedded"][key] for scores in results) for key in ("items", "seconds"))
+    seconds = f"{sum(scores['seconds'] for scores in results):.0f} s; "
+    if not items:
+        return seconds + "all embeddings were cached"
+    rate = items / max(embedding_seconds, 1e-9)
+    return seconds + f"{items:,} items embedded in {embedding_seconds:.0f} s, {rate:.0f} items/s"
 
 
 def write_suites(
@@ -252,7 +261,9 @@ def write_suites(
         names = [name for name in SUITES[suite].benchmarks if name in results]
         by_model = {title: {name: results[name][title] for name in names} for title in models}
         combined[suite] = {title: suite_results(suite, title, by_model[title]) for title in models}
+        times = [f"{title}: {throughput(list(by_model[title].values()))}" for title in models]
         tables.append(suite_table(combined[suite]))
+        print("\n\n".join(["", tables[-1], *times]))
         for title in models if SUITES[suite].has_leaderboard else ():
             path = output / "leaderboard" / suite / (re.sub(r"[^\w.-]+", "_", title) + ".json")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +273,7 @@ def write_suites(
         part.write_text(to_json(combined, indent=2) + "\n")
     with atomic_write(output / "table.md") as part:
         part.write_text("\n\n".join(tables) + "\n")
-    print("\n" + "\n\n".join(tables) + f"\n\nSuites: {output / 'table.md'}")
+    print(f"Suites: {output / 'table.md'}")
 
 
 def learning_curves(models: dict[str, str]) -> dict[str, dict[str, list[tuple[float, float]]]]:

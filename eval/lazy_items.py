@@ -54,14 +54,22 @@ class LazyItems(Sequence):
         """Return the key of each item without reading images; items with the same content have the same key."""
         return [self._key(item) for item in self.stored]
 
+    def num_images(self, index: int) -> int:
+        """Return the number of images of an item without reading them."""
+        return len(_split(self.stored[index])[1])
+
     def _key(self, item: dict[str, Any]) -> str:
-        if item.get("content") is None:
-            text, image = item.get("text"), item.get("image")
-            images = [] if image is None else image if isinstance(image, list) else [image]
-        else:
-            text, images = split_content(item["content"])  # the texts with the indices of the images between them
+        text, images = _split(item)
         content = repr((text, item.get("instruction") or None, [self.identity(image) for image in images]))
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _split(item: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Return the texts of a stored item, with the indices of images between them if it is ordered, and its images."""
+    if item.get("content") is not None:
+        return split_content(item["content"])
+    text, image = item.get("text"), item.get("image")
+    return text, [] if image is None else image if isinstance(image, list) else [image]
 
 
 def file_identity(path: str | Path) -> str:

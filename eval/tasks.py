@@ -4,7 +4,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +250,7 @@ def evaluate(
     model: str,
     benchmark: str = "openmoji",
     shown: int = 6,
-    progress: bool = True,
+    progress: bool | tqdm = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Score an encoder on every task.
 
@@ -263,7 +264,8 @@ def evaluate(
         benchmark (`str`, *optional*, defaults to `"openmoji"`): Name of the benchmark in the results.
         shown (`int`, *optional*, defaults to 6): Number of evenly spaced examples, and of the largest errors, to keep
             per task for a report.
-        progress (`bool`, *optional*, defaults to `True`): Show a progress bar over the items.
+        progress (`bool` or `tqdm`, *optional*, defaults to `True`): Show a progress bar over the items, or update one
+            that several benchmarks share.
 
     Returns:
         `(results, rankings)`, both ready for JSON. `results` has the scores, as fractions of 1, per task (the key
@@ -287,11 +289,14 @@ def evaluate(
     names = Counter(task.name for task in all_tasks)
     if names and max(names.values()) > 1:
         raise ValueError(f"two tasks are named '{names.most_common(1)[0][0]}'; give each a unique name")
-    with tqdm(total=sum(map(_num_items, all_tasks)), disable=not progress, desc=model, unit="item") as bar:
+    if isinstance(progress, bool):
+        progress_bar = tqdm(total=num_items(all_tasks), disable=not progress, desc=model, unit="item")
+    else:
+        progress_bar = nullcontext(progress)
+    with progress_bar as bar:
         for task in all_tasks:
             bar.set_postfix_str(task.name)
-            embeddings = [_check_finite(cache(items), task, role) for role, items in task.roles.items()]
-            bar.update(_num_items(task))
+            embeddings = [_check_finite(cache(items, bar.update), task, role) for role, items in task.roles.items()]
             match task:
                 case RetrievalTask():
                     scores_of_task[task.name], rankings["retrieval"][task.name] = score_retrieval(
@@ -333,8 +338,9 @@ def evaluate(
     return results, rankings
 
 
-def _num_items(task: Task) -> int:
-    return sum(map(len, task.roles.values()))
+def num_items(tasks: Iterable[Task]) -> int:
+    """Return the number of items that tasks embed; an item that occurs twice counts twice."""
+    return sum(len(items) for task in tasks for items in task.roles.values())
 
 
 def _compare_captions(

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch.distributed as distributed
 from PIL import Image
 
-from unime.eval.embedding_cache import EmbeddingCache
+from unime.eval.embedding_cache import EmbeddingCache, balanced_ranks
 from unime.eval.lazy_items import LazyItems, file_identity
 from unime.eval.tasks import CompositionalTask
 
@@ -87,6 +88,37 @@ def test_an_interrupted_run_computes_only_missing_embeddings(counting, calls: li
     resumed = EmbeddingCache(counting, tmp_path, window=2)
     np.testing.assert_array_equal(resumed(items), encode(items))
     assert calls == [2, 2] and finished.exists()
+
+
+def test_windows_are_bounded_by_their_images(counting, calls: list[int], tmp_path: Path):
+    Image.new("RGB", (3, 4)).save(tmp_path / "frame.png")
+    videos = [{"text": f"{number}", "image": [str(tmp_path / "frame.png")] * 2} for number in range(3)]
+    items = LazyItems([*videos, *({"text": f"text {number}"} for number in range(9))], read=Image.open)
+    cache = EmbeddingCache(lambda items: counting([{"text": item["text"]} for item in items]), tmp_path, window=8)
+    done: list[int] = []
+    assert cache(items, done.append).shape == (12, 2)
+    assert calls == [1, 1, 2, 8]  # a video costs 7, a text 1
+    assert sum(done) == 12 and len(done) == 5 and min(done[:-1]) > 0
+    cache(items, done.append)
+    assert sum(done) == 24
+
+
+def test_files_are_not_held_open(tmp_path: Path):
+    items = lazy(*(f"number {number}" for number in range(200)))
+    first = EmbeddingCache(encode, tmp_path, window=1)(items)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limit[1]))
+    try:
+        cache = EmbeddingCache(encode, tmp_path)
+        np.testing.assert_array_equal(cache(items), first)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert cache.embedded_items == 0
+
+
+def test_windows_are_shared_by_their_cost():
+    assert balanced_ranks([1, 1, 9, 1, 4, 1, 1], 2) == [1, 1, 0, 1, 1, 1, 1]
+    assert balanced_ranks([2, 2, 1], 2) == [0, 1, 0] and balanced_ranks([5], 8) == [0] and balanced_ranks([], 2) == []
 
 
 def test_a_changed_image_is_another_item(counting, calls: list[int], tmp_path: Path):
