@@ -52,8 +52,8 @@ class BenchmarkArguments:
     subsets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "mmeb, mmeb-v2-*, m-beir, mrmr, sts: Names of the subsets to evaluate, of any of the benchmarks; "
-            "all by default."
+            "help": "mmeb, mmeb-v2-*, mmeb-v3-*, m-beir, mrmr, sts: Names of the subsets to evaluate, of any of the "
+            "benchmarks; all by default."
         },
     )
     mmeb_v2_source: str | None = field(
@@ -104,6 +104,9 @@ class BenchmarkArguments:
     mrmr_source: str | None = field(
         default=None,
         metadata={"help": "mrmr: Folder with copies of the datasets, each under its Hub id; the Hub by default."},
+    )
+    mmeb_v3_folder: str = field(
+        default="MMEB-V3", metadata={"help": "mmeb-v3-*: Clone of VLM2Vec/MMEB-V3 with its archives unpacked."}
     )
     sts_source: str = field(
         default="mteb", metadata={"help": "sts: Hub organization, or folder, that holds the datasets."}
@@ -250,6 +253,22 @@ BENCHMARKS = {
         "Images and texts: MRMR, MIT license, and its sources.",
         subsets=lambda module: module.SETS,
         miniature="..miniatures.mrmr_miniature",
+    ),
+    "mmeb-v3-text": Benchmark(
+        ".mmeb_v3",
+        lambda module, args: (module.texts(args.mmeb_v3_folder, args.subsets), []),
+        "Texts: the datasets of MMEB-V3, each under its own license.",
+        "VLM2Vec/MMEB-V3",
+        subsets=lambda module: module.TEXT_SETS,
+        miniature="..miniatures.mmeb_v3_miniature",
+    ),
+    "mmeb-v3-tools": Benchmark(
+        ".mmeb_v3",
+        lambda module, args: (module.tools(args.mmeb_v3_folder, args.subsets), []),
+        "Texts: the datasets of MMEB-V3, each under its own license.",
+        "VLM2Vec/MMEB-V3",
+        subsets=lambda module: module.TOOL_SETS,
+        miniature="..miniatures.mmeb_v3_miniature",
     ),
     "sts": Benchmark(
         ".text_similarity",
