@@ -95,6 +95,13 @@ class EvaluationArguments:
             "their ids."
         },
     )
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts of images and texts without an instruction, as in a published evaluation: unime, "
+            "unime-v2, vlm2vec, e5-v or a .json file; the model's own by default. Only for UniME and native backbones."
+        },
+    )
 
 
 def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
@@ -142,11 +149,13 @@ def evaluate_models(
     from ..image_size import parse_image_size
     from .embedding_cache import EmbeddingCache
     from .encoders.loading import load_encoder
+    from .prompts import find_prompts
     from .report.gallery import build_galleries
-    from .run_metadata import run_metadata
+    from .run_metadata import protocol, run_metadata
     from .tasks import evaluate, num_items
 
     state = PartialState()
+    prompts = None if args.prompts is None else find_prompts(args.prompts)
     names = args.benchmarks or ([] if args.suites else ["openmoji"])
     names = [*names, *(name for suite in args.suites for name in find_suite(suite).benchmarks)]
     if args.miniature:
@@ -174,12 +183,19 @@ def evaluate_models(
             key += "-" + re.sub(r"\W+", "_", json.dumps(image_size))
         if args.preset is not None:
             key += "-" + re.sub(r"\W+", "_", args.preset)
+        if prompts is not None:
+            key += f"-{prompts.fingerprint}"
         cache = EmbeddingCache(encoder.encode, folder / key)
         total = num_items(task for opened in tasks.values() for kind in opened for task in kind)
         bar = tqdm(total=total, desc=title, unit="item", disable=not state.is_main_process)
+        settings["protocol"] = protocol(path, encoder.processor, prompts, image_size, args.preset)
         for name in tasks:
+            retrieval, compositional = tasks[name]
+            if prompts is not None:
+                retrieval = prompts.for_model(path, args.preset, encoder.processor, retrieval)
+                compositional = prompts.for_model(path, args.preset, encoder.processor, compositional)
             with torch.inference_mode():
-                scores, ranked = evaluate(cache, *tasks[name], model=title, benchmark=name, progress=bar)
+                scores, ranked = evaluate(cache, retrieval, compositional, model=title, benchmark=name, progress=bar)
             run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
             results[name][title] = scores | {"run": run}
             if title == highlight:

@@ -10,6 +10,8 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from ..checkpoint import fingerprint, redact_home
+from ..presets import find_preset
+from .prompts import Prompts, prompts_of_preset
 
 
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "datasets", "pillow", "numpy")
@@ -35,6 +37,41 @@ def run_metadata(
         "command": redact_home(shlex.join(["python", "-m", "unime.eval", *command])),
         "libraries": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def protocol(
+    model: str,
+    processor: ProcessorMixin | None,
+    prompts: Prompts | None,
+    image_size: int | dict[str, Any] | None,
+    preset: str | None,
+) -> dict[str, Any]:
+    """Return what must agree with a published row before scores are comparable, ready for JSON.
+
+    `prompts` is the name of the prompts (`None` for those of the model), `image_prompt` and `text_prompt` hold them,
+    and `image_size` is the size that images are read at (`None` for that of the model, see `pixels` of the run).
+
+    Args:
+        model (`str`): Folder or Hub id.
+        processor (`ProcessorMixin`, *optional*): Its processor; two-tower and text models have no prompts.
+        prompts ([`Prompts`], *optional*): The prompts of the evaluation.
+        image_size (`int` or `dict`, *optional*): The size of the evaluation.
+        preset (`str`, *optional*): How a published embedder is run, see [`find_preset`].
+    """
+    if processor is None or not getattr(processor, "chat_template", None):
+        return {"prompts": None, "image_size": None}
+    own = find_preset(model, preset)
+    size = image_size or (own.image_size if own is not None else None)
+    if prompts is None:
+        return {"prompts": prompts_of_preset(model, preset), "image_size": size}
+    described = prompts.to_dict()
+    return {
+        "prompts": described["name"],
+        "image_prompt": described["image"],
+        "text_prompt": described["text"],
+        "prompts_source": described["source"],
+        "image_size": size,
     }
 
 

@@ -7,6 +7,10 @@ that occurs twice in the corpus is one candidate. Means are also reported per gr
 second version (2505.17166) in all its languages, VisRAG (2410.10594), and VisDoc-OOD: ViDoSeek (2502.18017) and
 MMLongBench (2407.01523), by page (the corrected release of November 2025) and by document. Repositories, columns and
 protocol follow VLM2Vec's evaluation code; they have not been checked against the datasets themselves.
+
+One difference is meant. Where pages of a query differ in relevance, VLM2Vec's `RankingMetrics.evaluate` makes a set of
+the pages before it pairs them with their relevances, so that relevances change places, differently in each process.
+Here each page keeps its own. Scores are equal where all relevances of a query are.
 """
 
 from collections.abc import Sequence

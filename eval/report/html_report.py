@@ -16,7 +16,7 @@ from ...processing_unime import Item, is_interleaved, to_item_dict
 from ..metrics import mean_by_group
 from .charts import line_chart
 from .gallery import Answer, Gallery
-from .paper_scores import PUBLISHED, Published
+from .paper_scores import PUBLISHED, Protocol, Published, measured_protocol
 
 
 Results = Mapping[str, Any]
@@ -68,7 +68,7 @@ def table(results: Mapping[str, Results]) -> str:
     parts = [markdown_table(rows)]
     published = PUBLISHED.get(first["benchmark"])
     if published:
-        parts += published_tables(first, published)
+        parts += published_tables(results, published)
     return "\n\n".join(parts)
 
 
@@ -137,6 +137,10 @@ def write_report(
         main_metric=_main_metric(metrics),
         retrieval_tasks=[name for name, task in main["tasks"].items() if "R@1" in task],
         published=compared,
+        differs=lambda protocol: differs(protocol, results),
+        other_protocol=OTHER_PROTOCOL,
+        measured=_measured_protocols(results),
+        protocol_note=protocol_note(results),
         partial=partial,
         scores_of_axis=[[axis.ours(column) for column in results.values()] for axis in compared.axes]
         if compared
@@ -154,19 +158,54 @@ def write_report(
     return path
 
 
-def published_tables(results: Results, published: Published) -> list[str]:
-    """Return a title and a table per source, or one sentence if another set was evaluated."""
-    partial = published.partial(results)
+def published_tables(results: Mapping[str, Results], published: Published) -> list[str]:
+    """Return a title and a table per source, with the protocol of each row, or why no published scores are shown.
+
+    Args:
+        results (`Mapping`): Title of each column -> results.
+        published (`Published`): The published scores of their benchmark or suite.
+    """
+    first = next(iter(results.values()))
+    partial = published.partial(first)
     if partial:
         return [partial]
     parts = []
     for source, rows in published.sources.items():
         parts.append(f"Published scores ({source}), not measured by us:")
-        head = ["published, %", *(axis.title for axis in published.axes)]
-        parts.append(
-            markdown_table([head, *([model, *(f"{score:.1f}" for score in row)] for model, row in rows.items())])
-        )
-    return [*parts, published.note]
+        table_rows = [["published, %", *(axis.title for axis in published.axes), "image size", "prompts"]]
+        for model, row in rows.items():
+            protocol = published.protocol(source, model)
+            mark = OTHER_PROTOCOL if differs(protocol, results) else ""
+            scores = [f"{score:.1f}" for score in row]
+            table_rows.append([f"{model}{mark}", *scores, protocol.image_size, protocol.prompts])
+        parts.append(markdown_table(table_rows))
+    return [*parts, protocol_note(results), published.note]
+
+
+OTHER_PROTOCOL = " †"
+
+
+def differs(protocol: Protocol, results: Mapping[str, Results]) -> bool:
+    """Return whether no column was measured at the image size and with the prompts of a published row."""
+    return protocol not in _measured_protocols(results).values()
+
+
+def protocol_note(results: Mapping[str, Results]) -> str:
+    """Return the protocol of each column, and what the mark of a published row means."""
+    measured = "; ".join(
+        f"{title}: image size {protocol.image_size}, prompts {protocol.prompts}"
+        for title, protocol in _measured_protocols(results).items()
+    )
+    return f"†: measured under another protocol than ours ({measured}). --image-size and --prompts set ours."
+
+
+def _measured_protocols(results: Mapping[str, Results]) -> dict[str, Protocol]:
+    """Return the protocol of each column; a suite has one for all its benchmarks, with the prompts of captions."""
+    runs = {
+        title: column.get("run") or next(iter(column.get("runs", {}).values()), {})
+        for title, column in results.items()
+    }
+    return {title: measured_protocol(run, results[title]["benchmark"]) for title, run in runs.items()}
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

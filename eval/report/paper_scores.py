@@ -39,6 +39,35 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What scores depend on besides the model.
+
+    Args:
+        image_size (`str`): Size at which images are read; `OWN` is that of the model.
+        prompts (`str`): Prompts of images and texts without an instruction: names of `eval/prompts.py`, `MMEB` where
+            every query has an instruction and texts alone are read as they are, `OWN` for those of the model.
+    """
+
+    image_size: str
+    prompts: str
+
+
+OWN, MMEB = "own", "MMEB"
+_TWO_TOWERS = ("CLIP", "OpenCLIP", "EVA-CLIP")
+
+
+def measured_protocol(run: Mapping[str, Any], benchmark: str) -> Protocol:
+    """Return the protocol of a run, as `run_metadata.protocol` records it; of earlier versions, the model's own."""
+    recorded = run.get("protocol", {})
+    size, prompts = recorded.get("image_size"), recorded.get("prompts")
+    if isinstance(size, dict):
+        size = size.get("square", ", ".join(f"{name} {value}" for name, value in size.items()))
+    if prompts is not None and benchmark == "mmeb":
+        prompts = MMEB
+    return Protocol(OWN if size is None else f"{size} px" if isinstance(size, int) else size, prompts or OWN)
+
+
+@dataclass(frozen=True)
 class Published:
     """The published scores of a benchmark.
 
@@ -49,6 +78,7 @@ class Published:
         sizes (`Mapping[str, tuple[int, ...]]`): Task -> its number of queries and of candidates, or of queries alone
             where candidates differ per query, or of rows if it is compositional.
         note (`str`): What to know for a comparison.
+        prompts (`str`, *optional*): The prompts of all rows, where the benchmark states them.
     """
 
     axes: tuple[Axis, ...]
@@ -56,6 +86,23 @@ class Published:
     sources: Mapping[str, Mapping[str, Percents]]
     sizes: Mapping[str, tuple[int, ...]]
     note: str
+    prompts: str | None = None
+
+    def protocol(self, source: str, model: str) -> Protocol:
+        """Return the protocol of a row.
+
+        UniME's authors state 336 pixels for all their scores, those of VLM2Vec and E5-V included (issue 5 of their
+        repository); prompts are those of each model's code. The evaluation scripts of UniME-V2 read images at 1344
+        pixels and have one prompt for all models. VLM2Vec-V2 reads at most 1280 patches of 28 pixels.
+        """
+        if model.startswith(_TWO_TOWERS):
+            return Protocol(OWN, OWN)
+        if source.startswith(UNIME_V2):
+            return Protocol("1344 px", self.prompts or "unime-v2")
+        if source.startswith(UNIME):
+            prompts = "e5-v" if model.startswith("E5-V") else "unime" if model.startswith("UniME") else "vlm2vec"
+            return Protocol("336 px", self.prompts or prompts)
+        return Protocol("max 1280 x 28^2" if model.startswith("VLM2Vec-V2") else OWN, self.prompts or OWN)
 
     @property
     def shown(self) -> dict[str, Percents]:
@@ -208,6 +255,7 @@ PUBLISHED = {
         dict.fromkeys(SETS, (1000,)),
         "The mean of 36 is computed from the published meta-tasks (10, 10, 12 and 4 subsets), up to 0.1; "
         f"the “Overall” of {UNIME} is the mean of the four, except for LLaVA-OneVision. {_PIXELS}",
+        MMEB,
     ),
     **{
         name: Published(

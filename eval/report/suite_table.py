@@ -29,4 +29,4 @@ def suite_table(results: Mapping[str, Results]) -> str:
             label = META_TITLES.get(group, group)
         rows.append([label, *(percent(column["scores"][title]) for column in results.values())])
     published = PUBLISHED_SUITES.get(first["benchmark"])
-    return "\n\n".join([markdown_table(rows), *(published_tables(first, published) if published else [])])
+    return "\n\n".join([markdown_table(rows), *(published_tables(results, published) if published else [])])
