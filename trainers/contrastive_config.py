@@ -32,6 +32,10 @@ class ContrastiveConfig(EmbeddingConfig):
             a row's positive as its negative. Positives of an equal query and the query's own content never are.
         symmetric (`bool`, *optional*, defaults to `False`): Take the mean of the losses from queries to candidates and
             from positives to the distinct queries.
+        query_to_query (`bool`, *optional*, defaults to `False`): Other queries of the batch are negatives of a query,
+            too (GTE, arXiv 2308.03281, and Qwen3-Embedding), unless they share a right answer with it.
+        candidate_to_candidate (`bool`, *optional*, defaults to `False`): The cosines of a row's positive with other
+            candidates are in the same softmax as those of its query.
         contrastive_weight (`float`, *optional*, defaults to `1.0`): Weight of the contrastive loss. 0, together with
             `soft_label_weight=1`, gives the loss of UniME-V2.
         soft_label_weight (`float`, *optional*, defaults to `0.0`): Weight of the soft-label loss, which compares each
@@ -79,6 +83,12 @@ class ContrastiveConfig(EmbeddingConfig):
         metadata={"help": "Never use a candidate with the task and label of the positive as a negative."},
     )
     symmetric: bool = field(default=False, metadata={"help": "Average with the loss from positives to queries."})
+    query_to_query: bool = field(
+        default=False, metadata={"help": "Other queries of the batch are negatives of a query, too."}
+    )
+    candidate_to_candidate: bool = field(
+        default=False, metadata={"help": "Other candidates are negatives of a row's positive, too."}
+    )
     contrastive_weight: float = field(
         default=1.0,
         metadata={"help": "Weight of the contrastive loss; 0 with soft_label_weight 1 is the loss of UniME-V2."},

@@ -104,15 +104,24 @@ class ContrastiveTrainer(EmbeddingTrainer):
             hardness_strength=self.args.hardness_strength,
             sampling_seed=self.args.seed + self.state.global_step * SEEDS_PER_STEP,
         )
-        loss, statistics = loss_fn(items[query], items[candidate], positive, excluded)
+        distinct_query, query_index = distinct_items(query, identity)  # the query of several rows is one negative
+        answer = candidate[positive]
+        further = []
+        if self.args.query_to_query:
+            # Not a query that has the content of this one or of its positive, or shares a right answer with this one.
+            shared = merge_columns(excluded[:, positive], query_index, len(distinct_query))
+            for known in (query, answer):
+                shared |= content[known][:, None] == content[distinct_query]
+            further.append((items[query], items[distinct_query], shared))
+        if self.args.candidate_to_candidate:
+            further.append((items[answer], items[candidate], excluded))
+        loss, statistics = loss_fn(items[query], items[candidate], positive, excluded, further=further)
         if self.args.symmetric:
-            # From each positive to its query. Queries that the positive answers or shows are not negatives, and the
-            # query of several rows is one negative.
-            distinct_query, query_index = distinct_items(query, identity)
+            # From each positive to its query. Queries that the positive answers or shows are not negatives.
             excluded = merge_columns(excluded[:, positive].T, query_index, len(distinct_query))
             reverse_loss = loss.new_zeros(())  # with a single query, for example, every term is log(1)
             if not excluded.all():
-                reverse_loss, _ = loss_fn(items[candidate[positive]], items[distinct_query], query_index, excluded)
+                reverse_loss, _ = loss_fn(items[answer], items[distinct_query], query_index, excluded)
             loss = (loss + reverse_loss) / 2
 
         if self.args.soft_label_weight == 0:

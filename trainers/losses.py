@@ -3,7 +3,7 @@
 They are computed in float32, or in float64 if the embeddings are, also under autocast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -30,6 +30,7 @@ def contrastive_loss(
     negative_sampling: Literal["hardest", "random", "easiest"] = "hardest",
     hardness_strength: float = 0.0,
     sampling_seed: int = 0,
+    further: Sequence[tuple[Tensor, Tensor, Tensor]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute InfoNCE over each query's positive and its hardest negatives (UniME, §3.3, Eq. 3 and 4).
 
@@ -41,7 +42,7 @@ def contrastive_loss(
 
     - `false_negative_margin=None, num_hard_negatives=None` is plain in-batch InfoNCE, the loss of VLM2Vec.
     - `false_negative_margin=0.1, num_hard_negatives=None`, with the positive's own document excluded, is the masked
-      loss of Qwen3-VL-Embedding.
+      loss of Qwen3-VL-Embedding, whose `further` negatives are those of GTE.
     - `false_negative_margin=None, num_hard_negatives=None, hardness_strength=9` is the loss of LLaVE.
 
     Args:
@@ -65,17 +66,22 @@ def contrastive_loss(
             arXiv 2503.04812, which uses 9).
         sampling_seed (`int`, *optional*, defaults to `0`): Seed of the `"random"` negatives. Give all processes the
             same one, as they compute the same loss, and every step another one.
+        further (`Sequence[tuple[Tensor, Tensor, Tensor]]`, *optional*): Further cosines in the same softmax, each as
+            `(first, second, excluded)` of shapes `(batch, dimensions)`, `(others, dimensions)` and `(batch, others)`:
+            those of queries with other queries, and of positives with other candidates, are GTE's (arXiv 2308.03281,
+            Eq. 3). The filter, the choice of negatives and the weights apply to all of them together.
 
     Returns:
         `tuple[Tensor, dict[str, Tensor]]`: The mean loss, and detached scalars: `filtered` (share of queries that
         lost a negative to the filter), `hardness` (mean cosine of the chosen negatives), `positive_similarity` and
         `negative_similarity` (mean cosines), `accuracy` (share of queries whose positive is more similar than every
-        allowed candidate; a tie counts as wrong).
+        allowed candidate; a tie counts as wrong). `accuracy` ignores `further`.
 
     Raises:
         ValueError: No query has a negative, for example in a batch of one.
     """
     queries, candidates = _at_least_float32(queries, candidates)
+    further = [(*_at_least_float32(first, second), mask) for first, second, mask in further]
     settings = (
         temperature,
         false_negative_margin,
@@ -87,9 +93,12 @@ def contrastive_loss(
     )
 
     def sums_of_slice(rows: slice) -> Tensor:
-        return _contrastive_sums(queries[rows], candidates, positive[rows], excluded[rows], rows.start or 0, *settings)
+        pairs = [(queries[rows], candidates, excluded[rows])]
+        pairs += [(first[rows], second, mask[rows]) for first, second, mask in further]
+        return _contrastive_sums(pairs, positive[rows], rows.start or 0, *settings)
 
-    sums = _sum_over_slices(sums_of_slice, len(queries), len(candidates))
+    num_columns = len(candidates) + sum(len(second) for _, second, _ in further)
+    sums = _sum_over_slices(sums_of_slice, len(queries), num_columns)
     loss = sums[0]
     filtered, hardness, num_chosen, positive_sum, allowed_sum, num_allowed, num_correct = sums[1:].detach()
     if num_allowed == 0:
@@ -109,10 +118,8 @@ def contrastive_loss(
 
 
 def _contrastive_sums(
-    queries: Tensor,
-    candidates: Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor, Tensor]],
     positive: Tensor,
-    excluded: Tensor,
     first_row: int,
     temperature: float,
     false_negative_margin: float | None,
@@ -122,11 +129,15 @@ def _contrastive_sums(
     hardness_strength: float,
     sampling_seed: int,
 ) -> Tensor:
-    """Return the loss and the terms of the statistics, each summed over the queries: shape `(8,)`."""
-    with torch.autocast(queries.device.type, enabled=False):
-        cosines = queries @ candidates.T  # (batch, pool)
-    rows = torch.arange(len(queries), device=queries.device)
-    allowed = ~excluded
+    """Return the loss and the terms of the statistics, each summed over the queries: shape `(8,)`.
+
+    The first of the pairs are the queries, the candidates and what is excluded; the others are `further`.
+    """
+    device, num_candidates = positive.device, len(pairs[0][1])
+    with torch.autocast(device.type, enabled=False):
+        cosines = torch.cat([first @ second.T for first, second, _ in pairs], dim=1)  # (batch, pool + others)
+    rows = torch.arange(len(positive), device=device)
+    allowed = ~torch.cat([excluded for _, _, excluded in pairs], dim=1)
     allowed[rows, positive] = False
 
     detached = cosines.detach()
@@ -143,21 +154,23 @@ def _contrastive_sums(
         priority = -detached
     else:
         # Seeded here, so that the backward pass, which computes this slice again, draws the same negatives.
-        generator = torch.Generator(queries.device).manual_seed(sampling_seed + first_row)
-        priority = torch.rand(detached.shape, generator=generator, device=queries.device)
-    slots = len(candidates) if num_hard_negatives is None else min(num_hard_negatives, len(candidates))
+        generator = torch.Generator(device).manual_seed(sampling_seed + first_row)
+        priority = torch.rand(detached.shape, generator=generator, device=device)
+    num_columns = cosines.shape[1]
+    slots = num_columns if num_hard_negatives is None else min(num_hard_negatives, num_columns)
     chosen = priority.masked_fill(~remaining, -torch.inf).topk(slots, dim=1).indices  # (batch, slots)
     num_remaining = remaining.sum(1, keepdim=True)  # (batch, 1)
     if pad_negatives == "repeat" and num_hard_negatives is not None:
-        repeated = torch.arange(num_hard_negatives, device=queries.device) % num_remaining.clamp(min=1, max=slots)
+        repeated = torch.arange(num_hard_negatives, device=device) % num_remaining.clamp(min=1, max=slots)
         chosen, filled = chosen.gather(1, repeated), (num_remaining > 0).expand(-1, num_hard_negatives)
     else:
-        filled = torch.arange(slots, device=queries.device) < num_remaining
+        filled = torch.arange(slots, device=device) < num_remaining
 
     # An empty slot adds exp(-inf) = 0 to the denominator, so no dropped candidate gets in.
     chosen_cosines = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
     negative_logits = chosen_cosines / temperature + hardness_strength * detached.gather(1, chosen)
     logits = torch.cat([cosines[rows, positive][:, None] / temperature, negative_logits], dim=1)
+    best = detached.masked_fill(~allowed, -torch.inf)[:, :num_candidates].amax(1)
     return torch.stack(
         [
             -log_softmax(logits, dim=1)[:, 0].sum(),
@@ -167,7 +180,7 @@ def _contrastive_sums(
             positive_cosines.sum(),
             detached.masked_fill(~allowed, 0).sum(),
             allowed.sum(),
-            (detached.masked_fill(~allowed, -torch.inf).amax(1) < positive_cosines).sum(),
+            (best < positive_cosines).sum(),
         ]
     )
 

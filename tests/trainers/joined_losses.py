@@ -31,6 +31,7 @@ ROWS: list[dict[str, Any]] = [
 SETTINGS: dict[str, dict[str, Any]] = {
     "hardest": {},
     "symmetric": {"symmetric": True},
+    "all directions": {"symmetric": True, "query_to_query": True, "candidate_to_candidate": True},
     "random": {"negative_sampling": "random", "symmetric": True},
     "soft labels": {"soft_label_weight": 0.5, "soft_label_temperature": 0.2},
     "soft labels alone": {"soft_label_weight": 1.0, "contrastive_weight": 0.0, "soft_label_divergence": "js"},
@@ -54,6 +55,7 @@ def main(backbone: str, output: Path) -> None:
     results = {}
     for name, settings in SETTINGS.items():
         defaults = {"temperature": 0.2, "num_hard_negatives": 2, "false_negative_margin": None, "symmetric": False}
+        defaults |= {"query_to_query": False, "candidate_to_candidate": False}
         defaults |= {"negative_sampling": "hardest", "soft_label_weight": 0.0}
         for key, value in (defaults | settings).items():
             setattr(trainer.args, key, value)

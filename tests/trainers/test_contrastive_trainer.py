@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.nn.functional import cross_entropy
 from transformers import ProcessorMixin
 
@@ -126,6 +127,17 @@ def test_the_symmetric_loss_is_the_mean_of_both_directions(make_trainer: Callabl
     logits = items[3:] @ items[:3].T / 0.5
     diagonal = torch.arange(3)
     torch.testing.assert_close(loss, (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2)
+
+
+def test_negatives_on_the_same_side_give_the_loss_of_sentence_transformers(make_trainer: Callable, rows: list):
+    """GTE's loss without its direction from positives to queries."""
+    trainer = make_trainer(rows, **plain(0.5, query_to_query=True, candidate_to_candidate=True))
+    items = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    batch = batch_of(content=[10, 11, 12], label=[-1, -1, -1], positive=[0, 1, 2], query=[3, 4, 5])
+    loss, _ = trainer.batch_loss(items, batch)
+    directions = ("query_to_doc", "query_to_query", "doc_to_doc")
+    peer = MultipleNegativesRankingLoss(None, scale=2.0, directions=directions)
+    torch.testing.assert_close(loss, peer.compute_loss_from_embeddings([items[3:], items[:3]], torch.zeros(3)))
 
 
 IMAGE = {"image": Image.new("RGB", (24, 24), "red")}

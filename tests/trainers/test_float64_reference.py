@@ -71,6 +71,8 @@ def random_settings(draw: random.Random) -> dict[str, Any]:
         "negative_sampling": draw.choice(["hardest", "hardest", "easiest"]),
         "exclude_same_label": draw.choice([True, True, False]),
         "symmetric": draw.choice([True, False]),
+        "query_to_query": draw.choice([True, False]),
+        "candidate_to_candidate": draw.choice([True, False]),
         "contrastive_weight": draw.choice([1.0, 0.5]),
         "soft_label_weight": draw.choice([0.0, 1.0, 2.0]),
         "soft_label_temperature": draw.choice([0.02, 0.2]),
@@ -126,9 +128,23 @@ def reference_contrastive(
     for row, positive in zip(rows, positives, strict=True):
         query = vectors[name_of(row["query"])]
         others = [c for c in sorted(candidates, key=str) if not is_right(c, row, rows, keep_labels)]
-        any_negative |= bool(others)
         to_positive = cosine(query, vectors[positive])
-        losses.append(info_nce(to_positive, [cosine(query, vectors[other]) for other in others], settings))
+        to_others = [cosine(query, vectors[other]) for other in others]
+        if settings["query_to_query"]:
+            to_others += [
+                cosine(query, vectors[name_of(other["query"])])
+                for other in {name_of(other["query"]): other for other in rows}.values()
+                if other["query"]["text"] not in (row["query"]["text"], row["positive"]["text"])
+                and not any(
+                    is_right(name_of(asking["positive"]), row, rows, keep_labels)
+                    for asking in rows
+                    if asking["query"] == other["query"]
+                )
+            ]
+        if settings["candidate_to_candidate"]:
+            to_others += [cosine(vectors[positive], vectors[other]) for other in others]
+        any_negative |= bool(to_others)
+        losses.append(info_nce(to_positive, to_others, settings))
         other_queries = [
             other
             for other in sorted(queries, key=str)

@@ -205,6 +205,22 @@ def naive_negatives(
     return sorted(remaining, key=lambda j: -cosines[j])[:num_hard_negatives]
 
 
+def test_further_cosines_share_the_softmax_and_the_choice_of_negatives_by_hand():
+    queries, candidates = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    excluded = torch.eye(2, dtype=torch.bool)
+    settings = {"temperature": 0.5, "false_negative_margin": None, "further": [(queries, queries, excluded)]}
+    loss, statistics = contrastive_loss(
+        queries, candidates, torch.arange(2), excluded, num_hard_negatives=None, **settings
+    )
+    # Cosines: q0-c0 0.8, q0-c1 0, q1-c0 0.96, q1-c1 0.8, q0-q1 0.6.
+    rows = [minus_log_share(1.6, 0.0, 1.2), minus_log_share(1.6, 1.92, 1.2)]
+    assert loss.item() == pytest.approx(sum(rows) / 2, abs=1e-6)
+    assert statistics["accuracy"] == 0.5 and statistics["negative_similarity"].item() == pytest.approx(2.16 / 4)
+    hardest, _ = contrastive_loss(queries, candidates, torch.arange(2), excluded, num_hard_negatives=1, **settings)
+    rows = [minus_log_share(1.6, 1.2), minus_log_share(1.6, 1.92)]
+    assert hardest.item() == pytest.approx(sum(rows) / 2, abs=1e-6)
+
+
 @pytest.mark.parametrize("pad_negatives", ["mask", "repeat"])
 def test_only_the_chosen_negatives_receive_a_gradient(pad_negatives: str):
     sizes = random.Random(0)
@@ -325,6 +341,7 @@ def loss_and_gradients(
         {"num_hard_negatives": 40, "pad_negatives": "repeat"},
         {"false_negative_margin": -0.2, "hardness_strength": 9.0},
         {"negative_sampling": "random", "num_hard_negatives": 40},  # all of them, in random order
+        {"further": True},
     ],
 )
 def test_the_loss_computed_in_slices_equals_the_loss_at_once(
@@ -334,10 +351,12 @@ def test_the_loss_computed_in_slices_equals_the_loss_at_once(
     excluded[2] = True  # a query without any negative
 
     def loss_of(queries: Tensor, candidates: Tensor) -> list[Tensor]:
-        loss, statistics = contrastive_loss(queries, candidates, torch.arange(13), excluded, **options)
+        further = [(queries, queries, torch.eye(13, dtype=torch.bool)), (candidates[:13], candidates, excluded)]
+        settings = options | {"further": further if "further" in options else ()}
+        loss, statistics = contrastive_loss(queries, candidates, torch.arange(13), excluded, **settings)
         return [loss, *statistics.values()]
 
-    whole = loss_and_gradients(loss_of, 13 * 31, monkeypatch)
+    whole = loss_and_gradients(loss_of, 13 * 75, monkeypatch)
     for value, expected in zip(loss_and_gradients(loss_of, max_similarities, monkeypatch), whole, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
