@@ -81,7 +81,7 @@ def contrastive_loss(
         ValueError: No query has a negative, for example in a batch of one.
     """
     queries, candidates = _at_least_float32(queries, candidates)
-    further = [(*_at_least_float32(first, second), mask) for first, second, mask in further]
+    further = [(first.to(queries.dtype), second.to(queries.dtype), mask) for first, second, mask in further]
     settings = (
         temperature,
         false_negative_margin,
