@@ -1,7 +1,8 @@
 """Scores published by others, in percent, to compare ours with; none of them was measured with this package.
 
 From UniME's paper (arXiv 2504.17432 v4), table 1 for MMEB and table 2 for retrieval and SugarCrepe, and from the paper
-of UniME-V2 (arXiv 2510.13515), whose models are based on Qwen2-VL and LLaVA-OneVision. Notes:
+of UniME-V2 (arXiv 2510.13515), whose models are based on Qwen2-VL and LLaVA-OneVision.
+Rows of DCI are those of LoTLIP's README. Notes:
 
 - MMEB: The column "Overall" is not copied. In all rows of table 1 but LLaVA-OneVision's it is the mean of the four
   meta-tasks. The mean of 36 subsets, our `overall`, follows from the meta-tasks up to 0.1:
@@ -79,6 +80,7 @@ class Published:
             where candidates differ per query, or of rows if it is compositional.
         note (`str`): What to know for a comparison.
         prompts (`str`, *optional*): The prompts of all rows, where the benchmark states them.
+        chart_models (`tuple[str, ...]`, *optional*): Models of the first source to draw in a chart.
     """
 
     axes: tuple[Axis, ...]
@@ -87,6 +89,7 @@ class Published:
     sizes: Mapping[str, tuple[int, ...]]
     note: str
     prompts: str | None = None
+    chart_models: tuple[str, ...] = CHART_MODELS
 
     def protocol(self, source: str, model: str) -> Protocol:
         """Return the protocol of a row.
@@ -108,7 +111,7 @@ class Published:
     def shown(self) -> dict[str, Percents]:
         """Return the rows to draw in a chart, on its axes; all are from the first source."""
         rows = next(iter(self.sources.values()))
-        return {model: rows[model][: self.drawn] for model in CHART_MODELS}
+        return {model: rows[model][: self.drawn] for model in self.chart_models}
 
     def evaluated(self, results: Results) -> list[str]:
         """Return the tasks whose evaluated set has the published size."""
@@ -194,6 +197,16 @@ _RETRIEVAL_V2 = {
     "UniME-V2 (LLaVA-OneVision)": (85.5, 93.7, 60.9, 74.1, 95.1, 94.1, 96.3, 96.7, 88.6, 73.7, 90.5),
 }
 
+# R@1 text to image and image to text on DCI, from LoTLIP's README (commit 301b906), which prints image to text first;
+# until November 2024 it printed the heads of the two columns the other way round.
+_DCI = {
+    "CLIP ViT-B/32": (40.32, 43.06),
+    "CLIP ViT-B/16": (43.01, 45.45),
+    "Long-CLIP ViT-B/16": (57.28, 51.68),
+    "LoTLIP ViT-B/32": (56.36, 59.90),
+    "LoTLIP ViT-B/16": (62.63, 64.11),
+}
+
 
 def _with_mean_of_subsets(rows: Mapping[str, Percents]) -> dict[str, Percents]:
     """Append the mean of MMEB's 36 subsets, given the means of its 10, 10, 12 and 4."""
@@ -273,5 +286,13 @@ PUBLISHED = {
         _retrieval_columns(8, 11),
         {name: (rows,) for name, rows in _SUGARCREPE_ROWS.items()},
         f"{_CLIPS} {_PIXELS}",
+    ),
+    "dci": Published(
+        (_task("Text → image, R@1", "dci_t2i"), _task("Image → text, R@1", "dci_i2t")),
+        2,
+        {"README of wuw2019/LoTLIP": _DCI},
+        {"dci_t2i": (7805, 7805), "dci_i2t": (7805, 7805)},
+        "CLIP reads the first 77 tokens of a caption, Long-CLIP 248.",
+        chart_models=("CLIP ViT-B/16", "Long-CLIP ViT-B/16", "LoTLIP ViT-B/16"),
     ),
 }
