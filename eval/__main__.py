@@ -146,6 +146,7 @@ def evaluate_models(
     from tqdm.auto import tqdm
 
     from ..checkpoint import fingerprint
+    from ..extras import require_extra
     from ..image_size import parse_image_size
     from .embedding_cache import EmbeddingCache
     from .encoders.loading import load_encoder
@@ -164,6 +165,13 @@ def evaluate_models(
         benchmark_args = replace(benchmark_args, **miniatures)
     tasks = open_benchmarks(names, benchmark_args)
     results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
+    mteb_names = {suite: mteb for suite in args.suites if (mteb := SUITES[suite].mteb)}
+    if mteb_names:
+        require_extra("mteb", "mteb")
+
+        from .mteb_suites import evaluate_benchmark, open_mteb_benchmark
+    mteb_benchmarks = {suite: open_mteb_benchmark(name, args.miniature) for suite, name in mteb_names.items()}
+    mteb_results: dict[str, dict[str, Any]] = {suite: {} for suite in mteb_names}
     rankings = {}
     image_size = parse_image_size(args.image_size)
     settings = {
@@ -187,7 +195,7 @@ def evaluate_models(
             key += f"-{prompts.fingerprint}"
         cache = EmbeddingCache(encoder.encode, folder / key)
         total = num_items(task for opened in tasks.values() for kind in opened for task in kind)
-        bar = tqdm(total=total, desc=title, unit="item", disable=not state.is_main_process)
+        bar = tqdm(total=total, desc=title, unit="item", disable=not (total and state.is_main_process))
         settings["protocol"] = protocol(path, encoder.processor, prompts, image_size, args.preset)
         for name in tasks:
             retrieval, compositional = tasks[name]
@@ -201,13 +209,18 @@ def evaluate_models(
             if title == highlight:
                 rankings[name] = ranked
         bar.close()
+        for suite, benchmark in mteb_benchmarks.items():
+            with torch.inference_mode():
+                scores = evaluate_benchmark(benchmark, encoder.encode, title, key, Path(args.output) / "mteb")
+            run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
+            mteb_results[suite][title] = scores | {"benchmark": suite, "runs": {benchmark.name: run}}
         del encoder, cache
     if state.is_main_process:
         for name in tasks:
             output = Path(args.output) / (name if len(tasks) > 1 or args.suites else "")
             write_output(name, results[name], build_galleries(rankings[name], *tasks[name]), models, highlight, output)
         if args.suites:
-            write_suites(args.suites, results, list(models), Path(args.output))
+            write_suites(args.suites, results, mteb_results, list(models), Path(args.output))
 
 
 def write_output(
@@ -258,13 +271,19 @@ def throughput(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_suites(
-    suites: Sequence[str], results: dict[str, dict[str, Any]], models: Sequence[str], output: Path
+    suites: Sequence[str],
+    results: dict[str, dict[str, Any]],
+    mteb_results: dict[str, dict[str, Any]],
+    models: Sequence[str],
+    output: Path,
 ) -> None:
     """Write the means of suites as JSON and as one Markdown file, print them, and write files for leaderboards.
 
     Args:
         suites (`Sequence[str]`): Keys of `SUITES`.
         results (`dict[str, dict[str, Any]]`): Benchmark -> title of each model -> results of `tasks.evaluate`.
+        mteb_results (`dict[str, dict[str, Any]]`): Suite -> title of each model -> results of
+            `mteb_suites.evaluate_benchmark`.
         models (`Sequence[str]`): Titles of the models.
         output (`Path`): The folder to write.
     """
@@ -276,8 +295,10 @@ def write_suites(
     for suite in suites:
         names = [name for name in SUITES[suite].benchmarks if name in results]
         by_model = {title: {name: results[name][title] for name in names} for title in models}
-        combined[suite] = {title: suite_results(suite, title, by_model[title]) for title in models}
-        times = [f"{title}: {throughput(list(by_model[title].values()))}" for title in models]
+        combined[suite] = mteb_results.get(suite) or {
+            title: suite_results(suite, title, by_model[title]) for title in models
+        }
+        times = [f"{title}: {throughput(list(by_model[title].values()))}" for title in models if names]
         tables.append(suite_table(combined[suite]))
         print("\n\n".join(["", tables[-1], *times]))
         for title in models if SUITES[suite].has_leaderboard else ():

@@ -6,7 +6,7 @@ per-subset scores of its `experiments/public/all_scores/v2.0.0` give the leaderb
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
@@ -27,11 +27,13 @@ class Suite:
         total (`str`, *optional*): Title of the mean over the tasks of all parts, if the suite has one.
         has_leaderboard (`bool`, *optional*, defaults to `False`): Write a file per model in the form of MMEB's
             leaderboard.
+        mteb (`str`, *optional*): Name of a benchmark of mteb, which runs instead of parts (see `mteb_suites.py`).
     """
 
-    parts: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     total: str | None = None
     has_leaderboard: bool = False
+    mteb: str | None = None
 
     @property
     def benchmarks(self) -> list[str]:
@@ -47,9 +49,15 @@ SUITES = {
     ),
     "mmeb": Suite({"MMEB": ("mmeb",)}),
     "mmeb-v2": Suite({"Image": ("mmeb",), "Video": ("mmeb-v2-video",), "VisDoc": ("mmeb-v2-documents",)}, "All", True),
-    "retrieval": Suite({"Short captions": _SHORT, "Long captions": _LONG}),
-    "compositional": Suite({"SugarCrepe": ("sugarcrepe",)}),
+    "retrieval": Suite({"Short captions": _SHORT, "Long captions": (*_LONG, "docci", "dci"), "CIRCO": ("circo",)}),
+    "compositional": Suite({"SugarCrepe": ("sugarcrepe",), "SugarCrepe++": ("sugarcrepe-pp",)}),
     "text": Suite({"STS": ("sts",), "NLI": ("nli",)}),
+    "mrmr": Suite({"MRMR": ("mrmr",)}),
+    "m-beir": Suite({"M-BEIR": ("m-beir",)}),
+    "mieb-lite": Suite(mteb="MIEB(lite)"),
+    "vidore-v3": Suite(mteb="ViDoRe(v3)"),
+    "mteb-eng-v2": Suite(mteb="MTEB(eng, v2)"),
+    "jina-vdr": Suite(mteb="JinaVDR"),
 }
 
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "unime.trainers": "train",
     "unime.eval": "eval",
     "unime.eval.encoders.mteb_encoder": "mteb",
+    "unime.eval.mteb_suites": "mteb",
     "unime.corpus": "index",
     "unime.index": "index",
     "unime.serve": "serve",

@@ -124,9 +124,8 @@ class UniMEEncoder(AbsEncoder):
         Raises:
             ValueError: A batch has neither column.
         """
-        items = _items(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type))
         embeddings = []
-        for window in _windows(items):
+        for window in item_windows(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type)):
             embeddings.append(
                 self.model.encode(window, self.processor, show_progress_bar=show_progress_bar, **self.limits)
             )
@@ -153,9 +152,19 @@ def _items(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[d
             yield dict(zip(columns, values, strict=True)) | {"instruction": instruction}
 
 
-def _windows(items: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def item_windows(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[list[dict[str, Any]]]:
+    """Yield the items of a task's batches in windows that fit the memory.
+
+    Args:
+        inputs (`DataLoader`): As in [`UniMEEncoder.encode`].
+        task (`str`): Name of the task, for errors.
+        instruction (`str`, *optional*): Instruction of the items.
+
+    Raises:
+        ValueError: A batch has neither a text nor an image.
+    """
     window, pixels = [], 0
-    for item in items:
+    for item in _items(inputs, task, instruction):
         window.append(item)
         pixels += item["image"].width * item["image"].height if "image" in item else 0
         if len(window) == ENCODE_WINDOW_ITEMS or pixels >= MAX_WINDOW_PIXELS:
