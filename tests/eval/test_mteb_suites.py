@@ -24,6 +24,7 @@ TINY = str(ROOT / "checkpoints" / "unime-tiny")
 command = importlib.import_module("unime.eval.__main__")
 
 
+@pytest.mark.slow
 def test_a_task_is_scored_once_per_model_and_settings(tmp_path: Path):
     sizes = []
 

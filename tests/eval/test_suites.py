@@ -145,8 +145,7 @@ def test_every_suite_runs_on_its_miniature_and_two_processes_have_the_results_of
         arguments = ["--models", TINY, "--suite", *SUITES, "--miniature", "--output", output]
         subprocess.run(
             [sys.executable, *launcher, "-m", "unime.eval", *map(str, arguments)],
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+            env=os.environ | offline,
             check=True,
             timeout=900,
         )
