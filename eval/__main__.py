@@ -166,6 +166,8 @@ def evaluate_models(
     tasks = open_benchmarks(names, benchmark_args)
     results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
     mteb_names = {suite: mteb for suite in args.suites if (mteb := SUITES[suite].mteb)}
+    if mteb_names and prompts is not None:
+        raise ValueError("`prompts` does not apply to mteb's tasks, which have instructions; evaluate them without it")
     if mteb_names:
         require_extra("mteb", "mteb")
 
