@@ -169,6 +169,21 @@ def merge(
 
 
 @app.command()
+def average(
+    checkpoints: Annotated[list[str], typer.Argument(help="At least two checkpoints of one backbone.")],
+    output: Annotated[Path, typer.Option(help="Folder for the averaged checkpoint.")],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of a checkpoint; repeated, in their order. Equal by default.")
+    ] = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Average the weights of checkpoints, such as of runs with different seeds."""
+    from ..checkpoint_average import average_checkpoints
+
+    typer.echo(f"averaged into {average_checkpoints(checkpoints, output, weight, dtype=dtype)}")
+
+
+@app.command()
 def card(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint; its README.md is overwritten.")],
     evaluation: Annotated[

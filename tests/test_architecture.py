@@ -55,6 +55,7 @@ ROOT_MODULES = [
     "presets",
     "llava_qwen",
     "checkpoint",
+    "checkpoint_average",
     "__init__",
 ]
 MAY_IMPORT = {file: set(ROOT_MODULES[:index]) for index, file in enumerate(ROOT_MODULES)} | {

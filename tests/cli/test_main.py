@@ -181,7 +181,20 @@ def test_invalid_input_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPat
 
 
 def test_help_names_every_command():
-    names = ("embed", "index", "search", "serve", "export", "eval", "check-data", "prepare", "merge", "card", "info")
+    names = (
+        "embed",
+        "index",
+        "search",
+        "serve",
+        "export",
+        "eval",
+        "check-data",
+        "prepare",
+        "merge",
+        "average",
+        "card",
+        "info",
+    )
     for option in ("-h", "--help"):
         assert all(f"\n  {name} " in unime(option).stdout for name in names)
 
