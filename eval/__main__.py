@@ -102,6 +102,14 @@ class EvaluationArguments:
             "unime-v2, vlm2vec, e5-v or a .json file; the model's own by default. Only for UniME and native backbones."
         },
     )
+    fusion: str = field(
+        default="normalized",
+        metadata={
+            "help": "How a CLIP or a SigLIP joins the features of text and image: normalized (their normalized sum), "
+            "or as in MMEB's rows, mmeb-sum (without normalizing first) or mmeb-sides (one side in the sets that "
+            "VLM2Vec's code lists)."
+        },
+    )
 
 
 def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
@@ -149,6 +157,7 @@ def evaluate_models(
     from ..extras import require_extra
     from ..image_size import parse_image_size
     from .embedding_cache import EmbeddingCache
+    from .encoders.clip import with_mmeb_sides
     from .encoders.loading import load_encoder
     from .prompts import find_prompts
     from .report.gallery import build_galleries
@@ -161,7 +170,7 @@ def evaluate_models(
     names = [*names, *(name for suite in args.suites for name in find_suite(suite).benchmarks)]
     if args.miniature:
         with state.main_process_first():
-            miniatures = write_miniatures(names, Path(args.output) / "miniature")
+            miniatures: dict[str, Any] = write_miniatures(names, Path(args.output) / "miniature")
         benchmark_args = replace(benchmark_args, **miniatures)
     tasks = open_benchmarks(names, benchmark_args)
     results: dict[str, dict[str, Any]] = {name: {} for name in tasks}
@@ -182,11 +191,19 @@ def evaluate_models(
         "micro_batch_tokens": args.micro_batch_tokens,
         "image_size": image_size,
         "preset": args.preset,
+        "fusion": args.fusion,
     }
     folder = Path(args.embedding_cache or Path(args.output) / "embeddings")
     for title, path in models.items():
         encoder = load_encoder(
-            path, args.dtype, state.device, args.max_length, args.micro_batch_tokens, args.image_size, args.preset
+            path,
+            args.dtype,
+            state.device,
+            args.max_length,
+            args.micro_batch_tokens,
+            args.image_size,
+            args.preset,
+            args.fusion,
         )
         key = "-".join(map(str, (Path(path).name, fingerprint(path), args.dtype, args.max_length)))
         if image_size is not None:
@@ -195,6 +212,8 @@ def evaluate_models(
             key += "-" + re.sub(r"\W+", "_", args.preset)
         if prompts is not None:
             key += f"-{prompts.fingerprint}"
+        if encoder.two_towers and args.fusion != "normalized":
+            key += "-unnormalized"
         cache = EmbeddingCache(encoder.encode, folder / key)
         total = num_items(task for opened in tasks.values() for kind in opened for task in kind)
         bar = tqdm(total=total, desc=title, unit="item", disable=not (total and state.is_main_process))
@@ -204,6 +223,8 @@ def evaluate_models(
             if prompts is not None:
                 retrieval = prompts.for_model(path, args.preset, encoder.processor, retrieval)
                 compositional = prompts.for_model(path, args.preset, encoder.processor, compositional)
+            if encoder.two_towers and args.fusion == "mmeb-sides" and name == "mmeb":
+                retrieval = with_mmeb_sides(retrieval)
             with torch.inference_mode():
                 scores, ranked = evaluate(cache, retrieval, compositional, model=title, benchmark=name, progress=bar)
             run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)

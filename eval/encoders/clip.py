@@ -1,14 +1,21 @@
 """CLIP as a baseline for the same items, trainer and metrics, with two towers and a 77-token text limit.
 
 The embedding of an item with text and image is the normalized sum of both normalized features (score fusion: UniIR's
-CLIP_SF, and CLIP in MMEB's tables). An instruction is prepended to the text, as in MMEB, and shares its 77 tokens. Two
-towers know no order: texts around an image are joined.
+CLIP_SF). An instruction is prepended to the text, as in MMEB, and shares its 77 tokens. Two towers know no order:
+texts around an image are joined.
+
+MMEB's CLIP rows were measured in other ways, by VLM2Vec's code (branch v1, `evaluation/eval_clip.py`), which `FUSIONS`
+names: "mmeb-sum" (its `multimodal`) adds the features as they are, without normalizing them first. "mmeb-sides" (its
+`unimodal`) takes one side in the sets that the code lists, and the sum in the others. Which of the two a published
+score has is not stated. NIGHTS, whose queries have one text for all, tells them apart: with sides it is at the level
+of random guesses, as EVA-CLIP 8B's 0.2 is, unlike CLIP ViT-L's 60.4. Scores are cosines here; the code's flag
+`--normalize` decides between them and dot products, and the command is not published.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,8 +36,19 @@ from transformers.utils import ModelOutput
 
 from ...processing_unime import Item, to_item_dict, to_rgb
 from ...windows_unime import MAX_WINDOW_PIXELS, item_pixels, windows
+from ..lazy_items import LazyItems
+from ..tasks import RetrievalTask, SimilarityTask
 
 
+FUSIONS = ("normalized", "mmeb-sum", "mmeb-sides")
+# Sets of MMEB in which "mmeb-sides" compares the text of queries with the image of candidates, and the reverse.
+TEXT_TO_IMAGE = tuple("CIRR NIGHTS EDIS MSCOCO_t2i VisDial VisualNews_t2i WebQA Wiki-SS-NQ OVEN".split())
+IMAGE_TO_TEXT = tuple(
+    """
+    MSCOCO_i2t VisualNews_i2t ImageNet-1K N24News HatefulMemes VOC2007 SUN397 Place365 ImageNet-A ImageNet-R ObjectNet
+    Country211
+    """.split()
+)
 ENCODE_WINDOW_ITEMS = 512  # whose tensors are in memory together: 310 MB at 224 pixels
 
 
@@ -57,6 +75,7 @@ class CLIPEmbedder(CLIPModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        normalize_features: bool = True,
     ) -> CLIPEmbedderOutput:
         """Embed a micro-batch in which every item has a text, every item has an image, or every item has both.
 
@@ -64,6 +83,8 @@ class CLIPEmbedder(CLIPModel):
             input_ids (`Tensor` of shape `(batch, tokens)`, *optional*): Tokens, padded on the right.
             attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*): 1 for tokens, 0 for padding.
             pixel_values (`Tensor` of shape `(batch, 3, height, width)`, *optional*): One image per item.
+            normalize_features (`bool`, *optional*, defaults to `True`): Normalize the features of text and image
+                before they are added.
         """
         features = []
         if input_ids is not None:
@@ -72,15 +93,22 @@ class CLIPEmbedder(CLIPModel):
             # configuration has `eos_token_id` 2, which is correct for OpenAI's vocabulary only.
             end = cast(Tensor, attention_mask).sum(dim=1) - 1
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), end]
-            features.append(normalize(self.text_projection(pooled).float(), dim=-1))
+            features.append(self.text_projection(pooled).float())
         if pixel_values is not None:
             pooled = self.vision_model(pixel_values=pixel_values.to(self.dtype)).pooler_output
-            features.append(normalize(self.visual_projection(pooled).float(), dim=-1))
+            features.append(self.visual_projection(pooled).float())
+        if normalize_features:
+            features = [normalize(feature, dim=-1) for feature in features]
         return CLIPEmbedderOutput(embeddings=normalize(sum(features[1:], start=features[0]), dim=-1))
 
     @torch.no_grad()
     def encode(
-        self, items: Sequence[Item], processor: CLIPProcessor, batch_size: int = 64, show_progress_bar: bool = False
+        self,
+        items: Sequence[Item],
+        processor: CLIPProcessor,
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+        normalize_features: bool = True,
     ) -> np.ndarray:
         """Embed items.
 
@@ -89,6 +117,8 @@ class CLIPEmbedder(CLIPModel):
             processor (`CLIPProcessor`): The processor saved with the model.
             batch_size (`int`, *optional*, defaults to 64): Items per micro-batch.
             show_progress_bar (`bool`, *optional*, defaults to `False`): Show a progress bar.
+            normalize_features (`bool`, *optional*, defaults to `True`): Normalize the features of text and image
+                before they are added.
 
         Returns:
             `np.ndarray` of shape `(len(items), projection_dim)`, float32: Unit vectors in the order of `items`.
@@ -100,7 +130,7 @@ class CLIPEmbedder(CLIPModel):
             start = 0
             for window in windows(items, item_pixels, ENCODE_WINDOW_ITEMS, MAX_WINDOW_PIXELS):
                 for indices, batch in clip_micro_batches(processor, window, batch_size, start):
-                    output = self(**batch.to(self.device))
+                    output = self(**batch.to(self.device), normalize_features=normalize_features)
                     embeddings[[start + index for index in indices]] = output.embeddings.cpu().numpy()
                     progress.update(len(indices))
                 start += len(window)
@@ -155,6 +185,33 @@ def clip_micro_batches(
             images = [dicts[index]["images"] for index in batch]
             batches.append((batch, _tensors(processor, [tokens[index] for index in batch], images)))
     return batches
+
+
+def with_mmeb_sides(tasks: Sequence[RetrievalTask | SimilarityTask]) -> list[RetrievalTask | SimilarityTask]:
+    """Return tasks in which the items of MMEB's listed sets have one side, for the fusion "mmeb-sides".
+
+    Args:
+        tasks (`Sequence`): Tasks; those of other names stay as they are.
+    """
+    return [_one_side(task) if isinstance(task, RetrievalTask) else task for task in tasks]
+
+
+def _one_side(task: RetrievalTask) -> RetrievalTask:
+    if task.name not in (*TEXT_TO_IMAGE, *IMAGE_TO_TEXT):
+        return task
+
+    def text_of(item: dict[str, Any]) -> dict[str, Any]:
+        return {"text": item.get("text") or "", "instruction": item.get("instruction")}
+
+    def image_of(item: dict[str, Any]) -> dict[str, Any]:
+        return {"image": item["image"]}
+
+    def only(items: Sequence[Item], side: Callable[[dict[str, Any]], dict[str, Any]]) -> LazyItems:
+        lazy = cast(LazyItems, items)
+        return LazyItems([side(item) for item in lazy.stored], lazy.read, lazy.identity)
+
+    query, candidate = (text_of, image_of) if task.name in TEXT_TO_IMAGE else (image_of, text_of)
+    return replace(task, queries=only(task.queries, query), candidates=only(task.candidates, candidate))
 
 
 def tiny_clip(

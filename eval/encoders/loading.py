@@ -18,7 +18,7 @@ from ...image_size import ImageSize
 from ...modeling_unime import EMBEDDER_TYPES, require_all_weights
 from ...processing_unime import Item, is_interleaved, to_item_dict, to_messages
 from ..tasks import Encode
-from .clip import CLIPEmbedder
+from .clip import FUSIONS, CLIPEmbedder
 from .siglip import siglip_encode
 
 
@@ -29,10 +29,12 @@ class Encoder:
     Args:
         encode (`Encode`): Takes items, returns `(N, D)` float32 unit vectors.
         processor (`ProcessorMixin`, *optional*): Processor of a transformers model.
+        two_towers (`bool`, *optional*, defaults to `False`): Whether it is a CLIP or a SigLIP.
     """
 
     encode: Encode
     processor: ProcessorMixin | None = None
+    two_towers: bool = False
 
 
 def load_encoder(
@@ -43,6 +45,7 @@ def load_encoder(
     micro_batch_tokens: int | None = None,
     image_size: ImageSize | None = None,
     preset: str | None = None,
+    fusion: str = FUSIONS[0],
 ) -> Encoder:
     """Load an encoder.
 
@@ -58,11 +61,16 @@ def load_encoder(
             images, see [`set_image_size`]; only for UniME and native backbones.
         preset (`str`, *optional*, defaults to the preset of the id): How a published embedder is run, see
             [`load_model`].
+        fusion (`str`, *optional*, defaults to `"normalized"`): How a CLIP or a SigLIP joins the features of text and
+            image, one of `clip.FUSIONS`.
 
     Raises:
         FileNotFoundError: There is no such model or preset.
-        ValueError: The weights are a pickle, or the model needs code of its own.
+        ValueError: The fusion is unknown, the weights are a pickle, or the model needs code of its own.
     """
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {fusion!r}: choose from {', '.join(FUSIONS)}")
+    normalize_features = fusion == FUSIONS[0]
     # A SentenceTransformer may have all its parts in subfolders.
     has_config = Path(path, "config.json").exists() or not Path(path, "modules.json").exists()
     config = read_config(path) if has_config else None
@@ -74,7 +82,8 @@ def load_encoder(
                 path, use_safetensors=True, output_loading_info=True, dtype=dtype
             )
         require_all_weights(path, report["missing_keys"])
-        return Encoder(partial(model.to(device).encode, processor=processor), processor)
+        encode = partial(model.to(device).encode, processor=processor, normalize_features=normalize_features)
+        return Encoder(encode, processor, two_towers=True)
     if model_type in ("siglip", "siglip2"):
         with forbid_remote_code(path):
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
@@ -82,8 +91,13 @@ def load_encoder(
                 path, use_safetensors=True, output_loading_info=True, dtype=dtype
             )
         require_all_weights(path, report["missing_keys"])
-        encode = partial(siglip_encode, model=model.to(device).eval(), processor=processor)
-        return Encoder(encode, processor)
+        encode = partial(
+            siglip_encode,
+            model=model.to(device).eval(),
+            processor=processor,
+            normalize_features=normalize_features,
+        )
+        return Encoder(encode, processor, two_towers=True)
     is_backbone = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or model_type in EMBEDDER_TYPES
     if model_type == UniMEConfig.model_type or is_backbone:
         model, processor = load_model(path, image_size, preset, dtype=dtype)

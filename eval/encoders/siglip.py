@@ -17,7 +17,11 @@ ENCODE_WINDOW_ITEMS = 512  # sorted by modality together
 
 @torch.no_grad()
 def siglip_encode(
-    items: Sequence[Item], model: SiglipModel | Siglip2Model, processor: ProcessorMixin, batch_size: int = 64
+    items: Sequence[Item],
+    model: SiglipModel | Siglip2Model,
+    processor: ProcessorMixin,
+    batch_size: int = 64,
+    normalize_features: bool = True,
 ) -> np.ndarray:
     """Embed items with a published SigLIP or SigLIP 2.
 
@@ -27,6 +31,8 @@ def siglip_encode(
         model (`SiglipModel` or `Siglip2Model`): The model, in evaluation mode.
         processor (`ProcessorMixin`): Its processor.
         batch_size (`int`, *optional*, defaults to 64): Items per forward pass.
+        normalize_features (`bool`, *optional*, defaults to `True`): Normalize the features of text and image before
+            they are added; see `clip.FUSIONS`.
 
     Returns:
         `np.ndarray` of shape `(len(items), dimensions)`, float32: Unit vectors.
@@ -41,13 +47,17 @@ def siglip_encode(
         for index, item in enumerate(dicts, start):
             if len(item["images"]) > 1:
                 raise ValueError(f"item {index} has {len(item['images'])} images, but SigLIP takes one; join them")
-        embeddings.append(_embed_window(dicts, model, processor, batch_size))
+        embeddings.append(_embed_window(dicts, model, processor, batch_size, normalize_features))
         start += len(window)
     return np.concatenate(embeddings)
 
 
 def _embed_window(
-    dicts: list[dict[str, Any]], model: SiglipModel | Siglip2Model, processor: ProcessorMixin, batch_size: int
+    dicts: list[dict[str, Any]],
+    model: SiglipModel | Siglip2Model,
+    processor: ProcessorMixin,
+    batch_size: int,
+    normalize_features: bool,
 ) -> np.ndarray:
     texts = [
         None
@@ -64,7 +74,8 @@ def _embed_window(
     ):
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            embeddings[batch] += normalize(embed(batch).float(), dim=-1).cpu().numpy()
+            features = embed(batch).float()
+            embeddings[batch] += (normalize(features, dim=-1) if normalize_features else features).cpu().numpy()
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 

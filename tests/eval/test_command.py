@@ -180,3 +180,14 @@ def test_siglip_embeds_as_published(siglip: Path, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(encode(items), [text_only, image_only, both, instructed], atol=1e-6)
     with pytest.raises(ValueError, match="item 4 has 2 images, but SigLIP takes one"):
         encode([*items, {"image": [image, image]}])
+
+
+def test_the_fusion_of_two_towers_is_an_option(siglip: Path):
+    image = Image.new("RGB", (30, 40), "red")
+    items = [{"image": image, "text": "a red tile"}, {"image": image}]
+    ours, published = (load_encoder(str(siglip), fusion=fusion).encode(items) for fusion in ("normalized", "mmeb-sum"))
+    np.testing.assert_allclose(np.linalg.norm(published, axis=1), 1, atol=1e-6)
+    assert np.abs(ours[0] - published[0]).max() > 1e-4
+    np.testing.assert_allclose(ours[1], published[1], atol=1e-6)
+    with pytest.raises(ValueError, match="unknown fusion 'sum': choose from normalized, mmeb-sum, mmeb-sides"):
+        load_encoder(str(siglip), fusion="sum")

@@ -12,8 +12,18 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor, CLIPModel
 
 from unime.data.collator import ContrastiveCollator
+from unime.eval.benchmarks import mmeb
 from unime.eval.encoders import clip as clip_encoder
-from unime.eval.encoders.clip import CLIPEmbedder, clip_micro_batches, tiny_clip
+from unime.eval.encoders.clip import (
+    IMAGE_TO_TEXT,
+    TEXT_TO_IMAGE,
+    CLIPEmbedder,
+    clip_micro_batches,
+    tiny_clip,
+    with_mmeb_sides,
+)
+from unime.eval.lazy_items import LazyItems
+from unime.eval.tasks import RetrievalTask
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
@@ -61,6 +71,53 @@ def test_windows_are_bounded_in_pixels_and_errors_name_the_item_of_the_whole_lis
     assert sizes == [1, 1, 2, 2]
     with pytest.raises(ValueError, match="item 6 has 2 images"):
         model.encode([*ITEMS, {"image": [RED, BLUE]}], processor)
+
+
+def test_mmebs_sum_adds_features_as_they_are():
+    model, processor = clip()
+    model.eval()
+    features = []
+    for _, batch in clip_micro_batches(processor, ["Find: it", RED]):
+        tower, projection, inputs = (
+            (model.text_model, model.text_projection, {"input_ids": batch["input_ids"]})
+            if "input_ids" in batch
+            else (model.vision_model, model.visual_projection, {"pixel_values": batch["pixel_values"]})
+        )
+        output = tower(**inputs)
+        pooled = output.last_hidden_state[:, -1] if "input_ids" in batch else output.pooler_output
+        features.append(projection(pooled)[0].detach())
+    expected = normalize(sum(features), dim=-1).numpy()
+    item = {"image": RED, "text": "it", "instruction": "Find:"}
+    (added,) = model.encode([item], processor, normalize_features=False)
+    np.testing.assert_allclose(added, expected, atol=1e-5)
+    (normalized,) = model.encode([item], processor)
+    assert np.abs(added - normalized).max() > 1e-3
+    one_side = model.encode(["a", RED], processor, normalize_features=False)
+    np.testing.assert_allclose(one_side, model.encode(["a", RED], processor), atol=1e-6)
+
+
+def test_mmebs_sides_are_those_of_vlm2vecs_lists():
+    assert {*TEXT_TO_IMAGE, *IMAGE_TO_TEXT} < set(mmeb.SETS) and not {*TEXT_TO_IMAGE} & {*IMAGE_TO_TEXT}
+
+    def items(*stored):
+        return LazyItems(stored, lambda path: RED)
+
+    similar = {"text": None, "image": "a.png", "instruction": "Find a similar image."}
+    shown = {"text": "a tower", "image": "b.png", "instruction": "Represent the given image."}
+    name = {"text": "tench", "image": None, "instruction": None}
+    tasks = [
+        RetrievalTask("NIGHTS", "retrieval", items(similar), items(shown), [[0]]),
+        RetrievalTask("ImageNet-1K", "classification", items(similar), items(name), [[0]]),
+        RetrievalTask("FashionIQ", "retrieval", items(similar), items(shown), [[0]]),
+    ]
+    nights, imagenet, fashion = with_mmeb_sides(tasks)
+    # One text for all queries: VLM2Vec's code gives NIGHTS the score of random guesses.
+    assert nights.queries[0] == {"text": "", "instruction": "Find a similar image."}
+    assert nights.candidates[0] == {"image": RED} == imagenet.queries[0]
+    assert imagenet.candidates[0] == {"text": "tench"}
+    assert fashion is tasks[2]
+    model, processor = clip()
+    assert model.encode([nights.queries[0], imagenet.queries[0]], processor).shape == (2, 24)
 
 
 def test_text_with_image_is_the_normalized_sum_of_both():
