@@ -86,7 +86,11 @@ _PAPER_PARTS = {"MMEB": ("mmeb",), "Short captions": ("flickr30k", "coco"), "Lon
 
 def _paper_rows(source: int) -> Mapping[str, Percents]:
     """Return MMEB's mean of 36 and the means of the columns of the retrieval table, of the first or second source."""
-    tables = {name: list(published.sources.values())[source] for name, published in PUBLISHED.items()}
+    tables = {
+        name: list(published.sources.values())[source]
+        for name, published in PUBLISHED.items()
+        if UNIME_V2 in published.sources
+    }
     mmeb, crepe = tables["mmeb"], tables["sugarcrepe"]
     return {
         model: (
