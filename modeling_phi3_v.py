@@ -15,6 +15,7 @@ from transformers import (
     CLIPVisionModel,
     Phi3Model,
     PreTrainedModel,
+    initialization,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
@@ -98,6 +99,17 @@ class Phi3VPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return `False`: in custom code, transformers does not initialize missing weights of CLIP as CLIP does."""
+        return False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Phi3VProjector):
+            initialization.zeros_(module.glb_GN)
+            initialization.zeros_(module.sub_GN)
+
 
 class Phi3VModel(Phi3VPreTrainedModel):
     """The model without a head.
@@ -165,8 +177,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
             attention_mask (`Tensor` of shape `(batch, tokens)`, *optional*): 0 marks padding.
             position_ids (`Tensor` of shape `(batch, tokens)`, *optional*): Positions; by default those in the row,
                 padding included.
-            inputs_embeds (`Tensor` of shape `(batch, tokens, hidden_size)`, *optional*): Replaces `input_ids`; images
-                need the latter.
+            inputs_embeds (`Tensor` of shape `(batch, tokens, hidden_size)`, *optional*): Embeddings of the tokens, in
+                place of `input_ids`.
             pixel_values (`Tensor`, *optional*): See [`~Phi3VModel.get_image_features`].
             image_sizes (`Tensor`, *optional*): See [`~Phi3VModel.get_image_features`].
             kwargs: Passed to `Phi3Model` (`use_cache`, `output_hidden_states`, ...).
@@ -178,16 +190,20 @@ class Phi3VModel(Phi3VPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             features = self.get_image_features(pixel_values, cast(Tensor, image_sizes)).pooler_output
-            inputs_embeds = self._insert(features, cast(Tensor, input_ids), inputs_embeds)
+            inputs_embeds = self._insert(features, input_ids, inputs_embeds)
         return self.language_model(
             attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
         )
 
-    def _insert(self, features: Sequence[Tensor], input_ids: Tensor, inputs_embeds: Tensor) -> Tensor:
-        is_image = input_ids == self.config.image_token_id
+    def _insert(self, features: Sequence[Tensor], input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            is_image = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            is_image = input_ids == self.config.image_token_id
         joined = torch.cat(list(features)).to(inputs_embeds)
         if int(is_image.sum()) != len(joined):
-            raise ValueError(f"input_ids have {int(is_image.sum())} tokens of images, but the images {len(joined)}")
+            raise ValueError(f"the inputs have {int(is_image.sum())} tokens of images, but the images {len(joined)}")
         return inputs_embeds.masked_scatter(is_image[..., None], joined)
 
 

@@ -158,7 +158,7 @@ def test_the_published_size_has_the_published_weights() -> None:
 
 def test_a_wrong_number_of_image_tokens_is_refused(model: Phi3VModel, processor: Phi3VProcessor) -> None:
     tensors = processor(text="<|image_1|>", images=[draw("30x30")], num_crops=1, return_tensors="pt")
-    with pytest.raises(ValueError, match="input_ids have 312 tokens of images, but the images 313"):
+    with pytest.raises(ValueError, match="inputs have 312 tokens of images, but the images 313"):
         model(**tensors | {"input_ids": tensors["input_ids"][:, :-2], "attention_mask": None})
 
 

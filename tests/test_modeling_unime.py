@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from unime import UniMEModel, load_model, micro_batches, modeling_unime, processor_from_backbone
+from unime import UniMEConfig, UniMEModel, load_model, micro_batches, modeling_unime, processor_from_backbone
 from unime.modeling_unime import ATTENTION_SUPPORT
 from unime.processing_unime import to_item_dict, to_messages
 
@@ -71,6 +71,15 @@ def test_the_backbone_keeps_its_weights_and_loses_its_head(model: UniMEModel, fo
     assert all(torch.equal(actual[key], expected[key]) for key in actual)
     assert native.get_output_embeddings() is not None and model.get_output_embeddings() is None
     assert model.get_input_embeddings() is model.backbone.get_input_embeddings()
+
+
+def test_missing_weights_are_initialized_as_in_the_native_class(model: UniMEModel) -> None:
+    config = model.config.backbone_config
+    torch.manual_seed(0)
+    expected = type(model.backbone).from_pretrained(None, config=deepcopy(config), state_dict={}).state_dict()
+    torch.manual_seed(0)
+    actual = UniMEModel.from_pretrained(None, config=UniMEConfig(backbone_config=deepcopy(config)), state_dict={})
+    assert {name for name, weight in actual.backbone.state_dict().items() if not weight.equal(expected[name])} == set()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
@@ -459,6 +468,15 @@ def test_embeddings_of_tokens_take_the_place_of_their_ids(model: UniMEModel, pro
     expected = model.encode(["a cat", "a longer text about a dog"], processor)
     np.testing.assert_allclose(both, expected, atol=1e-5)
     np.testing.assert_allclose(one, expected[1:], atol=1e-5)
+
+
+def test_embeddings_of_tokens_go_with_images(model: UniMEModel, processor: ProcessorMixin) -> None:
+    batch = one_batch(processor, IMAGE_ITEMS[:2])
+    with torch.no_grad():
+        expected = model(**batch).embeddings
+        embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+        actual = model(inputs_embeds=embeds, **batch).embeddings
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_forward_without_tokens_is_refused_in_one_sentence(model: UniMEModel) -> None:

@@ -237,6 +237,11 @@ class UniMEModel(PreTrainedModel):
         """Return the backbone's encoder of a modality, such as `"image"`, or this model, which has none for texts."""
         return self if modality is None else self.backbone.get_encoder(modality)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return `False`: in custom code, transformers does not initialize missing weights of CLIP as CLIP does."""
+        return False
+
     def should_save_on_this_rank(self, is_main_process: bool) -> bool:
         """Return whether this process writes files in `save_pretrained`: each one that calls it does.
 
@@ -295,7 +300,11 @@ class UniMEModel(PreTrainedModel):
             if inputs_embeds is not None:
                 kwargs["inputs_embeds"] = inputs_embeds
             # Without token ids, Qwen-VL would take the position offsets (`rope_deltas`) of an earlier batch.
-            if sequential or inputs_embeds is not None and "rope_deltas" in vars(self.backbone):
+            own_positions = inputs_embeds is not None and "rope_deltas" in vars(self.backbone)
+            if own_positions and not sequential and "image_grid_thw" in kwargs:  # reads the shape of the ids only
+                images = {name: kwargs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
+                kwargs["position_ids"] = self.backbone.get_rope_index(mask, attention_mask=mask, **images)[0]
+            elif own_positions or sequential:
                 kwargs["position_ids"] = sequential_positions(mask)
             states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             embeddings = pool(states.last_hidden_state, mask, truncate_dim, pooling)
