@@ -228,6 +228,9 @@ def evaluate_models(
             with torch.inference_mode():
                 scores, ranked = evaluate(cache, retrieval, compositional, model=title, benchmark=name, progress=bar)
             run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
+            if name == "mmeb-v2-video":
+                videos = {"videos": "frames as separate images", "frames": benchmark_args.frames}
+                run["protocol"] = {**run["protocol"], **videos}
             results[name][title] = scores | {"run": run}
             if title == highlight:
                 rankings[name] = ranked

@@ -7,6 +7,9 @@ questions and moments with the candidates of their row. Metric: hit@1. Repositor
 frames (8; all of a folder in MomentSeeker) and of rows (the first 1,000 of Something-Something) follow VLM2Vec's
 evaluation code; they have not been checked against the datasets themselves, so other columns are an error. VLM2Vec
 skips videos of MSVD and YouCook2 without frames; here they are an error.
+
+Frames are separate images of an item. VLM2Vec's code gives Qwen2-VL the frames as one video, in which its processor
+merges two frames into one: published scores were measured that way, with half the image tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence

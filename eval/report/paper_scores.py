@@ -63,7 +63,7 @@ def measured_protocol(run: Mapping[str, Any], benchmark: str) -> Protocol:
     size, prompts = recorded.get("image_size"), recorded.get("prompts")
     if isinstance(size, dict):
         size = size.get("square", ", ".join(f"{name} {value}" for name, value in size.items()))
-    if prompts is not None and benchmark == "mmeb":
+    if prompts is not None and benchmark.startswith("mmeb"):
         prompts = MMEB
     return Protocol(OWN if size is None else f"{size} px" if isinstance(size, int) else size, prompts or OWN)
 

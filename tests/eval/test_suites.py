@@ -145,6 +145,12 @@ def test_part_of_a_suite_says_of_how_many_tasks_its_means_are(options: dict[str,
     assert "HMDB51" in (output / "mmeb-v2-video" / "table.md").read_text()
     results = json.loads((output / "results.json").read_text())["mmeb-v2"]["a model"]
     assert list(results["runs"]) == list(PARTS) and results["runs"]["mmeb"]["dtype"] == "float32"
+    protocols = {name: results["runs"][name]["protocol"] for name in PARTS}
+    assert (protocols["mmeb-v2-video"]["videos"], protocols["mmeb-v2-video"]["frames"]) == (
+        "frames as separate images",
+        8,
+    )
+    assert "videos" not in protocols["mmeb"] and protocols["mmeb"]["image_size"] is None
     entry = json.loads((output / "leaderboard" / "mmeb-v2" / "a_model.json").read_text())
     assert entry["metrics"]["video"]["HMDB51"]["hit@1"] == results["tasks"]["HMDB51"]["hit@1"]
     with pytest.raises(ValueError, match="unknown suite 'mmeb-v4': choose from paper, mmeb, mmeb-v2, retrieval"):
