@@ -5,6 +5,7 @@ means over their 36, 18 and 24 subsets, and All is the mean over the 78 (VLM2Vec
 per-subset scores of its `experiments/public/all_scores/v2.0.0` give the leaderboard's 58.02 for VLM2Vec-V2).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -54,6 +55,7 @@ SUITES = {
     "text": Suite({"STS": ("sts",), "NLI": ("nli",)}),
     "mrmr": Suite({"MRMR": ("mrmr",)}),
     "m-beir": Suite({"M-BEIR": ("m-beir",)}),
+    "mmeb-v3": Suite({"Text": ("mmeb-v3-text",), "Tools": ("mmeb-v3-tools",)}),
     "mieb-lite": Suite(mteb="MIEB(lite)"),
     "vidore-v3": Suite(mteb="ViDoRe(v3)"),
     "mteb-eng-v2": Suite(mteb="MTEB(eng, v2)"),
@@ -105,10 +107,7 @@ def suite_results(name: str, model: str, results: Mapping[str, Results]) -> dict
     for part, part_scores in scores_of_part.items():
         scores[part], evaluated[part] = fmean(part_scores), len(part_scores)
         scores |= {f"{part}: {group}": score for group, score in groups[part].items()}
-    joined = {
-        key: {task: value for result in results.values() for task, value in result[key].items()}
-        for key in ("tasks", "compositional", "compositional_rows")
-    }
+    joined = {key: _join(results, key) for key in ("tasks", "compositional", "compositional_rows")}
     return {
         "model": model,
         "benchmark": name,
@@ -117,6 +116,16 @@ def suite_results(name: str, model: str, results: Mapping[str, Results]) -> dict
         "expected": expected,
         **joined,
         "runs": {benchmark: result["run"] for benchmark, result in results.items() if "run" in result},
+    }
+
+
+def _join(results: Mapping[str, Results], key: str) -> dict[str, Any]:
+    """Join a part of the results; a task that several benchmarks have is named with its benchmark."""
+    counts = Counter(task for result in results.values() for task in result[key])
+    return {
+        task if counts[task] == 1 else f"{benchmark}: {task}": value
+        for benchmark, result in results.items()
+        for task, value in result[key].items()
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 from unime.eval.benchmarks import sugarcrepe_pp
 from unime.eval.benchmarks.sugarcrepe_pp import KINDS
 from unime.eval.miniatures.caption_miniature import write_sugarcrepe_pp
+from unime.eval.suites import suite_results
 from unime.eval.tasks import CompositionalTask, evaluate
 
 
@@ -45,6 +46,17 @@ def test_both_true_captions_must_be_closer_than_the_false_one(tmp_path: Path):
     assert results["compositional_rows"] == dict.fromkeys(results["compositional"], 5)
     first = rankings["compositional"]["swap_att"]["examples"][0]
     assert first == {"row": 0, "true": round(np.cos(np.radians(30)), 4), "false": round(np.cos(np.radians(50)), 4)}
+
+
+def test_a_suite_keeps_the_accuracies_of_both_sugarcrepes(tmp_path: Path):
+    results, _ = evaluate(encode, [], write(tmp_path), model="angles", progress=False)
+    first = results | {"compositional": {"swap_att": 0.25, "add_obj": 0.5}}
+    first |= {"compositional_groups": {"swap": 0.25, "add": 0.5}, "compositional_rows": {"swap_att": 9, "add_obj": 9}}
+    joined = suite_results("compositional", "angles", {"sugarcrepe": first, "sugarcrepe-pp": results})
+    assert joined["compositional"]["sugarcrepe: swap_att"] == 0.25 and joined["compositional"]["add_obj"] == 0.5
+    assert joined["compositional"]["sugarcrepe-pp: swap_att"] == 3 / 5
+    assert joined["compositional_rows"]["sugarcrepe-pp: swap_att"] == 5
+    assert (joined["scores"]["SugarCrepe: swap"], joined["scores"]["SugarCrepe++: swap"]) == (0.25, 3 / 5)
 
 
 def test_a_constant_embedding_scores_zero(tmp_path: Path):
