@@ -164,9 +164,10 @@ def test_every_suite_runs_on_its_miniature_and_two_processes_have_the_results_of
     for processes in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         output = tmp_path / f"{processes}"
-        arguments = ["--models", TINY, "--suite", *SUITES, "--miniature", "--output", output]
+        arguments = ["--models", TINY, "--suite", *SUITES, "--miniature", "--output", output.name]
         subprocess.run(
             [sys.executable, *launcher, "-m", "unime.eval", *map(str, arguments)],
+            cwd=tmp_path,
             env=os.environ | offline,
             check=True,
             timeout=900,
