@@ -355,7 +355,7 @@ def subset_names(name: str) -> list[str] | None:
     return benchmark.subsets and list(benchmark.subsets(import_module(benchmark.module, __name__)))
 
 
-def write_miniatures(names: Iterable[str], folder: Path) -> dict[str, str]:
+def write_miniatures(names: Iterable[str], folder: Path) -> dict[str, Any]:
     """Write miniature files of benchmarks in their published layouts; those that exist are kept.
 
     Args:
@@ -363,14 +363,14 @@ def write_miniatures(names: Iterable[str], folder: Path) -> dict[str, str]:
         folder (`Path`): Folder of the files.
 
     Returns:
-        `dict[str, str]`: The fields of [`BenchmarkArguments`] that open the files.
+        `dict[str, Any]`: The fields of [`BenchmarkArguments`] that open the files.
 
     Raises:
         ValueError: A name is unknown, or the benchmark has no miniature.
     """
     from ...storage.atomic_files import atomic_write
 
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name in names:
         module = _benchmark(name).miniature
         if module is None:
