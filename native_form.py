@@ -49,6 +49,8 @@ def save_native(
     native, name = _native_model(model, processor)
     # Of a model that `from_pretrained` did not make, transformers writes the towers under names that only it knows.
     native._weight_conversions = get_model_conversion_mapping(native, add_legacy=False)
+    # Else only process 0 of all nodes would write, and a process on each node may have been asked to save.
+    native.should_save_on_this_rank = model.should_save_on_this_rank
     weights = model.state_dict() if state_dict is None else state_dict
     native.save_pretrained(
         directory, state_dict={name + key.removeprefix("backbone"): weight for key, weight in weights.items()}
