@@ -5,6 +5,7 @@ processes of a launch share the tasks.
 """
 
 import re
+from copy import deepcopy
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -99,8 +100,9 @@ def evaluate_benchmark(
         `dict`: As [`suites.suite_results`]. The scores are mteb's: the mean over tasks, the means of each type of
         tasks, and the mean over types.
     """
-    encoder, cache, tasks = ItemEncoder(encode, model, revision), mteb.ResultCache(folder), list(benchmark.tasks)
-    own_tasks = tasks
+    encoder, cache = ItemEncoder(encode, model, revision), mteb.ResultCache(folder)
+    # A task has a random state, which samples its data: copies give every model the same data.
+    own_tasks = tasks = [deepcopy(task) for task in benchmark.tasks]
     if distributed.is_initialized():
         own_tasks = tasks[distributed.get_rank() :: distributed.get_world_size()]
     mteb.evaluate(encoder, own_tasks, cache=cache, co2_tracker=False)
