@@ -92,8 +92,10 @@ def suite_results(name: str, model: str, results: Mapping[str, Results]) -> dict
     scores_of_part: dict[str, list[float]] = {}
     expected, groups = {}, {}
     for part, names in suite.parts.items():
+        # A subset of MRMR may have several tasks.
         expected[part] = sum(
-            len(subset_names(name) or (_main_scores(results[name]) if name in results else ())) for name in names
+            max(len(subset_names(name) or ()), len(_main_scores(results[name])) if name in results else 0)
+            for name in names
         )
         part_results = [results[name] for name in names if name in results]
         if part_results:
