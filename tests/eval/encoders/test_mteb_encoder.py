@@ -232,8 +232,8 @@ def test_text_and_image_of_a_row_are_one_item_with_the_instruction(
     np.testing.assert_allclose(as_queries, model.encode(items), atol=1e-5)
     with monkeypatch.context() as bounded:
         bounded.setattr(mteb_encoder, "MAX_WINDOW_PIXELS", 1)  # every image ends a window
-        windows = [len(window) for window in mteb_encoder._windows(iter([*items, {"text": "a"}, {"text": "b"}]))]
-        assert windows == [1, 1, 1, 2]
+        windows = mteb_encoder.item_windows([*batches, {"text": ["a", "b"]}], metadata.name, None)
+        assert [len(window) for window in windows] == [1, 1, 1, 2]
     as_documents = encoder.encode(batches, prompt_type=PromptType.document, **arguments)
     np.testing.assert_allclose(as_documents, model.encode(without_instructions(items)), atol=1e-5)
     assert np.abs(as_queries - as_documents).max() > 0.01
