@@ -8,7 +8,7 @@ window repeats. Texts are sent as conversations, because vLLM applies the prompt
 compared with `UniMEModel.encode` afterwards. Where other programs take the cores, set `OMP_WAIT_POLICY=PASSIVE`, which
 `unime serve` does by itself: vLLM's threads otherwise spin while they wait.
 
-The memory is that of a fresh server which answers requests of varied shapes: one to eight items, texts of one to 700
+The memory is that of a fresh server which answers requests of varied shapes: one to eight items, texts of one to 600
 words, images of 32 to 1024 pixels a side. It is the proportional set size (PSS) of the server and its child processes.
 """
 
@@ -129,7 +129,7 @@ def varied_bodies(requests: int) -> Iterator[bytes]:
             with_image, with_text = rng.choice([(False, True), (True, False), (True, True)])
             side = partial(rng.randint, 32, 1024 if rng.random() < 0.2 else 256)
             item = [image_part(rng, (side(), side()))] if with_image else []
-            words = round(min(700 - 200 * with_image, rng.lognormvariate(3, 1.2))) + 1
+            words = round(min(600 - 200 * with_image, rng.lognormvariate(3, 1.2))) + 1
             items.append([*item, text_part(rng, words)] if with_text else item)
         yield body(items)
 
@@ -333,10 +333,11 @@ def main(script: ScriptArguments) -> None:
         folder = Path(name)
         export_plain(*load_model(CHECKPOINT, dtype="float32"), folder / "plain")
         rows = measure_speed(script, folder)
-        measured = script.servers if script.memory_requests else []
-        memory = [measure_memory(kind, script.memory_requests, folder) for kind in measured]
-    print(table([{key: value for key, value in row.items() if key != "windows"} for row in rows]))
-    write(script.output, asdict(script), [*rows, *memory])
+        print(table([{key: value for key, value in row.items() if key != "windows"} for row in rows]))
+        write(script.output, asdict(script), rows)  # is not lost if the memory test fails
+        if script.memory_requests:
+            memory = [measure_memory(kind, script.memory_requests, folder) for kind in script.servers]
+            write(script.output, asdict(script), [*rows, *memory])
 
 
 if __name__ == "__main__":
