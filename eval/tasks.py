@@ -40,8 +40,8 @@ class RetrievalTask:
         distribution (`str`, *optional*): A second group to report means of: MMEB's "IND" and "OOD", or MMEB-V2's
             groups of documents.
         relevance (`list[list[float]]`, *optional*): Relevance of each of the `positives`, for ndcg.
-        metric (`str`, *optional*, defaults to `"ndcg@5"` with `relevance`, as for visual documents, and to `"hit@1"`
-            otherwise): The task's score: `"hit@1"`, or `"R"`, `"ndcg"` or `"mAP"` with `"@"` and a number of places.
+        metric (`str`, *optional*): The task's score: `"hit@1"`, or `"R"`, `"ndcg"` or `"mAP"` with `"@"` and a number
+            of places. By default `"ndcg@5"` if there is a `relevance`, as for visual documents, and else `"hit@1"`.
 
     Raises:
         ValueError: The parts differ in length, an index is out of range, or an item cannot be embedded.
