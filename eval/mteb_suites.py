@@ -12,13 +12,10 @@ from typing import Any
 
 import mteb
 import numpy as np
-from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
-from mteb.types import PromptType
 from torch import distributed
-from torch.utils.data import DataLoader
 
-from .encoders.mteb_encoder import UniMEEncoder, item_windows
+from .encoders.mteb_encoder import UniMEEncoder
 from .tasks import Encode
 
 
@@ -38,7 +35,7 @@ class ItemEncoder(UniMEEncoder):
 
     def __init__(self, encode: Encode, name: str, revision: str):
         self.model_prompts = {}
-        self.encode_items = encode
+        self._encode = encode
         required = dict.fromkeys(name for name, field in ModelMeta.model_fields.items() if field.is_required())
         described = {
             "name": "unime-eval/" + re.sub(r"[^\w.-]+", "_", name),
@@ -50,20 +47,9 @@ class ItemEncoder(UniMEEncoder):
         }
         self.mteb_model_meta = ModelMeta(**required | described)
 
-    def encode(
-        self,
-        inputs: DataLoader,
-        *,
-        task_metadata: TaskMetadata,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: PromptType | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool = True,
-    ) -> np.ndarray:
-        """Embed the rows of a task, as [`UniMEEncoder.encode`]."""
-        windows = item_windows(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type))
-        return np.concatenate([self.encode_items(window) for window in windows])
+    def encode_items(self, items: list[dict[str, Any]], show_progress_bar: bool) -> np.ndarray:
+        """Embed items, `(N, dimensions)`."""
+        return self._encode(items)
 
 
 def open_mteb_benchmark(name: str, miniature: bool = False) -> mteb.Benchmark:

@@ -124,12 +124,12 @@ class UniMEEncoder(AbsEncoder):
         Raises:
             ValueError: A batch has neither column.
         """
-        embeddings = []
-        for window in item_windows(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type)):
-            embeddings.append(
-                self.model.encode(window, self.processor, show_progress_bar=show_progress_bar, **self.limits)
-            )
-        return np.concatenate(embeddings)
+        windows = item_windows(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type))
+        return np.concatenate([self.encode_items(window, show_progress_bar) for window in windows])
+
+    def encode_items(self, items: list[dict[str, Any]], show_progress_bar: bool) -> np.ndarray:
+        """Embed items, `(N, dimensions)`."""
+        return self.model.encode(items, self.processor, show_progress_bar=show_progress_bar, **self.limits)
 
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str | None:
         """Return the instruction of a task's queries, of its documents, or of its items if it has no sides."""
