@@ -54,7 +54,8 @@ class ContrastiveCollator:
     - `label` `(candidates,)`: hash of the label; -1 means none;
     - `query`, `positive` and `task` `(pairs,)`: for each positive of each row the item index of the query, the
       candidate index of the positive, and the hash of the task;
-    - `scored_query` `(scored rows,)`: item index of the query of each row with scores;
+    - `scored_query` and `scored_task` `(scored rows,)`: item index of the query of each row with scores, and the hash
+      of its task;
     - `scored_row`, `scored_candidate` and `score` `(scores,)`: for each score the index of its row in `scored_query`,
       its candidate index, and its value.
 
@@ -102,7 +103,7 @@ class ContrastiveCollator:
         for (item, _), index in candidates.items():
             candidate_of_positive.setdefault(item, index)
 
-        scored_queries: list[int] = []
+        scored_queries: list[tuple[int, int]] = []  # item index, hash of the task
         scores: list[tuple[int, int, float]] = []  # row among those with scores, candidate index, score
         for row, where, query, row_positive in zip(rows, places, queries, positives, strict=True):
             row_candidates = list(row_positive)
@@ -116,7 +117,7 @@ class ContrastiveCollator:
             if row_scores is not None:
                 pairs = zip(row_candidates, row_scores, strict=True)
                 scores += [(len(scored_queries), candidate, score) for candidate, score in pairs if score is not None]
-                scored_queries.append(query)
+                scored_queries.append((query, task_hash(row["task"])))
 
         row_of_pair = [index for index, row_positive in enumerate(positives) for _ in row_positive]
         shown = items if self.augment is None else self.augment(items, list(item_indices))
@@ -129,7 +130,8 @@ class ContrastiveCollator:
             "query": torch.tensor([queries[index] for index in row_of_pair]),
             "positive": torch.tensor([candidate for row_positive in positives for candidate in row_positive]),
             "task": torch.tensor([task_hash(rows[index]["task"]) for index in row_of_pair]),
-            "scored_query": torch.tensor(scored_queries, dtype=torch.long),
+            "scored_query": torch.tensor([query for query, _ in scored_queries], dtype=torch.long),
+            "scored_task": torch.tensor([task for _, task in scored_queries], dtype=torch.long),
             "scored_row": torch.tensor([row for row, _, _ in scores], dtype=torch.long),
             "scored_candidate": torch.tensor([candidate for _, candidate, _ in scores], dtype=torch.long),
             "score": torch.tensor([score for _, _, score in scores], dtype=torch.float32),

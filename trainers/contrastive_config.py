@@ -17,6 +17,8 @@ class ContrastiveConfig(EmbeddingConfig):
     Args:
         temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature; lower values concentrate the loss
             on the hardest negatives. 0.01 to 0.1 are common. The default is from UniME's released code.
+        task_temperatures (`dict[str, float]`, *optional*): Softmax temperatures of tasks, by the `task` of the rows,
+            such as `{MSCOCO_t2i: 0.01}`; all other tasks use `temperature`. On the command line it is JSON.
         false_negative_margin (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter (beta in
             the paper): candidates whose cosine with the query exceeds the positive's by more than this are dropped.
             0 to 0.2 are sensible; `None` disables the filter.
@@ -56,9 +58,15 @@ class ContrastiveConfig(EmbeddingConfig):
             change images with a transparent background only. The changes depend on `seed` and on the batch.
     """
 
+    _VALID_DICT_FIELDS = [*EmbeddingConfig._VALID_DICT_FIELDS, "task_temperatures"]
+
     temperature: float = field(
         default=0.02,
         metadata={"help": "Softmax temperature; lower values concentrate the loss on the hardest negatives."},
+    )
+    # The type of transformers' own dicts: a string is JSON.
+    task_temperatures: dict | str | None = field(
+        default=None, metadata={"help": "Softmax temperatures by task, as a dict; other tasks use temperature."}
     )
     false_negative_margin: float | None = field(
         default=0.1,
@@ -125,6 +133,15 @@ class ContrastiveConfig(EmbeddingConfig):
         for name in ("temperature", "soft_label_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not isinstance(self.task_temperatures, dict | None):
+            raise ValueError(
+                f"task_temperatures must be a dict of a temperature for each task, got {self.task_temperatures!r}"
+            )
+        for task, temperature in (self.task_temperatures or {}).items():
+            if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+                raise ValueError(
+                    f"the temperatures of task_temperatures must be positive numbers, got {temperature!r} for {task}"
+                )
         weights = (self.contrastive_weight, self.soft_label_weight)
         if not min(weights) >= 0 or sum(weights) == 0:
             raise ValueError(

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.collator import ContrastiveCollator
 from ..data.image_augmentation import ImageAugmentation
 from ..data.row_conversion import as_rows
+from ..data.rows import task_hash
 from ..data.sampler import TaskSampler
 from .contrastive_config import ContrastiveConfig
 from .distributed import gather
@@ -96,7 +97,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         warmed_up = self.state.global_step >= self.args.hard_negative_warmup_steps
         loss_fn = partial(
             contrastive_loss,
-            temperature=self.args.temperature,
+            temperature=self._temperature(task),
             false_negative_margin=self.args.false_negative_margin if warmed_up else None,
             num_hard_negatives=self.args.num_hard_negatives if warmed_up else None,
             pad_negatives=self.args.pad_negatives,
@@ -126,25 +127,34 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
         if self.args.soft_label_weight == 0:
             return self.args.contrastive_weight * loss, statistics
-        scored_query, first_row = gather(batch["scored_query"] + first_item)
+        scored, first_row = gather(torch.stack([batch["scored_query"] + first_item, batch["scored_task"]], dim=1))
         judged, _ = gather(
             torch.stack([batch["scored_row"] + first_row, batch["scored_candidate"] + first_candidate], dim=1)
         )
         scores, _ = gather(batch["score"])
         soft_loss = loss.new_zeros(())
-        if len(scored_query):
+        if len(scored):
             soft_loss = soft_label_loss(
-                items[item_indices[scored_query]],
+                items[item_indices[scored[:, 0]]],
                 items[candidate],
                 _padded(distinct[judged[:, 1]], judged[:, 0], 0),
                 _padded(scores, judged[:, 0], -torch.inf),
-                temperature=self.args.temperature,
+                temperature=self._temperature(scored[:, 1]),
                 label_temperature=self.args.soft_label_temperature,
                 divergence=self.args.soft_label_divergence,
             )
-        statistics["scored_rows"] = loss.new_tensor(len(scored_query))
+        statistics["scored_rows"] = loss.new_tensor(len(scored))
         statistics["soft_label_loss"] = soft_loss.detach()
         return self.args.contrastive_weight * loss + self.args.soft_label_weight * soft_loss, statistics
+
+    def _temperature(self, task: Tensor) -> float | Tensor:
+        """Return the temperature of all rows, or of each row with the given hash of its task."""
+        if not self.args.task_temperatures:
+            return self.args.temperature
+        temperatures = torch.full(task.shape, self.args.temperature, device=task.device)
+        for name, temperature in self.args.task_temperatures.items():
+            temperatures[task == task_hash(name)] = temperature
+        return temperatures
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; `hit@1` and `mrr` rank all candidates of the set, the other metrics are means over its batches.
@@ -164,8 +174,9 @@ class ContrastiveTrainer(EmbeddingTrainer):
         """Return the training batches.
 
         Raises:
-            ValueError: `task_block_size` is not 1, and the tasks of the rows are not stored in a column; or there are
-                `image_augmentations`, and the collator is not a [`ContrastiveCollator`].
+            ValueError: `task_block_size` is not 1, and the tasks of the rows are not stored in a column;
+                `task_temperatures` names a task that such a column does not have; or there are `image_augmentations`,
+                and the collator is not a [`ContrastiveCollator`].
         """
         kinds = self.args.image_augmentations
         if kinds:
@@ -176,7 +187,16 @@ class ContrastiveTrainer(EmbeddingTrainer):
                 )
             self.data_collator = replace(self.data_collator, augment=ImageAugmentation(kinds, self.args.seed))
         dataset = self.train_dataset
-        if self.args.task_block_size != 1 and not (isinstance(dataset, Dataset) and "task" in dataset.column_names):
+        stores_tasks = isinstance(dataset, Dataset) and "task" in dataset.column_names
+        if self.args.task_temperatures and stores_tasks:
+            tasks = set(dataset.unique("task"))
+            unknown = sorted(set(self.args.task_temperatures) - tasks)
+            if unknown:
+                raise ValueError(
+                    f"task_temperatures names {', '.join(unknown)}, but the training data has the tasks "
+                    f"{', '.join(sorted(tasks))}: correct the name, or remove it"
+                )
+        if self.args.task_block_size != 1 and not stores_tasks:
             raise ValueError(
                 f"task_block_size={self.args.task_block_size} needs to know the task of every row before training: "
                 "use a Dataset with a stored column 'task', or set task_block_size to 1"

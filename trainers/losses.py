@@ -23,7 +23,7 @@ def contrastive_loss(
     positive: Tensor,
     excluded: Tensor,
     *,
-    temperature: float = 0.02,
+    temperature: float | Tensor = 0.02,
     false_negative_margin: float | None = 0.1,
     num_hard_negatives: int | None = 8,
     pad_negatives: Literal["mask", "repeat"] = "mask",
@@ -50,8 +50,8 @@ def contrastive_loss(
         candidates (`Tensor` of shape `(pool, dimensions)`): Candidate embeddings of unit length.
         positive (`Tensor` of shape `(batch,)`, long): Index of each query's positive in `candidates`.
         excluded (`Tensor` of shape `(batch, pool)`, bool): True where a candidate must not be a negative of a query.
-        temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature; lower values concentrate the loss
-            on the hardest negatives. 0.01 to 0.1 are common.
+        temperature (`float` or `Tensor` of shape `(batch,)`, *optional*, defaults to `0.02`): Softmax temperature, of
+            all queries or of each; lower values concentrate the loss on the hardest negatives. 0.01 to 0.1 are common.
         false_negative_margin (`float`, *optional*, defaults to `0.1`): Margin of the false-negative filter, as a
             difference of cosines (beta in the paper); `None` disables the filter.
         num_hard_negatives (`int`, *optional*, defaults to `8`): Negatives per query (k in the paper); `None`, or more
@@ -82,8 +82,8 @@ def contrastive_loss(
     """
     queries, candidates = _at_least_float32(queries, candidates)
     further = [(first.to(queries.dtype), second.to(queries.dtype), mask) for first, second, mask in further]
+    temperatures = torch.as_tensor(temperature, dtype=queries.dtype, device=queries.device).expand(len(queries))
     settings = (
-        temperature,
         false_negative_margin,
         num_hard_negatives,
         pad_negatives,
@@ -95,7 +95,7 @@ def contrastive_loss(
     def sums_of_slice(rows: slice) -> Tensor:
         pairs = [(queries[rows], candidates, excluded[rows])]
         pairs += [(first[rows], second, mask[rows]) for first, second, mask in further]
-        return _contrastive_sums(pairs, positive[rows], rows.start or 0, *settings)
+        return _contrastive_sums(pairs, positive[rows], rows.start or 0, temperatures[rows, None], *settings)
 
     num_columns = len(candidates) + sum(len(second) for _, second, _ in further)
     sums = _sum_over_slices(sums_of_slice, len(queries), num_columns)
@@ -121,7 +121,7 @@ def _contrastive_sums(
     pairs: Sequence[tuple[Tensor, Tensor, Tensor]],
     positive: Tensor,
     first_row: int,
-    temperature: float,
+    temperature: Tensor,
     false_negative_margin: float | None,
     num_hard_negatives: int | None,
     pad_negatives: str,
@@ -169,7 +169,7 @@ def _contrastive_sums(
     # An empty slot adds exp(-inf) = 0 to the denominator, so no dropped candidate gets in.
     chosen_cosines = cosines.gather(1, chosen).masked_fill(~filled, -torch.inf)
     negative_logits = chosen_cosines / temperature + hardness_strength * detached.gather(1, chosen)
-    logits = torch.cat([cosines[rows, positive][:, None] / temperature, negative_logits], dim=1)
+    logits = torch.cat([cosines[rows, positive, None] / temperature, negative_logits], dim=1)
     best = detached.masked_fill(~allowed, -torch.inf)[:, :num_candidates].amax(1)
     return torch.stack(
         [
@@ -191,7 +191,7 @@ def soft_label_loss(
     indices: Tensor,
     scores: Tensor,
     *,
-    temperature: float = 0.02,
+    temperature: float | Tensor = 0.02,
     label_temperature: float = 0.02,
     divergence: Literal["symmetric_kl", "label_student", "student_label", "js"] = "symmetric_kl",
 ) -> Tensor:
@@ -209,7 +209,8 @@ def soft_label_loss(
             negatives, in any order. A repeated one counts every time, as in the released code.
         scores (`Tensor` of shape `(batch, judged)`): Their scores, `-inf` where a query has fewer than `judged`. Only
             differences count: a common shift of a query's scores changes nothing.
-        temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature of the cosines.
+        temperature (`float` or `Tensor` of shape `(batch,)`, *optional*, defaults to `0.02`): Softmax temperature of
+            the cosines, of all queries or of each.
         label_temperature (`float`, *optional*, defaults to `0.02`): Softmax temperature of the scores. The paper uses
             0.02 for both, which makes most of its published labels one-hot: a difference of 0.1 between two scores is
             a factor of 148. 0.02 to 0.5 are sensible.
@@ -221,12 +222,13 @@ def soft_label_loss(
     """
     queries, candidates = _at_least_float32(queries, candidates)
     padding = scores.isneginf()
+    temperatures = torch.as_tensor(temperature, dtype=queries.dtype, device=queries.device).expand(len(queries))
     label_log = log_softmax(scores.to(queries.dtype) / label_temperature, dim=1)
 
     def sum_of_slice(rows: slice) -> Tensor:
         with torch.autocast(queries.device.type, enabled=False):
             cosines = (queries[rows] @ candidates.T).gather(1, indices[rows])
-        student_log = log_softmax((cosines / temperature).masked_fill(padding[rows], -torch.inf), dim=1)
+        student_log = log_softmax((cosines / temperatures[rows, None]).masked_fill(padding[rows], -torch.inf), dim=1)
 
         def kl_to(p_log: Tensor, q: Tensor) -> Tensor:
             # Padding has p = 0; its logarithm, -inf, would make the product NaN.

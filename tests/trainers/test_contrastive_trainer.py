@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import ProcessorMixin
 
 from unime.data.collator import ContrastiveCollator
+from unime.data.rows import task_hash
 from unime.trainers import ContrastiveConfig, ContrastiveTrainer
 
 
@@ -117,6 +118,22 @@ def test_explicit_negatives_join_the_pool_of_every_row(make_trainer: Callable, r
     batch = batch_of(content=[10, 11, 12], label=[-1, -1, -1], positive=[0, 1], query=[3, 4])
     loss, _ = trainer.batch_loss(torch.ones(5, 2) / math.sqrt(2), batch)
     assert loss.item() == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_tasks_have_their_own_temperatures(make_trainer: Callable, rows: list[dict[str, Any]]):
+    trainer = make_trainer(rows, **plain(0.5, task_temperatures={"captions": 1.0}))
+    batch = batch_of(content=[10, 11], label=[-1, -1], positive=[0, 1], query=[2, 3])
+    batch["task"] = torch.tensor([task_hash("captions"), task_hash("questions")])
+    items = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    loss, _ = trainer.batch_loss(items, batch)
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, abs=1e-6)
+
+
+def test_a_temperature_of_an_unknown_task_is_an_error(make_trainer: Callable, rows: list[dict[str, Any]]):
+    dataset = Dataset.from_list([{"anchor": f"a{i}", "positive": f"b{i}", "task": "scenes"} for i in range(4)])
+    trainer = make_trainer(dataset, per_device_train_batch_size=4, task_temperatures={"scene": 0.01})
+    with pytest.raises(ValueError, match="task_temperatures names scene, but the training data has the tasks scenes"):
+        trainer.train()
 
 
 def test_the_symmetric_loss_is_the_mean_of_both_directions(make_trainer: Callable, rows: list[dict[str, Any]]):
@@ -281,6 +298,8 @@ def test_more_hard_negatives_than_candidates_can_be_trained(make_trainer: Callab
         ({"num_hard_negatives": 0}, "num_hard_negatives must be at least 1"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"soft_label_temperature": -1.0}, "soft_label_temperature must be positive"),
+        ({"task_temperatures": {"a": 0}}, "task_temperatures must be positive numbers, got 0 for a"),
+        ({"task_temperatures": "a=1"}, "task_temperatures must be a dict"),
         ({"soft_label_divergence": "kl"}, "soft_label_divergence must be 'symmetric_kl'"),
         ({"soft_label_weight": -1.0}, "contrastive_weight and soft_label_weight must not be negative"),
         ({"contrastive_weight": 0.0}, "one of them must be positive, got 0.0 and 0.0"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.profiler import ProfilerActivity, profile
 
-from unime.trainers import contrastive_loss, distillation_kl, losses
+from unime.trainers import contrastive_loss, distillation_kl, losses, soft_label_loss
 
 
 # The candidates are the unit vectors of the axes, so a query's coordinates are its cosines.
@@ -129,6 +129,23 @@ def test_repeating_can_fill_more_slots_than_there_are_candidates():
         pad_negatives="repeat",
     )
     assert loss.item() == pytest.approx(minus_log_share(0.5, *[0.4] * 6), abs=1e-6)
+
+
+def test_every_query_can_have_its_own_temperature():
+    queries, candidates = torch.eye(2), torch.eye(2)
+    positive, excluded = torch.arange(2), torch.zeros(2, 2, dtype=torch.bool)
+    # The cosines of each query are 1 with its positive and 0 with the other candidate.
+    loss, _ = contrastive_loss(queries, candidates, positive, excluded, temperature=torch.tensor([1.0, 0.5]))
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, abs=1e-6)
+
+    indices, scores = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0.8, 0.6], [0.8, 0.6]])
+    options = {"label_temperature": 0.2, "divergence": "label_student"}
+    both = soft_label_loss(queries, candidates, indices, scores, temperature=torch.tensor([1.0, 0.5]), **options)
+    each = [soft_label_loss(queries[:1], candidates, indices[:1], scores[:1], temperature=1.0, **options)]
+    each.append(soft_label_loss(queries[1:], candidates, indices[1:], scores[1:], temperature=0.5, **options))
+    assert both.item() == pytest.approx(sum(each).item() / 2, abs=1e-6)
+    # KL of (e, 1) / (e + 1), the labels of both, with themselves is 0.
+    assert each[0].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_hardness_weight_depends_on_the_cosine_and_has_no_gradient():
