@@ -45,6 +45,7 @@ ROOT_MODULES = [
     "image_size",
     "batching_unime",
     "pooling_unime",
+    "judging",
     "encoding_unime",
     "cpu_prepacking_unime",
     "modeling_unime",
