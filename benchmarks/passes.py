@@ -53,7 +53,9 @@ class ScriptArguments:
     recipes: list[str] = field(
         default_factory=lambda: ["llava-onevision-7b", "qwen2-vl-2b"], metadata={"help": "Folders in recipes/."}
     )
-    memory: list[float] = field(default_factory=lambda: [24, 80], metadata={"help": "GB of each of 8 GPUs."})
+    memory: list[float] = field(
+        default_factory=lambda: [24, 80], metadata={"help": "GB of each of 8 GPUs, as they are sold."}
+    )
     micro_batch_tokens: list[int] = field(
         default_factory=lambda: [4096, 8192], metadata={"help": "Token budgets of a micro-batch."}
     )
@@ -208,7 +210,8 @@ def measure(script: ScriptArguments, name: str) -> Iterator[dict[str, Any]]:
     )
     for memory, budget in product(script.memory, script.micro_batch_tokens):
         overrides = ["--micro_batch_tokens", str(budget)]
-        (plan,) = plan_recipe(recipe, 8, chosen_gpus([memory], []), overrides=overrides)["plans"]
+        (gpu,) = chosen_gpus([memory], [])
+        (plan,) = plan_recipe(recipe, 8, [gpu], overrides=overrides)["plans"]
         micro_batches = [
             Counts({key: value * number for key, value in item.items()})
             for item, total, cost in ((a_text, num_texts, TEXT_TOKENS), (an_image, num_images, image_cost))
@@ -216,7 +219,7 @@ def measure(script: ScriptArguments, name: str) -> Iterator[dict[str, Any]]:
         ]
         parts = {part: size for part, size in plan["memory, GB"].items() if part not in ("one graph", "kept graphs")}
         one_graph = max(float(costs["kept"][0] + costs["transient"]) for costs in micro_batches)
-        free = (memory - sum(parts.values())) * 1e9 - one_graph
+        free = (gpu.total_gb - sum(parts.values())) * 1e9 - one_graph
         sizes = [[costs.at("kept", level, levels) for level in range(levels[-1] + 1)] for costs in micro_batches]
         passes = plan_passes(sizes, free)
         useful = sum(float(costs["graph"][-1]) for costs in micro_batches)
@@ -227,7 +230,8 @@ def measure(script: ScriptArguments, name: str) -> Iterator[dict[str, Any]]:
         full, _, selective, none = (an_image["kept"] / image_tokens / 1e3).tolist()
         yield {
             "recipe": name,
-            "GB": memory,
+            "GPU": gpu.name,
+            "GB": gpu.total_gb,
             "micro-batch": budget,
             "before": before / useful,
             "after": after / useful,

@@ -21,23 +21,25 @@ class Gpu:
 
     Args:
         name (`str`): Its name.
-        memory_gb (`float`): Its memory, in 10^9 bytes.
+        memory_gb (`float`): Its memory as it is sold.
+        total_gb (`float`): The memory that PyTorch reports, in 10^9 bytes.
         tflops (`float`): Peak rate of dense bfloat16 products with sums in float32, in 10^12 operations a second.
     """
 
     name: str
     memory_gb: float
+    total_gb: float
     tflops: float
 
 
 # Rates are those of NVIDIA's data sheets without sparsity: Ada architecture white paper (RTX 4090), A100, H100 SXM and
-# H200 SXM data sheets.
+# H200 SXM data sheets. Total memory as in PyTorch's out-of-memory errors: 23.64, 39.39, 79.11, 79.15 and 139.8 GiB.
 GPUS = (
-    Gpu("RTX 4090", 24, 165.2),
-    Gpu("A100-40GB", 40, 312),
-    Gpu("H100-80GB", 80, 989.4),
-    Gpu("A100-80GB", 80, 312),
-    Gpu("H200", 141, 989.4),
+    Gpu("RTX 4090", 24, 25.38, 165.2),
+    Gpu("A100-40GB", 40, 42.29, 312),
+    Gpu("H100-80GB", 80, 84.94, 989.4),
+    Gpu("A100-80GB", 80, 84.99, 312),
+    Gpu("H200", 141, 150.1, 989.4),
 )
 
 CONTEXT_GB = 1.0  # CUDA context, and workspaces of cuBLAS and NCCL, which the driver counts as taken
@@ -197,7 +199,7 @@ def training_plan(
         utilization (`float`): Executed operations per second over the peak rate of the GPU.
     """
     least = Checkpointing.FULL if setup.checkpointing else Checkpointing.NONE
-    margin = (MEMORY_MARGIN * gpu.memory_gb + CONTEXT_GB) * 1e9
+    margin = (MEMORY_MARGIN * gpu.total_gb + CONTEXT_GB) * 1e9
 
     def used(micro_batch_tokens: int) -> dict[str, float]:
         """Return the bytes with one graph at a time, by part."""
@@ -206,7 +208,7 @@ def training_plan(
         return {**constant, "pixels": pixels, "one graph": max(cost.peak(least, load) for load in loads)}
 
     def left(micro_batch_tokens: int) -> float:
-        return gpu.memory_gb * 1e9 - margin - sum(used(micro_batch_tokens).values())
+        return gpu.total_gb * 1e9 - margin - sum(used(micro_batch_tokens).values())
 
     choices = range(1024, 131072 + 1, 1024)
     fitting = [tokens for tokens in choices if left(tokens) >= 0]
@@ -237,7 +239,7 @@ def training_plan(
         "GPU": f"{setup.gpus} x {gpu.name}",
         "memory, GB": {name: size / 1e9 for name, size in parts.items()} | {"margin": margin / 1e9},
         "total, GB": (sum(parts.values()) + margin) / 1e9,
-        "fits": sum(parts.values()) + margin <= gpu.memory_gb * 1e9,
+        "fits": sum(parts.values()) + margin <= gpu.total_gb * 1e9,
         "largest micro_batch_tokens": max(fitting, default=0),
         "graph cache that fits, GB": free / 1e9,
         "useful PFLOP per step and GPU": useful / 1e15,

@@ -67,7 +67,7 @@ def test_an_image_size_that_is_no_number_is_refused():
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
     recipe = RECIPES / "llava-onevision-7b" / "stage2.yaml"
-    gpu = [Gpu("small", 20, 100)]
+    gpu = [Gpu("small", 20, 20.0, 100)]
     (plan,) = plan_recipe(recipe, 8, gpu)["plans"]
     largest = plan["largest micro_batch_tokens"]
     assert 1024 < largest < 131072
