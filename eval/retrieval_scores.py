@@ -78,4 +78,6 @@ def score_retrieval(
     }
     if task.distribution is not None:
         result["distribution"] = task.distribution
+    if task.baseline is not None:
+        result["baseline"] = task.baseline
     return result, {"examples": examples, "mistakes": largest_mistakes(mistakes, shown)}

@@ -23,6 +23,7 @@ from .retrieval_scores import score_retrieval
 Encode = Callable[[Sequence[Item]], np.ndarray]
 
 META_TASKS = ("classification", "vqa", "retrieval", "grounding", "long", "documents", "moments", "text")
+SUPPLEMENTARY_META_TASKS = ("plain", "dark", "unseen")  # reported beside the others, outside of all their means
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RetrievalTask:
 
     Args:
         name (`str`): Name of the task, unique in an evaluation.
-        meta_task (`str`): One of `META_TASKS`; means are reported per meta-task.
+        meta_task (`str`): One of `META_TASKS` or `SUPPLEMENTARY_META_TASKS`; means are reported per meta-task.
         queries (`Sequence[Item]`): The queries.
         candidates (`Sequence[Item]`): The distinct candidates of all queries.
         positives (`list[list[int]]`): Indices of each query's positives among the candidates, at least one.
@@ -42,6 +43,7 @@ class RetrievalTask:
         relevance (`list[list[float]]`, *optional*): Relevance of each of the `positives`, for ndcg.
         metric (`str`, *optional*): The task's score: `"hit@1"`, or `"R"`, `"ndcg"` or `"mAP"` with `"@"` and a number
             of places. By default `"ndcg@5"` if there is a `relevance`, as for visual documents, and else `"hit@1"`.
+        baseline (`float`, *optional*): Score of an untrained method, to report beside the models'.
 
     Raises:
         ValueError: The parts differ in length, an index is out of range, or an item cannot be embedded.
@@ -56,6 +58,7 @@ class RetrievalTask:
     distribution: str | None = None
     relevance: list[list[float]] | None = None
     metric: str | None = None
+    baseline: float | None = None
 
     @property
     def roles(self) -> dict[str, Sequence[Item]]:
@@ -87,9 +90,10 @@ class RetrievalTask:
         return self.metric or ("hit@1" if self.relevance is None else "ndcg@5")
 
     def __post_init__(self):
-        if self.meta_task not in META_TASKS:
+        meta_tasks = (*META_TASKS, *SUPPLEMENTARY_META_TASKS)
+        if self.meta_task not in meta_tasks:
             raise ValueError(
-                f"task '{self.name}' has meta_task '{self.meta_task}'; use one of {', '.join(META_TASKS)}"
+                f"task '{self.name}' has meta_task '{self.meta_task}'; use one of {', '.join(meta_tasks)}"
             )
         if not re.fullmatch(r"hit@1|(R|ndcg|mAP)@[1-9]\d*", self.main_metric):
             raise ValueError(
@@ -271,8 +275,9 @@ def evaluate(
         `(results, rankings)`, both ready for JSON. `results` has the scores, as fractions of 1, per task (the key
         `metric` names the task's score, `chance` is that of random similarities), per meta-task, per distribution and
         per perturbation; `overall` is the mean over tasks, as on MMEB, and `mean_of_meta_tasks` the mean that UniME's
-        paper prints as well. `rankings` has the examples of each retrieval and compositional task as indices (see
-        `report/gallery.py`).
+        paper prints as well. Tasks of a supplementary meta-task are in none of these: `supplementary_tasks` has their
+        scores, `supplementary_means` those per meta-task. `rankings` has the examples of each retrieval and
+        compositional task as indices (see `report/gallery.py`).
 
     Raises:
         ValueError: Two tasks share a name, or an embedding has the wrong shape or is not finite.
@@ -311,6 +316,10 @@ def evaluate(
                         accuracies[name], compositional_rows[name] = compositional_accuracy(*pair), len(pair[0])
                         compositional_chance[name] = task.chance
 
+    supplementary = {
+        name: scores for name, scores in scores_of_task.items() if scores["meta_task"] in SUPPLEMENTARY_META_TASKS
+    }
+    scores_of_task = {name: scores for name, scores in scores_of_task.items() if name not in supplementary}
     main_scores = {name: scores[scores["metric"]] for name, scores in scores_of_task.items()}
     meta_tasks = mean_by_group((scores["meta_task"], main_scores[name]) for name, scores in scores_of_task.items())
     results = {
@@ -325,6 +334,10 @@ def evaluate(
         ),
         "overall": float(np.mean(list(main_scores.values()))) if main_scores else None,
         "mean_of_meta_tasks": float(np.mean(list(meta_tasks.values()))) if main_scores else None,
+        "supplementary_tasks": supplementary,
+        "supplementary_means": mean_by_group(
+            (scores["meta_task"], scores[scores["metric"]]) for scores in supplementary.values()
+        ),
         "compositional": accuracies,
         "compositional_groups": mean_by_group((name.split("_")[0], score) for name, score in accuracies.items()),
         "compositional_rows": compositional_rows,

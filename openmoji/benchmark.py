@@ -10,6 +10,9 @@
 - grounding: `crop`; 300 candidates per query, including the crops of the scene's other objects.
 - long: `long_t2i`, `long_i2t`; nine-object scenes in families of five that differ in the last sentences only.
 - compositional: SugarCrepe's seven kinds of edit (Hsieh et al., 2023); both captions use the same template.
+- Supplementary, outside of all means: names and subcategories without skin tones (`plain`), the same on dark
+  backgrounds (`dark`), and names, subcategories, scenes and composed queries in a style that no training row has
+  (`unseen`; needs `make styles`): see `supplementary_tasks`.
 - Metric: hit@1. Every correct candidate counts (one name may have several images); ties count as wrong.
 """
 
@@ -20,15 +23,14 @@ from typing import cast
 
 from ..data.target_prompts import CAPTION, with_instruction
 from ..eval.lazy_items import LazyItems
-from ..eval.tasks import CompositionalTask, RetrievalTask
+from ..eval.tasks import SUPPLEMENTARY_META_TASKS, CompositionalTask, RetrievalTask
 from ..processing_unime import Item
 from .captions import Caption, sample_caption, sample_scene
-from .catalogue import Emoji, same_drawing, sources_version
-from .dataset import DATASET_VERSION, draw_image
+from .catalogue import Emoji, same_drawing
+from .dataset import DATASET_VERSION
 from .items import (
     BY_OPENMOJI_TASK,
     CATEGORISE,
-    CHANGED_IMAGE,
     CLASSIFY,
     CROP,
     CROP_TARGET,
@@ -40,13 +42,21 @@ from .items import (
     item,
 )
 from .long_captions import LongCaption, family, sample_wording
-from .names import emoji_with_category, emoji_with_name, emoji_with_tone, localized_names, other_tones, tone_request
+from .names import emoji_with_category, emoji_with_name, localized_names, other_tones
 from .perturbations import KINDS, false_caption
 from .questions import answers as all_answers
 from .questions import sample_expression, sample_question
 from .scenes import CELLS, Scene, crop_spec
 from .splits import check_split, tone_split
-from .views import View
+from .supplementary_tasks import supplementary_tasks
+from .task_builders import (
+    both_directions,
+    captioned_scenes,
+    composed_task,
+    lazy_items,
+    retrieval_task,
+    sampled_view,
+)
 
 
 SCENES_PER_FAMILY = 5
@@ -72,22 +82,23 @@ def tasks(
     def source(name: str) -> random.Random:
         return random.Random(f"{DATASET_VERSION}/openmoji/{split}/{seed}/{name}")
 
-    scenes = _captioned_scenes(split, size, source("scene"))
+    scenes = captioned_scenes(split, size, source("scene"))
     retrieval = [
         *_categories(split, size, source("category")),
         _questions(split, size, source("question")),
-        *_both_directions(
+        *both_directions(
             "scene", "retrieval", [scene.spec for scene, _ in scenes], [caption.text for _, caption in scenes]
         ),
         *_names(split, size, source("name")),
-        _composed(split, half, source("composed")),
+        composed_task("composed", "retrieval", split, half, source("composed"), _sources, sampled_view),
         _crops(split, half, source("crop")),
-        *_both_directions("long", "long", *_long_captions(split, half, source("long"))),
+        *both_directions("long", "long", *_long_captions(split, half, source("long"))),
+        *supplementary_tasks(split, size, source),
     ]
     compositional = _compositional_tasks(split, half, scenes, source("probes"))
     if target_prompts:
         retrieval = [
-            replace(task, candidates=_with_instructions(task.candidates, BY_OPENMOJI_TASK.get(task.name)))
+            replace(task, candidates=_with_instructions(task.candidates, _candidate_instruction(task)))
             for task in retrieval
         ]
         compositional = [
@@ -101,40 +112,14 @@ def tasks(
     return retrieval, compositional
 
 
+def _candidate_instruction(task: RetrievalTask) -> str | None:
+    """Return the instruction of a task; a supplementary one is named after its meta-task and the task it varies."""
+    supplementary = task.meta_task in SUPPLEMENTARY_META_TASKS
+    return BY_OPENMOJI_TASK.get(task.name.removeprefix(f"{task.meta_task}_") if supplementary else task.name)
+
+
 def _with_instructions(items: Sequence[Item], instruction: str | None) -> LazyItems:
-    return _lazy_items([with_instruction(item, instruction) for item in cast(LazyItems, items).stored])
-
-
-def _lazy_items(items: Sequence[dict]) -> LazyItems:
-    """Wrap items that hold image specs; an image is drawn when its item is read."""
-    version = f"{DATASET_VERSION}/{sources_version()}"
-    return LazyItems(items, draw_image, lambda spec: f"{version}/{spec}")
-
-
-def _retrieval(
-    name: str,
-    meta_task: str,
-    queries: list[dict],
-    candidates: list[dict],
-    positives: list[list[int]],
-    pools: list[list[int]] | None = None,
-) -> RetrievalTask:
-    return RetrievalTask(name, meta_task, _lazy_items(queries), _lazy_items(candidates), positives, pools)
-
-
-def _captioned_scenes(split: str, size: int, rng: random.Random) -> list[tuple[Scene, Caption]]:
-    """Sample scenes with captions; each caption is true of its own scene only."""
-    chosen, with_object = [], {}
-    while len(chosen) < size:
-        scene = sample_scene(split, rng.randint(2, 4), rng)
-        caption = sample_caption(scene, rng)
-        # Only scenes that share an object can share a caption.
-        sharing = [pair for placed in scene.placed for pair in with_object.get(placed.object, ())]
-        if not any(caption.holds(other) or other_caption.holds(scene) for other, other_caption in sharing):
-            chosen.append((scene, caption))
-            for placed in scene.placed:
-                with_object.setdefault(placed.object, []).append((scene, caption))
-    return chosen
+    return lazy_items([with_instruction(item, instruction) for item in cast(LazyItems, items).stored])
 
 
 def _long_captions(split: str, size: int, rng: random.Random) -> tuple[list[str], list[str]]:
@@ -146,17 +131,6 @@ def _long_captions(split: str, size: int, rng: random.Random) -> tuple[list[str]
             specs.append(scene.spec)
             texts.append(LongCaption(scene, wording).text)
     return specs[:size], texts[:size]
-
-
-def _both_directions(name: str, meta_task: str, specs: list[str], texts: list[str]) -> list[RetrievalTask]:
-    positives = [[index] for index in range(len(specs))]
-    text_queries = [item(text, instruction=IMAGE_OF_TEXT) for text in texts]
-    image_queries = [item(image=spec, instruction=TEXT_OF_IMAGE) for spec in specs]
-    images = [item(image=spec, instruction=IMAGE_TARGET) for spec in specs]
-    return [
-        _retrieval(f"{name}_t2i", meta_task, text_queries, images, positives),
-        _retrieval(f"{name}_i2t", meta_task, image_queries, [item(text) for text in texts], positives),
-    ]
 
 
 def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
@@ -173,7 +147,7 @@ def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
             drawings_by_name.setdefault(name, set()).add(same_drawing()[entry.index])
 
     def name_to_image(task: str, names: list[tuple[str, str]]) -> RetrievalTask:
-        return _retrieval(
+        return retrieval_task(
             task,
             "retrieval",
             [item(text, instruction=IMAGE_OF_TEXT) for _, text in names],
@@ -184,15 +158,15 @@ def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
             ],
         )
 
-    views = [_view(entry, rng) for entry in chosen]
+    views = [sampled_view(entry, rng) for entry in chosen]
     names = [("en", name) for name in dict.fromkeys(entry.name for entry in chosen)]
     foreign = [rng.choice([name for name in localized_names(entry) if name[0] != "en"]) for entry in chosen]
     return [
         name_to_image("name_t2i", [("en", entry.name) for entry in chosen]),
-        _retrieval(
+        retrieval_task(
             "name_i2t",
             "retrieval",
-            [item(image=_view(entry, rng), instruction=IDENTIFY) for entry in chosen],
+            [item(image=sampled_view(entry, rng), instruction=IDENTIFY) for entry in chosen],
             [item(text) for _, text in names],
             [
                 [index for index, name in enumerate(names) if drawing in drawings_by_name[name]]
@@ -203,18 +177,14 @@ def _names(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
     ]
 
 
-def _view(entry: Emoji, rng: random.Random) -> str:
-    return View.sample(entry.index, rng).spec
-
-
 def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask]:
     """Build the category tasks on emoji that no training row assigns a category; candidates are all categories."""
     chosen = rng.sample(emoji_with_category(split), min(len(emoji_with_category(split)), size))
-    views = [_view(entry, rng) for entry in chosen]
+    views = [sampled_view(entry, rng) for entry in chosen]
     subcategories = list(dict.fromkeys(entry.subcategory for entry in emoji_with_category("train")))
     categories = list(dict.fromkeys(entry.category for entry in emoji_with_category("train")))
     return [
-        _retrieval(
+        retrieval_task(
             name,
             "classification",
             [item(image=view, instruction=instruction) for view in views],
@@ -231,7 +201,7 @@ def _categories(split: str, size: int, rng: random.Random) -> list[RetrievalTask
 def _questions(split: str, size: int, rng: random.Random) -> RetrievalTask:
     questions = [sample_question(split, rng) for _ in range(size)]
     candidates = all_answers()
-    return _retrieval(
+    return retrieval_task(
         "question",
         "vqa",
         [item(question.text, question.scene.spec, QUESTION) for question in questions],
@@ -240,35 +210,8 @@ def _questions(split: str, size: int, rng: random.Random) -> RetrievalTask:
     )
 
 
-def _composed(split: str, size: int, rng: random.Random) -> RetrievalTask:
-    """Build the composed task (an image and a skin tone); candidates include the same role in its other tones."""
-    targets = [entry for entry in emoji_with_tone(split) if _sources(entry, split)]
-    rng.shuffle(targets)
-    candidates = dict.fromkeys(targets[:size])
-    for target in targets:
-        for other in other_tones(target, split):
-            if len(candidates) < size:
-                candidates.setdefault(other)
-    position = {entry: index for index, entry in enumerate(candidates)}
-    # There are fewer held-out tones than queries: repeat them, each time with another source image.
-    requested = [targets[index % min(len(targets), size)] for index in range(size)]
-    return _retrieval(
-        "composed",
-        "retrieval",
-        [
-            item(
-                tone_request(target.tone, rng.randrange(3)),
-                _view(rng.choice(_sources(target, split)), rng),
-                CHANGED_IMAGE,
-            )
-            for target in requested
-        ],
-        [item(image=_view(entry, rng), instruction=IMAGE_TARGET) for entry in candidates],
-        [[position[target]] for target in requested],
-    )
-
-
 def _sources(target: Emoji, split: str) -> list[Emoji]:
+    """Return the same role in other tones, of the training split."""
     return [other for other in other_tones(target, split) if tone_split(other) == "train"]
 
 
@@ -283,7 +226,7 @@ def _crops(split: str, size: int, rng: random.Random) -> RetrievalTask:
         same_scene = [position[spec] for spec in crops]
         others = [index for index in range(len(specs)) if index not in same_scene]
         pools.append(same_scene + rng.sample(others, min(len(others), CANDIDATES_PER_CROP_QUERY - len(same_scene))))
-    return _retrieval(
+    return retrieval_task(
         "crop",
         "grounding",
         [item(f'"{expression.text}"', expression.scene.spec, CROP) for expression in expressions],
@@ -311,9 +254,9 @@ def _compositional_tasks(
     return [
         CompositionalTask(
             kind,
-            _lazy_items([item(image=scene.spec, instruction=TEXT_OF_IMAGE) for scene, _, _ in rows]),
-            _lazy_items([{"text": caption.text} for _, caption, _ in rows]),
-            _lazy_items([{"text": edited.text} for _, _, edited in rows]),
+            lazy_items([item(image=scene.spec, instruction=TEXT_OF_IMAGE) for scene, _, _ in rows]),
+            lazy_items([{"text": caption.text} for _, caption, _ in rows]),
+            lazy_items([{"text": edited.text} for _, _, edited in rows]),
         )
         for kind, rows in rows_by_kind.items()
     ]

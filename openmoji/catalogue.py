@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from io import BytesIO
@@ -45,6 +45,7 @@ class Emoji:
         subcategory (`str`): One of 99 subcategories.
         base (`int`): Index of the same emoji without a skin tone; `index` itself for an emoji without one.
         tone (`str`, *optional*): One of the values of `TONES`, or two of them for a couple ("light, dark").
+        version (`float`): Emoji version that introduced it, such as 4.0.
     """
 
     index: int
@@ -56,6 +57,7 @@ class Emoji:
     subcategory: str
     base: int
     tone: str | None
+    version: float
 
 
 def _readable(short_name: str) -> str:
@@ -99,6 +101,7 @@ def catalogue() -> tuple[Emoji, ...]:
                     subcategory=block["subcategory"].replace("-", " "),
                     base=base,
                     tone=tone and ", ".join(TONES[part] for part in tone.split("-")),
+                    version=float(entry_names["E"]),
                 )
             )
     return tuple(entries)
@@ -123,12 +126,17 @@ def drawings() -> np.ndarray:
     They are rendered once (about ten seconds) and then shared by all processes of the machine.
     """
     name = f"images-{DRAWING_SIZE}-{sources_version()}"
-    file = next(intact_files(cache_folder(), f"{name}.*.npy"), None)
+    return cached_array(cache_folder(), name, lambda: np.stack([_draw(entry.code) for entry in catalogue()]))
+
+
+def cached_array(folder: Path, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array of a name as a read-only memory map; it is made if no intact file of the folder has it."""
+    file = next(intact_files(folder, f"{name}.*.npy"), None)
     if file is None:
-        rendered = np.stack([_draw(entry.code) for entry in catalogue()])
-        with atomic_write(cache_folder() / f"{name}.npy", sealed=True) as part, part.open("wb") as opened:
-            np.save(opened, rendered)
-        file = next(intact_files(cache_folder(), f"{name}.*.npy"))
+        array = make()
+        with atomic_write(folder / f"{name}.npy", sealed=True) as part, part.open("wb") as opened:
+            np.save(opened, array)
+        file = next(intact_files(folder, f"{name}.*.npy"))
     return np.load(file, mmap_mode="r")
 
 

@@ -32,8 +32,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from ..storage.atomic_files import atomic_write, intact_files
-from .catalogue import DRAWING_SIZE, cache_folder, catalogue, drawings, sources_version
+from .catalogue import DRAWING_SIZE, cache_folder, cached_array, catalogue, drawings, sources_version
 
 
 OPENMOJI = "openmoji"
@@ -115,23 +114,30 @@ def style_drawings(style: str) -> np.ndarray:
     if style == OPENMOJI:
         return drawings()
     package = PACKAGES[style]
-    name = f"{style}-{DRAWING_SIZE}-{package.version}-{sources_version()}"
-    file = next(intact_files(cache_folder(), f"{name}.*.npy"), None)
-    if file is None:
+
+    def rendered() -> np.ndarray:
         icons = _icons(package)
-        rendered = np.zeros((len(catalogue()), DRAWING_SIZE, DRAWING_SIZE, 4), dtype=np.uint8)
+        images = np.zeros((len(catalogue()), DRAWING_SIZE, DRAWING_SIZE, 4), dtype=np.uint8)
         for index, slug in _slugs(style, icons).items():
-            rendered[index] = _draw(icons, slug)
-        with atomic_write(cache_folder() / f"{name}.npy", sealed=True) as part, part.open("wb") as opened:
-            np.save(opened, rendered)
-        file = next(intact_files(cache_folder(), f"{name}.*.npy"))
-    return np.load(file, mmap_mode="r")
+            images[index] = _draw(icons, slug)
+        return images
+
+    return cached_array(cache_folder(), f"{style}-{DRAWING_SIZE}-{package.version}-{sources_version()}", rendered)
 
 
 @functools.cache
 def has_drawing(style: str) -> np.ndarray:
     """Return whether a style has a drawing of each emoji of the catalogue, `(number of emoji,)` bool."""
     return np.asarray(style_drawings(style)[..., 3].reshape(len(catalogue()), -1).any(axis=1))
+
+
+def is_available(style: str) -> bool:
+    """Return whether the drawings of a style are on this machine."""
+    try:
+        style_drawings(style)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _icons(package: Package) -> dict:

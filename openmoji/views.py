@@ -20,6 +20,8 @@ BACKGROUNDS = (
     (226, 228, 252),
     (250, 224, 236),
 )
+# After the light ones, which sampled views have: black, greys, and dark red, green, blue and violet.
+DARK_BACKGROUNDS = ((0, 0, 0), (24, 24, 24), (48, 48, 48), (64, 16, 16), (12, 56, 28), (16, 28, 72), (48, 20, 72))
 MIN_VIEW_PIXELS = round(0.85 * DRAWING_SIZE)
 TRANSPARENT = -1  # in place of the index of a background
 
@@ -41,6 +43,11 @@ class View:
         free = DRAWING_SIZE - size
         return cls(image, size, rng.randint(0, free), rng.randint(0, free), rng.randrange(len(BACKGROUNDS)))
 
+    @classmethod
+    def whole(cls, image: int, background: int = 0) -> "View":
+        """Return the view in which the drawing fills the frame, on white by default."""
+        return cls(image, DRAWING_SIZE, 0, 0, background)
+
     @property
     def spec(self) -> str:
         """Return the view as a short string: "view image.size.left.top.background"."""
@@ -59,6 +66,6 @@ class View:
             canvas = Image.new("RGBA", (DRAWING_SIZE, DRAWING_SIZE))
             canvas.paste(drawing, (self.left, self.top))
             return canvas
-        canvas = Image.new("RGB", (DRAWING_SIZE, DRAWING_SIZE), BACKGROUNDS[self.background])
+        canvas = Image.new("RGB", (DRAWING_SIZE, DRAWING_SIZE), (*BACKGROUNDS, *DARK_BACKGROUNDS)[self.background])
         canvas.paste(drawing, (self.left, self.top), drawing)
         return canvas

@@ -149,7 +149,7 @@ BENCHMARKS = {
     "openmoji": Benchmark(
         "...openmoji.benchmark",  # needs the extra `openmoji`
         lambda module, args: module.tasks(args.split, args.size, args.seed, args.target_prompts),
-        "Images: OpenMoji (openmoji.org), CC BY-SA 4.0.",
+        "Images: OpenMoji (openmoji.org), CC BY-SA 4.0; in the unseen style: EmojiOne 2 (emojione.com), CC BY 4.0.",
     ),
     "rows": Benchmark(
         ".row_retrieval",

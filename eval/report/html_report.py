@@ -31,7 +31,16 @@ META_TITLES = {
     "moments": "Moments of videos",
     "text": "Text",
 }
+SUPPLEMENTARY_TITLES = {
+    "plain": "Without skin tones",
+    "dark": "On dark backgrounds",
+    "unseen": "In an unseen style",
+}
 WORDS = {"t2i": "text → image", "i2t": "image → text", "obj": "object", "att": "attribute", "rel": "relation"}
+SUPPLEMENTARY_NOTE = (
+    "Not in the means: the same tasks without skin tones, on dark backgrounds, and with drawings of an artist that no "
+    "training may use. *Untrained* compares gradient histograms and colours with the mean drawing of each class."
+)
 MAX_MISTAKES = 12
 MAX_MISTAKES_PER_TASK = 2
 SHOWN_ROWS = 2  # of examples; the others are folded
@@ -65,11 +74,32 @@ def table(results: Mapping[str, Results]) -> str:
     for group, names in _by_group(first).items():
         rows.append([f"**Compositional: {group}**", *_percents(results, "compositional_groups", group)])
         rows += [[name, *_percents(results, "compositional", name)] for name in names]
-    parts = [markdown_table(rows)]
+    parts = [markdown_table(rows), *supplementary_table(results)]
     published = PUBLISHED.get(first["benchmark"])
     if published:
         parts += published_tables(results, published)
     return "\n\n".join(parts)
+
+
+def supplementary_table(results: Mapping[str, Results]) -> list[str]:
+    """Return a title and a table of the supplementary tasks beside an untrained baseline and chance, if there are any.
+
+    Args:
+        results (`Mapping`): Title of each column -> results.
+    """
+    first = next(iter(results.values()))
+    tasks = first.get("supplementary_tasks", {})
+    if not tasks:
+        return []
+    rows = [["hit@1, %", *results, "untrained", "chance"]]
+    for meta_task, names in _by_supplementary(first).items():
+        means = _percents(results, "supplementary_means", meta_task)
+        rows.append([f"**{SUPPLEMENTARY_TITLES[meta_task]}**", *means, "", ""])
+        for name in names:
+            baseline = percent(tasks[name]["baseline"]) if "baseline" in tasks[name] else ""
+            shares = [percent(column["supplementary_tasks"][name]["hit@1"]) for column in results.values()]
+            rows.append([name, *shares, baseline, percent(tasks[name]["chance"])])
+    return [SUPPLEMENTARY_NOTE, markdown_table(rows)]
 
 
 def write_report(
@@ -111,6 +141,7 @@ def write_report(
     compared = published if not partial else None
     charts = [line_chart(title, curves[title], colors, f"chart-{index}") for index, title in enumerate(curves)]
     chance = _chance_column(main)
+    all_tasks = main["tasks"] | main.get("supplementary_tasks", {})
 
     def scores_of(part: str, name: str, metric: str | None = None) -> list[float]:
         scores = [column[part][name] for column in results.values()]
@@ -133,6 +164,8 @@ def write_report(
         meta_titles=META_TITLES,
         by_meta_task=_by_meta_task(main),
         by_group=_by_group(main),
+        supplementary=_by_supplementary(main),
+        supplementary_titles=SUPPLEMENTARY_TITLES,
         metrics=metrics,
         main_metric=_main_metric(metrics),
         retrieval_tasks=[name for name, task in main["tasks"].items() if "R@1" in task],
@@ -146,7 +179,8 @@ def write_report(
         if compared
         else [],
         charts=[chart for chart in charts if chart],
-        retrieval=[gallery for gallery in galleries if gallery.name in main["tasks"]],
+        retrieval=[gallery for gallery in galleries if gallery.name in all_tasks],
+        all_tasks=all_tasks,
         compositional=[gallery for gallery in galleries if gallery.name in main["compositional"]],
         mistakes=_largest_mistakes(galleries),
         mark_edits=_mark_edits,
@@ -224,7 +258,9 @@ def _chance_column(results: Results) -> dict[str, Any]:
     shares = {name: task.get("chance", math.nan) for name, task in tasks.items()}
     # Results of earlier versions have one true caption per image.
     compositional = results.get("compositional_chance", dict.fromkeys(results["compositional"], 0.5))
+    supplementary = {name: task["chance"] for name, task in results.get("supplementary_tasks", {}).items()}
     return {
+        "supplementary_tasks": {name: {"hit@1": share} for name, share in supplementary.items()},
         "tasks": {
             name: {"R@1": share if tasks[name]["metric"] == "hit@1" else math.nan, tasks[name]["metric"]: share}
             for name, share in shares.items()
@@ -257,9 +293,9 @@ def _headline(column: Results) -> float:
 
 def _check_same_tasks(results: Mapping[str, Results]) -> None:
     first, *rest = results
-    for part in ("tasks", "compositional"):
+    for part in ("tasks", "compositional", "supplementary_tasks"):  # earlier results have no supplementary tasks
         for title in rest:
-            different = results[first][part].keys() ^ results[title][part].keys()
+            different = results[first].get(part, {}).keys() ^ results[title].get(part, {}).keys()
             if different:
                 raise ValueError(
                     f"the columns '{first}' and '{title}' do not share {', '.join(sorted(different))}; "
@@ -271,6 +307,15 @@ def _by_meta_task(results: Results) -> dict[str, list[str]]:
     """Return the names of tasks per meta-task, in the order of `META_TITLES`."""
     tasks = results["tasks"]
     groups = {meta: [name for name, task in tasks.items() if task["meta_task"] == meta] for meta in META_TITLES}
+    return {meta: names for meta, names in groups.items() if names}
+
+
+def _by_supplementary(results: Results) -> dict[str, list[str]]:
+    """Return the names of supplementary tasks per meta-task, in the order of `SUPPLEMENTARY_TITLES`."""
+    tasks = results.get("supplementary_tasks", {})
+    groups = {
+        meta: [name for name, task in tasks.items() if task["meta_task"] == meta] for meta in SUPPLEMENTARY_TITLES
+    }
     return {meta: names for meta, names in groups.items() if names}
 
 

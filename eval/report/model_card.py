@@ -30,6 +30,11 @@ def scores(results: Results) -> list[tuple[str, str, float]]:
     published = PUBLISHED.get(results["benchmark"])
     shares = [(name, METRICS[task["metric"]], task[task["metric"]]) for name, task in results["tasks"].items()]
     metrics = {metric for _, metric, _ in shares}
+    # Outside of the mean of tasks; earlier results have none.
+    shares += [
+        (name, METRICS[task["metric"]], task[task["metric"]])
+        for name, task in results.get("supplementary_tasks", {}).items()
+    ]
     shares += [(name, "accuracy", accuracy) for name, accuracy in results["compositional"].items()]
     if published is not None and published.partial(results):
         names = published.evaluated(results)

@@ -76,11 +76,26 @@ def test_results_worked_out_by_hand():
         "distributions": {},
         "overall": pytest.approx(5 / 6),
         "mean_of_meta_tasks": pytest.approx(5 / 6),
+        "supplementary_tasks": {},
+        "supplementary_means": {},
         "compositional": {"swap_obj": 0.5, "replace_obj": 1.0, "replace_att": 0.0},
         "compositional_groups": {"swap": 0.5, "replace": 0.5},
         "compositional_rows": {"swap_obj": 2, "replace_obj": 1, "replace_att": 1},
         "compositional_chance": {"swap_obj": 0.5, "replace_obj": 0.5, "replace_att": 0.5},
     }
+
+
+def test_supplementary_tasks_are_in_no_other_mean():
+    texts = items("cat", "dog", "pig", "cow")
+    dark = RetrievalTask("dark_name", "dark", texts[:2], texts, [[2], [1]], baseline=0.25)
+    plain = evaluate(encode, [NAMES, KINDS], model="words", progress=False)[0]
+    both, rankings = evaluate(encode, [NAMES, dark, KINDS], model="words", progress=False)
+    for part in ("tasks", "meta_tasks", "overall", "mean_of_meta_tasks", "distributions"):
+        assert both[part] == plain[part]
+    assert both["supplementary_means"] == {"dark": 0.5}
+    scores = both["supplementary_tasks"]["dark_name"]
+    assert (scores["hit@1"], scores["baseline"], scores["chance"]) == (0.5, 0.25, 0.25)
+    assert "dark_name" in rankings["retrieval"]
 
 
 def test_the_chance_of_a_task_is_the_mean_share_of_positives():

@@ -176,6 +176,34 @@ def test_the_table_is_aligned_markdown_in_percent():
     ]
 
 
+def test_supplementary_tasks_have_a_table_of_their_own(tmp_path):
+    tasks = [
+        *RETRIEVAL,
+        RetrievalTask(
+            "plain_name_t2i", "plain", [{"text": "blue"}], [{"text": "a"}, {"text": "b"}], [[1]], baseline=0.5
+        ),
+        RetrievalTask("dark_name_t2i", "dark", [{"text": "green"}], [{"text": "a"}, {"text": "b"}], [[1]]),
+    ]
+    results, rankings = evaluate(encode(0), tasks, model="m", progress=False)
+    columns = {"UniME": results}
+    main, note, rest = table(columns).split("\n\n")
+    assert main == table({"UniME": evaluate(encode(0), RETRIEVAL, model="m", progress=False)[0]})
+    assert note.startswith("Not in the means")
+    shares = {name: f"{100 * task['hit@1']:.1f}" for name, task in results["supplementary_tasks"].items()}
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in rest.splitlines()]
+    assert cells[0] == ["hit@1, %", "UniME", "untrained", "chance"] and cells[3][0] == "plain_name_t2i"
+    assert cells[3][1:] == [shares["plain_name_t2i"], "50.0", "50.0"]
+    assert cells[5] == ["dark_name_t2i", shares["dark_name_t2i"], "", "50.0"]
+    page = write_report(
+        columns, build_galleries(rankings, tasks), {}, tmp_path / "x.html", highlight="UniME", credits=""
+    ).read_text()
+    section = page.split('<section id="supplementary">')[1].split("</section>")[0]
+    assert "Without skin tones" in section and "On dark backgrounds" in section and "unseen" not in section
+    assert page.count("<article>") == len(tasks)  # their examples are shown as well
+    with pytest.raises(ValueError, match="do not share dark_name_t2i, plain_name_t2i"):
+        table({"Before": {**results, "supplementary_tasks": {}}, "UniME": results})
+
+
 def test_a_table_of_mmeb_has_each_of_its_means():
     column = column_of(0.25) | {"distributions": {"IND": 0.25, "OOD": 0.5}, "mean_of_meta_tasks": 0.125}
     lines = [line.strip("| ").split(" | ") for line in table({"UniME": column}).splitlines()]
