@@ -145,7 +145,11 @@ def render(processor: ProcessorMixin, conversations: Sequence[Conversation]) -> 
 
 
 def prompt_tensors(
-    processor: ProcessorMixin, texts: Sequence[str], images: Sequence[Sequence[Any]], padding_side: str = "left"
+    processor: ProcessorMixin,
+    texts: Sequence[str],
+    images: Sequence[Sequence[Any]],
+    padding_side: str = "left",
+    add_special_tokens: bool | None = None,
 ) -> BatchFeature:
     """Return the inputs of the model for rendered conversations.
 
@@ -154,11 +158,14 @@ def prompt_tensors(
         texts (`list[str]`): Rendered conversations.
         images (`list[list[PIL.Image]]`): Images of each.
         padding_side (`str`, *optional*, defaults to `"left"`): Side of the padding; the answer follows the last token.
+        add_special_tokens (`bool`, *optional*): Whether the tokenizer adds its own tokens to the ends of a text. By
+            default it does unless the texts begin with one, as in `apply_chat_template`.
     """
     options: dict[str, Any] = {"padding": True, "padding_side": padding_side, "return_tensors": "pt"}
     bos = processor.tokenizer.bos_token
-    if bos is not None and texts[0].startswith(bos):  # as in `apply_chat_template`
-        options["add_special_tokens"] = False
+    if add_special_tokens is None:
+        add_special_tokens = bos is None or not texts[0].startswith(bos)
+    options["add_special_tokens"] = add_special_tokens
     if "mm_token_type_ids" in processor.model_input_names:  # Cosmos3's processor waits to be asked
         options["return_mm_token_type_ids"] = True
     if any(images):

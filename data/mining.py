@@ -2,13 +2,15 @@
 
 The result of mining is a list of row numbers per row: the first positives of those rows are its negatives, and
 `[row, position]` names another positive. The file is therefore small, images are stored once, and any dataset that can
-be trained on can be mined.
+be trained on can be mined. `recipes/judge.py` adds scores: its lines are `{"negatives": [...], "scores": [...]}`, with
+one score for each positive, then each explicit negative of the row, then each mined negative.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,13 +165,16 @@ def _right_answers(
     return [queries[query] for query in query_contents.tolist()]
 
 
-def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
-    """Add to each row the negatives that `recipes/mine.py` found for it.
+Mined = tuple[list[list[int]], list[float] | None]  # [row, position] of each negative, and the row's scores if judged
+
+
+def read_mined(path: str | Path, num_rows: int) -> list[Mined]:
+    """Read a file of mined or judged negatives.
 
     Args:
-        dataset (`Dataset`): The rows that were mined, opened with the same settings.
-        path (`str` or `Path`): The file of mined negatives: one line per row, each a list of the numbers of the rows
-            whose first positives are its negatives, or of `[row, position]` for other positives.
+        path (`str` or `Path`): The file: one line per row, each a list of the numbers of the rows whose first
+            positives are its negatives, or of `[row, position]` for other positives; or such a list with scores.
+        num_rows (`int`): Number of rows that were mined.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -178,33 +183,54 @@ def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path} of mined negatives: create it with recipes/mine.py")
     lines = list(json_lines(path))
-    if len(lines) != len(dataset):
+    if len(lines) != num_rows:
         raise ValueError(
-            f"{path} holds negatives for {len(lines)} rows, but the dataset has {len(dataset)}: open it with the "
+            f"{path} holds negatives for {len(lines)} rows, but the dataset has {num_rows}: open it with the "
             "settings that it was mined with"
         )
+    return [_read_line(line, f"{path}, line {number}", num_rows) for number, line in lines]
+
+
+def with_mined_negatives(dataset: Dataset, path: str | Path) -> Dataset:
+    """Add to each row the negatives that `recipes/mine.py` found for it, and the scores that `recipes/judge.py` gave.
+
+    Args:
+        dataset (`Dataset`): The rows that were mined, opened with the same settings.
+        path (`str` or `Path`): The file of mined negatives, see [`read_mined`].
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file was mined from another number of rows, or a line is malformed. Later, when a row is read:
+            it has not as many items as its line has scores.
+    """
+    mined = read_mined(path, len(dataset))
     read = dataset.format["format_kwargs"]["transform"]
-    mined = [_positions(line, f"{path}, line {number}", len(dataset)) for number, line in lines]
-    with_column = dataset.with_format(None).add_column("mined", mined)
-    return with_column.with_transform(partial(_add_mined, read=read, source=dataset))
+    negatives, scores = zip(*mined, strict=True) if mined else ((), ())
+    with_columns = dataset.with_format(None).add_column("mined", list(negatives))
+    is_judged = any(row is not None for row in scores)
+    if is_judged:
+        with_columns = with_columns.add_column("judged", list(scores))
+    return with_columns.with_transform(partial(_add_mined, read=read, source=dataset))
 
 
-def _positions(line: str, where: str, num_rows: int) -> list[list[int]]:
-    """Return the row number and the position among the row's positives of each negative on a line."""
+def _read_line(line: str, where: str, num_rows: int) -> Mined:
+    """Return the row number and the position among the row's positives of each negative on a line, and the scores."""
     try:
-        positions = [[entry, 0] if isinstance(entry, int) else entry for entry in json.loads(line)]
+        value = json.loads(line)
+        entries, scores = (value["negatives"], value["scores"]) if isinstance(value, dict) else (value, None)
+        positions = [[entry, 0] if isinstance(entry, int) else entry for entry in entries]
         if all(
             isinstance(row, int) and isinstance(position, int) and 0 <= row < num_rows and position >= 0
             for row, position in positions
-        ):
-            return positions
-    except (ValueError, TypeError):
+        ) and (scores is None or all(isinstance(score, float) and isfinite(score) for score in scores)):
+            return positions, scores
+    except (ValueError, TypeError, KeyError):
         pass
     raise ValueError(f"{where} is not a list of numbers of the {num_rows} rows: mine again")
 
 
 def _add_mined(batch: dict[str, list], read: Callable[[dict], dict], source: Dataset) -> dict[str, Any]:
-    rows = read({column: values for column, values in batch.items() if column != "mined"})
+    rows = read({column: values for column, values in batch.items() if column not in ("mined", "judged")})
     if "negatives" in rows:
         mined = [
             [row_positives(source[row], f"row {row}")[position] for row, position in positions]
@@ -215,4 +241,9 @@ def _add_mined(batch: dict[str, list], read: Callable[[dict], dict], source: Dat
         if "scores" in rows:  # mined negatives are not judged
             scores = zip(rows["scores"], mined, strict=True)
             rows["scores"] = [row if row is None else [*row, *(None for _ in more)] for row, more in scores]
+        if "judged" in batch:
+            given = rows.get("scores", [None] * len(mined))
+            rows["scores"] = [
+                row if judged is None else judged for row, judged in zip(given, batch["judged"], strict=True)
+            ]
     return rows

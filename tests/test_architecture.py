@@ -47,6 +47,8 @@ ROOT_MODULES = [
     "pooling_unime",
     "judging",
     "encoding_unime",
+    "judge_model",
+    "judge_endpoint",
     "cpu_prepacking_unime",
     "modeling_unime",
     "unime_phi3_v",
