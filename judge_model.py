@@ -4,7 +4,7 @@ All candidates of a query follow the same tokens: the prompt and the query with 
 computed once and shared by the candidates, where that gives the same scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ class JudgeModel:
         return len(self._tokens(text)) - len(images) + count_image_tokens(self.processor, sizes)
 
     def _batches(
-        self, texts: dict[int, str], images: dict[int, Sequence[Any]], prefix_length: int = 0
+        self, texts: Mapping[int, str], images: Mapping[int, Sequence[Any]], prefix_length: int = 0
     ) -> list[list[int]]:
         """Group pairs of similar length under the token budget; a batch has images in all rows or in none."""
         limit = self.model.config.get_text_config().max_position_embeddings

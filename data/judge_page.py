@@ -29,8 +29,8 @@ def write_judge_page(
     Args:
         settings (`Mapping`): Settings of the judge and of the filter.
         report (`Mapping`): Counts over all rows.
-        examples (`Sequence`): Rows with `query`, `positives`, `negatives` and `mined`, the scores of these candidates
-            in this order, and the choice among the mined ones.
+        examples (`Sequence`): Rows with `query`, `positives`, `negatives`, `mined`, `task` and `where`, the scores of
+            their candidates in this order, and the choice among the mined ones.
         rejected (`Mapping[int, str]`): The reason for each row that was not judged.
     """
     shown = [_example(*example) for example in examples]
@@ -79,7 +79,7 @@ def _example(row: Mapping[str, Any], scores: Sequence[float], choice: Choice) ->
         )
     }
     return rest | {
-        "where": row.get("where") or "",
+        "where": row["where"],
         "task": row["task"],
         "query": _shown(row["query"]),
         "positives": entries("positive", "positive", row["positives"], scores[:num_positives]),

@@ -22,7 +22,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -98,7 +98,8 @@ class Candidates:
                 items.append(row_positives(self.dataset[other], f"row {other}")[position])
             except (ValueError, IndexError) as error:
                 return f"row {index}: its mined negative [{other}, {position}] cannot be read ({error}): mine again"
-        return row | {"positives": row_positives(row, f"row {index}"), "mined": items}
+        where = row.get("where") or f"row {index}"
+        return row | {"positives": row_positives(row, where), "mined": items, "where": where}
 
 
 def load_judge(script: ScriptArguments) -> JudgeModel | JudgeEndpoint:
@@ -132,7 +133,7 @@ def judge_chunk(judge: JudgeModel | JudgeEndpoint, rows: Candidates, indices: Se
         try:
             scores = judge(row["query"], [*row["positives"], *row["negatives"], *row["mined"]])
         except ValueError as error:
-            judged.append({"row": index, "rejected": f"{row.get('where') or f'row {index}'}: {error}"})
+            judged.append({"row": index, "rejected": f"{row['where']}: {error}"})
             continue
         judged.append({"row": index, "positives": len(row["positives"]), "explicit": len(row["negatives"])})
         judged[-1]["scores"] = scores
@@ -159,7 +160,7 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     folder.mkdir(parents=True, exist_ok=True)
     mined_file = data.mined_file
     # The files number all rows of the dataset.
-    dataset = open_rows(replace(data, mined_file=None, rejected_file=None))
+    dataset = cast(Dataset, open_rows(replace(data, mined_file=None, rejected_file=None, streaming=False)))
     num_rows = len(dataset)
     mined = [([], None)] * num_rows if mined_file is None else read_mined(mined_file, num_rows)
     made_with = {
@@ -184,7 +185,8 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     rank, num_processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     saved = {file.name.split(".")[0] for file in intact_files(folder, "*.*.json")}
     missing = [start for start in starts[rank::num_processes] if f"{start:09d}" not in saved]
-    judge = load_judge(script) if missing else None
+    if missing:
+        judge = load_judge(script)
     for start in tqdm(missing, unit="chunk", desc="Judging", disable=rank > 0):
         judged = judge_chunk(judge, rows, range(start, min(start + CHUNK_ROWS, num_rows)))
         with atomic_write(folder / f"{start:09d}.json", sealed=True) as part:
@@ -215,9 +217,9 @@ def write_results(output: Path, judged: Sequence[dict[str, Any]], rows: Candidat
     shown = sorted(choices)[::step][: script.num_examples]
     examples = []
     for index in shown:
-        row = rows.read(index)
-        if not isinstance(row, str):
-            examples.append((row, judged[index]["scores"], choices[index]))
+        example = rows.read(index)
+        if not isinstance(example, str):
+            examples.append((example, judged[index]["scores"], choices[index]))
     settings = asdict(script) | {"rows": len(judged)}
     with atomic_write(output / "report.html") as part:
         part.write_text(write_judge_page(settings, report, examples, rejected))
