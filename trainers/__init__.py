@@ -1,4 +1,4 @@
-"""Trainers of both stages, their arguments, and the losses as pure functions."""
+"""Trainers of both stages and of the reranker, their arguments, and the losses as pure functions."""
 
 # ruff: noqa: E402 (a missing extra is reported before anything that needs it is imported)
 from ..extras import require_extra
@@ -17,6 +17,8 @@ from .embedding_config import EmbeddingConfig
 from .embedding_trainer import EmbeddingTrainer
 from .gradient_cache import cached_loss
 from .losses import contrastive_loss, distillation_kl, soft_label_loss
+from .rerank_config import RerankConfig
+from .rerank_trainer import RerankTrainer, train_reranker
 
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "DistillationTrainer",
     "EmbeddingConfig",
     "EmbeddingTrainer",
+    "RerankConfig",
+    "RerankTrainer",
     "cached_loss",
     "contrastive_loss",
     "distillation_kl",
@@ -35,4 +39,5 @@ __all__ = [
     "merge_checkpoint",
     "soft_label_loss",
     "train_and_save",
+    "train_reranker",
 ]

@@ -41,10 +41,7 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
         kwargs: Passed to [`merge_checkpoint`] (`dtype`, ...).
     """
     output_dir = trainer.args.output_dir
-    check_output_dir(trainer)
-    checkpoint = trainer.args.resume_from_checkpoint or last_complete_checkpoint(output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
+    resume_and_train(trainer)
     if not isinstance(trainer.model, PeftModel):
         trainer.save_model()
         return
@@ -60,6 +57,18 @@ def train_and_save(trainer: Trainer, base_model: str, **kwargs: Any) -> None:
             dequantize=trainer.args.merge_dequantized,
             **kwargs,
         )
+
+
+def resume_and_train(trainer: Trainer) -> None:
+    """Train, resuming from `resume_from_checkpoint` or the last complete checkpoint, and save the trainer's state.
+
+    Args:
+        trainer ([`ResumableTrainer`]): The trainer.
+    """
+    check_output_dir(trainer)
+    checkpoint = trainer.args.resume_from_checkpoint or last_complete_checkpoint(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
 
 
 def check_output_dir(trainer: Trainer) -> None:

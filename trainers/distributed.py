@@ -10,6 +10,8 @@ processes hold shards of one model they must run its layers together, so [`align
 the micro-batches of a step.
 """
 
+import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -24,6 +26,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import Module, Parameter
+from transformers import TrainingArguments
 
 from ..batching_unime import count_items
 from .gradient_cache import BackwardMicroBatch, MicroBatch
@@ -37,6 +40,23 @@ MAX_BUCKET_ELEMENTS = 2**25  # gradients that one all-reduce sums
 
 def _several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def require_one_device(args: TrainingArguments) -> None:
+    """Refuse to train in one process on several GPUs, as `Trainer` would by default.
+
+    Args:
+        args (`TrainingArguments`): The training arguments.
+
+    Raises:
+        ValueError: One process has several GPUs.
+    """
+    if args.n_gpu > 1:
+        command = f"accelerate launch --num_processes {args.n_gpu} {shlex.join(sys.argv)}"
+        raise ValueError(
+            f"one process cannot train on {args.n_gpu} GPUs: start one process per GPU with `{command}`, or choose "
+            "one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def gather(tensor: Tensor) -> tuple[Tensor, int]:
@@ -86,6 +106,20 @@ def sum_gradients(parameters: Iterable[Parameter]) -> None:
         *sums, used = flat.split([*(p.numel() for p in bucket), len(bucket)])
         for parameter, total, uses in zip(bucket, sums, used.tolist(), strict=True):
             parameter.grad = total.view_as(parameter) if uses else None
+
+
+@torch.no_grad()
+def mean_gradients(parameters: Iterable[Parameter]) -> None:
+    """Replace the gradients of the trained parameters by their means over all processes, see [`sum_gradients`].
+
+    Args:
+        parameters (`Iterable[Parameter]`): The parameters of the model, in the same order in all processes.
+    """
+    parameters = list(parameters)
+    sum_gradients(parameters)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad /= distributed.get_world_size()
 
 
 def _buckets(parameters: list[Parameter]) -> Iterator[list[Parameter]]:

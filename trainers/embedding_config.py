@@ -1,14 +1,11 @@
 """The training arguments that both stages share."""
 
 import logging
-from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
-from ..checkpoint import redact_home
+from .publishable_arguments import PublishableArguments
 
 
 logger = logging.getLogger(__name__)
@@ -31,7 +28,7 @@ REFUSED_ARGUMENTS = {
 
 
 @dataclass
-class EmbeddingConfig(TrainingArguments):
+class EmbeddingConfig(PublishableArguments):
     """Arguments of [`EmbeddingTrainer`], in addition to those of [`~transformers.TrainingArguments`].
 
     `per_device_train_batch_size` times the number of processes is the batch that the loss compares. Memory depends on
@@ -138,22 +135,6 @@ class EmbeddingConfig(TrainingArguments):
             raise ValueError(f"matryoshka_dims must be positive, got {self.matryoshka_dims}")
         if not self.graph_cache_gb >= 0:
             raise ValueError(f"graph_cache_gb must be a number of gigabytes, 0 or more, got {self.graph_cache_gb}")
-
-    def __getstate__(self) -> dict[str, Any]:
-        # `Trainer` pickles its arguments into the folders that `push_to_hub` uploads.
-        state = {name: redact_home(value) if isinstance(value, str) else value for name, value in vars(self).items()}
-        return state | {"hub_token": None}
-
-    def __copy__(self) -> "EmbeddingConfig":
-        # Copies in this process keep the token and the paths.
-        copied = object.__new__(type(self))
-        copied.__dict__ |= vars(self)
-        return copied
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "EmbeddingConfig":
-        copied = object.__new__(type(self))
-        copied.__dict__ |= deepcopy(vars(self), memo)
-        return copied
 
     def _check_accelerator_config(self) -> None:
         config = self.accelerator_config

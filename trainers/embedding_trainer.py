@@ -2,8 +2,6 @@
 
 import logging
 import math
-import shlex
-import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -33,6 +31,7 @@ from .distributed import (
     gather,
     is_sharded,
     prepare_without_wrapping,
+    require_one_device,
     sum_gradients,
     sum_when_reducing,
 )
@@ -199,12 +198,7 @@ class EmbeddingTrainer(RowLoadingTrainer, ResumableTrainer, ABC):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.args.n_gpu > 1:
-            command = f"accelerate launch --num_processes {self.args.n_gpu} {shlex.join(sys.argv)}"
-            raise ValueError(
-                f"one process cannot train on {self.args.n_gpu} GPUs: start one process per GPU with `{command}`, or "
-                "choose one GPU with CUDA_VISIBLE_DEVICES=0"
-            )
+        require_one_device(self.args)
         if isinstance(train_dataset, Sized) and len(train_dataset) < args.train_batch_size:
             raise ValueError(
                 f"train_dataset has {len(train_dataset)} rows, fewer than one batch of {args.train_batch_size}: lower "

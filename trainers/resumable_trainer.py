@@ -60,15 +60,18 @@ class ResumableTrainer(Trainer):
         give_weights_the_umask(output_dir or self.args.output_dir)
 
     def _save_full_model(self, directory: str) -> None:
-        model, weights = self.model, None
-        if self.is_deepspeed_enabled:
-            weights = self.accelerator.get_state_dict(self.model_wrapped)  # every process must call this
+        model, weights = self.model, self._gathered_weights()
         if is_sharded(model):
-            weights = gather_weights(model, self.args.should_save)
             with torch.device("meta"):  # FSDP2 replaced the model's class
                 model = UniMEModel(model.config)
         if self.args.should_save:
             save_checkpoint(model, self.processing_class, directory, state_dict=weights)
+
+    def _gathered_weights(self) -> dict[str, Any] | None:
+        """Return the whole weights of a model that DeepSpeed or FSDP2 trains, otherwise None; all processes call this."""
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.model_wrapped)
+        return gather_weights(self.model, self.args.should_save) if is_sharded(self.model) else None
 
     def _save_checkpoint(self, model: Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
