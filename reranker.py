@@ -1,24 +1,25 @@
 """A reranker: an image-text model that says how well candidates meet a query, or which of them meets it best."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from .checkpoint_safety import check_integrity, forbid_remote_code, give_weights_the_umask
+from .image_size import ImageSize, set_image_size
 from .modeling_unime import require_all_weights
 
 
-def load_reranker(path: str, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_reranker(
+    path: str, image_size: ImageSize | None = None, **kwargs: Any
+) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a reranker, or any image-text model with a language-model head, and its processor.
 
     Args:
         path (`str`): Folder or Hub id of the model.
+        image_size (`int`, `dict` or `str`, *optional*): The size at which the model reads images, see
+            [`set_image_size`]. Defaults to the one that was saved with it.
         kwargs: Passed to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Returns:
@@ -36,11 +37,15 @@ def load_reranker(path: str, **kwargs: Any) -> tuple[PreTrainedModel, ProcessorM
         )
         processor = AutoProcessor.from_pretrained(path, **options)
     require_all_weights(path, report["missing_keys"])
+    set_image_size(processor, image_size)
     return model.eval(), processor
 
 
 def save_reranker(
-    model: PreTrainedModel, processor: ProcessorMixin, directory: str | Path, state_dict: dict[str, Tensor] | None = None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    directory: str | Path,
+    state_dict: dict[str, Tensor] | None = None,
 ) -> None:
     """Save a model and its processor in the form of the backbone, which every tool for it loads.
 
@@ -53,3 +58,6 @@ def save_reranker(
     model.save_pretrained(directory, state_dict=state_dict)
     processor.save_pretrained(directory)
     give_weights_the_umask(directory)
+
+
+__all__ = ["load_reranker", "save_reranker"]

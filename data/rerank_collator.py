@@ -100,7 +100,9 @@ class RerankCollator:
         micro_batches, order = self._tensors([pairs])
         scores = []
         if self.objective == "distillation":
-            scores = [_probability(score, where) for where, row in zip(places, offered, strict=True) for _, score in row]
+            scores = [
+                _probability(score, where) for where, row in zip(places, offered, strict=True) for _, score in row
+            ]
         return batch | {
             "micro_batches": micro_batches,
             "order": torch.tensor(order),
@@ -173,7 +175,7 @@ class RerankCollator:
 def _probability(score: float | None, where: str) -> float:
     if score is None or not 0 <= score <= 1:
         raise ValueError(
-            f"{where}: objective 'distillation' needs 'scores' that are probabilities, from 0 to 1, got {score}: judge "
-            "the rows (recipes/judge.py), or choose another objective"
+            f"{where}: objective 'distillation' needs 'scores' that are probabilities, from 0 to 1, got {score}: "
+            "judge the rows (recipes/judge.py), or choose another objective"
         )
     return score

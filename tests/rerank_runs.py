@@ -1,4 +1,4 @@
-"""Rows for the tests of the reranker, and a training of two steps in one or two processes for the tests of the reranker.
+"""Rows for the tests of the reranker, and trainings of two steps in one or two processes.
 
 torchrun --standalone --nproc_per_node 2 tests/rerank_runs.py MODEL OUTPUT BATCH_SIZE
 """
@@ -23,7 +23,8 @@ def rerank_rows(num_rows: int = 8, num_negatives: int = 4) -> list[dict[str, Any
     rows = []
     for row in range(num_rows):
         names = [f"answer {row}", *(f"answer {row + other} of another" for other in range(1, num_negatives + 1))]
-        query = {"image": Image.new("RGB", (24, 24), (30 * row % 256, 90, 200))} if row % 2 else {"text": f"who is {row}?"}
+        image = Image.new("RGB", (24, 24), (30 * row % 256, 90, 200))
+        query = {"image": image} if row % 2 else {"text": f"who is {row}?"}
         rows.append(
             {
                 "query": query,

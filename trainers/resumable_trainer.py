@@ -68,7 +68,7 @@ class ResumableTrainer(Trainer):
             save_checkpoint(model, self.processing_class, directory, state_dict=weights)
 
     def _gathered_weights(self) -> dict[str, Any] | None:
-        """Return the whole weights of a model that DeepSpeed or FSDP2 trains, otherwise None; all processes call this."""
+        """Return the whole weights of a sharded model, otherwise None; every process must call this."""
         if self.is_deepspeed_enabled:
             return self.accelerator.get_state_dict(self.model_wrapped)
         return gather_weights(self.model, self.args.should_save) if is_sharded(self.model) else None

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from rerank_runs import make_trainer, rerank_rows
 from scipy.stats import chisquare
 from transformers import AutoProcessor, ProcessorMixin
@@ -24,7 +23,6 @@ from unime.trainers import RerankConfig, RerankTrainer
 from unime.trainers.rerank_trainer import ranking_loss
 
 
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 PAIRWISE = (
     "I will provide you with a query and a candidate. Please evaluate whether the candidate meets the requirements of "
     "the query. If it does, respond with 'Yes'; if it doesn't, respond with 'No'."
@@ -52,32 +50,35 @@ def collated(processor: ProcessorMixin, rows: list[dict[str, Any]], **options: A
     return RerankCollator(processor, **settings)(rows)
 
 
-def texts_of(processor: ProcessorMixin, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Return what the model attends to in each conversation."""
-    rows = zip(tensors["input_ids"], tensors["attention_mask"].bool(), strict=True)
-    return [processor.tokenizer.decode(ids[mask]) for ids, mask in rows]
+def texts_of(processor: ProcessorMixin, batch: dict[str, Any]) -> list[str]:
+    """Return what the model attends to in each conversation, sorted."""
+    texts = []
+    for tensors in batch["micro_batches"]:
+        rows = zip(tensors["input_ids"], tensors["attention_mask"].bool(), strict=True)
+        texts += [processor.tokenizer.decode(ids[mask]) for ids, mask in rows]
+    return sorted(texts)
 
 
 def test_prompts_and_answers_are_those_of_unime_v2_with_all_texts(processor: ProcessorMixin):
     text, image = rerank_rows(2, num_negatives=1)
     image["query"] |= {"text": "who is it?\n", "instruction": "Find me a name:"}
-    pairs, lists = collated(processor, [text, image])["micro_batches"]
-    turns = {
-        0: ("who is 0?", "answer 0", "answer 1 of another"),
-        1: (f"{IMAGE}Find me a name: who is it?\n", "answer 1", "answer 2 of another"),
-    }
-    start, end = f"{SYSTEM}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-    assert texts_of(processor, pairs) == [
-        f"{start}{PAIRWISE}Query:{query}Candidate:{candidate}{end}{answer}<|im_end|>"
-        for query, positive, negative in turns.values()
-        for candidate, answer in ((positive, "Yes"), (negative, "No"))
+    texts = texts_of(processor, collated(processor, [text, image]))
+    turns = [
+        ("who is 0?", "answer 0", "answer 1 of another"),
+        (f"{IMAGE}Find me a name: who is it?\n", "answer 1", "answer 2 of another"),
     ]
-    for (query, positive, negative), rendered in zip(turns.values(), texts_of(processor, lists), strict=True):
-        place = int(rendered.rpartition("Ans: (")[2][0])
+    start, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    expected = []
+    for query, positive, negative in turns:
+        for candidate, answer in ((positive, "Yes"), (negative, "No")):
+            expected.append(f"{start}{PAIRWISE}Query:{query}Candidate:{candidate}{end}{answer}<|im_end|>")
+        listed = next(text for text in texts if f"Query:{query}Candidates:" in text)
+        place = int(listed.rpartition("Ans: (")[2][0])
         first, second = (positive, negative) if place == 1 else (negative, positive)
-        assert rendered == (
+        expected.append(
             f"{start}{LISTWISE}Query:{query}Candidates:(1) {first}(2) {second}{end}Ans: ({place})<|im_end|>"
         )
+    assert texts == sorted(expected)
 
 
 def test_only_the_answer_up_to_the_end_of_the_turn_has_a_loss(processor: ProcessorMixin):
@@ -90,8 +91,8 @@ def test_only_the_answer_up_to_the_end_of_the_turn_has_a_loss(processor: Process
             kept = labels != IGNORED_LABEL
             assert torch.equal(ids[kept], labels[kept])
             answers.append(decode(labels[kept]))
-    assert answers[:6] == ["Yes<|im_end|>", "No<|im_end|>"] * 3
-    assert all(answer.startswith("Ans: (") and answer.endswith(")<|im_end|>") for answer in answers[6:])
+    positions = [answer for answer in answers if answer.startswith("Ans: (") and answer.endswith(")<|im_end|>")]
+    assert Counter(answers) == Counter(["Yes<|im_end|>", "No<|im_end|>"] * 3 + positions) and len(positions) == 3
     assert len(batch["labels"]) == sum(len(processor.tokenizer(answer)["input_ids"]) for answer in answers)
 
 
@@ -139,7 +140,8 @@ def test_draws_depend_on_the_seed_the_row_and_the_epoch_alone(processor: Process
     collator = RerankCollator(processor, "listwise", num_candidates=5, seed=0)
 
     def lists(rows: list[dict[str, Any]], collator: RerankCollator = collator) -> list[str]:
-        return texts_of(processor, collator(rows)["micro_batches"][0])
+        conversations = [collator.questions(row, row["where"])[1][0][0] for row in rows]
+        return [conversation[0]["content"][-1]["text"] for conversation in conversations]
 
     first = lists(rows)
     assert [*lists(rows[3:]), *lists(rows[:3])] == first[3:] + first[:3]
@@ -177,8 +179,9 @@ def test_the_loss_is_that_of_one_conversation_at_a_time(qwen: str, tmp_path: Pat
         loss = trainer.compute_loss(model, batch).item()
         terms = []
         for tensors in batch["micro_batches"]:
-            images = iter(tensors["pixel_values"].split(tensors["image_grid_thw"].prod(1).tolist()))
-            grids = iter(tensors["image_grid_thw"])
+            grids = tensors.get("image_grid_thw", torch.empty(0, 3, dtype=torch.long))
+            images = iter(tensors["pixel_values"].split(grids.prod(1).tolist()) if len(grids) else ())
+            grids = iter(grids)
             for index, mask in enumerate(tensors["attention_mask"].bool()):
                 ids = tensors["input_ids"][index][mask][None]
                 types = tensors["mm_token_type_ids"][index][mask][None]
@@ -193,6 +196,8 @@ def test_the_loss_is_that_of_one_conversation_at_a_time(qwen: str, tmp_path: Pat
                     yes, no = logits[-1, label_tokens(trainer.processing_class)]
                     terms.append(yes - no)
     values = torch.stack(terms)
+    if objective != "both":
+        values = values[batch["order"].argsort()]
     if objective == "both":
         expected = -values.mean()
     elif objective == "ranking":
@@ -203,25 +208,27 @@ def test_the_loss_is_that_of_one_conversation_at_a_time(qwen: str, tmp_path: Pat
     assert loss == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_training_learns_to_answer(qwen: str, tmp_path: Path):
-    trainer = make_trainer(qwen, tmp_path, 2, max_steps=30, save_strategy="no", num_candidates=2)
-    trainer.train_dataset = trainer.eval_dataset = [trainer.train_dataset[index] for index in range(2)]
+def test_training_lowers_the_loss(qwen: str, tmp_path: Path):
+    trainer = make_trainer(qwen, tmp_path, 2, max_steps=6, save_strategy="no", num_candidates=2)
+    trainer.eval_dataset = [trainer.train_dataset[index] for index in range(2)]
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < 0.2 * before
+    assert trainer.evaluate()["eval_loss"] < 0.85 * before
+
+
+def trained(trainer: RerankTrainer) -> dict[str, torch.Tensor]:
+    """Return the weights of the adapter."""
+    return {name: tensor for name, tensor in trainer.model.state_dict().items() if "lora_" in name}
 
 
 def test_resumed_training_equals_uninterrupted_training(qwen: str, tmp_path: Path):
     options = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 3}
     trainer = make_trainer(qwen, tmp_path / "whole", 4, **options)  # two epochs of two steps
     trainer.train()
-    expected = {name: tensor for name, tensor in trainer.model.state_dict().items() if "lora_" in name}
     resumed = make_trainer(qwen, tmp_path / "resumed", 4, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert resumed.state.global_step == 4
-    torch.testing.assert_close(
-        {name: tensor for name, tensor in resumed.model.state_dict().items() if "lora_" in name}, expected, atol=0, rtol=0
-    )
+    torch.testing.assert_close(trained(resumed), trained(trainer), atol=0, rtol=0)
 
 
 def test_accumulated_batches_train_like_one_batch(qwen: str, tmp_path: Path):
@@ -229,14 +236,14 @@ def test_accumulated_batches_train_like_one_batch(qwen: str, tmp_path: Path):
     parts = make_trainer(qwen, tmp_path / "parts", 1, gradient_accumulation_steps=4, save_strategy="no")
     for trainer in (whole, parts):
         trainer.train()
-    expected = {name: tensor for name, tensor in whole.model.state_dict().items() if "lora_" in name}
-    actual = {name: tensor for name, tensor in parts.model.state_dict().items() if "lora_" in name}
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(trained(parts), trained(whole), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_joined_batch(qwen: str, tmp_path: Path):
     script = str(Path(__file__).parents[1] / "rerank_runs.py")
-    launchers = {"one": ([], "4"), "two": (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "2")}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launchers = {"one": ([], "4"), "two": (torchrun, "2")}
     for name, (launcher, batch_size) in launchers.items():
         command = [sys.executable, *launcher, script, qwen, str(tmp_path / name), batch_size]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=240)
