@@ -23,6 +23,7 @@ from .image_tokens_unime import SQUARE, set_square, sizes_before_processor
 
 # Class names of image processors, by how they limit the size of an image.
 PIXEL_LIMIT = frozenset({"Qwen2VLImageProcessor"})
+PIXEL_LIMIT_OF_FRAMES = frozenset({"Qwen2VLVideoProcessor"})  # that of Qwen3-VL limits the sum over all frames
 TILES_OF_LONGEST_EDGE = frozenset({"Idefics3ImageProcessor", "SmolVLMImageProcessor"})
 CROPS = frozenset({"Phi3VImageProcessor"})
 TILES_OF_GRIDS = frozenset({"LlavaNextImageProcessor", "LlavaOnevisionImageProcessor"})
@@ -43,7 +44,8 @@ def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> N
             (Phi-3.5-Vision). A dict has arguments of the image processor, such as `{"min_pixels": 3136, "max_pixels":
             1003520}`, and may have `square`: images are first resized to a square of that many pixels, whatever their
             aspect ratio, as some embedders were trained; `None` keeps the aspect ratio. Either may be a `str` of JSON.
-            `None` keeps the size.
+            `None` keeps the size. Qwen2-VL and Qwen2.5-VL read each frame of a video within the same limits;
+            LLaVA-OneVision and Qwen3-VL keep the size of their video processors.
 
     Raises:
         ValueError: The processor has no such argument, or no size that a number stands for.
@@ -65,6 +67,10 @@ def set_image_size(processor: ProcessorMixin, image_size: ImageSize | None) -> N
     processor.image_processor = type(image_processor).from_dict(image_processor.to_dict(), **arguments)
     for pixels in squared.values():
         set_square(processor, pixels)
+    if type(vars(processor).get("video_processor")).__name__ in PIXEL_LIMIT_OF_FRAMES:
+        size = dict(processor.image_processor.size)
+        settings = processor.video_processor.to_dict()
+        processor.video_processor = type(processor.video_processor).from_dict(settings, size=size)
 
 
 def parse_image_size(image_size: ImageSize | None) -> int | dict[str, Any] | None:

@@ -36,8 +36,9 @@ class Preset:
         ids (`list[str]`): Patterns of Hub ids, with `*`.
         model_types (`list[str]`): Types of the backbone's configuration.
         template (`str`, *optional*): Chat template, a Jinja file beside the JSON file. It follows `prelude.jinja`,
-            which gives it `images` (a number), `text`, `instruction` and `only_image`.
-        frame (`dict[str, str]`, *optional*): Strings of the template, as `frame.NAME`.
+            which gives it `images` and `videos` (numbers), `text`, `instruction` and `only_image`.
+        frame (`dict[str, str]`, *optional*): Strings of the template, as `frame.NAME`. A family that reads videos has
+            a `video`; one that reads the times of frames has an `untimed`, the error where they are missing.
         tokenizer_adds (`bool`, *optional*, defaults to `True`): Whether the tokenizer adds its own special tokens.
             `False` if the template writes all of them.
         pooling, positions (`str`, *optional*): See [`UniMEConfig`].

@@ -32,9 +32,10 @@ from ..batching_unime import plan_micro_batches
 from ..image_processing_phi3_v import Phi3VImageProcessor
 from ..image_size import size_as_read
 from ..image_tokens_unime import count_image_tokens, square_of
-from ..processing_unime import ITEM_KEYS, Item, normalize_item, to_rgb
+from ..processing_unime import Item, normalize_item, to_rgb
 from ..storage.atomic_files import atomic_write, intact_files
 from .rejected_rows import write_rejected
+from .row_forms import STORED_KEYS
 from .rows import change_images, columns_of_rows, read_row, rows_of_columns
 from .validation import read_or_explain
 
@@ -132,7 +133,7 @@ class RowPreparation:
 
     def _stored_item(self, item: Item) -> dict[str, Any]:
         columns = {"text": item} if isinstance(item, str) else cast(Mapping[str, Any], item)
-        stored: dict[str, Any] = {name: columns.get(name) for name in ITEM_KEYS}
+        stored: dict[str, Any] = {name: columns.get(name) for name in STORED_KEYS}
         if stored["image"] is not None:
             stored["image"] = [self._encode(image) for image in stored["image"]]  # a list, see `change_images`
         if stored["content"] is not None:

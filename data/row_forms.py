@@ -8,8 +8,10 @@ from typing import Any
 from PIL import Image
 
 from ..image_formats import IMAGE_SUFFIXES
+from ..processing_unime import ITEM_KEYS
 
 
+STORED_KEYS = tuple(key for key in ITEM_KEYS if key != "video")  # of an item in a row of training data
 CAPTION_COLUMNS = ("caption", "text")  # beside `image`
 _NEGATIVE = re.compile(r"negative(_\d+)?")
 

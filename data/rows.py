@@ -28,13 +28,14 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
-from ..processing_unime import ITEM_KEYS, Item, item_hash, split_content, to_item_dict, to_rgb
+from ..processing_unime import Item, item_hash, join_content, split_content, to_item_dict, to_rgb
 from .image_files import read_image
-from .row_forms import standard_row
+from .row_forms import STORED_KEYS, standard_row
 
 
 ROW_COLUMNS = ("query", "positives", "negatives", "scores", "task", "label", "where")
 TEXT_COLUMNS = ("text",)
+NO_VIDEOS = "training rows hold no videos: give the frames of the video as a list of images"
 STREAM_SHUFFLE_BUFFER_ROWS = 10_000  # rows of a stream, with unread images, from which the next one is drawn
 
 
@@ -225,10 +226,12 @@ def read_item(item: Mapping[str, Any] | None, where: str, root: Path | None) -> 
     """Read the images of one item; see [`read_row`]."""
     if not isinstance(item, Mapping):
         raise ValueError(f"{where}: expected an item such as {{'text': ...}}, got {type(item).__name__}: fix the row")
-    unknown = [key for key in item if key not in ITEM_KEYS]
+    unknown = [key for key in item if key not in STORED_KEYS]
+    if unknown == ["video"]:
+        raise ValueError(f"{where}: {NO_VIDEOS}")
     if unknown:
         raise ValueError(
-            f"{where}: unknown item key {unknown[0]!r}; valid keys are {', '.join(ITEM_KEYS)}: rename or remove it"
+            f"{where}: unknown item key {unknown[0]!r}; valid keys are {', '.join(STORED_KEYS)}: rename or remove it"
         )
     item = {name: value for name, value in item.items() if value is not None}
     if "image" in item:
@@ -239,8 +242,9 @@ def read_item(item: Mapping[str, Any] | None, where: str, root: Path | None) -> 
             content, stored = split_content(item["content"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        images = _read_images(stored, where, root)
-        item["content"] = [part if isinstance(part, str) else images[part] for part in content]
+        if any(isinstance(part, tuple) for part in content):
+            raise ValueError(f"{where}: {NO_VIDEOS}")
+        item["content"] = join_content(content, _read_images(stored, where, root))
     return _check_item(item, where)
 
 
@@ -265,10 +269,9 @@ def change_images(item: Item, change: Callable[[Image.Image], Image.Image]) -> I
     if not parts["images"]:
         return item
     images = [change(image) for image in parts["images"]]
-    if isinstance(item, Mapping) and item.get("content") is None:
+    if isinstance(item, Mapping) and item.get("content") is None and item.get("video") is None:
         return {**item, "image": images}
-    content = [part if isinstance(part, str) else images[part] for part in parts["content"]]
-    return {"content": content, "instruction": parts["instruction"]}
+    return {"content": join_content(parts["content"], images), "instruction": parts["instruction"]}
 
 
 def content_hashes(item: Item) -> tuple[int, int]:

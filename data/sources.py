@@ -12,7 +12,6 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from ..image_size import parse_image_size
-from ..processing_unime import ITEM_KEYS
 from . import jsonl
 from .dataset_loading import load_table
 from .image_files import default_image_root
@@ -22,6 +21,7 @@ from .mmeb_train import mmeb_train
 from .prepared import is_prepared, open_prepared
 from .rejected_rows import without_rejected
 from .row_conversion import as_rows
+from .row_forms import STORED_KEYS
 from .rows import (
     TEXT_COLUMNS,
     Rows,
@@ -37,7 +37,7 @@ from .rows import (
 
 
 SIDES = ("query", "positive", "positives", "negative")
-TARGETS = (*(f"{side}.{key}" for side in SIDES for key in ITEM_KEYS), "scores", "label", "task", "text", "teacher")
+TARGETS = (*(f"{side}.{key}" for side in SIDES for key in STORED_KEYS), "scores", "label", "task", "text", "teacher")
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.jsonl)")
 
@@ -440,7 +440,7 @@ def _read_mapped(
         source = dict(zip(batch, values, strict=True))
 
         def item(side: str, source: dict[str, Any] = source) -> dict[str, Any]:
-            parts = {key: source[columns[f"{side}.{key}"]] for key in ITEM_KEYS if f"{side}.{key}" in columns}
+            parts = {key: source[columns[f"{side}.{key}"]] for key in STORED_KEYS if f"{side}.{key}" in columns}
             return {"instruction": instructions.get(side)} | parts
 
         where = source["where"]

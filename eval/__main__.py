@@ -102,6 +102,13 @@ class EvaluationArguments:
             "unime-v2, vlm2vec, e5-v or a .json file; the model's own by default. Only for UniME and native backbones."
         },
     )
+    videos: str = field(
+        default="auto",
+        metadata={
+            "help": "How models read videos: auto (by their video processor if they have one, else the frames as "
+            "separate images), video (an error without a video processor) or frames (separate images)."
+        },
+    )
     fusion: str = field(
         default="normalized",
         metadata={
@@ -205,6 +212,8 @@ def evaluate_models(
             args.preset,
             args.fusion,
         )
+        reads_videos = encoder.takes_videos
+        encoder = encoder.with_videos(args.videos)
         key = "-".join(map(str, (Path(path).name, fingerprint(path), args.dtype, args.max_length)))
         if image_size is not None:
             key += "-" + re.sub(r"\W+", "_", json.dumps(image_size))
@@ -214,6 +223,8 @@ def evaluate_models(
             key += f"-{prompts.fingerprint}"
         if encoder.two_towers and args.fusion != "normalized":
             key += "-unnormalized"
+        if encoder.takes_videos != reads_videos:
+            key += "-frames"
         cache = EmbeddingCache(encoder.encode, folder / key)
         total = num_items(task for opened in tasks.values() for kind in opened for task in kind)
         bar = tqdm(total=total, desc=title, unit="item", disable=not (total and state.is_main_process))
@@ -229,7 +240,8 @@ def evaluate_models(
                 scores, ranked = evaluate(cache, retrieval, compositional, model=title, benchmark=name, progress=bar)
             run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
             if name == "mmeb-v2-video":
-                videos = {"videos": "frames as separate images", "frames": benchmark_args.frames}
+                read_as = "video processor" if encoder.takes_videos else "frames as separate images"
+                videos = {"videos": read_as, "frames": benchmark_args.frames}
                 run["protocol"] = {**run["protocol"], **videos}
             results[name][title] = scores | {"run": run}
             if title == highlight:

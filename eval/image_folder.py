@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ..data.image_files import default_image_root, read_image, resolve_path
+from ..processing_unime import split_content
 from .lazy_items import LazyItems, file_identity
 
 
@@ -84,9 +85,9 @@ class ImageFolder:
 
 def _paths(item: Mapping[str, Any]) -> list[str]:
     if item.get("content") is not None:
-        return [part["image"] for part in item["content"] if not isinstance(part, str)]
-    image = item.get("image")
-    return image if isinstance(image, list) else [] if image is None else [image]
+        return split_content(item["content"])[1]
+    image, frames = item.get("image"), item.get("video") or []
+    return [*frames, *(image if isinstance(image, list) else [] if image is None else [image])]
 
 
 def table_images(

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from PIL import Image
 
-from ..processing_unime import Item, split_content
+from ..processing_unime import Item, join_content, split_content
 
 
 class LazyItems(Sequence):
@@ -16,8 +16,8 @@ class LazyItems(Sequence):
 
     Args:
         stored (`Sequence[dict]`): Items as in [`unime.processing_unime.to_item_dict`], except that each image is an
-            argument of `read`; in `content` it stands as `{"type": "image", "image": argument}`. Keys with the value
-            `None` are ignored.
+            argument of `read`; in `content` it stands as `{"type": "image", "image": argument}`. The frames of a
+            `video` are a list of such arguments. Keys with the value `None` are ignored.
         read (`Callable`): Opens an image.
         identity (`Callable`, *optional*, defaults to `str`): Returns a string that is equal for equal images and
             changes with the content of an image.
@@ -45,9 +45,11 @@ class LazyItems(Sequence):
         if "image" in item:
             image = item["image"]
             item["image"] = [self.read(one) for one in image] if isinstance(image, list) else self.read(image)
+        if "video" in item:
+            item["video"] = [self.read(frame) for frame in item["video"]]
         if "content" in item:
             content, images = split_content(item["content"])
-            item["content"] = [part if isinstance(part, str) else self.read(images[part]) for part in content]
+            item["content"] = join_content(content, [self.read(image) for image in images])
         return item
 
     def keys(self) -> list[str]:
@@ -61,6 +63,8 @@ class LazyItems(Sequence):
     def _key(self, item: dict[str, Any]) -> str:
         text, images = _split(item)
         content = repr((text, item.get("instruction") or None, [self.identity(image) for image in images]))
+        if item.get("video") is not None:
+            content += f" of which {len(item['video'])} are frames"
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -68,8 +72,8 @@ def _split(item: dict[str, Any]) -> tuple[Any, list[Any]]:
     """Return the texts of a stored item, with the indices of images between them if it is ordered, and its images."""
     if item.get("content") is not None:
         return split_content(item["content"])
-    text, image = item.get("text"), item.get("image")
-    return text, [] if image is None else image if isinstance(image, list) else [image]
+    text, image, frames = item.get("text"), item.get("image"), item.get("video") or []
+    return text, [*frames, *([] if image is None else image if isinstance(image, list) else [image])]
 
 
 def file_identity(path: str | Path) -> str:

@@ -241,7 +241,7 @@ def _without_images(item: Mapping[str, Any]) -> Mapping[str, Any]:
     if item.get("content") is not None:
         content, _ = split_content(item["content"])
         return {**item, "content": [part if isinstance(part, str) else "" for part in content]}
-    if item.get("image") is not None:
+    if item.get("image") is not None or item.get("video") is not None:
         return {"text": item.get("text") or "", "instruction": item.get("instruction")}
     return item
 

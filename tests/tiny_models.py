@@ -181,6 +181,9 @@ def qwen_vl_config_arguments(tokenizer: PreTrainedTokenizerFast) -> dict:
     }
 
 
+VIDEO_SIZE = {"shortest_edge": 4 * 16**2, "longest_edge": 16 * 16**2}  # of a frame; for Qwen3-VL, of all frames
+
+
 def qwen_vl_image_processor() -> Qwen2VLImageProcessor:
     """Return a processor that turns an image of any shape into 4 to 16 tokens of 16 x 16 pixels."""
     return Qwen2VLImageProcessor(
@@ -195,7 +198,7 @@ def qwen2_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision = {"depth": 2, "embed_dim": 32, "num_heads": 4, "patch_size": PATCH_PIXELS}
     vision |= {"hidden_size": arguments["text_config"]["hidden_size"], "initializer_range": INITIALIZER_RANGE}
     config = Qwen2VLConfig(vision_config=vision, **arguments)
-    video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS)
+    video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS, size=VIDEO_SIZE)
     processor = Qwen2VLProcessor(qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl"))
     return Qwen2VLForConditionalGeneration(config), processor
 
@@ -208,7 +211,7 @@ def qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     arguments = qwen_vl_config_arguments(tokenizer)
     vision["out_hidden_size"] = arguments["text_config"]["hidden_size"]
     config = Qwen2_5_VLConfig(vision_config=vision, **arguments)
-    video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS)
+    video = Qwen2VLVideoProcessor(patch_size=PATCH_PIXELS, size=VIDEO_SIZE)
     processor = Qwen2_5_VLProcessor(
         qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl")
     )
@@ -223,7 +226,7 @@ def qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     arguments = qwen_vl_config_arguments(tokenizer)
     vision["out_hidden_size"] = arguments["text_config"]["hidden_size"]
     config = Qwen3VLConfig(vision_config=vision, **arguments)
-    video = Qwen3VLVideoProcessor(patch_size=PATCH_PIXELS)
+    video = Qwen3VLVideoProcessor(patch_size=PATCH_PIXELS, size=VIDEO_SIZE)
     processor = Qwen3VLProcessor(qwen_vl_image_processor(), tokenizer, video, chat_template=chat_template("qwen-vl"))
     return Qwen3VLForConditionalGeneration(config), processor
 

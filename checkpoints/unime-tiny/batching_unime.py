@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import regex
@@ -15,8 +16,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
-from .image_tokens_unime import count_image_tokens, images_before_processor, vision_token_equivalents
-from .processing_unime import Item, is_interleaved, normalize_item, to_messages
+from .image_tokens_unime import (
+    count_image_tokens,
+    count_video_tokens,
+    frames_before_processor,
+    images_before_processor,
+    video_options,
+    vision_token_equivalents,
+)
+from .processing_unime import (
+    NO_VIDEO,
+    VIDEO_PROCESSORS,
+    Item,
+    images_and_videos,
+    is_interleaved,
+    normalize_item,
+    render,
+)
 
 
 MAX_PADDING_SHARE = 0.05  # of a micro-batch's token budget
@@ -32,8 +48,8 @@ class RenderedItem:
         index (`int`): Index of the item, used in error messages.
         item (`dict`): The normalized item; the texts of its `content` may be truncated.
         text (`str`): The item as the chat template renders it.
-        tokens (`list[int]`): Tokens of `text`, in which each image is one token.
-        length (`int`): Number of tokens that the model reads, including those of the images.
+        tokens (`list[int]`): Tokens of `text`, in which each image and each video is one token.
+        length (`int`): Number of tokens that the model reads, including those of the images and videos.
         vision_cost (`float`, *optional*, defaults to 0.0): Number of tokens that the vision tower's work on the images
             is worth, see [`vision_token_equivalents`].
     """
@@ -48,7 +64,7 @@ class RenderedItem:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Items that go through the model in one forward pass: all of them with images, or none.
+    """Items that go through the model in one forward pass: all of them with images, with videos or both, or none.
 
     Args:
         processor (`ProcessorMixin`): UniME's processor, which makes the tensors.
@@ -69,12 +85,12 @@ class MicroBatch:
 
     @property
     def has_images(self) -> bool:
-        """Return whether the items contain images."""
+        """Return whether the items contain images or videos."""
         return bool(self.items[0].item["images"])
 
     @property
     def num_pixels(self) -> int:
-        """Return the number of pixels of the images, as they are before preprocessing."""
+        """Return the number of pixels of the images and frames, as they are before preprocessing."""
         return sum(image.width * image.height for item in self.items for image in item.item["images"])
 
     @property
@@ -111,12 +127,18 @@ class MicroBatch:
         """
         if self.has_images:
             texts = [item.text for item in self.items]
-            images = [images_before_processor(self.processor, item.item["images"]) for item in self.items]
+            stills, clips = zip(*(images_and_videos(item.item) for item in self.items), strict=True)
+            images = [images_before_processor(self.processor, stills_of_item) for stills_of_item in stills]
+            videos = [frames_before_processor(self.processor, frames) for frames in chain.from_iterable(clips)]
             options = _tokenizer_options(self.processor, texts[0])
+            if any(images):
+                options["images"] = images
+            if videos:
+                options |= {"videos": videos, **video_options([len(frames) for frames in videos])}
             options["do_convert_rgb"] = False  # which would copy images that are RGB already
             if "mm_token_type_ids" in self.processor.model_input_names:  # Cosmos3's processor waits to be asked
                 options["return_mm_token_type_ids"] = True
-            tensors = self.processor(text=texts, images=images, padding=True, return_tensors="pt", **options)
+            tensors = self.processor(text=texts, padding=True, return_tensors="pt", **options)
             tensors = tensors if dtype is None else tensors.to(dtype=dtype)
             return _pack(tensors) if self.packed else tensors
         rows = [torch.tensor(item.tokens[len(self.prefix) :]) for item in self.items]
@@ -152,7 +174,7 @@ def plan_micro_batches(
     packed: bool = False,
     config: PreTrainedConfig | None = None,
 ) -> list[MicroBatch]:
-    """Render items, sort them by (has images, prefix, length) and group them under a token budget.
+    """Render items, sort them by (images, videos, prefix, length) and group them under a token budget.
 
     A micro-batch also ends where lengths differ much, so that padding takes at most 5% of the budget, and where
     LongRoPE would change the states of shorter items too.
@@ -175,7 +197,8 @@ def plan_micro_batches(
 
     Raises:
         ValueError: The processor rejects the shape of an image, the prompt and images of an item exceed `max_length`,
-            or a text stands before an image and the chat template puts all images first.
+            a text stands before an image and the chat template puts all images first, or an item has a video and the
+            processor or its chat template takes none.
     """
     if not items:
         return []
@@ -187,10 +210,15 @@ def plan_micro_batches(
     prefixes = _shared_prefixes(rendered) if share_prefixes and not packed else {}
     short_length = _short_length(config)
 
-    def kind(item: RenderedItem) -> tuple[bool, tuple[int, ...], bool]:
-        """Return whether an item has images, its prefix, and whether it is long; one micro-batch has one kind."""
-        has_images, is_long = bool(item.item["images"]), item.length > short_length
-        return has_images, () if has_images or is_long else prefixes.get(item.item["instruction"], ()), is_long
+    def kind(item: RenderedItem) -> tuple[bool, tuple[int, ...], tuple[int, ...], bool]:
+        """Return whether an item has images, the lengths of its videos, its prefix, and whether it is long.
+
+        One micro-batch has one kind: LLaVA-OneVision's videos are one tensor, so they have one number of frames.
+        """
+        images, videos = images_and_videos(item.item)
+        is_long = item.length > short_length
+        prefix = () if images or videos or is_long else prefixes.get(item.item["instruction"], ())
+        return bool(images), tuple(map(len, videos)), prefix, is_long
 
     batches: list[MicroBatch] = []
     for item in sorted(rendered, key=lambda item: (kind(item), item.length)):
@@ -201,7 +229,7 @@ def plan_micro_batches(
         if extended and extended.cost <= micro_batch_tokens and extended.padding <= max_padding:
             batches[-1].items.append(item)
         else:
-            batches.append(MicroBatch(processor, [item], kind(item)[1], packed))
+            batches.append(MicroBatch(processor, [item], kind(item)[2], packed))
     return batches
 
 
@@ -291,7 +319,7 @@ def _shared_prefixes(items: list[RenderedItem]) -> dict[str | None, tuple[int, .
 
 def _render(processor: ProcessorMixin, items: Mapping[int, Mapping[str, Any]]) -> list[str]:
     try:
-        return processor.apply_chat_template([to_messages(item) for item in items.values()], tokenize=False)
+        return render(processor, items.values())
     except TemplateError as error:  # the template of a published embedder has no prompt for such an item
         if len(items) > 1:
             for index, item in items.items():
@@ -310,6 +338,18 @@ def _require_order(processor: ProcessorMixin, index: int) -> None:
         )
 
 
+def takes_videos(processor: ProcessorMixin) -> bool:
+    """Return whether a processor reads videos as such, and its chat template has a place for them."""
+    if type(processor).__name__ not in VIDEO_PROCESSORS:
+        return False
+    video = {"content": [(0,)], "images": [None], "instruction": None}
+    try:
+        (prompt,) = render(processor, [video])
+    except TemplateError:
+        return False
+    return processor.video_token in prompt
+
+
 def _tokenizer_options(processor: ProcessorMixin, text: str) -> dict[str, Any]:
     # As in `apply_chat_template`: a prompt that contains its own beginning-of-sequence token gets no second one.
     bos = processor.tokenizer.bos_token
@@ -323,25 +363,36 @@ def _tokenize(
     interleaved = next((index for index, item in items.items() if is_interleaved(item)), None)
     if interleaved is not None:
         _require_order(processor, interleaved)
+    with_video = next((index for index, item in items.items() if images_and_videos(item)[1]), None)
+    if with_video is not None and not takes_videos(processor):
+        _render(processor, {with_video: items[with_video]})  # a template with a reason of its own raises it
+        raise ValueError(f"item {with_video}: {NO_VIDEO}")
     texts = _render(processor, items)
     token_lists = processor.tokenizer(texts, **_tokenizer_options(processor, texts[0]))["input_ids"]
-    # sizes of an item's images -> their tokens, and what their patches are worth
-    counts: dict[tuple[tuple[int, int], ...], tuple[int, float]] = {(): (0, 0.0)}
+    # sizes of an item's images, numbers and sizes of the frames of its videos -> their tokens, and what their patches
+    # are worth
+    counts: dict[tuple, tuple[int, float]] = {((), ()): (0, 0.0)}
     rendered = []
     for (index, item), text, tokens in zip(items.items(), texts, token_lists, strict=True):
-        sizes = tuple(image.size for image in item["images"])
-        if sizes not in counts:
+        images, clips = images_and_videos(item)
+        sizes = tuple(image.size for image in images)
+        videos = tuple((len(frames), frames[0].size) for frames in clips)
+        if (sizes, videos) not in counts:
             try:
-                vision_cost = 0.0 if config is None else vision_token_equivalents(processor, sizes, config)
-                counts[sizes] = count_image_tokens(processor, sizes), vision_cost
+                vision_cost = 0.0 if config is None else vision_token_equivalents(processor, sizes, config, videos)
+                image_tokens = count_image_tokens(processor, sizes)
+                image_tokens += sum(count_video_tokens(processor, *video) for video in videos)
+                counts[sizes, videos] = image_tokens, vision_cost
             except ValueError as error:
-                shapes = " and ".join(f"{width} x {height}" for width, height in sizes)
+                shapes = " and ".join(
+                    f"{width} x {height}" for width, height in [*sizes, *(size for _, size in videos)]
+                )
                 raise ValueError(
                     f"item {index}: the model's processor does not accept an image of {shapes} pixels ({error}): crop "
                     "or resize it"
                 ) from None
-        image_tokens, vision_cost = counts[sizes]
-        length = len(tokens) + image_tokens - len(sizes)
+        image_tokens, vision_cost = counts[sizes, videos]
+        length = len(tokens) + image_tokens - len(sizes) - len(videos)
         rendered.append(RenderedItem(index, item, text, tokens, length, vision_cost))
     return rendered
 
@@ -390,4 +441,11 @@ def _truncate(processor: ProcessorMixin, item: RenderedItem, limit: int) -> Rend
     return result
 
 
-__all__ = ["MicroBatch", "count_items", "default_max_length", "micro_batches", "plan_micro_batches"]
+__all__ = [
+    "MicroBatch",
+    "count_items",
+    "default_max_length",
+    "micro_batches",
+    "plan_micro_batches",
+    "takes_videos",
+]

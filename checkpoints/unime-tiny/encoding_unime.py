@@ -11,7 +11,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import chain
@@ -118,8 +118,9 @@ def forward_packed(
     }
     if "mrope_section" in decoder.config.rope_parameters:  # Qwen-VL: mask positions, then time, height and width
         axes = position_ids.expand(3, 1, -1)
-        if "image_grid_thw" in kwargs and not sequential:
-            axes = _rope_index(backbone, input_ids, item_ends, kwargs["mm_token_type_ids"], kwargs["image_grid_thw"])
+        grids = grids_of(kwargs)
+        if grids and not sequential:
+            axes = _rope_index(backbone, input_ids, item_ends, kwargs["mm_token_type_ids"], grids)
         position_ids = torch.cat([position_ids[None], axes])
     with _decoder_arguments(decoder, boundaries):
         return backbone(input_ids=input_ids, position_ids=position_ids, **kwargs)
@@ -130,8 +131,14 @@ def sequential_positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0).expand(3, -1, -1)
 
 
+def grids_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a Qwen-VL from which the positions of images and videos follow; none of a text."""
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    return {name: inputs[name] for name in names if name in inputs}
+
+
 def _rope_index(
-    backbone: PreTrainedModel, input_ids: Tensor, item_ends: Tensor, token_types: Tensor, image_grid_thw: Tensor
+    backbone: PreTrainedModel, input_ids: Tensor, item_ends: Tensor, token_types: Tensor, grids: dict[str, Any]
 ) -> Tensor:
     """Return the positions `(3, 1, tokens)` in time, height and width of packed items with images, for Qwen-VL."""
     lengths = item_ends.diff(prepend=item_ends.new_tensor([-1])).tolist()
@@ -139,9 +146,7 @@ def _rope_index(
         pad_sequence(row[0].split(lengths), batch_first=True)
         for row in (input_ids, token_types, torch.ones_like(input_ids))
     )
-    positions, _ = backbone.get_rope_index(
-        padded_ids, mm_token_type_ids=padded_types, image_grid_thw=image_grid_thw, attention_mask=mask
-    )
+    positions, _ = backbone.get_rope_index(padded_ids, mm_token_type_ids=padded_types, attention_mask=mask, **grids)
     return positions[:, mask.bool()][:, None]
 
 
@@ -288,6 +293,7 @@ __all__ = [
     "embed_micro_batches",
     "forward_packed",
     "forward_with_prefix",
+    "grids_of",
     "prefill",
     "require_finite",
     "sequential_positions",

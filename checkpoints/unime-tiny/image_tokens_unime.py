@@ -1,13 +1,15 @@
-"""Count the tokens and the vision patches of images from their sizes alone, without preprocessing a pixel."""
+"""Count the tokens and the vision patches of images and videos from their sizes, without preprocessing a pixel."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.video_utils import VideoMetadata
 
 
 # Class names of the processors whose arithmetic the tests compare with the processor itself. `idefics3`, `smolvlm` and
@@ -18,6 +20,7 @@ IDEFICS = frozenset({"Idefics3Processor", "SmolVLMProcessor"})
 PHI3_V = "Phi3VProcessor"
 LLAVA_TILES = frozenset({"LlavaNextProcessor", "LlavaOnevisionProcessor"})
 SQUARE = "square"  # attribute of an image processor, see `set_square`
+FRAMES_PER_SECOND = 2.0  # of a video given as frames, as in Qwen's qwen_vl_utils; Qwen2.5-VL and Qwen3-VL read times
 MAX_IDEFICS_PIXELS = 4096  # longest edge of an image before it is split, whatever the processor's size
 
 
@@ -54,6 +57,80 @@ def images_before_processor(processor: ProcessorMixin, images: Sequence[Image.Im
     """Return images as they reach the processor: resized to squares if it is set so, as VLM2Vec does with Pillow."""
     sizes = sizes_before_processor(processor, [image.size for image in images])
     return [image if image.size == size else image.resize(size) for image, size in zip(images, sizes, strict=True)]
+
+
+def frames_before_processor(processor: ProcessorMixin, frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return the frames of a video as they reach the processor, see [`images_before_processor`].
+
+    Qwen's processors merge two frames into one and repeat the last of an odd number; that of Qwen3-VL refuses a single
+    frame, so it is repeated here.
+    """
+    frames = images_before_processor(processor, frames)
+    return frames * 2 if len(frames) == 1 and type(processor).__name__ in QWEN_VL else frames
+
+
+def video_options(num_frames: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments of a processor's call for videos that are given as frames.
+
+    Args:
+        num_frames (`list[int]`): Number of frames of each video, as they reach the processor.
+    """
+    metadata = [
+        VideoMetadata(total_num_frames=count, fps=FRAMES_PER_SECOND, frames_indices=list(range(count)))
+        for count in num_frames
+    ]
+    return {"do_sample_frames": False, "video_metadata": metadata}
+
+
+def count_video_tokens(processor: ProcessorMixin, num_frames: int, size: tuple[int, int]) -> int:
+    """Return the number of tokens of a video, the time stamps of Qwen3-VL included.
+
+    Args:
+        processor (`ProcessorMixin`): A processor of `VIDEO_PROCESSORS`.
+        num_frames (`int`): Number of frames.
+        size (`tuple[int, int]`): Width and height of the frames, in pixels.
+
+    Raises:
+        ValueError: The processor rejects the shape of the video.
+    """
+    family = type(processor).__name__
+    if family in QWEN_VL:
+        patches, grid = _qwen_video_patches(processor, num_frames, size)
+        merged = processor.video_processor.merge_size**2
+        if family != "Qwen3VLProcessor":
+            return patches // merged
+        (metadata,) = video_options([max(num_frames, 2)])["video_metadata"]
+        inputs = {"video_grid_thw": [torch.tensor([grid, 1, patches // grid])], "video_metadata": [metadata]}
+        text = processor.replace_video_token(inputs, 0)
+        return len(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+    shape = (num_frames, *size[::-1])
+    return processor._get_num_multimodal_tokens(video_sizes=[shape])["num_video_tokens"][0]
+
+
+def count_video_patches(processor: ProcessorMixin, num_frames: int, size: tuple[int, int], patch_size: int) -> int:
+    """Return the number of patches that the vision tower reads for a video.
+
+    Args:
+        processor (`ProcessorMixin`): A processor of `VIDEO_PROCESSORS`.
+        num_frames (`int`): Number of frames.
+        size (`tuple[int, int]`): Width and height of the frames, in pixels.
+        patch_size (`int`): Height and width of a patch, in pixels.
+
+    Raises:
+        ValueError: The processor rejects the shape of the video.
+    """
+    if type(processor).__name__ in QWEN_VL:
+        return _qwen_video_patches(processor, num_frames, size)[0]
+    return num_frames * (processor.video_processor.size["height"] // patch_size) ** 2
+
+
+def _qwen_video_patches(processor: ProcessorMixin, num_frames: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the number of patches of a video, and of steps in time."""
+    ((width, height),) = sizes_before_processor(processor, [size])
+    video_processor = processor.video_processor
+    count = max(num_frames, 2)  # a single frame is repeated
+    patches = video_processor.get_num_of_video_patches(count, height, width, {})
+    return patches, math.ceil(count / video_processor.temporal_patch_size)
 
 
 def count_image_tokens(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> int:
@@ -163,7 +240,10 @@ def patch_share(config: PreTrainedConfig) -> float:
 
 
 def vision_token_equivalents(
-    processor: ProcessorMixin, sizes: Sequence[tuple[int, int]], config: PreTrainedConfig
+    processor: ProcessorMixin,
+    sizes: Sequence[tuple[int, int]],
+    config: PreTrainedConfig,
+    videos: Sequence[tuple[int, tuple[int, int]]] = (),
 ) -> float:
     """Return how many tokens of the language model the patches of one item's images are worth, see [`patch_share`].
 
@@ -171,6 +251,8 @@ def vision_token_equivalents(
         processor (`ProcessorMixin`): The processor.
         sizes (`list[tuple[int, int]]`): Width and height of each image of the item, in pixels.
         config (`PreTrainedConfig`): Configuration of the backbone.
+        videos (`list[tuple[int, tuple[int, int]]]`, *optional*): Number, and width and height of the frames of each
+            video of the item.
 
     Raises:
         ValueError: The processor rejects the shape of an image.
@@ -179,7 +261,9 @@ def vision_token_equivalents(
     if patch_size is None:
         return 0.0
     edge = patch_size if isinstance(patch_size, int) else patch_size[0]  # InternVL states both edges
-    return patch_share(config) * count_patches(processor, sizes, edge)
+    patches = count_patches(processor, sizes, edge)
+    patches += sum(count_video_patches(processor, num_frames, size, edge) for num_frames, size in videos)
+    return patch_share(config) * patches
 
 
 def _vision_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
@@ -234,8 +318,12 @@ def _preprocess_blank_images(processor: ProcessorMixin, sizes: Sequence[tuple[in
 __all__ = [
     "count_image_tokens",
     "count_patches",
+    "count_video_patches",
+    "count_video_tokens",
+    "frames_before_processor",
     "images_before_processor",
     "patch_share",
     "square_of",
+    "video_options",
     "vision_token_equivalents",
 ]

@@ -19,7 +19,13 @@ from transformers.utils import ModelOutput
 from .batching_unime import default_max_length, plan_micro_batches
 from .configuration_unime import SETTINGS_KEY, UniMEConfig
 from .cpu_prepacking_unime import MIN_PREPACKING_TOKENS, prepacked_weights
-from .encoding_unime import TEXT_ONLY_DECODER_FAMILIES, embed_micro_batches, forward_packed, sequential_positions
+from .encoding_unime import (
+    TEXT_ONLY_DECODER_FAMILIES,
+    embed_micro_batches,
+    forward_packed,
+    grids_of,
+    sequential_positions,
+)
 from .pooling_unime import pool, pool_packed
 from .processing_unime import Item
 from .windows_unime import read_windows
@@ -301,9 +307,10 @@ class UniMEModel(PreTrainedModel):
                 kwargs["inputs_embeds"] = inputs_embeds
             # Without token ids, Qwen-VL would take the position offsets (`rope_deltas`) of an earlier batch.
             own_positions = inputs_embeds is not None and "rope_deltas" in vars(self.backbone)
-            if own_positions and not sequential and "image_grid_thw" in kwargs:  # reads the shape of the ids only
-                images = {name: kwargs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
-                kwargs["position_ids"] = self.backbone.get_rope_index(mask, attention_mask=mask, **images)[0]
+            grids = grids_of(kwargs)
+            if own_positions and not sequential and grids:  # reads the shape of the ids only
+                grids["mm_token_type_ids"] = kwargs["mm_token_type_ids"]
+                kwargs["position_ids"] = self.backbone.get_rope_index(mask, attention_mask=mask, **grids)[0]
             elif own_positions or sequential:
                 kwargs["position_ids"] = sequential_positions(mask)
             states = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)

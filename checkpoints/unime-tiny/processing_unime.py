@@ -1,14 +1,14 @@
 """Items, and the chat template that holds every prompt.
 
 An *item* is a `str`, a `PIL.Image`, a list of texts and images in their order, or a dict with any of the keys
-`"text"`, `"image"` (one image or a list) and `"instruction"`. In a dict, `"content"` (a list of texts and images)
-replaces `"text"` and `"image"`. The backbone's own processor tokenizes texts and preprocesses images, so nothing here
-depends on an architecture.
+`"text"`, `"image"` (one image or a list), `"video"` (a list of frames) and `"instruction"`. In a dict, `"content"` (a
+list of texts, images and videos) replaces `"text"`, `"image"` and `"video"`. The backbone's own processor
+tokenizes texts and preprocesses images and videos, so nothing here depends on an architecture.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from io import BytesIO
 from threading import Lock
@@ -21,16 +21,24 @@ from .image_colors_unime import to_8_bit, to_srgb
 
 
 Item = str | Image.Image | Sequence[Any] | Mapping[str, Any]
+Part = str | int | tuple[int, ...]  # of a normalized item: a text, the index of an image, those of a video's frames
 HASHED_BYTES = 2**18  # of an image at a time
 _FILE_LOCK = Lock()
-ITEM_KEYS = ("text", "image", "content", "instruction")
+ITEM_KEYS = ("text", "image", "video", "content", "instruction")
 SUMMARY_PROMPT = "Summarize the above {} in one word:"  # arXiv 2504.17432, section 3.1.2, in the wording of its README
 
+# Processors with a video processor whose tensors, tokens and positions the tests compare with the native model's.
+VIDEO_PROCESSORS = frozenset(
+    {"LlavaOnevisionProcessor", "Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
+)
+# Those with times in tokens or positions. Whoever renders the template must say that the processor gets the times.
+TIMED_PROCESSORS = frozenset({"Qwen2_5_VLProcessor", "Qwen3VLProcessor"})
+
 # The only place that holds prompts. The instruction is the system message (as sentence-transformers passes its
-# prompts) and stands before the first text. Texts and images keep their order, with one exception: where all images
-# follow the only text, the images come first, because sentence-transformers renders a dict with the keys "text" and
-# "image" in this form, and the order of keys means nothing. An empty text at the end keeps the order. Control tokens
-# inside texts are broken up by a space, whoever renders the template.
+# prompts) and stands before the first text. Texts, images and videos keep their order, with one exception: where all
+# images follow the only text, the images come first, because sentence-transformers renders a dict with the keys "text"
+# and "image" in this form, and the order of keys means nothing. An empty text at the end keeps the order. Control
+# tokens inside texts are broken up by a space, whoever renders the template.
 TEMPLATE = """\
 {%- set frame = FRAME -%}
 {%- macro break_up(text) -%}
@@ -40,17 +48,25 @@ TEMPLATE = """\
 {%- endfor -%}
 {{- broken.text -}}
 {%- endmacro -%}
-{%- set ns = namespace(instruction='', leading=0, images=0, first='', body='', text='', ordered=false) -%}
+{%- set ns = namespace(instruction='', leading='', inner='', kind='', first='', body='', text='', ordered=false) -%}
 {%- for message in messages -%}
 {%- set content = message['content'] -%}
 {%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
 {%- for part in content -%}
-{%- if part['type'] == 'image' and not ns.body and not ns.text -%}{%- set ns.leading = ns.leading + 1 -%}
-{%- elif part['type'] == 'image' -%}
+{%- if part['type'] in ('image', 'video') -%}
+{%- set placeholder = frame[part['type']] -%}
+{%- if not placeholder -%}{{- raise_exception(frame.no_video) -}}{%- endif -%}
+{%- if part['type'] == 'video' and frame.untimed and not with_times -%}
+{{- raise_exception(frame.untimed) -}}
+{%- endif -%}
+{%- set ns.kind = ns.kind or part['type'] -%}
+{%- if not ns.body and not ns.text -%}{%- set ns.leading = ns.leading ~ placeholder -%}
+{%- else -%}
 {%- set ns.first = ns.first if ns.body else ns.text -%}
-{%- set ns.body = ns.body ~ break_up(ns.text) ~ frame.image -%}
-{%- set ns.images = ns.images + 1 -%}
+{%- set ns.body = ns.body ~ break_up(ns.text) ~ placeholder -%}
+{%- set ns.inner = ns.inner ~ placeholder -%}
 {%- set ns.text = '' -%}
+{%- endif -%}
 {%- elif part['type'] == 'text' and message['role'] == 'system' -%}
 {%- set ns.instruction = ns.instruction ~ part['text'] -%}
 {%- elif part['type'] == 'text' -%}
@@ -60,24 +76,32 @@ TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- endfor -%}
-{%- if ns.images and not ns.leading and not ns.ordered -%}
-{%- set ns.leading = ns.images -%}
+{%- if ns.inner and not ns.leading and not ns.ordered -%}
+{%- set ns.leading = ns.inner -%}
 {%- set ns.body = '' -%}
 {%- set ns.text = ns.first -%}
 {%- endif -%}
 {%- set ns.body = ns.body ~ (break_up(ns.text) if ns.text else frame.image_end if ns.body) -%}
-{{- frame.image_start ~ frame.image * ns.leading ~ frame.image_end if ns.leading else frame.start -}}
+{{- frame.image_start ~ ns.leading ~ frame.image_end if ns.leading else frame.start -}}
 {%- if ns.instruction -%}
 {{- break_up(ns.instruction).rstrip() ~ (' ' ~ ns.body if ns.body else '') -}}
 {%- elif ns.body or not ns.leading -%}
-{%- set kind = 'image and sentence' if ns.leading or ns.images else 'sentence' -%}
+{%- set kind = ns.kind ~ ' and sentence' if ns.kind else 'sentence' -%}
 {{- ns.body ~ ('\\n' if ns.text or not ns.body else '') ~ frame.summary.replace('{}', kind) -}}
 {%- else -%}
-{{- frame.summary.replace('{}', 'image') -}}
+{{- frame.summary.replace('{}', ns.kind) -}}
 {%- endif -%}
 {{- frame.end -}}
 """
 TEMPLATE_DATE = date(2024, 7, 26)  # where a backbone's template prints today's date; that of Llama's own templates
+NO_VIDEO = (
+    "this checkpoint's chat template has no place for a video: pass its frames as separate images, or load a backbone "
+    "with a video processor (LLaVA-OneVision, Qwen2-VL, Qwen2.5-VL, Qwen3-VL)"
+)
+UNTIMED_VIDEO = (
+    "this model reads at what times the frames of a video were taken, which is not passed on here: call "
+    "`UniMEModel.encode`, or pass the frames as separate images"
+)
 TEMPLATE_HEAD = TEMPLATE.partition("FRAME")[0]  # identifies a template as UniME's
 
 
@@ -170,10 +194,17 @@ def chat_template(processor: ProcessorMixin, summary: str = SUMMARY_PROMPT) -> s
             "template that does"
         )
     control = sorted(control_tokens(processor, start + two_images + end), key=lambda token: (-len(token), token))
+    image = one_image[first : first + width]
+    if family in VIDEO_PROCESSORS:
+        video = {"video": image.replace(processor.image_token, processor.video_token)}
+        video |= {"untimed": UNTIMED_VIDEO} if family in TIMED_PROCESSORS else {}
+    else:
+        video = {"video": "", "no_video": NO_VIDEO}
     frame = {
         "start": start,
         "image_start": one_image[:first],
-        "image": one_image[first : first + width],
+        "image": image,
+        **video,
         "image_end": one_image[first + width :],
         "end": end,
         "summary": summary,
@@ -206,12 +237,13 @@ def processor_from_backbone(backbone: str, summary: str = SUMMARY_PROMPT, **kwar
 def to_item_dict(item: Item) -> dict[str, Any]:
     """Return an item as a dict with the keys `text`, `images`, `content` and `instruction`.
 
-    `content` has the order of texts and images: each text as a `str`, each image as its index in the list `images`.
-    `text` joins the texts by line feeds, for encoders that have no order.
+    `content` has the order of texts, images and videos: each text as a `str`, each image as its index in the list
+    `images`, each video as a tuple of the indices of its frames in this list. `text` joins the texts by line feeds,
+    for encoders that have no order.
 
     Raises:
-        ValueError: The item contains neither text nor image, a value of the wrong type, a text that is not valid
-            Unicode, or an unknown key.
+        ValueError: The item contains neither text, image nor video, a value of the wrong type, a text that is not
+            valid Unicode, or an unknown key.
     """
     if isinstance(item, str):
         item = {"text": item}
@@ -227,15 +259,18 @@ def to_item_dict(item: Item) -> dict[str, Any]:
     unknown = [repr(key) for key in item if key not in ITEM_KEYS]
     if unknown:
         raise ValueError(f"unknown item key {', '.join(unknown)}; valid keys are {', '.join(ITEM_KEYS)}")
-    text, images, content, instruction = (item.get(key) for key in ITEM_KEYS)
+    text, images, frames, content, instruction = (item.get(key) for key in ITEM_KEYS)
     expected_image = "'image' must be a PIL image or a list of them"
     for name, value in (("text", text), ("instruction", instruction)):
         if value is not None and not isinstance(value, str):
             raise ValueError(f"'{name}' must be a str, got {type(value).__name__}")
     if content is None:
-        images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-        content = [*range(len(images)), *([] if text is None else [text])]
-    elif text is not None or images is not None:
+        stills = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        frames = [] if frames is None else _frames(frames)
+        images = [*frames, *stills]
+        video = [tuple(range(len(frames)))] if frames else []
+        content = [*video, *range(len(frames), len(images)), *([] if text is None else [text])]
+    elif text is not None or images is not None or frames is not None:
         raise ValueError("'content' replaces 'text' and 'image': put the text and the images into 'content'")
     else:
         content, images = split_content(content)
@@ -257,16 +292,34 @@ def to_item_dict(item: Item) -> dict[str, Any]:
     return {"text": text, "images": images, "content": content, "instruction": instruction}
 
 
-def split_content(content: Any) -> tuple[list[str | int], list[Any]]:
-    """Return the order of a list of texts and images, and the images.
+def render(processor: ProcessorMixin, items: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return normalized items as the chat template of a processor renders them, videos with the times of their frames.
+
+    Raises:
+        TemplateError: The template has no prompt for such an item.
+    """
+    return processor.apply_chat_template([to_messages(item) for item in items], tokenize=False, with_times=True)
+
+
+def _frames(frames: Any) -> list[Any]:
+    if not isinstance(frames, (list, tuple)) or not frames:
+        given = "an empty list" if isinstance(frames, (list, tuple)) else type(frames).__name__
+        raise ValueError(f"'video' must be a list of PIL images, the frames in their order, got {given}")
+    return list(frames)
+
+
+def split_content(content: Any) -> tuple[list[Part], list[Any]]:
+    """Return the order of a list of texts, images and videos, and the images.
 
     Args:
-        content (`list`): Each part is a text, an image, `{"type": "text", "text": ...}` or
-            `{"type": "image", "image": ...}`. An image may have any type except `str` and `dict`, in a dict any type.
+        content (`list`): Each part is a text, an image, `{"type": "text", "text": ...}`, `{"type": "image", "image":
+            ...}` or `{"type": "video", "video": [...]}`. An image may have any type except `str` and `dict`, in a dict
+            any type.
 
     Returns:
-        `tuple[list[str | int], list]`: The order, with each image as its index in the second list. Adjacent texts are
-        joined by a line feed; an empty text before an image or after other texts is left out.
+        `tuple[list[str | int | tuple[int, ...]], list]`: The order, with each image as its index in the second list,
+        and each video as those of its frames. Adjacent texts are joined by a line feed; an empty text before an image
+        or after other texts is left out.
 
     Raises:
         ValueError: It is not a list, it is empty, or a part has another form.
@@ -275,7 +328,7 @@ def split_content(content: Any) -> tuple[list[str | int], list[Any]]:
         raise ValueError(f"'content' must be a list of texts and images, got {type(content).__name__}")
     if not content:
         raise ValueError("'content' is empty: it needs a text or an image")
-    order: list[str | int] = []
+    order: list[Part] = []
     images: list[Any] = []
     for part in content:
         if isinstance(part, Mapping):
@@ -290,8 +343,10 @@ def split_content(content: Any) -> tuple[list[str | int], list[Any]]:
         else:
             if last == "":
                 order.pop()
-            order.append(len(images))
-            images.append(value)
+            frames = _frames(value) if kind == "video" else [value]
+            indices = tuple(range(len(images), len(images) + len(frames)))
+            order.append(indices if kind == "video" else indices[0])
+            images += frames
     if order and order[-1] == "" and any(isinstance(part, str) for part in order[:-1]):
         order.pop()
     return order, images
@@ -300,13 +355,50 @@ def split_content(content: Any) -> tuple[list[str | int], list[Any]]:
 def _read_part(part: Mapping[str, Any]) -> tuple[str, Any]:
     values = {key: value for key, value in part.items() if value is not None}
     kind = values.pop("type", None)
-    if (kind == "text" and isinstance(values.get("text"), str)) or kind == "image":
+    if (kind == "text" and isinstance(values.get("text"), str)) or kind in ("image", "video"):
         if values.keys() == {kind}:
             return kind, values[kind]
     raise ValueError(
-        "a part of 'content' must be a text, an image, {'type': 'text', 'text': ...} or {'type': 'image', 'image': "
-        f"...}}, got a dict with the keys {sorted(map(str, part))}"
+        "a part of 'content' must be a text, an image, {'type': 'text', 'text': ...}, {'type': 'image', 'image': "
+        f"...}} or {{'type': 'video', 'video': [...]}}, got a dict with the keys {sorted(map(str, part))}"
     )
+
+
+def join_content(order: Sequence[Part], images: Sequence[Any]) -> list[Any]:
+    """Return the list of texts, images and videos that [`split_content`] split.
+
+    Args:
+        order (`list`): Texts, indices of images, and tuples of the indices of frames.
+        images (`list`): Images and frames, whatever stands for them.
+    """
+    return [
+        part
+        if isinstance(part, str)
+        else images[part]
+        if isinstance(part, int)
+        else {"type": "video", "video": [images[index] for index in part]}
+        for part in order
+    ]
+
+
+def images_and_videos(item: Mapping[str, Any]) -> tuple[list[Image.Image], list[list[Image.Image]]]:
+    """Return the images of a normalized item that are no frames of videos, and the frames of its videos."""
+    images = [item["images"][part] for part in item["content"] if isinstance(part, int)]
+    videos = [[item["images"][index] for index in part] for part in item["content"] if isinstance(part, tuple)]
+    return images, videos
+
+
+def frames_as_images(item: Item) -> Item:
+    """Return an item with the frames of its videos as separate images; an item without a video stays as it is.
+
+    Raises:
+        ValueError: The item is malformed.
+    """
+    parts = to_item_dict(item)
+    if not any(isinstance(part, tuple) for part in parts["content"]):
+        return item
+    flat = [index for part in parts["content"] for index in (part if isinstance(part, tuple) else (part,))]
+    return {"content": join_content(flat, parts["images"]), "instruction": parts["instruction"]}
 
 
 def is_interleaved(item: Mapping[str, Any]) -> bool:
@@ -370,8 +462,12 @@ def to_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
     An empty text at the end tells UniME's template that the texts before the last image keep their place.
     """
     content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": item["images"][part]}
-        for part in item["content"]
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else part
+        if isinstance(part, dict)  # a video
+        else {"type": "image", "image": part}
+        for part in join_content(item["content"], item["images"])
     ]
     if is_interleaved(item) and not isinstance(item["content"][-1], str):
         content.append({"type": "text", "text": ""})
@@ -396,9 +492,17 @@ def normalize_item(item: Item, index: int) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"item {index}: {error}") from None
     try:
-        return normalized | {"images": [to_rgb(image) for image in normalized["images"]]}
+        images = [to_rgb(image) for image in normalized["images"]]
     except Exception as error:  # decoding happens here, and Pillow raises errors of many types
         raise ValueError(f"item {index}: its image cannot be read ({error}): repair or replace it") from None
+    for video in (part for part in normalized["content"] if isinstance(part, tuple)):
+        sizes = sorted({images[frame].size for frame in video})
+        if len(sizes) > 1:
+            shapes = " and ".join(f"{width} x {height}" for width, height in sizes)
+            raise ValueError(
+                f"item {index}: the frames of a video must have one size, got {shapes} pixels: resize them"
+            )
+    return normalized | {"images": images}
 
 
 def _hash_pixels(image: Image.Image) -> bytes:
@@ -417,7 +521,8 @@ def item_hash(item: Mapping[str, Any]) -> int:
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     for image in item["images"]:
         digest.update(f"{image.size}".encode() + _hash_pixels(image))
-    if is_interleaved(item):  # otherwise the images come first, and the order adds nothing
+    if is_interleaved(item) or any(isinstance(part, tuple) for part in item["content"]):
+        # Otherwise the images come first, and the order adds nothing.
         digest.update(repr(item["content"]).encode())
     return int.from_bytes(digest.digest(), "big") >> 1
 
@@ -426,10 +531,14 @@ __all__ = [
     "Item",
     "chat_template",
     "decoded",
+    "frames_as_images",
+    "images_and_videos",
     "is_interleaved",
     "item_hash",
+    "join_content",
     "normalize_item",
     "processor_from_backbone",
+    "render",
     "split_content",
     "to_item_dict",
     "to_messages",

@@ -8,8 +8,8 @@ frames (8; all of a folder in MomentSeeker) and of rows (the first 1,000 of Some
 evaluation code; they have not been checked against the datasets themselves, so other columns are an error. VLM2Vec
 skips videos of MSVD and YouCook2 without frames; here they are an error.
 
-Frames are separate images of an item. VLM2Vec's code gives Qwen2-VL the frames as one video, in which its processor
-merges two frames into one: published scores were measured that way, with half the image tokens.
+The frames of an item are a video, as in VLM2Vec's code, which gives them to Qwen2-VL as one: its processor merges two
+frames into one, with half the tokens. Models without a video processor get the frames as separate images.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -82,7 +82,7 @@ def class_query(instruction: str, classes: tuple[str, ...]) -> Callable[[Row, Fr
     def read(row: Row, frames: Frames) -> Question:
         if row["pos_text"] not in classes:
             raise ValueError(f"the class {row['pos_text']!r} is not among the {len(classes)} classes of the dataset")
-        query = {"image": frames.of(row["video_id"]), "instruction": instruction}
+        query = {"video": frames.of(row["video_id"]), "instruction": instruction}
         return Question(query, [{"text": row["pos_text"]}])
 
     return read
@@ -91,7 +91,7 @@ def class_query(instruction: str, classes: tuple[str, ...]) -> Callable[[Row, Fr
 def something_something(row: Row, frames: Frames) -> Question:
     """Read a video, its action `pos_text`, and the candidate actions `neg_text`, which include the positive."""
     instruction = "What actions or object interactions are being performed by the person in the video?"
-    query = {"image": frames.of(row["video_id"]), "instruction": instruction}
+    query = {"video": frames.of(row["video_id"]), "instruction": instruction}
     return _multiple_choice(query, row["neg_text"], row["pos_text"])
 
 
@@ -105,7 +105,7 @@ def _keyed_choice(text: str, frames: list[str], options: Mapping[str, str], answ
     """Return a question about a video; `options` maps letters or numbers to candidates, `answer` is a key of it."""
     if str(answer) not in options:
         raise ValueError(f"the answer {answer!r} is not one of {', '.join(options)}")
-    query = {"text": text, "image": frames, "instruction": _ANSWER}
+    query = {"text": text, "video": frames, "instruction": _ANSWER}
     return _multiple_choice(query, [*options.values()], options[str(answer)])
 
 
@@ -168,7 +168,7 @@ def caption_query(instruction: str, video: str, caption: str) -> Callable[[Row, 
 
     def read(row: Row, frames: Frames) -> Question:
         text = row[caption] if isinstance(row[caption], str) else row[caption][0]
-        candidate = {"image": frames.of(row[video]), "instruction": _WATCH}
+        candidate = {"video": frames.of(row[video]), "instruction": _WATCH}
         return Question({"text": text, "instruction": instruction}, [candidate])
 
     return read
@@ -194,8 +194,8 @@ def moment(row: Row, frames: Frames) -> Question:
             f"{len(clips)} clips; unpack the frames again"
         )
     instruction = "Find the clip that corresponds to the described scene in the given video:"
-    query = {"text": row["query"], "image": frames.of(f"{video}/query"), "instruction": instruction}
-    items = {clip: {"image": frames.of(clip), "instruction": _WATCH} for clip in clips}
+    query = {"text": row["query"], "video": frames.of(f"{video}/query"), "instruction": instruction}
+    items = {clip: {"video": frames.of(clip), "instruction": _WATCH} for clip in clips}
     return Question(
         query, [items[clip] for clip in positives], [items[clip] for clip in clips if clip not in positives]
     )
@@ -208,12 +208,12 @@ def moment_seeker(row: Row, frames: Frames) -> Question:
         return frames.of(f"video_frames/{path.split('.mp4')[0].replace('/', '_')}")
 
     def clips(entries: Sequence[Row]) -> list[Item]:
-        return [{"image": frames_of(entry["output_path"]), "instruction": _WATCH_CLIP} for entry in entries]
+        return [{"video": frames_of(entry["output_path"]), "instruction": _WATCH_CLIP} for entry in entries]
 
     query, media = {"text": row["query"]}, row["input_frames"] or ""
     if media.endswith(".mp4"):
         instruction = "Find the clip that corresponds to the given sentence and video segment:"
-        query |= {"image": frames_of(media), "instruction": instruction}
+        query |= {"video": frames_of(media), "instruction": instruction}
     elif media.endswith(".jpg"):
         instruction = "Select the video clip that aligns with the given text and image:"
         query |= {"image": [f"{frames.folder}/query_{media}"], "instruction": instruction}

@@ -1,7 +1,7 @@
 """One loader for every encoder: UniME, a native backbone, CLIP, SigLIP, or any SentenceTransformer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,16 +10,20 @@ import torch
 from transformers import AutoModel, AutoProcessor, CLIPProcessor, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from ...batching_unime import takes_videos
 from ...checkpoint import load_model
 from ...checkpoint_safety import forbid_remote_code, read_config
 from ...configuration_unime import UniMEConfig
 from ...extras import require_extra
 from ...image_size import ImageSize
 from ...modeling_unime import EMBEDDER_TYPES, require_all_weights
-from ...processing_unime import Item, is_interleaved, to_item_dict, to_messages
+from ...processing_unime import Item, frames_as_images, is_interleaved, to_item_dict, to_messages
 from ..tasks import Encode
 from .clip import FUSIONS, CLIPEmbedder
 from .siglip import siglip_encode
+
+
+VIDEOS = ("auto", "video", "frames")  # by the video processor if there is one, in any case, or never
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,34 @@ class Encoder:
         encode (`Encode`): Takes items, returns `(N, D)` float32 unit vectors.
         processor (`ProcessorMixin`, *optional*): Processor of a transformers model.
         two_towers (`bool`, *optional*, defaults to `False`): Whether it is a CLIP or a SigLIP.
+        takes_videos (`bool`, *optional*, defaults to `False`): Whether it reads videos as such; otherwise it gets
+            their frames as separate images.
     """
 
     encode: Encode
     processor: ProcessorMixin | None = None
     two_towers: bool = False
+    takes_videos: bool = False
+
+    def with_videos(self, videos: str) -> "Encoder":
+        """Return an encoder that reads videos as one of `VIDEOS` says.
+
+        Raises:
+            ValueError: It is another word, or the model is to read videos but takes none.
+        """
+        if videos not in VIDEOS:
+            raise ValueError(f"unknown videos {videos!r}: choose from {', '.join(VIDEOS)}")
+        if videos == "video" and not self.takes_videos:
+            raise ValueError(
+                "videos is 'video', but this model has no video processor, or its chat template no place for a video: "
+                "leave videos out, or pass frames"
+            )
+        if videos == "frames" or not self.takes_videos:
+            encode = self.encode
+            return replace(
+                self, encode=lambda items: encode([frames_as_images(item) for item in items]), takes_videos=False
+            )
+        return self
 
 
 def load_encoder(
@@ -104,7 +131,7 @@ def load_encoder(
         encode = partial(
             model.to(device).encode, processor=processor, max_length=max_length, micro_batch_tokens=micro_batch_tokens
         )
-        return Encoder(encode, processor)
+        return Encoder(encode, processor, takes_videos=takes_videos(processor))
     return Encoder(_load_sentence_transformer(path, dtype, device))
 
 

@@ -113,8 +113,8 @@ PUBLISHED_SUITES = {
         {name: (queries,) for name, queries in _MMEB_V2_QUERIES.items()},
         "I: image, V: video; CLS: classification, QA: questions, RET: retrieval, GD: grounding, MRET: moments; VDR: "
         "ViDoRe, VR: VisRAG. VLM2Vec-V2's own paper prints 58.0 (65.4 for VisDoc), before the page subsets of "
-        "ViDoSeek and MMLongBench were corrected. Videos: we read frames as separate images; VLM2Vec's code gives "
-        "them to Qwen2-VL as one video, which merges two frames into one.",
+        "ViDoSeek and MMLongBench were corrected. Videos: VLM2Vec's code gives the frames to Qwen2-VL as one video, "
+        "which merges two frames into one, as `--videos auto` does; `--videos frames` reads them as separate images.",
     ),
     "paper": Published(
         tuple(map(_score, _PAPER_PARTS)),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,19 @@ def test_part_of_a_suite_says_of_how_many_tasks_its_means_are(options: dict[str,
     assert entry["metrics"]["video"]["HMDB51"]["hit@1"] == results["tasks"]["HMDB51"]["hit@1"]
     with pytest.raises(ValueError, match="unknown suite 'mmeb-v4': choose from paper, mmeb, mmeb-v2, retrieval"):
         command.main(["--models", "anything", "--suite", "mmeb-v4"])
+
+
+def test_the_protocol_says_how_videos_were_read(
+    options: dict[str, Any], tiny_model: Callable[[str], Path], tmp_path: Path
+):
+    model = f"a model={tiny_model('qwen2-vl')}"
+    arguments = ["--models", model, "--benchmarks", "mmeb-v2-video", "--subsets", "HMDB51"]
+    places = [word for name, value in options.items() for word in (f"--{name}", value)]
+    for word, expected in (("auto", "video processor"), ("frames", "frames as separate images")):
+        command.main([*arguments, *places, "--videos", word, "--frames", "2", "--output", str(tmp_path / "out")])
+        results = json.loads((tmp_path / "out" / "results.json").read_text())["a model"]
+        assert results["run"]["protocol"]["videos"] == expected
+        assert results["embedded"]["items"] > 0  # the embeddings of the other option are not taken
 
 
 @pytest.mark.slow

@@ -30,9 +30,10 @@ WRONG_TYPE = "expected a str, a PIL image, a list of them or a dict with 'text' 
 NO_CONTENT = "expected 'text' or 'image' (or both), got the keys "
 IMAGE = "'image' must be a PIL image or a list of them, got "
 PART = "a part of 'content' must be a text or a PIL image, got "
-UNKNOWN_PART = "a part of 'content' must be a text, an image, {'type': 'text', 'text': ...} or {'type': 'image', "
+UNKNOWN_PART = "a part of 'content' must be a text, an image, {'type': 'text', 'text': ...}, {'type': 'image', "
 BOTH = "'content' replaces 'text' and 'image': put the text and the images into 'content'"
-UNKNOWN = "; valid keys are text, image, content, instruction"
+UNKNOWN = "; valid keys are text, image, video, content, instruction"
+FRAMES = "'video' must be a list of PIL images, the frames in their order, got "
 
 # name -> (invalid item, error message)
 ITEMS: dict[str, tuple[Any, str]] = {
@@ -55,7 +56,8 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "messages": ([{"role": "user", "content": ["a cat"]}], UNKNOWN_PART),
     "part without a value": ([{"type": "image", "image": None}], UNKNOWN_PART),
     "part with two values": ([{"type": "text", "text": "a cat", "image": RED}], UNKNOWN_PART),
-    "part of another type": ([{"type": "video", "video": "cat.mp4"}], UNKNOWN_PART),
+    "part of another type": ([{"type": "audio", "audio": "cat.wav"}], UNKNOWN_PART),
+    "path of a video in a part": ([{"type": "video", "video": "cat.mp4"}], FRAMES + "str"),
     "number as text of a part": ([{"type": "text", "text": 7}], UNKNOWN_PART),
     "path in a part": ([{"type": "image", "image": "cat.png"}], PART + "str: open it with PIL.Image"),
     "content and text": ({"content": ["a cat", RED], "text": "a cat"}, BOTH),
@@ -74,7 +76,9 @@ ITEMS: dict[str, tuple[Any, str]] = {
     "no images": ({"image": []}, NO_CONTENT + "['image']"),
     "instruction alone": ({"instruction": "Find it:"}, NO_CONTENT + "['instruction']"),
     "unknown key": ({"text": "a cat", "img": RED}, "unknown item key 'img'" + UNKNOWN),
-    "video": ({"text": "a cat", "video": "cat.mp4"}, "unknown item key 'video'" + UNKNOWN),
+    "path of a video": ({"text": "a cat", "video": "cat.mp4"}, FRAMES + "str"),
+    "video without frames": ({"video": []}, FRAMES + "an empty list"),
+    "content and video": ({"content": ["a cat"], "video": [RED]}, BOTH),
     "key in capitals": ({"Text": "a cat"}, "unknown item key 'Text'" + UNKNOWN),
     "keys of several types": ({1: "a cat", "text": "a cat"}, "unknown item key 1" + UNKNOWN),
     "message": ({"role": "user", "content": "a cat"}, "unknown item key 'role'" + UNKNOWN),

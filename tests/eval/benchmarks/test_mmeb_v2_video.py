@@ -134,7 +134,7 @@ def test_frames_are_evenly_spaced_and_sorted_by_number(tmp_path: Path):
 def test_the_number_of_frames_and_the_second_folder_are_respected(publish: Publish):
     source, frame_root = publish(["MSR-VTT"], layout=1)
     (task,) = tasks(source, frame_root, ["MSR-VTT"], frames=1)
-    assert len(task.candidates[0]["image"]) == 1
+    assert len(task.candidates[0]["video"]) == 1
     with pytest.raises(ValueError, match="expected at least 1 frame per video, got frames=0"):
         tasks(source, frame_root, ["MSR-VTT"], frames=0)
 
@@ -185,7 +185,7 @@ def test_rows_and_frames_are_limited_as_in_vlm2vec(tmp_path: Path, monkeypatch: 
     first_rows, moments = tasks(source, frame_root, ["SmthSmthV2", "MomentSeeker"])
     assert len(first_rows.queries) == 1000
     candidate = moments.positives[0][0]
-    assert len(moments.candidates[candidate]["image"]) == 12  # a moment of MomentSeeker has no limit of frames
+    assert len(moments.candidates[candidate]["video"]) == 12  # a moment of MomentSeeker has no limit of frames
 
 
 def test_videos_are_distinct_even_if_all_frames_have_one_modification_time(publish: Publish):
