@@ -9,6 +9,9 @@ from transformers import ProcessorMixin
 from .processing_unime import TEMPLATE_HEAD
 
 
+FILLER = -100  # stands in place of a token where answers differ in length, and is a label without a loss
+
+
 def position_answer(place: int) -> str:
     """Return the answer that the candidate at a place, counted from 0, is the best: `"Ans: (1)"` for place 0."""
     return f"Ans: ({place + 1})"
@@ -39,18 +42,18 @@ def answer_end(processor: ProcessorMixin) -> list[int]:
     return tokens[: control[0] + 1] if control else [tokenizer.eos_token_id]
 
 
-def with_answers(prompts: Mapping[str, Tensor], answers: Tensor, filler: int) -> dict[str, Tensor]:
+def with_answers(prompts: Mapping[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
     """Append the tokens of an answer to each left-padded prompt.
 
     Args:
         prompts (`Mapping[str, Tensor]`): Inputs of the model, such as of [`prompt_tensors`].
-        answers (`Tensor` of shape `(batch, answer tokens)`): The answers, filled up on the right with `filler`.
-        filler (`int`): What is no token of an answer. The model does not attend to these places.
+        answers (`Tensor` of shape `(batch, answer tokens)`): The answers, filled up on the right with `FILLER`, which
+            the model does not see.
 
     Returns:
         `dict[str, Tensor]`: The inputs. Other values of a token, such as its type, are those of the prompt's last.
     """
-    present = answers != filler
+    present = answers != FILLER
     shape = prompts["input_ids"].shape
     extended = dict(prompts)
     for name, tensor in prompts.items():
@@ -62,4 +65,4 @@ def with_answers(prompts: Mapping[str, Tensor], answers: Tensor, filler: int) ->
     return extended
 
 
-__all__ = ["answer_end", "answer_tokens", "position_answer", "with_answers"]
+__all__ = ["FILLER", "answer_end", "answer_tokens", "position_answer", "with_answers"]

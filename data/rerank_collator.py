@@ -11,12 +11,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from ..judging import Conversation, conversation_images, listwise_messages, pairwise_messages, prompt_tensors, render
-from ..rerank_answers import answer_end, answer_tokens, position_answer, with_answers
+from ..rerank_answers import FILLER, answer_end, answer_tokens, position_answer, with_answers
 from .row_forms import row_positives
 from .rows import content_hashes
 
 
-IGNORED_LABEL = -100  # label of tokens without a loss
 GENERATIVE_OBJECTIVES = ("both", "pairwise", "listwise")
 
 Candidate = tuple[Any, float | None]  # item, score
@@ -90,7 +89,7 @@ class RerankCollator:
             kinds = [[question for kind in kinds for question in kind] for kinds in zip(*asked, strict=True)]
             micro_batches, _ = self._tensors([kind for kind in kinds if kind])
             labels = torch.cat([tensors["answers"].flatten() for tensors in micro_batches])
-            return batch | {"micro_batches": micro_batches, "labels": labels[labels != IGNORED_LABEL]}
+            return batch | {"micro_batches": micro_batches, "labels": labels[labels != FILLER]}
         offered = [self.candidates(row, where) for row, where in zip(rows, places, strict=True)]
         pairs = [
             (pairwise_messages(row["query"], item), "")
@@ -168,8 +167,8 @@ class RerankCollator:
             return dict(prompts)
         end = answer_end(self.processor)
         tokens = [torch.tensor(answer_tokens(self.processor, answer) + end) for answer in answers]
-        padded = pad_sequence(tokens, batch_first=True, padding_value=IGNORED_LABEL)
-        return with_answers(prompts, padded, IGNORED_LABEL) | {"answers": padded}
+        padded = pad_sequence(tokens, batch_first=True, padding_value=FILLER)
+        return with_answers(prompts, padded) | {"answers": padded}
 
 
 def _probability(score: float | None, where: str) -> float:

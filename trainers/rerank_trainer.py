@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_s
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..adapters import load_adapter
-from ..data.rerank_collator import GENERATIVE_OBJECTIVES, IGNORED_LABEL, RerankCollator
+from ..data.rerank_collator import GENERATIVE_OBJECTIVES, RerankCollator
 from ..data.row_conversion import as_rows
 from ..data.rows import Rows
 from ..judging import answer_positions, label_tokens
+from ..rerank_answers import FILLER
 from ..reranker import load_reranker, save_reranker
 from .adapter import merge_adapter, without_zero3
 from .checkpointing import resume_and_train
@@ -159,7 +160,7 @@ class RerankTrainer(RowLoadingTrainer, ResumableTrainer):
         answers = tensors["answers"]
         # The logits of the token before an answer predict its first token.
         logits = self._logits(model, tensors, answers.shape[1] + 1)[:, :-1]
-        losses = cross_entropy(logits.transpose(1, 2), answers, ignore_index=IGNORED_LABEL, reduction="none")
+        losses = cross_entropy(logits.transpose(1, 2), answers, ignore_index=FILLER, reduction="none")
         return losses.sum(dim=1)
 
     def _log_odds(self, model: Module, tensors: Mapping[str, Tensor]) -> Tensor:

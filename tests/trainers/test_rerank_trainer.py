@@ -16,8 +16,9 @@ from rerank_runs import make_trainer, rerank_rows
 from scipy.stats import chisquare
 from transformers import AutoProcessor, ProcessorMixin
 
-from unime.data.rerank_collator import IGNORED_LABEL, RerankCollator
+from unime.data.rerank_collator import RerankCollator
 from unime.judging import label_tokens
+from unime.rerank_answers import FILLER
 from unime.reranker import load_reranker
 from unime.trainers import RerankConfig, RerankTrainer
 from unime.trainers.rerank_trainer import ranking_loss
@@ -88,7 +89,7 @@ def test_only_the_answer_up_to_the_end_of_the_turn_has_a_loss(processor: Process
     for tensors in batch["micro_batches"]:
         width = tensors["answers"].shape[1]
         for ids, labels in zip(tensors["input_ids"][:, -width:], tensors["answers"], strict=True):
-            kept = labels != IGNORED_LABEL
+            kept = labels != FILLER
             assert torch.equal(ids[kept], labels[kept])
             answers.append(decode(labels[kept]))
     positions = [answer for answer in answers if answer.startswith("Ans: (") and answer.endswith(")<|im_end|>")]
@@ -190,7 +191,7 @@ def test_the_loss_is_that_of_one_conversation_at_a_time(qwen: str, tmp_path: Pat
                     visual = {"pixel_values": next(images), "image_grid_thw": next(grids)[None]}
                 logits = model(input_ids=ids, mm_token_type_ids=types, **visual).logits[0].log_softmax(-1)
                 if "answers" in tensors:
-                    answer = tensors["answers"][index][tensors["answers"][index] != IGNORED_LABEL]
+                    answer = tensors["answers"][index][tensors["answers"][index] != FILLER]
                     terms += [logits[-len(answer) - 1 + place, token] for place, token in enumerate(answer)]
                 else:
                     yes, no = logits[-1, label_tokens(trainer.processing_class)]
