@@ -15,7 +15,7 @@ import numpy as np
 from mteb.models import ModelMeta
 from torch import distributed
 
-from .encoders.mteb_encoder import UniMEEncoder
+from .encoders.mteb_encoder import VIDEO_FRAMES, UniMEEncoder
 from .tasks import Encode
 
 
@@ -35,7 +35,7 @@ class ItemEncoder(UniMEEncoder):
 
     def __init__(self, encode: Encode, name: str, revision: str):
         self.model_prompts = {}
-        self._encode = encode
+        self._encode, self.num_frames = encode, VIDEO_FRAMES
         required = dict.fromkeys(name for name, field in ModelMeta.model_fields.items() if field.is_required())
         described = {
             "name": "unime-eval/" + re.sub(r"[^\w.-]+", "_", name),
@@ -43,7 +43,7 @@ class ItemEncoder(UniMEEncoder):
             "framework": ["PyTorch"],
             "similarity_fn_name": "cosine",
             "use_instructions": True,
-            "modalities": ["image", "text"],
+            "modalities": ["image", "text", "video"],
         }
         self.mteb_model_meta = ModelMeta(**required | described)
 

@@ -18,27 +18,34 @@ this package if the checkpoint may run its own code: `loader_kwargs={"trust_remo
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import ModelCardData, get_local_safetensors_metadata, metadata_load, snapshot_download
+from jinja2 import TemplateError
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.modality_collators import FramesCollator
 from mteb.types import PromptType
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 
 ENCODE_WINDOW_ITEMS = 512  # items to collect and sort at a time; mteb's own batches may hold a single image
+VIDEO_FRAMES = 8  # evenly spaced, as in MMEB-V2
 MAX_WINDOW_PIXELS = 2**25  # ends a window earlier: 134 MB, as Pillow takes 4 bytes for a pixel
 BYTES_PER_PARAMETER = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # by safetensors type
 
 
 class UniMEEncoder(AbsEncoder):
-    """An mteb encoder: the text and image of a row form one item, and mteb's instruction becomes the item's.
+    """An mteb encoder: the text, image and video of a row form one item, and mteb's instruction becomes the item's.
+
+    A video is read by the checkpoint's video processor if it has one, else as separate images.
 
     The instruction is the first that exists of: the one in `prompts` (in mteb's order: task and side, task, task type
     and side, task type, side), the task's for this side, none. A task's only prompt applies to queries and to tasks
@@ -56,6 +63,7 @@ class UniMEEncoder(AbsEncoder):
         micro_batch_tokens (`int`, *optional*, defaults to the model's `default_micro_batch_tokens`): Token budget of a
             micro-batch.
         embed_dim (`int`, *optional*): Number of leading dimensions to keep (Matryoshka).
+        num_frames (`int`, *optional*, defaults to 8): Number of evenly spaced frames to read of a video.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the checkpoint's own code, which needs no
             package, instead of this package's.
         kwargs: Passed to [`UniMEModel.from_pretrained`] (`dtype`, `attn_implementation`, ...).
@@ -77,6 +85,7 @@ class UniMEEncoder(AbsEncoder):
         max_length: int | None = None,
         micro_batch_tokens: int | None = None,
         embed_dim: int | None = None,
+        num_frames: int = VIDEO_FRAMES,
         trust_remote_code: bool = False,
         **kwargs: Any,
     ):
@@ -94,6 +103,7 @@ class UniMEEncoder(AbsEncoder):
         if report["missing_keys"]:
             raise ValueError(f"{path or name} has no weights for {min(report['missing_keys'])}: download it again")
         self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.num_frames = num_frames
         self.limits = {"max_length": max_length, "micro_batch_tokens": micro_batch_tokens, "truncate_dim": embed_dim}
 
     def encode(
@@ -110,7 +120,7 @@ class UniMEEncoder(AbsEncoder):
         """Embed the rows of a task.
 
         Args:
-            inputs (`DataLoader`): Batches with a column `text`, a column `image`, or both.
+            inputs (`DataLoader`): Batches with one or more of the columns `text`, `image` and `video`.
             task_metadata (`TaskMetadata`): Name and prompt of the task.
             hf_split (`str`): Split of the task; ignored.
             hf_subset (`str`): Subset of the task; ignored.
@@ -122,14 +132,28 @@ class UniMEEncoder(AbsEncoder):
             `np.ndarray` of shape `(rows, dimensions)`, float32: Unit vectors in the order of the rows.
 
         Raises:
-            ValueError: A batch has neither column.
+            ValueError: A batch has none of these columns.
         """
-        windows = item_windows(inputs, task_metadata.name, self.instruction(task_metadata, prompt_type))
+        instruction = self.instruction(task_metadata, prompt_type)
+        windows = item_windows(inputs, task_metadata.name, instruction, self.num_frames)
         return np.concatenate([self.encode_items(window, show_progress_bar) for window in windows])
 
     def encode_items(self, items: list[dict[str, Any]], show_progress_bar: bool) -> np.ndarray:
         """Embed items, `(N, dimensions)`."""
+        if any("video" in item for item in items) and not self._reads_videos():
+            # The frames of a video come before the text, as images do.
+            items = [{"image" if key == "video" else key: value for key, value in item.items()} for item in items]
         return self.model.encode(items, self.processor, show_progress_bar=show_progress_bar, **self.limits)
+
+    def _reads_videos(self) -> bool:
+        """Return whether the chat template has a place for videos; the package may not be installed."""
+        video = [{"role": "user", "content": [{"type": "video", "video": []}]}]
+        try:
+            prompt = self.processor.apply_chat_template(video, tokenize=False, with_times=True)
+        except TemplateError:
+            return False
+        video_token = vars(self.processor).get("video_token")
+        return video_token is not None and video_token in prompt
 
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str | None:
         """Return the instruction of a task's queries, of its documents, or of its items if it has no sides."""
@@ -141,32 +165,53 @@ class UniMEEncoder(AbsEncoder):
         return None if prompt_type == PromptType.document else task.prompt
 
 
-def _items(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[dict[str, Any]]:
+def _items(inputs: DataLoader, task: str, instruction: str | None, num_frames: int) -> Iterator[dict[str, Any]]:
     for batch in inputs:
-        columns = [column for column in ("text", "image") if column in batch]
-        if not columns:
+        columns = [column for column in ("text", "image", "video") if column in batch]
+        if not columns:  # where there is audio beside others, mteb itself warns that it is not read
             raise ValueError(
-                f"task '{task}' has the columns {', '.join(batch)}, but UniME embeds text and image; skip this task"
+                f"task '{task}' has the columns {', '.join(batch)}, but UniME embeds text, image and video; skip it"
             )
         for values in zip(*(batch[column] for column in columns), strict=True):
-            yield dict(zip(columns, values, strict=True)) | {"instruction": instruction}
+            item = dict(zip(columns, values, strict=True)) | {"instruction": instruction}
+            if "video" in item:
+                item["video"] = _frames(item["video"], num_frames)
+            yield item
 
 
-def item_windows(inputs: DataLoader, task: str, instruction: str | None) -> Iterator[list[dict[str, Any]]]:
+def _frames(video: Any, num_frames: int) -> list[Image.Image]:
+    """Return evenly spaced frames of a video, a list of images or torchcodec's decoder of a file."""
+    if isinstance(video, list):
+        count = min(num_frames, len(video))
+        return [video[index] for index in np.linspace(0, len(video) - 1, count).round().astype(int)]
+    count = min(num_frames, video.metadata.num_frames)
+    frames = FramesCollator.resample_video(video, num_frames=count)
+    return [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames.cpu()]
+
+
+def _pixels(item: dict[str, Any]) -> int:
+    images = [*item.get("video", ()), *([item["image"]] if "image" in item else [])]
+    return sum(image.width * image.height for image in images)
+
+
+def item_windows(
+    inputs: DataLoader, task: str, instruction: str | None, num_frames: int = VIDEO_FRAMES
+) -> Iterator[list[dict[str, Any]]]:
     """Yield the items of a task's batches in windows that fit the memory.
 
     Args:
         inputs (`DataLoader`): As in [`UniMEEncoder.encode`].
         task (`str`): Name of the task, for errors.
         instruction (`str`, *optional*): Instruction of the items.
+        num_frames (`int`, *optional*, defaults to 8): Number of frames of a video.
 
     Raises:
-        ValueError: A batch has neither a text nor an image.
+        ValueError: A batch has no text, image or video.
     """
     window, pixels = [], 0
-    for item in _items(inputs, task, instruction):
+    for item in _items(inputs, task, instruction, num_frames):
         window.append(item)
-        pixels += item["image"].width * item["image"].height if "image" in item else 0
+        pixels += _pixels(item)
         if len(window) == ENCODE_WINDOW_ITEMS or pixels >= MAX_WINDOW_PIXELS:
             yield window
             window, pixels = [], 0
@@ -234,6 +279,7 @@ def model_meta(path: str, name: str | None = None, revision: str | None = None, 
         "use_instructions": True,
         "training_datasets": None,
         "adapted_from": card.base_model if isinstance(card.base_model, str) else None,
-        "modalities": ["image", "text"],
+        # Without torchcodec, which decodes the videos of tasks, mteb loads no model that lists them.
+        "modalities": ["image", "text", *(["video"] if find_spec("torchcodec") else [])],
     }
     return ModelMeta(**defaults | fields)

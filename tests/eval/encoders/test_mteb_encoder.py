@@ -1,8 +1,11 @@
 """UniME in mteb: scores on small OpenMoji tasks equal our own evaluation."""
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ from mteb.models import SentenceTransformerEncoderWrapper  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 from sentence_transformers import SentenceTransformer  # noqa: E402
 
-from unime import UniMEModel  # noqa: E402
+from unime import UniMEModel, load_model, save_checkpoint  # noqa: E402
 from unime.eval.encoders import mteb_encoder  # noqa: E402
 from unime.eval.encoders.mteb_encoder import UniMEEncoder, model_meta  # noqa: E402
 from unime.eval.tasks import CompositionalTask, RetrievalTask, SimilarityTask, evaluate  # noqa: E402
@@ -35,7 +38,7 @@ from unime.openmoji.benchmark import tasks as openmoji  # noqa: E402
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "checkpoints" / "unime-tiny"
 NAME = "unime/unime-tiny"
-CODES = {"t": "text", "i": "image"}
+CODES = {"t": "text", "i": "image", "v": "video"}
 OTHER_TASKS = ["MockBitextMiningTask", "MockImageClusteringFastTask", "MockInstructionReranking"]
 OTHER_TASKS += ["MockMultiChoiceTask", "MockRetrievalDialogTask", "MockZeroShotClassificationTask"]
 
@@ -69,7 +72,7 @@ def retrieval(task: RetrievalTask, category: str, prompt: dict[str, str] | None 
     """Convert our task to mteb's: the same items in its columns, their instructions as the task's prompt."""
 
     def rows(items: list[dict], prefix: str) -> Dataset:
-        columns = {key: [item[key] for item in items] for key in ("text", "image") if key in items[0]}
+        columns = {key: [item[key] for item in items] for key in ("text", "image", "video") if key in items[0]}
         return Dataset.from_dict({"id": [f"{prefix}{index}" for index in range(len(items))]} | columns)
 
     relevant = {f"q{query}": {f"d{index}": 1 for index in positives} for query, positives in enumerate(task.positives)}
@@ -134,6 +137,41 @@ def test_retrieval_scores_equal_ours(
     theirs = score(encoder, retrieval(task, category, {side: text for side, text in prompts.items() if text}))
     ours = evaluate(model.encode, [task], model="UniME", progress=False)[0]["tasks"][name]["hit@1"]
     assert theirs == pytest.approx(ours, abs=1e-5) and ours > 0.5
+
+
+class Decoder:
+    """What torchcodec gives of a video file: the number of frames, and frames by their indices."""
+
+    def __init__(self, frames: list[Image.Image]):
+        self.frames = torch.stack([torch.from_numpy(np.array(frame)).permute(2, 0, 1) for frame in frames])
+        self.metadata = SimpleNamespace(num_frames=len(frames))
+
+    def get_frames_at(self, indices: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(data=self.frames[indices])
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "llava"])  # with and without a video processor
+def test_a_task_of_videos_has_our_scores(name: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    save_checkpoint(*load_model(str(tiny_model(name))), tmp_path)
+    encoder = model_meta(str(tmp_path), f"unime/{name}").load_model("cpu", dtype="float32", num_frames=4)
+    described = {"modalities": ["image", "text", "video"]}  # as if torchcodec were installed
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=described)
+    noise = np.random.default_rng(0).integers(0, 256, (6, 10, 32, 48, 3), dtype=np.uint8)
+    clips = [[Image.fromarray(frame) for frame in frames] for frames in noise]
+    candidates = [{"video": frames} for frames in clips]
+    queries = [{"text": f"video {number}"} for number in range(3)]
+    task = RetrievalTask("videos", "retrieval", queries, candidates, [[number] for number in range(3)])
+    key = "video" if name == "qwen2-vl" else "image"
+    read = [{key: [frames[index] for index in (0, 3, 6, 9)]} for frames in clips]
+    ours, _ = evaluate(encoder.model.encode, [replace(task, candidates=read)], model=name, progress=False)
+    assert score(encoder, retrieval(task, "t2v")) == pytest.approx(ours["tasks"]["videos"]["hit@1"])
+
+    metadata = task_metadata("Videos", "Any2AnyRetrieval", "t2v", "hit_rate_at_1")
+    arguments = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default", "show_progress_bar": False}
+    expected = encoder.model.encode(read)
+    for videos in (clips, [Decoder(frames) for frames in clips]):
+        embeddings = encoder.encode([{"video": videos}], prompt_type=PromptType.document, **arguments)
+        np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 def test_similarity_scores_equal_ours(encoder: UniMEEncoder, model: UniMEModel, pairs: SimilarityTask) -> None:
@@ -237,7 +275,7 @@ def test_text_and_image_of_a_row_are_one_item_with_the_instruction(
     as_documents = encoder.encode(batches, prompt_type=PromptType.document, **arguments)
     np.testing.assert_allclose(as_documents, model.encode(without_instructions(items)), atol=1e-5)
     assert np.abs(as_queries - as_documents).max() > 0.01
-    with pytest.raises(ValueError, match="'OpenMojiComposed' has the columns audio, but UniME embeds text and image"):
+    with pytest.raises(ValueError, match="'OpenMojiComposed' has the columns audio, but UniME embeds text, image and"):
         encoder.encode([{"audio": [0]}], **arguments)
 
 
