@@ -1,0 +1,30 @@
+"""The demo says how long it will still take."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def demo(script: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    yield script(ROOT / "recipes" / "demo.py")
+    sys.modules.pop("launch", None)
+
+
+def test_the_time_left_follows_from_the_parts_that_are_done(demo: ModuleType) -> None:
+    assert sum(demo.SHARES.values()) == pytest.approx(1)
+    assert demo.progress("stage 1", 0.0, 20) == "\n[1/4] stage 1: 0.0 minutes so far, about 20 left"
+    # 17% of the time are over after 3.4 minutes: 16.6 are left, whatever was expected.
+    assert demo.progress("stage 2", 3.4, 5) == "\n[2/4] stage 2: 3.4 minutes so far, about 17 left"
+    assert demo.progress("evaluation", 9.2, 20) == "\n[4/4] evaluation: 9.2 minutes so far, about 1 left"
+
+
+def test_the_quick_demo_is_smaller_in_everything(demo: ModuleType) -> None:
+    assert all(quick < full for quick, full in zip(demo.QUICK, demo.FULL, strict=True))
