@@ -20,10 +20,9 @@ CELL = 8  # pixels per side of a histogram
 CELLS = SIZE // CELL  # per side; four neighbours are normalized together
 ORIENTATIONS = 9  # unsigned, as in the source of the histograms
 COLOUR_CELLS = 4  # per side
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 DIMENSIONS = (CELLS - 1) ** 2 * 4 * ORIENTATIONS + 3 * COLOUR_CELLS**2
 CHUNK = 256  # drawings at a time, which bounds the memory
-_VERSION = 1
+_VERSION = 2
 
 
 @functools.cache
@@ -53,10 +52,11 @@ def drawing_features(drawings: np.ndarray) -> np.ndarray:
         `np.ndarray` of shape `(n, 948)`: float32.
     """
     images = np.stack([_cropped(drawing) for drawing in drawings])
-    greys = images @ GREY
-    across, down = np.zeros_like(greys), np.zeros_like(greys)
-    across[:, :, 1:-1] = greys[:, :, 2:] - greys[:, :, :-2]
-    down[:, 1:-1] = greys[:, 2:] - greys[:, :-2]
+    across, down = np.zeros_like(images), np.zeros_like(images)
+    across[:, :, 1:-1] = images[:, :, 2:] - images[:, :, :-2]
+    down[:, 1:-1] = images[:, 2:] - images[:, :-2]
+    strongest = (across**2 + down**2).argmax(axis=-1)[..., None]  # the colour channel with the largest gradient
+    across, down = (np.take_along_axis(values, strongest, axis=-1)[..., 0] for values in (across, down))
     orientation = (np.arctan2(down, across) % np.pi / np.pi * ORIENTATIONS).astype(int) % ORIENTATIONS
     row = np.arange(SIZE) // CELL
     cells = np.arange(len(images))[:, None, None] * CELLS**2 + (row[:, None] * CELLS + row)
@@ -84,8 +84,8 @@ def class_mean_scores(
     Args:
         style (`str`): Style of the drawings to recognise. The classes are learned from the other styles, except for
             the held-out one.
-        classes (`Sequence[Sequence[int]]`): Indices of the emoji of each class.
-        test (`Sequence[int]`): Indices of the emoji to recognise.
+        classes (`Sequence[Sequence[int]]`): Indices of the emoji of each class, without skin tones.
+        test (`Sequence[int]`): Indices of the emoji to recognise, without skin tones.
         answers (`Sequence[int]`): The class of each.
     """
     others = [other for other in STYLES if other not in (style, HELD_OUT_STYLE)]

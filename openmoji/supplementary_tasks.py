@@ -73,7 +73,7 @@ def supplementary_tasks(split: str, size: int, source: Callable[[str], random.Ra
     tasks += both_directions("unseen_scene", "unseen", specs, [caption.text for _, caption in scenes])
 
     def sources(target: Emoji, split: str) -> list[Emoji]:
-        """Return the role without a tone, which is all that EmojiOne draws; the candidates are OpenMoji's."""
+        """Return the role without a tone; the candidates are OpenMoji's, as EmojiOne draws few tones."""
         return [catalogue()[target.base]] if target.tone is not None and drawn[target.base] else []
 
     def view(entry: Emoji, rng: random.Random) -> str:

@@ -85,12 +85,13 @@ def supplementary_table(results: Mapping[str, Results]) -> list[str]:
     """Return a title and a table of the supplementary tasks beside an untrained baseline and chance, if there are any.
 
     Args:
-        results (`Mapping`): Title of each column -> results.
+        results (`Mapping`): Title of each column -> results; those without such tasks have no column here.
     """
-    first = next(iter(results.values()))
-    tasks = first.get("supplementary_tasks", {})
-    if not tasks:
+    results = _with_supplementary(results)
+    if not results:
         return []
+    first = next(iter(results.values()))
+    tasks = first["supplementary_tasks"]
     rows = [["hit@1, %", *results, "untrained", "chance"]]
     for meta_task, names in _by_supplementary(first).items():
         means = _percents(results, "supplementary_means", meta_task)
@@ -165,6 +166,7 @@ def write_report(
         by_meta_task=_by_meta_task(main),
         by_group=_by_group(main),
         supplementary=_by_supplementary(main),
+        supplementary_results=_with_supplementary(results),
         supplementary_titles=SUPPLEMENTARY_TITLES,
         metrics=metrics,
         main_metric=_main_metric(metrics),
@@ -292,10 +294,20 @@ def _headline(column: Results) -> float:
 
 
 def _check_same_tasks(results: Mapping[str, Results]) -> None:
-    first, *rest = results
-    for part in ("tasks", "compositional", "supplementary_tasks"):  # earlier results have no supplementary tasks
+    _compare_tasks(results, ("tasks", "compositional"))
+    _compare_tasks(_with_supplementary(results), ("supplementary_tasks",))
+
+
+def _with_supplementary(results: Mapping[str, Results]) -> dict[str, Results]:
+    """Return the columns with supplementary tasks; results of earlier versions have none."""
+    return {title: column for title, column in results.items() if column.get("supplementary_tasks")}
+
+
+def _compare_tasks(results: Mapping[str, Results], parts: Sequence[str]) -> None:
+    first, *rest = results or [""]
+    for part in parts:
         for title in rest:
-            different = results[first].get(part, {}).keys() ^ results[title].get(part, {}).keys()
+            different = results[first][part].keys() ^ results[title][part].keys()
             if different:
                 raise ValueError(
                     f"the columns '{first}' and '{title}' do not share {', '.join(sorted(different))}; "

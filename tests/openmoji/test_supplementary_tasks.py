@@ -105,7 +105,7 @@ def test_the_unseen_style_has_all_its_tasks(fetch, caplog):
     for name, task in unseen.items():
         images = [item["image"] for items in task.roles.values() for item in items.stored if item["image"]]
         styled = [image.endswith(" @emojione") for image in images]
-        composed = [True] * len(task.queries) + [False] * len(task.candidates)  # OpenMoji's, as EmojiOne has no tones
+        composed = [True] * len(task.queries) + [False] * len(task.candidates)  # OpenMoji's: it has all tones
         assert styled == (composed if name == "unseen_composed" else [True] * len(images)), name
         assert task.baseline is None
     assert unseen["unseen_scene_t2i"].positives == [[index] for index in range(2 * SIZE // 5)]
@@ -116,8 +116,8 @@ def test_the_baseline_recognises_the_drawings_of_another_artist(fetch, caplog):
     fetch(*styles.PACKAGES)
     tasks = build()
     # Squares of one colour are as similar to the mean of those of three other artists as their colours are.
-    assert tasks["unseen_name_t2i"].baseline > 0.5 and tasks["unseen_name_i2t"].baseline > 0.5
-    assert tasks["plain_name_t2i"].baseline < 0.5  # OpenMoji does not draw squares
+    assert tasks["unseen_name_t2i"].baseline > 0.4 and tasks["unseen_name_i2t"].baseline > 0.4
+    assert tasks["plain_name_t2i"].baseline < 0.4  # OpenMoji does not draw squares
     assert all(0 <= tasks[f"{kind}_subcategory"].baseline <= 1 for kind in ("plain", "unseen")) and not caplog.records
     assert tasks["unseen_scene_t2i"].baseline is None and tasks["dark_name_t2i"].baseline is None
 

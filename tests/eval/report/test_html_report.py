@@ -200,8 +200,12 @@ def test_supplementary_tasks_have_a_table_of_their_own(tmp_path):
     section = page.split('<section id="supplementary">')[1].split("</section>")[0]
     assert "Without skin tones" in section and "On dark backgrounds" in section and "unseen" not in section
     assert page.count("<article>") == len(tasks)  # their examples are shown as well
-    with pytest.raises(ValueError, match="do not share dark_name_t2i, plain_name_t2i"):
-        table({"Before": {**results, "supplementary_tasks": {}}, "UniME": results})
+    earlier = {key: value for key, value in results.items() if not key.startswith("supplementary")}
+    assert table({"Earlier": earlier, "UniME": results}).split("\n\n")[2] == rest  # a column without such tasks
+    write_report({"Earlier": earlier, **columns}, [], {}, tmp_path / "y.html", highlight="UniME", credits="")
+    fewer = {**results, "supplementary_tasks": {"dark_name_t2i": results["supplementary_tasks"]["dark_name_t2i"]}}
+    with pytest.raises(ValueError, match="'Before' and 'UniME' do not share plain_name_t2i"):
+        table({"Before": fewer, "UniME": results})
 
 
 def test_a_table_of_mmeb_has_each_of_its_means():
