@@ -1,0 +1,76 @@
+"""Tables of the README from the results of a run, and what its card says of licenses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from unime.openmoji.styles import PACKAGES
+
+
+ROOT = Path(__file__).resolve().parents[2]
+README = """# Model
+
+| images | candidates | chance | tiny |
+| --- | --- | --- | --- |
+| old | 1 | 2 | 3 |
+
+Text between.
+
+| hit@1, % | Old |
+| --- | --- |
+| old | 1 |
+"""
+
+
+@pytest.fixture
+def tables(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(ROOT / "recipes" / "tiny" / "readme_tables.py")
+
+
+def test_both_tables_of_a_readme_are_replaced(
+    tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = {
+        "benchmark": "openmoji",
+        "tasks": {"name_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": 0.25}},
+        "meta_tasks": {"retrieval": 0.25},
+        "distributions": {},
+        "overall": 0.25,
+        "compositional": {"swap_obj": 0.75},
+        "compositional_groups": {"swap": 0.75},
+    }
+    (tmp_path / "results.json").write_text(json.dumps({"Stage 2": column}))
+    rows = [
+        {"images": "photographs", "candidates": 20, "chance": 0.05, "untrained": "", "hit@1": 0.1},
+        {"images": "emojione", "candidates": 400, "chance": 0.0025, "untrained": 0.61, "hit@1": 0.3},
+    ]
+    (tmp_path / "unseen.json").write_text(json.dumps({"rows": rows}))
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    options = ["--evaluation", tmp_path, "--unseen", tmp_path / "unseen.json", "--readme", readme, "--title", "new"]
+    monkeypatch.setattr("sys.argv", ["readme_tables.py", *map(str, options)])
+    tables.main()
+    before, unseen, between, results = readme.read_text().rstrip("\n").split("\n\n")
+    assert (before, between) == ("# Model", "Text between.")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in unseen.splitlines()]
+    assert cells[0] == ["images", "candidates", "chance", "untrained", "new"]
+    assert cells[2:] == [["in EmojiOne", "400", "0.2", "61.0", "30.0"], ["photographs", "20", "5.0", "", "10.0"]]
+    names = [line.split("|")[1].strip() for line in results.splitlines()[2:]]
+    assert names == ["**Retrieval**", "**Mean of tasks**", "**Compositional: swap**"]
+    with pytest.raises(ValueError, match="there are 0 tables that begin with '| images '"):
+        tables.replace_table("no table", "| images ", "")
+
+
+def test_the_card_names_the_license_of_every_drawing() -> None:
+    notes = (ROOT / "recipes" / "tiny" / "notes-styles.md").read_text()
+    lines = {line.split("(")[1].split(")")[0]: line for line in notes.splitlines() if line.startswith("| [")}
+    assert "CC BY-SA 4.0" in lines.pop("https://openmoji.org")
+    expected = {}
+    for package in PACKAGES.values():
+        source, license = package.license.split(" (")[1].split("), ")
+        expected[f"https://{source}"] = license
+    assert expected.keys() == lines.keys()
+    assert all(license in lines[source] for source, license in expected.items())
