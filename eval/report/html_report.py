@@ -215,7 +215,7 @@ def published_tables(results: Mapping[str, Results], published: Published) -> li
             scores = [f"{score:.1f}" for score in row]
             table_rows.append([f"{model}{mark}", *scores, protocol.image_size, protocol.prompts])
         parts.append(markdown_table(table_rows))
-    return [*parts, protocol_note(results), published.note]
+    return [*parts, protocol_note(results), published.note + published.versions(next(iter(results.values())))]
 
 
 OTHER_PROTOCOL = " †"

@@ -18,7 +18,7 @@ Rows of DCI are those of LoTLIP's README. Notes:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..benchmarks.mmeb import SETS
@@ -81,6 +81,8 @@ class Published:
         note (`str`): What to know for a comparison.
         prompts (`str`, *optional*): The prompts of all rows, where the benchmark states them.
         chart_models (`tuple[str, ...]`, *optional*): Models of the first source to draw in a chart.
+        other_sizes (`Mapping[str, tuple[int, ...]]`, *optional*): Task -> its size in another published version of
+            the files, which is accepted as well.
     """
 
     axes: tuple[Axis, ...]
@@ -90,6 +92,7 @@ class Published:
     note: str
     prompts: str | None = None
     chart_models: tuple[str, ...] = CHART_MODELS
+    other_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def protocol(self, source: str, model: str) -> Protocol:
         """Return the protocol of a row.
@@ -116,7 +119,22 @@ class Published:
     def evaluated(self, results: Results) -> list[str]:
         """Return the tasks whose evaluated set has the published size."""
         sizes = _sizes(results)
-        return [name for name, size in self.sizes.items() if sizes.get(name, ())[: len(size)] == size]
+        return [
+            name
+            for name, size in self.sizes.items()
+            if sizes.get(name, ())[: len(size)] in (size, self.other_sizes.get(name, size))
+        ]
+
+    def versions(self, results: Results) -> str:
+        """Return which of its published sizes each task was evaluated with, if it has two; otherwise ''."""
+        sizes = _sizes(results)
+        notes = [
+            f" {name} was evaluated on {sizes[name][0]:,} queries; rows are published on {self.sizes[name][0]:,} and "
+            f"on {other[0]:,}, by the version of the files."
+            for name, other in self.other_sizes.items()
+            if name in sizes
+        ]
+        return "".join(notes)
 
     def partial(self, results: Results) -> str:
         """Return why no published scores are shown if another set was evaluated, otherwise ''."""

@@ -4,7 +4,8 @@
   corrected page subsets of ViDoSeek and MMLongBench, IFM-TTE excepted.
 - The paper's: means of UniME's tables 1 and 2 and of UniME-V2's, from `paper_scores.PUBLISHED`.
 
-Numbers of queries of MMEB-V2 are those of VLM2Vec's score files (`experiments/public/all_scores`).
+Numbers of queries of MMEB-V2 are those of VLM2Vec's score files (`experiments/public/all_scores`): MomentSeeker has
+1,800 in v2.0.0 (`MomentSeeker_1k8` in v2.1) and 1,602 in v2.1.
 """
 
 from collections.abc import Mapping
@@ -115,6 +116,7 @@ PUBLISHED_SUITES = {
         "ViDoRe, VR: VisRAG. VLM2Vec-V2's own paper prints 58.0 (65.4 for VisDoc), before the page subsets of "
         "ViDoSeek and MMLongBench were corrected. Videos: VLM2Vec's code gives the frames to Qwen2-VL as one video, "
         "which merges two frames into one, as `--videos auto` does; `--videos frames` reads them as separate images.",
+        other_sizes={"MomentSeeker": (1602,)},
     ),
     "paper": Published(
         tuple(map(_score, _PAPER_PARTS)),
