@@ -161,3 +161,13 @@ def test_the_scores_on_unseen_images_are_those_of_the_benchmark() -> None:
 
     measured = [(row["candidates"], *(shown(row[name]) for name in ("chance", "untrained", "hit@1"))) for row in rows]
     assert sorted((int(count), *shares) for count, *shares in numbers) == sorted(measured)
+
+
+def test_the_supplementary_scores_are_those_of_the_card() -> None:
+    results = json.loads((ROOT / "checkpoints" / "unime-tiny" / "results-openmoji.json").read_text())["Stage 2"]
+    tasks = results["supplementary_tasks"]
+    scores = [tasks[f"{kind}_name_t2i"]["hit@1"] for kind in ("plain", "dark", "unseen")]
+    scores += [tasks["unseen_name_t2i"]["baseline"], tasks["plain_subcategory"]["hit@1"]]
+    scores.append(results["tasks"]["subcategory"]["hit@1"])
+    paragraph = next(part for part in README.split("\n\n") if part.startswith("It recognises OpenMoji's drawings"))
+    assert re.findall(r"([\d.]+)%", paragraph) == [f"{100 * score:.1f}" for score in scores]
