@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import HfArgumentParser
 
@@ -117,6 +117,18 @@ class EvaluationArguments:
             "VLM2Vec's code lists)."
         },
     )
+    rerank: str | None = field(
+        default=None,
+        metadata={
+            "help": "Reranker: an image-text model that reranks the best candidates of each query, such as one of "
+            "recipes/rerank.py."
+        },
+    )
+    rerank_method: Literal["pointwise", "listwise"] = field(
+        default="pointwise",
+        metadata={"help": "How it ranks: pointwise (the probability of Yes) or listwise (the best position)."},
+    )
+    depth: int = field(default=10, metadata={"help": "Candidates of each query that are reranked."})
 
 
 def main(command: Sequence[str], prog: str = "python -m unime.eval") -> None:
@@ -160,14 +172,16 @@ def evaluate_models(
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
-    from ..checkpoint import fingerprint
+    from ..checkpoint import fingerprint, redact_home
     from ..extras import require_extra
     from ..image_size import parse_image_size
+    from ..reranker import UniMEReranker
     from .embedding_cache import EmbeddingCache
     from .encoders.clip import with_mmeb_sides
     from .encoders.loading import load_encoder
     from .prompts import find_prompts
     from .report.gallery import build_galleries
+    from .reranking import Reranking
     from .run_metadata import protocol, run_metadata
     from .tasks import evaluate, num_items
 
@@ -184,6 +198,8 @@ def evaluate_models(
     mteb_names = {suite: mteb for suite in args.suites if (mteb := SUITES[suite].mteb)}
     if mteb_names and prompts is not None:
         raise ValueError("`prompts` does not apply to mteb's tasks, which have instructions; evaluate them without it")
+    if mteb_names and args.rerank is not None:
+        raise ValueError("`rerank` does not apply to mteb's tasks: evaluate these suites without it")
     if mteb_names:
         require_extra("mteb", "mteb")
 
@@ -200,6 +216,15 @@ def evaluate_models(
         "preset": args.preset,
         "fusion": args.fusion,
     }
+    reranking, reranker_record = None, {}
+    if args.rerank is not None:
+        reranker = UniMEReranker.from_pretrained(
+            args.rerank, args.rerank_method, device=state.device, dtype=args.dtype
+        )
+        described = {"model": redact_home(args.rerank), "revision": fingerprint(args.rerank)}
+        reranker_record = {"reranker": described | {"method": args.rerank_method, "depth": args.depth}}
+        if state.is_main_process:  # which writes the scores; the others help to embed
+            reranking = Reranking(reranker.scores, args.depth)
     folder = Path(args.embedding_cache or Path(args.output) / "embeddings")
     for title, path in models.items():
         encoder = load_encoder(
@@ -228,7 +253,7 @@ def evaluate_models(
         cache = EmbeddingCache(encoder.encode, folder / key)
         total = num_items(task for opened in tasks.values() for kind in opened for task in kind)
         bar = tqdm(total=total, desc=title, unit="item", disable=not (total and state.is_main_process))
-        settings["protocol"] = protocol(path, encoder.processor, prompts, image_size, args.preset)
+        settings["protocol"] = protocol(path, encoder.processor, prompts, image_size, args.preset) | reranker_record
         for name in tasks:
             retrieval, compositional = tasks[name]
             if prompts is not None:
@@ -237,7 +262,15 @@ def evaluate_models(
             if encoder.two_towers and args.fusion == "mmeb-sides" and name == "mmeb":
                 retrieval = with_mmeb_sides(retrieval)
             with torch.inference_mode():
-                scores, ranked = evaluate(cache, retrieval, compositional, model=title, benchmark=name, progress=bar)
+                scores, ranked = evaluate(
+                    cache,
+                    retrieval,
+                    compositional,
+                    model=title,
+                    benchmark=name,
+                    progress=bar,
+                    reranking=reranking,
+                )
             run = run_metadata(path, encoder.processor, command=command, seed=benchmark_args.seed, **settings)
             if name == "mmeb-v2-video":
                 read_as = "video processor" if encoder.takes_videos else "frames as separate images"

@@ -18,6 +18,7 @@ from .report_examples import largest_mistakes, retrieval_examples
 
 
 if TYPE_CHECKING:
+    from .reranking import Reranking
     from .tasks import RetrievalTask
 
 
@@ -26,7 +27,11 @@ MAX_BLOCK_SCORES = 2**24  # similarities of a block: 67 MB
 
 
 def score_retrieval(
-    task: RetrievalTask, queries: np.ndarray, candidates: np.ndarray, shown: int
+    task: RetrievalTask,
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    shown: int,
+    reranking: Reranking | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the scores of a task and the examples to show, both ready for JSON.
 
@@ -38,6 +43,7 @@ def score_retrieval(
         queries (`np.ndarray` of shape `(queries, D)`): Unit vectors.
         candidates (`np.ndarray` of shape `(candidates, D)`): Unit vectors.
         shown (`int`): Number of evenly spaced examples, and of the largest errors.
+        reranking ([`Reranking`], *optional*): What reranks the best candidates first.
     """
     kind, k = task.main_metric.split("@")
     size = max(1, MAX_BLOCK_SCORES // len(candidates))
@@ -47,6 +53,8 @@ def score_retrieval(
         block = slice(start, start + size)
         similarities = queries[block] @ candidates.T  # (queries of the block, candidates)
         positives, pools = task.positives[block], task.pools and task.pools[block]
+        if reranking is not None:
+            similarities = reranking.rerank(similarities, task.queries[block], task.candidates, pools)
         relevance = task.relevance[block] if task.relevance else [[1.0] * len(right) for right in positives]
         ranks = pessimistic_ranks(similarities, positives, pools)
         scores = {"rank": ranks}

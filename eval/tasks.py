@@ -17,6 +17,7 @@ from .embedding_cache import EmbeddingCache
 from .lazy_items import LazyItems
 from .metrics import chance_level, compositional_accuracy, mean_by_group, spearman
 from .report_examples import compositional_examples
+from .reranking import Reranking
 from .retrieval_scores import score_retrieval
 
 
@@ -255,6 +256,7 @@ def evaluate(
     benchmark: str = "openmoji",
     shown: int = 6,
     progress: bool | tqdm = True,
+    reranking: Reranking | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Score an encoder on every task.
 
@@ -270,6 +272,8 @@ def evaluate(
             per task for a report.
         progress (`bool` or `tqdm`, *optional*, defaults to `True`): Show a progress bar over the items, or update one
             that several benchmarks share.
+        reranking ([`Reranking`], *optional*): What reranks the best candidates of retrieval tasks, and compares the
+            captions of compositional ones; texts are compared without it.
 
     Returns:
         `(results, rankings)`, both ready for JSON. `results` has the scores, as fractions of 1, per task (the key
@@ -305,12 +309,14 @@ def evaluate(
             match task:
                 case RetrievalTask():
                     scores_of_task[task.name], rankings["retrieval"][task.name] = score_retrieval(
-                        task, embeddings[0], embeddings[1], shown
+                        task, embeddings[0], embeddings[1], shown, reranking
                     )
                 case SimilarityTask():
                     scores_of_task[task.name] = _score_similarity(task, *embeddings)
                 case CompositionalTask():
                     pairs = _compare_captions(*embeddings)
+                    if reranking is not None:
+                        pairs[0] = _reranked_captions(task, reranking)
                     rankings["compositional"][task.name] = compositional_examples(*pairs[0], shown)
                     for name, pair in zip((task.name, f"text_{task.name}"), pairs, strict=False):
                         accuracies[name], compositional_rows[name] = compositional_accuracy(*pair), len(pair[0])
@@ -349,6 +355,14 @@ def evaluate(
         },
     }
     return results, rankings
+
+
+def _reranked_captions(task: CompositionalTask, reranking: Reranking) -> tuple[np.ndarray, np.ndarray]:
+    true, false = reranking.compare_captions(task.images, task.captions, task.negatives)
+    if task.paraphrases is not None:
+        also_true, also_false = reranking.compare_captions(task.images, task.paraphrases, task.negatives)
+        true, false = np.minimum(true, also_true), np.maximum(false, also_false)
+    return true, false
 
 
 def num_items(tasks: Iterable[Task]) -> int:

@@ -65,7 +65,9 @@ def measured_protocol(run: Mapping[str, Any], benchmark: str) -> Protocol:
         size = size.get("square", ", ".join(f"{name} {value}" for name, value in size.items()))
     if prompts is not None and benchmark.startswith("mmeb"):
         prompts = MMEB
-    return Protocol(OWN if size is None else f"{size} px" if isinstance(size, int) else size, prompts or OWN)
+    reranked = " (reranked)" if recorded.get("reranker") else ""
+    prompts = f"{prompts or OWN}{reranked}"
+    return Protocol(OWN if size is None else f"{size} px" if isinstance(size, int) else size, prompts)
 
 
 @dataclass(frozen=True)
