@@ -38,6 +38,11 @@ def search(
         str | None, typer.Option(help="Instruction of the query; by default the one used in training.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model of the index, if it has moved.")] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="Reranker that orders the best entries, such as a model trained by recipes/rerank.py."),
+    ] = None,
+    depth: Annotated[int, typer.Option(min=2, help="With --rerank: number of entries to rerank, at least -k.")] = 10,
     dtype: Dtype = "float32",
     device: Device = None,
     open_page: Annotated[
@@ -66,11 +71,19 @@ def search(
         note_demonstration(checkpoint)
         network, processor = load_onto(checkpoint, dtype, device, store.record.image_size, store.record.preset)
         items = query_items(kinds, text, query_image, instruction, named_prompts(network.config))
-        hits, shown = store.search(embed_queries(network, processor, items), k, where), shown_instruction(items)
+        vectors, shown = embed_queries(network, processor, items), shown_instruction(items)
+        hits = store.search(vectors, k if rerank is None else max(k, depth), where)
+        if rerank is not None and hits:
+            from ..index.rerank_hits import rerank_hits
+            from ..reranker import UniMEReranker
+
+            reranker = UniMEReranker.from_pretrained(rerank, device=network.device, dtype=dtype)
+            hits = rerank_hits(reranker.scores, query_item(text, query_image, instruction=""), hits, k)
     query = QueryDescription(item.get("text"), None if image is None else str(image), shown, where)
     if as_json:
         rows = [
             {"rank": rank, "id": hit.id, "score": hit.score, "standard_score": hit.standard_score}
+            | ({} if rerank is None else {"rerank_score": hit.rerank_score})
             | {"text": hit.text, "image": _image_path(hit), "metadata": hit.metadata}
             for rank, hit in enumerate(hits, 1)
         ]
@@ -102,13 +115,15 @@ def _print_table(hits: "Sequence[Hit]") -> None:
 
     merged = any(hit.standard_score is not None for hit in hits)
     caption = "in the order of (score - median) / spread among the entries of the same kind" if merged else None
+    reranked = any(hit.rerank_score is not None for hit in hits)
+    caption = "in the order of the reranker; the score is its probability of Yes" if reranked else caption
     columns = [Column(name, overflow="fold") for name in ("id", "content")]
     table = Table("rank", "score", *columns, caption=caption)
     for rank, hit in enumerate(hits, 1):
         metadata = " · ".join(str(value) for value in hit.metadata.values() if value is not None)
         content = hit.text or metadata or _image_path(hit) or "(image in the index)"
         cells = [Text(printable(cell)) for cell in (hit.id, shorten(content, 200))]
-        table.add_row(str(rank), f"{hit.score:.3f}", *cells)
+        table.add_row(str(rank), f"{hit.score if hit.rerank_score is None else hit.rerank_score:.3f}", *cells)
     Console().print(table)
 
 

@@ -78,6 +78,7 @@ class Hit:
         metadata (`dict`): Other values of the entry.
         standard_score (`float`, *optional*): What results of several kinds are ordered by: how far the cosine is above
             the median of the entries of the same kind, in units of their spread.
+        rerank_score (`float`, *optional*): Score of a reranker, which results are then ordered by.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Hit:
     image: str | bytes | None = field(repr=False)
     metadata: dict[str, Any]
     standard_score: float | None = None
+    rerank_score: float | None = None
 
 
 @dataclass(frozen=True)

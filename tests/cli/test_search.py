@@ -21,10 +21,12 @@ from unime.cli.search import search
 from unime.index.index import Index
 from unime.openmoji.catalogue import catalogue
 from unime.openmoji.views import View
+from unime.reranker import UniMEReranker
 
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = str(ROOT / "checkpoints" / "unime-tiny")
+BACKBONE = str(ROOT / "checkpoints" / "tiny-backbone")
 CHROMIUM = "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars".split()
 CHROMIUM += "--disable-background-networking --disable-component-update --disable-sync".split()
 CATEGORIES = {"Food & Drink": 25, "Animals & Nature": 25}
@@ -283,3 +285,16 @@ def test_named_images_are_found_among_all_openmoji_images(tmp_path: Path):
         assert name in hits(folder, query, "-k", 1)[0]["id"]
     # All images are in the index, so the results page needs no other file.
     assert all(hit["image"] is None for hit in hits(folder, "pizza"))
+
+
+def test_a_reranker_orders_the_best_entries(indexed: Path, images: Path):
+    reranker = UniMEReranker.from_pretrained(BACKBONE, dtype="float32")
+    nearest = hits(indexed, "a slice of pizza", "-k", 4)
+    expected = reranker.rank("a slice of pizza", [Image.open(hit["image"]) for hit in nearest])
+    reranked = hits(indexed, "a slice of pizza", "-k", 2, "--rerank", BACKBONE, "--depth", 4)
+    assert [hit["id"] for hit in reranked] == [nearest[candidate.index]["id"] for candidate in expected[:2]]
+    scores = [hit["rerank_score"] for hit in reranked]
+    assert scores == pytest.approx([candidate.score for candidate in expected[:2]], abs=1e-6)
+    assert "rerank_score" not in nearest[0]
+    printed = unime("search", indexed, "a slice of pizza", "-k", 2, "--rerank", BACKBONE, "--depth", 4).stdout
+    assert f"{scores[0]:.3f}" in printed and "in the order of the reranker" in printed
