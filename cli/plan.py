@@ -13,6 +13,7 @@ from transformers.utils.logging import set_verbosity_error
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from ..data.sources import DataArguments
+from ..data.unime_v2_train import is_unime_v2
 from ..image_size import parse_image_size
 from ..image_tokens_unime import patch_share
 from ..modeling_unime import UniMEModel
@@ -38,6 +39,9 @@ from .backbones import BUILT_IN, configuration
 HERE = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--report_to", "none"]
 # MMEB-train with at most 50,000 rows per subset; 92,050 of these rows have images on both sides, the others on one.
 MMEB_ROWS, MMEB_IMAGES = 662_150, 1.14
+# UniME-V2 trains on a query, its positive and eight negatives; 75% of the queries of MMEB-train have images, and 39%
+# of the candidates.
+UNIME_V2_ITEMS, UNIME_V2_IMAGES = 10, 4.27
 NLI_TEXTS = 546_000  # two sentences of each of 273,000 pairs, before equal ones are removed
 # The paper's 37 hours for stage 2 of LLaVA-1.6-7B on 8 A100 are this share of their peak, if its training executed the
 # operations that this package executes (Table 6; `unime plan recipes/llava-1.6-7b/stage2.yaml --gpu A100-80GB`).
@@ -125,20 +129,24 @@ def image_rows(config: Any, pixels: int) -> dict[str, float]:
     }
 
 
-def rows_and_images(data: DataArguments, rows: int | None, is_text: bool) -> tuple[int | None, float]:
-    """Return the number of rows, if it is known without reading the data, and the images of a row."""
-    images = 0 if is_text else MMEB_IMAGES
-    if rows is not None:
-        return rows, images
+def items_and_images(data: DataArguments, is_text: bool) -> tuple[int, float]:
+    """Return the items of a row and their images."""
+    if is_text:
+        return 1, 0
+    return (UNIME_V2_ITEMS, UNIME_V2_IMAGES) if is_unime_v2(data.dataset) else (2, MMEB_IMAGES)
+
+
+def number_of_rows(data: DataArguments) -> int | None:
+    """Return the number of rows, if it is known without reading the data."""
     file = Path(data.dataset)
     if data.dataset == "openmoji":
-        return data.num_rows, images
+        return data.num_rows
     if data.dataset == "mmeb-train":
-        return MMEB_ROWS, images
+        return MMEB_ROWS
     if file.suffix == ".jsonl" and file.is_file():
         with file.open("rb") as lines:
-            return sum(1 for _ in lines), images
-    return (NLI_TEXTS if file.name == "nli.jsonl" else None), images
+            return sum(1 for _ in lines)
+    return NLI_TEXTS if file.name == "nli.jsonl" else None
 
 
 def sharding(config_file: Path | None) -> dict[str, bool]:
@@ -208,12 +216,15 @@ def plan_recipe(
     autocast = bool(settings.get("bf16") or settings.get("fp16"))
     half = autocast or embedder.dtype.itemsize == 2
     numerics = Numerics(2 if half else 4, 1, 4 if autocast or not half else 2, autocast)
-    num_rows, images = rows_and_images(data, rows, is_text)
+    num_rows = number_of_rows(data) if rows is None else rows
+    items, images = items_and_images(data, is_text)
     size = DEFAULT_IMAGE_SIZE if data.image_size is None else parse_image_size(data.image_size)
+    if isinstance(size, dict):
+        size = size.get("square", size)
     if not isinstance(size, int):
         raise ValueError(f"image_size is {size}, but a plan needs a number of pixels: pass --image_size, such as 336")
     content = image_rows(config, size) | {"patch_share": patch_share(config)} if images else {}
-    mean_row = Rows(items=1 if is_text else 2, images=images, text_tokens=TEXT_TOKENS, **content)
+    mean_row = Rows(items=items, images=images, text_tokens=TEXT_TOKENS, **content)
     steps = args.max_steps
     if steps <= 0:
         if num_rows is None:

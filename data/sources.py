@@ -34,6 +34,7 @@ from .rows import (
     with_lazy_transform,
     with_provenance,
 )
+from .unime_v2_train import is_unime_v2, unime_v2_train
 
 
 SIDES = ("query", "positive", "positives", "negative")
@@ -64,9 +65,10 @@ class DataArguments:
         dataset (`str`, *optional*, defaults to `"openmoji"`): `"openmoji"`, `"mmeb-train"`, a JSONL file of rows, a
             folder written by `unime prepare`, or anything that `datasets.load_dataset` takes: a Hub id, a folder of
             Parquet files, or an image folder with its `metadata.jsonl`. Columns that have not the names of
-            [`standard_row`] are named in `columns`.
+            [`standard_row`] are named in `columns`. `TianchengGu/UniME-V2-Training-Datasets`, or a JSON file of it, is
+            the training data of UniME-V2.
         image_root (`str`, *optional*): Folder that relative image paths start from. Defaults to the folder of the
-            dataset, and for MMEB-train to the working folder.
+            dataset, and for MMEB-train and UniME-V2's training data to the working folder.
         image_size (`int` or `dict`, *optional*): The size at which the model reads images, such as 336, or arguments
             of its image processor; see [`set_image_size`]. It is saved with the model. Defaults to the model's own.
         preset (`str`, *optional*): How a published embedder is run: the name of a preset, a JSON file of one, `"none"`
@@ -78,7 +80,8 @@ class DataArguments:
         instructions (`dict`, *optional*): With `columns`, the instruction of `query`, `positive`, `positives` or
             `negative`.
         split (`str`, *optional*, defaults to `"train"`): Split of a Hub dataset or a folder.
-        config_name (`str`, *optional*): Configuration of a Hub dataset.
+        config_name (`str`, *optional*): Configuration of a Hub dataset; for UniME-V2's training data the judge,
+            `Qwen25VL_7B` (default), `InternVL3_8B` or `InternVL3_14B`.
         streaming (`bool`, *optional*, defaults to `False`): With `columns` or a JSONL file, read the rows during
             training, for data larger than the disk. Rows are shuffled in a buffer of 10,000.
         mmeb_source (`str`, *optional*, defaults to `"TIGER-Lab/MMEB-train"`): Hub id of MMEB-train, or a folder with
@@ -139,7 +142,9 @@ class DataArguments:
         metadata={"help": "With `columns`: instruction of the query, positive or negative: {query: Find it:}."},
     )
     split: str = field(default="train", metadata={"help": "Split of a Hub dataset or a folder."})
-    config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset, or the judge of UniME-V2's training data."}
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "With `columns` or a JSONL file: read during training, for data larger than the disk."},
@@ -321,6 +326,8 @@ def _open_rows(data: DataArguments) -> Dataset | TransformedStream:
         )
     if data.columns:
         return _mapped_rows(data)
+    if is_unime_v2(data.dataset):
+        return unime_v2_train(data.dataset, data.image_root or ".", data.config_name)
     if Path(data.dataset).is_dir() or HUB_ID.fullmatch(data.dataset) and not Path(data.dataset).exists():
         table = load_table(data.dataset, data.config_name, split=data.split)
         return as_rows(table, Path(data.dataset).name)

@@ -4,7 +4,8 @@
     accelerate launch recipes/stage2.py --config recipes/tiny/stage2.yaml --mined_file runs/mined/negatives.jsonl
 
 The script takes the data settings of a stage-2 recipe and ignores all others. Candidates are the positives of the
-query's own task, without those that a row with the same query has as its positive or whose content is the query's own.
+query's own task, or with `--pool all` those of all tasks, without those that a row with the same query has as its
+positive or whose content is the query's own.
 Embeddings are saved in chunks with checksums, so the same command resumes an interrupted run, and several machines can
 share the work on one disk (`--shard_index`, `--num_shards`). Rows that cannot be read or embedded are listed with the
 reasons in `rejected.jsonl`, which training skips with `--rejected_file`; with `--strict` the first one ends the run.
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -43,6 +44,10 @@ class ScriptArguments:
 
     model: str = field(metadata={"help": "UniME, CLIP or any SentenceTransformer that can embed the items."})
     output_dir: str = field(metadata={"help": "Folder for embeddings, negatives.jsonl, rejected.jsonl, report.json."})
+    pool: Literal["task", "all"] = field(
+        default="task",
+        metadata={"help": "Candidates: the positives of the query's task, or of all tasks, whatever they consist of."},
+    )
     num_negatives: int = field(default=5, metadata={"help": "Negatives per query."})
     range_min: int = field(default=0, metadata={"help": "Rank of the first candidate to consider, from 0."})
     range_max: int = field(default=100, metadata={"help": "Rank of the first candidate not to consider."})
@@ -164,11 +169,12 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     write_rejected(output / "rejected.jsonl", rejected)
     negatives: list[list[int | list[int]]] = [[] for _ in range(num_rows)]
     report = {}
-    for task in tqdm(np.unique(tasks), unit="task", desc="Searching"):
-        rows = np.flatnonzero(tasks == task)
-        of_task = np.flatnonzero(tasks[row_of_positive] == task)
-        _, first, candidate = np.unique(positive_hashes[of_task, 0], return_index=True, return_inverse=True)
-        distinct = of_task[first]  # one positive for each candidate
+    pools = tasks if script.pool == "task" else np.repeat("all", len(tasks))
+    for pool in tqdm(np.unique(pools), unit="pool", desc="Searching"):
+        rows = np.flatnonzero(pools == pool)
+        of_pool = np.flatnonzero(pools[row_of_positive] == pool)
+        _, first, candidate = np.unique(positive_hashes[of_pool, 0], return_index=True, return_inverse=True)
+        distinct = of_pool[first]  # one positive for each candidate
         mined, counts = mine_hard_negatives(
             queries[rows],
             positives[distinct],
@@ -188,7 +194,7 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
                 _entry(int(row_indices[row_of_positive[index]]), int(position[index]))
                 for index in distinct[np.array(candidates, dtype=np.int64)]
             ]
-        report[str(task)] = {"queries": len(rows), "candidates": len(distinct), **counts}
+        report[str(pool)] = {"queries": len(rows), "candidates": len(distinct), **counts}
     with atomic_write(output / "negatives.jsonl") as part:
         part.write_text("".join(f"{json.dumps(rows)}\n" for rows in negatives))
     with atomic_write(output / "report.json") as part:

@@ -20,6 +20,7 @@ from unime.data.sources import DataArguments, open_rows
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 JUDGE = RECIPES.parent / "checkpoints" / "tiny-backbone"
 NAMES = ["a pizza", "a cat", "a dog", "a car", "a tree", "a house", "the moon", "a red tile"]
+QUESTION = "Represent the given image with the following question:"
 BAD_ROW = 5  # its image does not exist
 
 
@@ -160,3 +161,37 @@ def test_stage_2_trains_on_judged_negatives(
         "--output_dir", tmp_path / "run", "--bf16", "false",
     )  # fmt: skip
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["qwen2-vl-2b", "llava-onevision-7b"])
+def test_the_recipe_of_unime_v2_trains_on_released_rows(
+    launch: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path, backbone: str
+):
+    (tmp_path / "images").mkdir()
+    rows = []
+    for number in range(8):
+        Image.new("RGB", (64, 64), (30 * number, 200 - 20 * number, 90)).save(tmp_path / "images" / f"{number}.png")
+        others = [(number + step) % 8 for step in range(1, 8)]
+        rows.append(
+            {
+                "query_text": f"<|image_1|>\n{QUESTION} what is {number}?\n",
+                "query_image": f"images/{number}.png",
+                "pos_text": f"{NAMES[number]}\n",
+                "pos_image": "",
+                "query_pos_scores": 0.9,
+                "hard_negatives": [[f"{NAMES[other]}\n", ""] for other in [*others, *others[:3]]],
+                "hard_negatives_scores": [other / 10 for other in [*others, *others[:3]]],
+            }
+        )
+    (tmp_path / "train_data_Qwen25VL_7B_scores.json").write_text(json.dumps(rows))
+    launch(
+        RECIPES / "stage2.py", "--config", RECIPES / backbone / "stage2-unime-v2.yaml", "--dataset", tmp_path,
+        "--image_root", tmp_path, "--model_name_or_path", tiny_model(backbone.rpartition("-")[0]), "--max_steps", 2,
+        "--warmup_steps", 0, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "run", "--bf16", "false",
+        "--dtype", "float32", "--report_to", "none", "--logging_steps", 1, "--graph_cache_gb", 0,
+        "--dataloader_num_workers", 1,
+    )  # fmt: skip
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["soft_label_loss"] for entry in history if "soft_label_loss" in entry]
+    assert len(losses) == 2 and all(loss > 0 for loss in losses)

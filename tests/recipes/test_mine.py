@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from unime.data.rows import content_hashes
 from unime.data.sources import DataArguments, open_rows
 
 
@@ -52,6 +53,17 @@ def test_shards_and_an_interrupted_run_give_the_same_negatives_as_one_run(mine: 
     mine("--num_negatives", 1)  # other filters: nothing is embedded again
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")} == times
     assert all(len(json.loads(line)) <= 1 for line in (tmp_path / "negatives.jsonl").read_text().splitlines())
+
+    mine("--pool", "all", "--num_negatives", 5, "--relative_margin", 0)  # from all tasks, with the same embeddings
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "embeddings").glob("*.npz")} == times
+    dataset = open_rows(DataArguments(num_rows=80))
+    tasks = dataset.with_format(None)["task"][:]
+    mined = [json.loads(line) for line in (tmp_path / "negatives.jsonl").read_text().splitlines()]
+    assert any(tasks[row] != tasks[negative] for row, negatives in enumerate(mined) for negative in negatives)
+    for row, negatives in enumerate(mined):
+        right = {content_hashes(item)[1] for item in (dataset[row]["query"], dataset[row]["positive"])}
+        assert right.isdisjoint(content_hashes(dataset[other]["positive"])[1] for other in negatives)
+    assert list(json.loads((tmp_path / "report.json").read_text())) == ["all"]
 
 
 @pytest.mark.slow
