@@ -128,31 +128,60 @@ def check_data(
 @app.command(context_settings=PASSED_ON)
 def plan(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="YAML of a recipe; other options override its settings.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="YAML of a recipe; other options override its settings.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Suite of `unime eval` to plan in place of a recipe; can be repeated.")
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option(help="Benchmark of `unime eval` to plan; can be repeated.")
+    ] = None,
     gpus: Annotated[int, typer.Option(help="Number of GPUs.")] = 8,
     memory: Annotated[
         list[int] | None, typer.Option(help="Memory of a GPU in GB: 24, 40, 80 or 141; can be repeated. All of them.")
     ] = None,
     gpu: Annotated[list[str] | None, typer.Option(help="Name of a GPU, such as A100-80GB; can be repeated.")] = None,
     config_file: Annotated[Path | None, typer.Option(help="Configuration of accelerate. Data parallel.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or Hub id of the backbone, if not the recipe's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the backbone, if not the recipe's; needed for a suite.")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="Height and width of images; 336 for a suite.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of a video in a suite.")] = 8,
     rows: Annotated[int | None, typer.Option(help="Rows of training data that is not at hand, for epochs.")] = None,
     utilization: Annotated[
         float, typer.Option(help="Share of the peak rate that training reaches; 0.25 is the paper's.")
     ] = 0.25,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate memory, operations and hours of a recipe on GPUs, from its configuration alone."""
+    """Estimate memory, operations and hours of a recipe or an evaluation on GPUs, from its configuration alone."""
     require_extra("train", "trl")
 
-    from .plan import chosen_gpus, plan_recipe, print_plan
+    from .plan import DEFAULT_IMAGE_SIZE, chosen_gpus, plan_recipe, print_plan
 
     kinds = chosen_gpus(memory or [], gpu or [])
-    planned = plan_recipe(recipe, gpus, kinds, config_file, model, rows, utilization, context.args)
+    planned: dict[str, Any]
+    if suite or benchmark:
+        from .plan_evaluation import benchmarks_of, plan_evaluation, print_evaluation_plan
+
+        names = benchmarks_of(suite or [], benchmark or [])
+        if recipe is not None or context.args or model is None:
+            raise ValueError("an evaluation is planned from its suites, --model and the options of this command alone")
+        if not str(image_size or DEFAULT_IMAGE_SIZE).isdecimal():
+            raise ValueError(f"image_size is {image_size}, but a plan needs a number of pixels, such as 336")
+        pixels = int(image_size or DEFAULT_IMAGE_SIZE)
+        planned = plan_evaluation(names, model, gpus, kinds, pixels, frames, utilization)
+        printed = print_evaluation_plan
+    elif recipe is not None:
+        overrides = [*context.args, *(["--image_size", image_size] if image_size is not None else [])]
+        planned = plan_recipe(recipe, gpus, kinds, config_file, model, rows, utilization, overrides)
+        printed = print_plan
+    else:
+        raise ValueError("give a recipe, or --suite and --model to plan an evaluation")
     if as_json:
         typer.echo(to_json(planned, indent=2))
     else:
-        print_plan(planned)
+        printed(planned)
 
 
 @app.command()
