@@ -13,6 +13,9 @@ def serve(
     model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    rerank: Annotated[
+        str | None, typer.Option(help="Reranker to serve at /v1/rerank, such as a model trained by recipes/rerank.py.")
+    ] = None,
     image_size: ImageSize = None,
     preset: Preset = None,
     dtype: Dtype = "float32",
@@ -75,7 +78,16 @@ def serve(
         allow_remote_images,
         fingerprint(model),
     )
-    app = create_app(service, api_key or None, cors_allow_origin or ())
+    reranking = None
+    if rerank is not None:
+        from ..reranker import UniMEReranker
+        from ..serve.reranking_service import RerankService
+
+        reranker = UniMEReranker.from_pretrained(rerank, device=network.device, dtype=dtype)
+        reranker.scores("warm", ["up"])
+        name = Path(rerank).resolve().name if Path(rerank).is_dir() else rerank
+        reranking = RerankService(name, reranker.scores, service)
+    app = create_app(service, api_key or None, cors_allow_origin or (), reranking)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     typer.echo(f"{service.name} ({service.dimensions} dimensions, {dtype}, {network.device}) at {address}")
     # No access log: a proxy can write one, and /metrics counts requests. After SIGTERM, requests have 30 s to finish.

@@ -36,9 +36,9 @@ def rerank_hits(
         hits (`Sequence[Hit]`): The results of [`Index.search`].
         k (`int`): How many to return.
     """
-    ranked = zip(scores(query, [hit_item(hit) for hit in hits]), hits, strict=True)
-    reranked = [replace(hit, rerank_score=float(score)) for score, hit in ranked]
-    return sorted(reranked, key=lambda hit: -hit.rerank_score)[:k]
+    scored = zip(scores(query, [hit_item(hit) for hit in hits]), hits, strict=True)
+    ranked = sorted(scored, key=lambda pair: -pair[0])[:k]
+    return [replace(hit, rerank_score=float(score)) for score, hit in ranked]
 
 
 __all__ = ["hit_item", "rerank_hits"]

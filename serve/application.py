@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,8 +20,11 @@ from starlette.requests import ClientDisconnect
 from ..cpu_prepacking_unime import prepacked_weights
 from .errors import ApiError
 from .protocol import EmbeddingRequest
+from .reranking_service import RerankRequest, RerankService
 from .service import EmbeddingService
 
+
+Answer = Callable[[bytes], Coroutine[Any, Any, dict[str, Any]]]  # from the body of a request to that of the response
 
 UPLOAD_TIMEOUT_SECONDS = 60
 DISCONNECTED = ApiError(499, "the client closed the connection")  # nobody receives it, but the metrics count it
@@ -32,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(
-    service: EmbeddingService, api_key: str | None = None, cors_allow_origins: Sequence[str] = ()
+    service: EmbeddingService,
+    api_key: str | None = None,
+    cors_allow_origins: Sequence[str] = (),
+    reranking: RerankService | None = None,
 ) -> FastAPI:
     """Return the ASGI application that serves a model.
 
@@ -41,6 +47,8 @@ def create_app(
         api_key (`str`, *optional*): Key that clients must send to `/v1` as `Authorization: Bearer ...`.
         cors_allow_origins (`Sequence[str]`, *optional*): Origins such as `https://example.org` whose web pages may
             call the server from a browser; `*` stands for all.
+        reranking ([`RerankService`], *optional*): Answers requests to `/v1/rerank`, a path that the application has
+            only then.
     """
 
     @asynccontextmanager
@@ -70,9 +78,12 @@ def create_app(
     @router.post("/embeddings", openapi_extra={"requestBody": schema})
     async def embeddings(request: Request) -> Response:
         """Embed texts, images, or both together."""
+        return await respond(service.answer, request)
+
+    async def respond(answer: Answer, request: Request) -> Response:
         started = time.perf_counter()
         try:
-            response = await _answer(service, request)
+            response = await _answer(service, answer, request)
         except ApiError as error:
             response = error.response()
         except ValueError as error:
@@ -84,10 +95,19 @@ def create_app(
         service.metrics.request_seconds.observe(time.perf_counter() - started)
         return response
 
+    if reranking is not None:
+        rerank_schema = {"content": {"application/json": {"schema": RerankRequest.model_json_schema()}}}
+
+        @router.post("/rerank", openapi_extra={"requestBody": rerank_schema | {"required": True}})
+        async def rerank(request: Request) -> Response:
+            """Order documents by how well they meet a query."""
+            return await respond(reranking.answer, request)
+
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        """List the served model."""
-        return {"object": "list", "data": [service.model_info]}
+        """List the served models."""
+        served = [service.model_info, *([] if reranking is None else [reranking.model_info])]
+        return {"object": "list", "data": served}
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
@@ -129,10 +149,10 @@ def create_app(
     return app
 
 
-async def _answer(service: EmbeddingService, request: Request) -> JSONResponse:
+async def _answer(service: EmbeddingService, answer: Answer, request: Request) -> JSONResponse:
     with service.admission.request():
         body = await _read_body(request, service.limits.max_body_bytes)
-        return JSONResponse(await _cancel_on_disconnect(request, service.answer(body)))
+        return JSONResponse(await _cancel_on_disconnect(request, answer(body)))
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:

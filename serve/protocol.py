@@ -6,11 +6,14 @@ is the instruction. Texts and images have the order that the chat template gives
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .limits import Limits
+
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class EmbeddingRequest(BaseModel):
@@ -63,19 +66,28 @@ class RequestItem:
 
 
 def read_request(body: bytes) -> EmbeddingRequest:
+    """Parse the body of an embedding request, see [`read_body`]."""
+    return read_body(EmbeddingRequest, body)
+
+
+def read_body(kind: type[Body], body: bytes) -> Body:
     """Parse the body of a request.
+
+    Args:
+        kind (`type`): What the request should be.
+        body (`bytes`): JSON.
 
     Raises:
         ValueError: The body is not JSON, or a field has a wrong type or value.
     """
     try:
-        return EmbeddingRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise ValueError(f"the body is not valid JSON ({first['msg'].removeprefix('Invalid JSON: ')})") from None
         if first["type"] == "extra_forbidden":
-            fields = ", ".join(EmbeddingRequest.model_fields)
+            fields = ", ".join(kind.model_fields)
             raise ValueError(
                 f"this server has no field '{first['loc'][0]}': leave it out; valid fields are {fields}"
             ) from None
@@ -101,10 +113,20 @@ def read_items(request: EmbeddingRequest, limits: Limits) -> list[RequestItem]:
         content = [content]
     if len(content) > limits.max_items:
         raise ValueError(f"'{name}' has {len(content)} items, the limit is {limits.max_items}: send several requests")
-    return [_read_item(value, f"item {number}", limits) for number, value in enumerate(content)]
+    return [read_item(value, f"item {number}", limits) for number, value in enumerate(content)]
 
 
-def _read_item(value: Any, name: str, limits: Limits) -> RequestItem:
+def read_item(value: Any, name: str, limits: Limits) -> RequestItem:
+    """Return a text or a conversation as an item.
+
+    Args:
+        value (`Any`): What the request holds.
+        name (`str`): Name of the item in errors.
+        limits ([`Limits`]): Limits on requests.
+
+    Raises:
+        ValueError: It is neither a text nor a conversation, it is empty, or too long.
+    """
     if isinstance(value, str):
         item = RequestItem((value,))
     elif isinstance(value, list) and value and isinstance(value[0], dict):

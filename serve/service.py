@@ -97,13 +97,14 @@ class EmbeddingService:
         if request.dimensions is not None and not 1 <= request.dimensions <= self.dimensions:
             raise ValueError(f"'dimensions' must be between 1 and {self.dimensions}, got {request.dimensions}")
         items = read_items(request, self.limits)
+        names = [f"item {number}" for number in range(len(items))]
         truncate = request.truncate_prompt_tokens == -1
         if any(item.images for item in items):
-            images = await self._open_images(items)
+            images = await self.open_images(items, names)
             with self.admission.decoded(sum(image.width * image.height for opened in images for image in opened)):
-                results = await self._embed(await asyncio.to_thread(_decode, items, images, truncate))
+                results = await self._embed(await asyncio.to_thread(decode, items, images, names, truncate))
         else:
-            results = await self._embed(_decode(items, [[]] * len(items), truncate))
+            results = await self._embed(decode(items, [[]] * len(items), names, truncate))
         self.metrics.items.inc(len(results))
         tokens = sum(result.tokens for result in results)
         self.metrics.tokens.inc(tokens)
@@ -142,9 +143,17 @@ class EmbeddingService:
         if name != self.name:
             raise ApiError(404, f"there is no model {name!r} here: this server has {self.name!r}", "model_not_found")
 
-    async def _open_images(self, items: list[RequestItem]) -> list[list[Image.Image]]:
-        """Return the images of every item, not yet decoded."""
-        urls = [[(url, f"item {number}") for url in item.images] for number, item in enumerate(items)]
+    async def open_images(self, items: list[RequestItem], names: list[str]) -> list[list[Image.Image]]:
+        """Return the images of every item, not yet decoded.
+
+        Args:
+            items (`list[RequestItem]`): The items.
+            names (`list[str]`): Name of each in errors.
+
+        Raises:
+            ValueError: An image is no data URL and may not be fetched, or cannot be opened.
+        """
+        urls = [[(url, name) for url in item.images] for item, name in zip(items, names, strict=True)]
         remote = [(url, name) for item_urls in urls for url, name in item_urls if not _is_data_url(url)]
         if remote and not self.allow_remote_images:
             raise ValueError(
@@ -186,10 +195,23 @@ def _is_data_url(url: str) -> bool:
     return url[:5].lower() == "data:"
 
 
-def _decode(items: list[RequestItem], images: list[list[Image.Image]], truncate: bool) -> list[Task]:
+def decode(
+    items: list[RequestItem], images: list[list[Image.Image]], names: list[str], truncate: bool = False
+) -> list[Task]:
+    """Return the items of a request with their images decoded.
+
+    Args:
+        items (`list[RequestItem]`): The items.
+        images (`list[list[PIL.Image]]`): Opened images of each.
+        names (`list[str]`): Name of each in errors.
+        truncate (`bool`, *optional*, defaults to `False`): See [`Task`].
+
+    Raises:
+        ValueError: An image is damaged.
+    """
     tasks = []
-    for number, (item, opened) in enumerate(zip(items, images, strict=True)):
-        decoded = iter([decode_image(image, f"item {number}") for image in opened])
+    for item, opened, name in zip(items, images, names, strict=True):
+        decoded = iter([decode_image(image, name) for image in opened])
         content = [part if isinstance(part, str) else next(decoded) for part in item.content]
         tasks.append(Task({"content": content, "instruction": item.instruction}, truncate))
     return tasks
