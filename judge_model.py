@@ -27,6 +27,8 @@ from .processing_unime import Item, to_item_dict
 
 
 _MARK = "\0"  # stands for a candidate, to find where it begins
+# What stands before a candidate: a tokenizer may treat the beginning of a text otherwise, such as by adding a space.
+_ANCHOR = "Candidate:"
 
 
 class JudgeModel:
@@ -64,6 +66,7 @@ class JudgeModel:
         self.model, self.processor = model, processor
         self.repetition_penalty, self.batch_tokens = repetition_penalty, batch_tokens
         self.labels = label_tokens(processor)
+        self._anchor = self._tokens(_ANCHOR, add_special=False)
         self.share_query = share_query and model.config.model_type in TEXT_ONLY_DECODER_FAMILIES
 
     def __call__(self, query: Item, candidates: Sequence[Item]) -> list[float]:
@@ -88,12 +91,13 @@ class JudgeModel:
         scores = torch.full((len(texts),), torch.nan)
         if shared:
             prefix = self._inputs([start], [images[0][:num_query_images]])
-            ends = {place: texts[place][len(start) :] for place in shared}
-            prefix_length = prefix["input_ids"].shape[1]
+            ends = {place: _ANCHOR + texts[place][len(start) :] for place in shared}
+            prefix_length = prefix["input_ids"].shape[1] - len(self._anchor)
             end_images = {place: images[place][num_query_images:] for place in shared}
             cache = self._prefill(prefix)
             for places in self._batches(ends, end_images, prefix_length):
                 inputs = self._inputs([ends[n] for n in places], [end_images[n] for n in places], add_special=False)
+                inputs["attention_mask"] = self._without_anchor(inputs["attention_mask"])
                 scores[places] = self._score_after(prefix, cache, inputs, [len(end_images[n]) for n in places])
         rest = [place for place in range(len(texts)) if place not in set(shared)]
         for places in self._batches({n: texts[n] for n in rest}, {n: images[n] for n in rest}):
@@ -109,7 +113,14 @@ class JudgeModel:
         both_have_images = 0 < num_query_images < num_images or 0 == num_query_images and num_images > 1
         if both_have_images and type(self.processor).__name__ == "LlavaOnevisionProcessor":
             return False  # it reads an image in less detail if there are several
-        return self._tokens(start) + self._tokens(text[len(start) :], add_special=False) == self._tokens(text)
+        end = self._tokens(_ANCHOR + text[len(start) :], add_special=False)
+        anchor, end = end[: len(self._anchor)], end[len(self._anchor) :]
+        return anchor == self._anchor and self._tokens(start) + end == self._tokens(text)
+
+    def _without_anchor(self, mask: Tensor) -> Tensor:
+        """Return a mask that takes the anchor, at the beginning of each left-padded row, for padding too."""
+        first = mask.argmax(dim=1, keepdim=True)
+        return mask * (torch.arange(mask.shape[1], device=mask.device) >= first + len(self._anchor))
 
     def _tokens(self, text: str, add_special: bool = True) -> list[int]:
         bos = self.processor.tokenizer.bos_token

@@ -64,7 +64,7 @@ def pairwise_messages(query: Item, candidate: Item) -> Conversation:
         `list[dict]`: The conversation, with images as `{"type": "image", "image": PIL.Image}`.
 
     Raises:
-        ValueError: An item is malformed, or one of its images is damaged.
+        ValueError: An item is malformed or has a video, or one of its images is damaged.
     """
     return _user_turn([f"{PAIRWISE_PROMPT}Query:", *_parts(query, 0), "Candidate:", *_parts(candidate, 1)])
 
@@ -90,6 +90,8 @@ def listwise_messages(query: Item, candidates: Sequence[Item]) -> Conversation:
 def _parts(item: Item, index: int) -> list[Any]:
     """Return the texts and images of an item, its instruction before the first text."""
     normalized = normalize_item(item, index)
+    if any(isinstance(part, tuple) for part in normalized["content"]):
+        raise ValueError("the prompt has no place for a video: give its frames as the item's images")
     parts = [part if isinstance(part, str) else normalized["images"][part] for part in normalized["content"]]
     if instruction := (normalized["instruction"] or "").rstrip():
         first = next((place for place, part in enumerate(parts) if isinstance(part, str)), len(parts))

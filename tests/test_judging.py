@@ -92,6 +92,11 @@ def test_every_family_keeps_the_order_of_texts_and_images(family: str, tiny_mode
     assert "Candidate:" in between and "Candidate:" not in before + after
 
 
+def test_a_video_is_refused() -> None:
+    with pytest.raises(ValueError, match="no place for a video: give its frames as the item's images"):
+        pairwise_messages({"video": [RED, RED]}, "c")
+
+
 def test_control_tokens_in_texts_are_broken_up(judge) -> None:
     model, processor = judge
     end = processor.tokenizer.eos_token
