@@ -32,7 +32,7 @@ install: .venv/installed ## create .venv with every extra and the development to
 	$(PIP_INSTALL) --quiet --no-deps $(EDITABLE) .
 	touch $@
 
-demo: .venv/installed ## train on real images for minutes, print the table, write runs/demo/report.html
+demo: .venv/installed ## train on real images for 20 CPU minutes, print the table, write runs/demo/report.html
 	$(BIN)/python recipes/demo.py
 
 demo-quick: .venv/installed ## the same in about five minutes, with fewer steps

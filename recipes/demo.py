@@ -1,7 +1,7 @@
 """Demo: turn the committed tiny backbone into an embedder, train CLIP for the same time, and compare them.
 
-    python recipes/demo.py            # make demo: about 20 minutes on two cores
-    python recipes/demo.py --quick    # make demo-quick: about 5
+    python recipes/demo.py            # make demo: sized for 20 CPU minutes, which two idle cores take half of
+    python recipes/demo.py --quick    # make demo-quick: sized for 5 minutes on two cores
 
 Runs the commands of recipes/README.md one after the other and writes `runs/demo/`. Before each it says how long it has
 been running and how long the rest will take; the progress bars count the steps of the current one.
@@ -18,9 +18,11 @@ import torch
 from launch import ROOT, launch
 
 
-# Share of the time of each part on two cores: CLIP trains for as long as both stages, but without loading a teacher.
-SHARES = {"stage 1": 0.17, "stage 2": 0.3, "CLIP": 0.45, "evaluation": 0.08}
-FULL, QUICK = (20, 80, 180, 300), (5, 12, 36, 100)  # minutes, steps of stage 1 and of stage 2, size of the evaluation
+# Share of the time of each part: CLIP trains for as long as both stages, but without loading a teacher.
+SHARES = {"stage 1": 0.12, "stage 2": 0.34, "CLIP": 0.42, "evaluation": 0.12}
+# Minutes on two cores, steps of stage 1 and of stage 2, size of the evaluation. On a busy machine, a step of stage 1
+# took about 2 CPU seconds, one of stage 2 about 4.
+FULL, QUICK = (11, 60, 100, 300), (5, 12, 36, 100)
 
 
 def training_seconds(folder: Path) -> float:
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "runs" / "demo", help="output folder; replaced if it exists"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer steps and candidates: 5 minutes instead of 20")
+    parser.add_argument("--quick", action="store_true", help="fewer steps and candidates")
     parser.add_argument("--size", type=int, help="candidates of the scene tasks in the evaluation")
     parser.add_argument("--stage1-steps", type=int, help="training steps of stage 1")
     parser.add_argument("--stage2-steps", type=int, help="training steps of stage 2")
