@@ -23,6 +23,7 @@ from unime.page.collection import Collection, LazyCollection, open_index, open_o
 from unime.page.drawing import render_comparison, render_heat_map, render_hits
 from unime.page.theme import STYLE_SHEET, theme
 from unime.page.uploads import image_field, open_upload
+from unime.reranker import UniMEReranker
 
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
@@ -52,13 +53,16 @@ def non_empty_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def build(first: Collection, second: LazyCollection | None, openmoji: bool) -> gr.Blocks:
+def build(
+    first: Collection, second: LazyCollection | None, openmoji: bool, reranker: UniMEReranker | None = None
+) -> gr.Blocks:
     """Build the page.
 
     Args:
         first ([`Collection`]): Collection to search.
         second ([`LazyCollection`], *optional*): Collection to compare with; without it there is no comparison tab.
         openmoji (`bool`): Whether the OpenMoji images are searched, for which the page has examples.
+        reranker ([`UniMEReranker`], *optional*): What orders the results where a visitor wants it.
     """
     queries, heat_maps = {}, {}
     if openmoji:
@@ -71,7 +75,7 @@ def build(first: Collection, second: LazyCollection | None, openmoji: bool) -> g
     ) as demo:
         gr.HTML(_header(first, name, openmoji))
         with gr.Tab("Search"):
-            _search_tab(first, queries)
+            _search_tab(first, queries, reranker)
         with gr.Tab("Similarity"):
             _similarity_tab(first, heat_maps)
         if second is not None:
@@ -150,20 +154,25 @@ def _on_query(form: QueryForm, answer: Callable, outputs: list[gr.HTML]) -> None
         )
 
 
-def _search_tab(collection: Collection, examples: dict[str, QueryExample]) -> None:
+def _search_tab(
+    collection: Collection, examples: dict[str, QueryExample], reranker: UniMEReranker | None = None
+) -> None:
     text, image = next(iter(examples.values()), ("", None))
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             form = _query_form("Search", examples, text)
+            if reranker is not None:
+                form.fields.append(gr.Checkbox(label="Rerank", info="Slower: a second model reads each result."))
         with gr.Column(scale=5, min_width=300):
             initial = f'<div class="welcome">{render_hits(collection.search(text, image))}</div>' if examples else ""
             results = gr.HTML(initial, elem_id="results")
 
-    def answer(text: str, image: Image.Image | None, choice: str, count: int) -> str:
+    def answer(text: str, image: Image.Image | None, choice: str, count: int, rerank: bool = False) -> str:
         if not _is_valid_query(text, image, choice):
             return gr.skip()
+        chosen = reranker if rerank else None
         with _show_errors():
-            return render_hits(collection.search(text, image, selected_instruction(choice), int(count)))
+            return render_hits(collection.search(text, image, selected_instruction(choice), int(count), chosen))
 
     _on_query(form, answer, [results])
 
@@ -277,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--compare", help="second model, or with --index second index (default: checkpoints/tiny-backbone)"
     )
     parser.add_argument("--index", help="search this index, made by `unime index`, instead of the OpenMoji images")
+    parser.add_argument("--rerank", help="reranker that orders the results where a visitor wants it")
     parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free port from 7860)")
     args = parser.parse_args(arguments)
@@ -290,7 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             first = open_openmoji(args.model or str(CHECKPOINTS / "unime-tiny"), _print_progress)
             second = LazyCollection(open_openmoji, args.compare or str(CHECKPOINTS / "tiny-backbone"))
-        build(first, second, openmoji=not args.index).launch(
+        reranker = UniMEReranker.from_pretrained(args.rerank, dtype="float32") if args.rerank else None
+        build(first, second, not args.index, reranker).launch(
             server_name=args.host,
             server_port=args.port,
             theme=theme(),

@@ -13,8 +13,10 @@ from ..checkpoint import fingerprint, load_model, named_prompts
 from ..corpus.corpus import open_corpus
 from ..index.index import RECORD_FILE, Hit, Index
 from ..index.index_diff import ProgressCallback
-from ..index.queries import embed_queries, query_items, shown_instruction
+from ..index.queries import embed_queries, query_item, query_items, shown_instruction
+from ..index.rerank_hits import rerank_hits
 from ..processing_unime import Item
+from ..reranker import UniMEReranker
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,12 @@ class Collection:
     processor: ProcessorMixin
 
     def search(
-        self, text: str | None, image: Image.Image | None, instruction: str | None = None, k: int = 12
+        self,
+        text: str | None,
+        image: Image.Image | None,
+        instruction: str | None = None,
+        k: int = 12,
+        reranker: UniMEReranker | None = None,
     ) -> SearchResult:
         """Search by text, by image, or by an image and a text that describes a change to it.
 
@@ -52,13 +59,17 @@ class Collection:
             instruction (`str`, *optional*): Instruction of the query. Defaults to the instruction that UniME was
                 trained with for this kind of query.
             k (`int`, defaults to 12): Maximum number of results.
+            reranker ([`UniMEReranker`], *optional*): Orders these results.
 
         Raises:
-            ValueError: Both `text` and `image` are missing.
+            ValueError: Both `text` and `image` are missing, or the image of a result can no longer be read by the
+                reranker.
         """
         prompts = named_prompts(self.model.config)
         items = query_items(self.index.kinds, text, image, instruction, prompts)
         hits = self.index.search(embed_queries(self.model, self.processor, items), k)
+        if reranker is not None and hits:
+            hits = rerank_hits(reranker.scores, query_item(text, image, instruction=""), hits, k)
         return SearchResult(shown_instruction(items) or "", hits)
 
     def similarities(self, texts: Sequence[str], images: Sequence[Image.Image]) -> np.ndarray:

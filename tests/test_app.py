@@ -21,6 +21,7 @@ from unime.corpus.corpus import open_corpus
 from unime.index.index import Index
 from unime.openmoji.catalogue import catalogue, drawings
 from unime.page.collection import Collection
+from unime.reranker import UniMEReranker
 
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,18 @@ def test_the_page_of_an_index_has_its_name_and_no_examples(small: Any) -> None:
     assert buttons == ["Search", "Draw the heat map"]
     (image,) = (block for block in small.blocks.values() if block.get_block_name() == "image")
     assert image.placeholder.startswith("Drop an image here")
+
+
+def test_a_page_with_a_reranker_has_a_box_to_tick(app: dict[str, Any], tmp_path: Path) -> None:
+    loaded = load_model(TINY, dtype="float32")
+    index = Index.create(tmp_path / "index", TINY)
+    index.sync(corpus(), *loaded)
+    reranker = UniMEReranker.from_pretrained(str(Path(TINY).with_name("tiny-backbone")), dtype="float32")
+    page = app["build"](Collection("six words", index, *loaded), None, openmoji=False, reranker=reranker)
+    assert [block.label for block in page.blocks.values() if block.get_block_name() == "checkbox"] == ["Rerank"]
+    search = next(function for function in page.fns.values() if len(function.inputs) == 5)
+    plain, reranked = (search.fn("pizza", None, app["AUTOMATIC"], 3, ticked) for ticked in (False, True))
+    assert plain != reranked and "pizza" in reranked
 
 
 def test_a_full_queue_rejects_further_requests(app: dict[str, Any], small: Any) -> None:

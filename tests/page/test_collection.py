@@ -9,7 +9,9 @@ from unime import load_model
 from unime.corpus.corpus import open_corpus
 from unime.index.index import Index
 from unime.page.collection import Collection, LazyCollection, open_index
+from unime.page.drawing import render_hits
 from unime.page.examples import drawings_named
+from unime.reranker import UniMEReranker
 
 
 CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "unime-tiny")
@@ -51,6 +53,16 @@ def test_the_instruction_and_the_number_of_results_can_be_chosen(collection: Col
 def test_an_empty_query_is_rejected(collection: Collection) -> None:
     with pytest.raises(ValueError, match="nothing to search for"):
         collection.search("  ", None)
+
+
+def test_a_reranker_orders_the_results(collection: Collection) -> None:
+    reranker = UniMEReranker.from_pretrained(str(Path(CHECKPOINT).with_name("tiny-backbone")), dtype="float32")
+    nearest = [hit.id for hit in collection.search("volcano", None, k=3).hits]
+    result = collection.search("volcano", None, k=3, reranker=reranker)
+    images = drawings_named(*(name.removesuffix(".png") for name in nearest))
+    expected = reranker.rank("volcano", images)
+    assert [hit.id for hit in result.hits] == [nearest[candidate.index] for candidate in expected]
+    assert f"{expected[0].score:.3f}</span>" in render_hits(result)
 
 
 def test_similarities_are_the_cosines_of_queries_and_images(collection: Collection) -> None:
