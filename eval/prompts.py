@@ -96,11 +96,11 @@ class Prompts:
 
 
 def with_prompt(item: Any, image_prompt: str | None, text_prompt: str) -> Any:
-    """Return an item with its prompt as the instruction; items that have one, or text and image, stay as they are.
+    """Return an item with its prompt as the instruction; items that have one, text and image, or a video stay.
 
     A prompt that holds the text is an instruction with an empty text, which the chat template renders as it is.
     """
-    if _part(item, "instruction"):
+    if _part(item, "instruction") or _part(item, "video") is not None:
         return item
     text, images = (item, None) if isinstance(item, str) else (_part(item, "text"), _part(item, "image"))
     if _part(item, "content") is not None:

@@ -96,13 +96,18 @@ def test_the_tokens_and_patches_of_a_video_are_counted_without_its_pixels(loaded
         assert batch.items[0].vision_cost > 0
 
 
-def test_a_gradient_flows_through_a_video(loaded: Loaded) -> None:
+def test_a_gradient_flows_through_a_video_and_embeddings_of_tokens_go_with_it(loaded: Loaded) -> None:
     name, model, processor = loaded
     ((_, tensors),) = micro_batches(processor, [{"video": clip(4)}])
     parameter = next(p for name, p in model.named_parameters() if "patch_embed" in name)
     model(**tensors).embeddings[0, 0].backward()
     assert parameter.grad is not None and parameter.grad.abs().max() > 0
     model.zero_grad()
+    with torch.no_grad():
+        expected = model(**tensors).embeddings
+        embeds = model.get_input_embeddings()(tensors.pop("input_ids"))
+        actual = model(inputs_embeds=embeds, **tensors).embeddings
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def test_a_saved_checkpoint_reads_videos_too(loaded: Loaded, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.html_pages import data_url, templates
-from ...processing_unime import Item, is_interleaved, to_item_dict
+from ...processing_unime import Item, frames_as_images, is_interleaved, to_item_dict
 from ..metrics import mean_by_group
 from .charts import line_chart
 from .gallery import Answer, Gallery
@@ -355,7 +355,7 @@ def _words(name: str) -> str:
 
 def _view(item: Item) -> dict[str, Any]:
     """Return an item with its images as data URLs."""
-    item = to_item_dict(item)
+    item = to_item_dict(frames_as_images(item))
     return item | {"images": [data_url(_encode_png(image), "png") for image in item["images"]]}
 
 

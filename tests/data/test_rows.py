@@ -128,6 +128,14 @@ def test_the_content_of_an_item_keeps_the_order_of_texts_and_images(tmp_path: Pa
     assert content_hash(read["positives"][0]) == content_hash([images[0], "sits on", images[1]])
 
 
+@pytest.mark.parametrize("query", [{"video": ["a.png"]}, {"content": ["a", {"type": "video", "video": ["a.png"]}]}])
+def test_a_row_with_a_video_is_refused(tmp_path: Path, query: dict) -> None:
+    noise(0).save(tmp_path / "a.png")
+    write(tmp_path / "rows.jsonl", [{"query": query, "positives": [{"text": "a"}], "task": "t"}])
+    with pytest.raises(ValueError, match="row 0.*: training rows hold no videos: give the frames of the"):
+        load_rows(tmp_path / "rows.jsonl")[0]
+
+
 def test_texts_of_stage_1_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = write(tmp_path / "texts.jsonl", [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0, 1]}])
     assert list(load_texts(path)) == [{"text": "a cat", "teacher": [0.5, 1.0]}, {"text": "", "teacher": [0.0, 1.0]}]

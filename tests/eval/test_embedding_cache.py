@@ -139,7 +139,10 @@ def test_the_key_of_an_item_depends_on_its_content():
 
     assert key(text="a") == key(text="a", image=None) == key(text="a", instruction="")
     others = [key(text="a"), key(image="a"), key(text="a", instruction="b"), key(text="a", image="b"), key(text=None)]
-    assert len({*others, key(image=["a", "b"]), key(image=["ab"])}) == 7
+    videos = [key(video=["a", "b"]), key(video=["a"], image="b"), key(video=["a"])]
+    videos.append(key(content=[{"type": "video", "video": ["a", "b"]}, {"type": "image", "image": "c"}]))
+    videos.append(key(content=[{"type": "video", "video": ["a", "b", "c"]}]))
+    assert len({*others, *videos, key(image=["a", "b"]), key(image=["ab"])}) == 12
 
 
 def test_slices_are_lists_of_items():

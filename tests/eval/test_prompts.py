@@ -14,7 +14,7 @@ from unime.checkpoint import load_processor
 from unime.eval.benchmarks import caption_retrieval
 from unime.eval.encoders.loading import load_encoder
 from unime.eval.miniatures.caption_miniature import write_urban1k
-from unime.eval.prompts import PROMPTS, find_prompts
+from unime.eval.prompts import PROMPTS, find_prompts, with_prompt
 from unime.eval.report.html_report import table
 from unime.eval.report.paper_scores import PUBLISHED, Protocol
 from unime.eval.tasks import RetrievalTask, SimilarityTask
@@ -50,6 +50,8 @@ def test_the_prompts_stand_alone_in_the_frame_of_a_checkpoint(processor: Process
         "<image>", rendered(processor, {"image": IMAGE, "instruction": "x"}).split("<|user|>")[1].split("x<|end|>")[0]
     )
     assert task.candidates[1] == captions.candidates[1]  # text and image
+    for item in ({"video": [IMAGE]}, {"video": [IMAGE], "text": "a cat"}):
+        assert with_prompt(item, FIND, "{text}") == item
     (task,) = PROMPTS["unime"].for_model(str(CHECKPOINT), None, processor, [captions])
     one_word = "<|user|>a cat\nSummary above sentence in one word:<|end|><|assistant|>"
     assert rendered(processor, task.queries[0]) == one_word
