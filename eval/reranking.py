@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..processing_unime import Item
+from ..processing_unime import Item, frames_as_images
 
 
 BELOW_ALL = 2.0  # subtracted from cosines: no cosine stays above a reranker's score, which is at least 0
@@ -51,7 +51,9 @@ class Reranking:
         for row in range(len(similarities)):
             pool = np.arange(len(candidates)) if pools is None else np.asarray(pools[row])
             best = pool[np.argsort(-similarities[row, pool], kind="stable")[: self.depth]]
-            reranked[row, best] = self.scores(queries[row], [candidates[int(index)] for index in best])
+            # The reranker's prompt has no place for a video.
+            query, *shown = map(frames_as_images, [queries[row], *(candidates[int(index)] for index in best)])
+            reranked[row, best] = self.scores(query, shown)
         return reranked
 
     def compare_captions(

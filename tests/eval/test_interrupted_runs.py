@@ -37,6 +37,7 @@ def results_of(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)  # three launches of at most 400 seconds
 def test_a_killed_run_of_two_processes_ends_with_the_results_of_one_process(tmp_path: Path):
     assert start(tmp_path / "one", 1).wait(timeout=400) == 0
     written = random.Random(time.time_ns()).randint(1, 8)  # number of files of embeddings at the kill

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unime.eval.miniatures.caption_miniature import write_urban1k
 from unime.eval.report.paper_scores import Protocol, measured_protocol
@@ -56,6 +57,14 @@ def test_only_the_pool_of_a_query_is_reranked():
     )
     results, _ = evaluate(encode, [task], model="m", progress=False, reranking=Reranking(scores, 2))
     assert results["tasks"]["t"]["MRR"] == pytest.approx(1 / 2)
+
+
+def test_the_reranker_gets_the_frames_of_videos_as_images():
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    asked: list[Any] = []
+    reranking = Reranking(lambda query, candidates: asked.extend([query, *candidates]) or [1.0, 0.0])
+    reranking.rerank(np.ones((1, 2)), [{"video": frames, "text": "a"}], [{"video": frames}, "b"], None)
+    assert asked == [{"content": [*frames, "a"], "instruction": None}, {"content": frames, "instruction": None}, "b"]
 
 
 def test_captions_are_compared_by_the_reranker():

@@ -177,6 +177,7 @@ def test_the_protocol_says_how_videos_were_read(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2000)  # two launches of at most 900 seconds
 def test_every_suite_runs_on_its_miniature_and_two_processes_have_the_results_of_one(tmp_path: Path):
     results, tables = [], []
     offline = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
