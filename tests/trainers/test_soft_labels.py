@@ -186,3 +186,20 @@ def test_training_with_scores_alone_moves_the_similarities_to_the_labels(make_tr
     trainer.train()
     log = [entry["soft_label_loss"] for entry in trainer.state.log_history if "soft_label_loss" in entry]
     assert len(log) == 12 and log[-1] < 0.5 * log[0]
+
+
+def test_gradient_caching_gives_the_weights_of_a_single_pass(make_trainer: Callable):
+    trained, before = [], None
+    for micro_batch_tokens in (8192, 32):  # one micro-batch, which has an ordinary graph, and several
+        trainer = make_trainer(
+            contrastive_weight=0.0, soft_label_weight=1.0, soft_label_temperature=0.5, max_steps=1, optim="sgd",
+            learning_rate=1.0, warmup_steps=0, max_grad_norm=0.0, micro_batch_tokens=micro_batch_tokens,
+            lr_scheduler_type="constant", graph_cache_gb=0.0,
+        )  # fmt: skip
+        before = [weight.detach().clone() for weight in trainer.model.parameters()]
+        trainer.train()
+        trained.append([weight.detach() for weight in trainer.model.parameters()])
+    single, several = trained
+    assert any((new - old).abs().max() > 1e-3 for new, old in zip(single, before, strict=True))
+    for first, second in zip(single, several, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
