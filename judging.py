@@ -117,10 +117,8 @@ def conversation_images(conversation: Conversation) -> list[Any]:
     return [part["image"] for part in conversation[0]["content"] if part["type"] == "image"]
 
 
-def prompt_template(processor: ProcessorMixin) -> str:
-    """Return the chat template that renders these conversations for a backbone.
-
-    It writes what the backbone's own template writes around a text, and each image where it stands.
+def prompt_frame(processor: ProcessorMixin) -> dict[str, Any]:
+    """Return what a backbone's chat template writes around texts and images, and the control tokens of its texts.
 
     Args:
         processor (`ProcessorMixin`): Processor with the backbone's template, or with UniME's.
@@ -132,7 +130,21 @@ def prompt_template(processor: ProcessorMixin) -> str:
     if TEMPLATE_HEAD not in template:
         template = chat_template(processor)
     frame, _ = json.JSONDecoder().raw_decode(template[template.index(TEMPLATE_HEAD) + len(TEMPLATE_HEAD) :])
-    return _TEMPLATE.replace("FRAME", json.dumps(frame, ensure_ascii=False))
+    return frame
+
+
+def prompt_template(processor: ProcessorMixin) -> str:
+    """Return the chat template that renders these conversations for a backbone.
+
+    It writes what the backbone's own template writes around a text, and each image where it stands.
+
+    Args:
+        processor (`ProcessorMixin`): As in [`prompt_frame`].
+
+    Raises:
+        ValueError: See there.
+    """
+    return _TEMPLATE.replace("FRAME", json.dumps(prompt_frame(processor), ensure_ascii=False))
 
 
 def render(processor: ProcessorMixin, conversations: Sequence[Conversation]) -> list[str]:

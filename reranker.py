@@ -17,6 +17,7 @@ from .judging import answer_positions, conversation_images, listwise_messages, p
 from .modeling_unime import require_all_weights
 from .processing_unime import Item
 from .rerank_answers import FILLER, answer_tokens, position_answer, with_answers
+from .rerank_cross_encoder import save_with_cross_encoder
 
 
 def load_reranker(
@@ -55,7 +56,7 @@ def save_reranker(
     directory: str | Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Save a model and its processor in the form of the backbone, which every tool for it loads.
+    """Save a model and its processor in the form of the backbone, which sentence-transformers loads as a CrossEncoder.
 
     Args:
         model (`PreTrainedModel`): The model, with adapters merged.
@@ -64,7 +65,7 @@ def save_reranker(
         state_dict (`dict`, *optional*, defaults to the model's own): Weights to save, for a sharded model.
     """
     model.save_pretrained(directory, state_dict=state_dict)
-    processor.save_pretrained(directory)
+    save_with_cross_encoder(processor, directory)
     give_weights_the_umask(directory)
 
 

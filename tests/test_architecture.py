@@ -47,6 +47,7 @@ ROOT_MODULES = [
     "pooling_unime",
     "judging",
     "rerank_answers",
+    "rerank_cross_encoder",
     "encoding_unime",
     "judge_model",
     "judge_endpoint",

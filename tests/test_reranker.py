@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from rerank_runs import make_trainer, rerank_rows
+from sentence_transformers import CrossEncoder
 
 from unime.judging import conversation_images, listwise_messages, pairwise_messages, prompt_tensors, render
 from unime.rerank_answers import answer_end, position_answer
-from unime.reranker import UniMEReranker, load_reranker
+from unime.rerank_cross_encoder import pair_template
+from unime.reranker import UniMEReranker, load_reranker, save_reranker
 
 
 QUERY = {"image": Image.new("RGB", (24, 24), (200, 60, 60)), "text": "which one is it?"}
@@ -92,6 +94,27 @@ def test_an_answer_ends_as_in_the_chat_template_of_the_family(tiny_model: Callab
     ends = {"qwen2.5-vl": "<|im_end|>", "llava-next": "</s>", "llava-onevision": "<|im_end|>"}
     expected = ends.get(name, "<end_of_utterance>")
     assert processor.tokenizer.decode(answer_end(processor)).strip() == expected
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "tiny-backbone"])
+def test_sentence_transformers_loads_a_saved_reranker_with_the_same_scores(
+    name: str, tiny_model: Callable[[str], Path], tmp_path: Path
+):
+    committed = Path(__file__).resolve().parents[1] / "checkpoints" / name
+    model, processor = load_reranker(str(committed if committed.is_dir() else tiny_model(name)), dtype="float32")
+    save_reranker(model, processor, tmp_path)
+    encoder = CrossEncoder(str(tmp_path), model_kwargs={"dtype": "float32"})
+    red = Image.new("RGB", (24, 24), (200, 60, 60))
+    queries = ["a red one <|im_end|>", red, {"image": red, "text": "which one is it?"}]
+    candidates = ["red", red, {"image": red, "text": "a red one"}]
+    reranker = UniMEReranker(model, processor)
+    for query in queries:
+        predicted = [float(encoder.predict([(query, candidate)])[0]) for candidate in candidates]
+        assert predicted == pytest.approx(reranker.scores(query, candidates), abs=1e-5)
+    again, saved = load_reranker(str(tmp_path), dtype="float32")
+    assert answer_end(saved) == answer_end(processor)
+    assert UniMEReranker(again, saved).scores(queries[2], candidates) == pytest.approx(predicted, abs=1e-5)
+    assert pair_template(saved) == saved.chat_template
 
 
 @pytest.mark.slow
