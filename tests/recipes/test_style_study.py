@@ -1,5 +1,6 @@
 """The study of unseen styles: one difference per variant, and no training on the artists it decides and reports by."""
 
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -53,3 +54,13 @@ def test_a_tower_scores_every_name_and_learns_from_a_step(study: ModuleType, tow
 def test_results_are_a_table_in_percent(study: ModuleType) -> None:
     result = {"openmoji": 0.9, "openmoji, dark": 0.5, "fluent": 0.25, "emojione": 0.125}
     assert study.table({"1 style": result}).splitlines()[2] == "| 1 style | 90.0 | 50.0 | 25.0 | 12.5 |"
+
+
+def test_the_table_of_the_recipes_has_the_saved_results(study: ModuleType) -> None:
+    saved = json.loads(study.RESULTS.read_text())
+    assert saved["settings"] == {"steps": 240, "seed": 0, "names": study.NAMES, "batch": study.BATCH}
+    section = (ROOT / "recipes" / "README.md").read_text().split("## An unseen style")[1].split("\n## ")[0]
+    rows = [line.rsplit(" | ", 4)[1:] for line in section.splitlines() if line.startswith("| ")][2:]
+    columns = ("openmoji", "openmoji, dark", "fluent", "emojione")
+    expected = [[f"{100 * result[column]:.1f}" for column in columns] for result in saved["results"].values()]
+    assert [[cell.strip(" |") for cell in row] for row in rows] == expected
