@@ -27,7 +27,6 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import TrlParser
 
 from unime.checkpoint import fingerprint
@@ -38,10 +37,11 @@ from unime.data.rejected_rows import write_rejected
 from unime.data.row_forms import row_positives
 from unime.data.sources import DataArguments, open_rows
 from unime.data.validation import read_or_explain
-from unime.image_size import parse_image_size, set_image_size
+from unime.image_size import parse_image_size
 from unime.judge_endpoint import JudgeEndpoint
 from unime.judge_model import JudgeModel
 from unime.judging import PUBLISHED_REPETITION_PENALTY
+from unime.reranker import load_reranker
 from unime.storage.atomic_files import atomic_write, intact_files
 
 
@@ -108,13 +108,12 @@ def load_judge(script: ScriptArguments) -> JudgeModel | JudgeEndpoint:
         penalty, concurrency = script.repetition_penalty, script.concurrency
         return JudgeEndpoint(script.endpoint, script.judge, repetition_penalty=penalty, concurrency=concurrency)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForImageTextToText.from_pretrained(
-        script.judge, dtype=script.judge_dtype, attn_implementation=script.judge_attn_implementation
+    attention = script.judge_attn_implementation
+    model, processor = load_reranker(
+        script.judge, script.judge_image_size, dtype=script.judge_dtype, attn_implementation=attention
     )
-    processor = AutoProcessor.from_pretrained(script.judge)
-    set_image_size(processor, script.judge_image_size)
     return JudgeModel(
-        model.eval().to(device),
+        model.to(device),
         processor,
         repetition_penalty=script.repetition_penalty,
         batch_tokens=script.batch_tokens,
