@@ -127,8 +127,12 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_token(label: str, logprobs: dict[str, float]) -> str | None:
-    """Return the token that a tokenizer begins a label with: the longest one that the label starts with."""
-    return max((token for token in logprobs if token and label.startswith(token)), key=len, default=None)
+    """Return the token that a tokenizer begins a label with: the longest one that the label starts with.
+
+    Of two such tokens, the one without a space counts; some tokenizers add a space to the beginning of a text.
+    """
+    matching = (token for token in logprobs if token.strip() and label.startswith(token.lstrip()))
+    return max(matching, key=lambda token: (len(token.lstrip()), -len(token)), default=None)
 
 
 __all__ = ["JudgeEndpoint"]

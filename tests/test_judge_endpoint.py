@@ -93,6 +93,8 @@ def test_a_server_that_is_not_there_ends_the_run(monkeypatch: pytest.MonkeyPatch
 
 def test_the_first_token_of_a_label_is_the_longest_that_it_starts_with() -> None:
     assert judge_endpoint._first_token("Yes", {"Y": -1.0, "Yes": -2.0, "": -3.0, "Yesterday": 0.0}) == "Yes"
+    assert judge_endpoint._first_token("Yes", {" Yes": -1.0, "Yes": -2.0}) == "Yes"
+    assert judge_endpoint._first_token("Yes", {"Y": -1.0, " Yes": -2.0, " ": 0.0}) == " Yes"
     assert judge_endpoint._first_token("No", {"Yes": -2.0}) is None
 
 
