@@ -14,8 +14,6 @@ count is a bound and says so.
 
 from dataclasses import dataclass
 
-from .benchmarks.m_beir import MODALITIES
-
 
 @dataclass(frozen=True)
 class ItemCounts:
@@ -57,6 +55,8 @@ _DOCUMENT_QUERIES = (500 + 451 + 494 + 280 + 1646 + 5 * 100) + (52 + 640 + 232 +
 _DOCUMENT_QUERIES += (816 + 63 + 591 + 556 + 718 + 863) + 2 * (1142 + 838)
 _PAGES = (500 + 500 + 500 + 70 + 277 + 1000 + 968 + 977 + 972 + 965) + (1538 + 1016 + 452 + 1538)
 _PAGES += (8066 + 500 + 741 + 1284 + 459 + 9593) + 2 * 6492
+# Numbers of M-BEIR's tasks whose queries, or whose candidates, are texts; those of the others have images.
+M_BEIR_TEXT_QUERIES, M_BEIR_TEXT_CANDIDATES = "012", "136"
 # task of M-BEIR -> queries and candidates
 _M_BEIR = {
     "visualnews_task0": (19_995, 542_246), "mscoco_task0": (24_809, 5000), "fashion200k_task0": (1719, 201_824),
@@ -70,9 +70,10 @@ _M_BEIR = {
 
 def _m_beir() -> ItemCounts:
     texts = images = 0
-    for name, counts in _M_BEIR.items():
-        for count, modality in zip(counts, MODALITIES[name.rpartition("_")[2]], strict=True):
-            texts, images = (texts + count, images) if modality == "text" else (texts, images + count)
+    for name, (queries, candidates) in _M_BEIR.items():
+        number = name[-1]
+        texts += queries * (number in M_BEIR_TEXT_QUERIES) + candidates * (number in M_BEIR_TEXT_CANDIDATES)
+        images += queries * (number not in M_BEIR_TEXT_QUERIES) + candidates * (number not in M_BEIR_TEXT_CANDIDATES)
     return ItemCounts(texts, images, 0, "at most")
 
 

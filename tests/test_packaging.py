@@ -21,6 +21,7 @@ EXTRAS = {
     "unime": None,
     "unime.cli": None,
     "unime.cli.plan": "train",
+    "unime.cli.plan_evaluation": "train",
     "unime.export": "export",
     "unime.storage": "train",
     "unime.data": "train",

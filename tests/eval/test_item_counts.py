@@ -3,8 +3,16 @@
 import pytest
 
 from unime.eval.benchmarks import subset_names
-from unime.eval.benchmarks.m_beir import SETS
-from unime.eval.item_counts import _DOCUMENT_QUERIES, _M_BEIR, _VIDEO_CAPTIONS, _VIDEO_QUERIES, item_counts
+from unime.eval.benchmarks.m_beir import MODALITIES, SETS
+from unime.eval.item_counts import (
+    _DOCUMENT_QUERIES,
+    _M_BEIR,
+    _VIDEO_CAPTIONS,
+    _VIDEO_QUERIES,
+    M_BEIR_TEXT_CANDIDATES,
+    M_BEIR_TEXT_QUERIES,
+    item_counts,
+)
 from unime.eval.report.paper_scores import PUBLISHED
 from unime.eval.report.suite_scores import PUBLISHED_SUITES
 from unime.eval.suites import SUITES
@@ -29,6 +37,11 @@ def test_queries_of_mmeb_v2_are_those_of_the_score_files():
 def test_rows_of_sugarcrepe_and_tasks_of_m_beir_are_complete():
     assert item_counts("sugarcrepe").texts == 2 * sum(rows for (rows,) in PUBLISHED["sugarcrepe"].sizes.values())
     assert set(_M_BEIR) == set(SETS)
+    for task, (query, candidate) in MODALITIES.items():
+        assert (task[-1] in M_BEIR_TEXT_QUERIES, task[-1] in M_BEIR_TEXT_CANDIDATES) == (
+            query == "text",
+            candidate == "text",
+        )
     counts = item_counts("m-beir")
     queries, candidates = map(sum, zip(*_M_BEIR.values(), strict=True))
     assert counts.texts + counts.images == queries + candidates
