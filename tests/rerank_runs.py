@@ -1,6 +1,6 @@
 """Rows for the tests of the reranker, and trainings of two steps in one or two processes.
 
-torchrun --standalone --nproc_per_node 2 tests/rerank_runs.py MODEL OUTPUT BATCH_SIZE
+torchrun --standalone --nproc_per_node 2 tests/rerank_runs.py MODEL OUTPUT BATCH_SIZE [fsdp2]
 """
 
 import json
@@ -56,7 +56,12 @@ def make_trainer(model: str, output: Path, batch_size: int, **options: Any) -> R
     return RerankTrainer(loaded, args, rows, rows[:5], processing_class=processor, peft_config=adapter)
 
 
-def main(model: str, output: Path, batch_size: int) -> None:
+def main(model: str, output: Path, batch_size: int, sharding: str = "") -> None:
+    if sharding:
+        sys.path.insert(0, str(Path(__file__).parent / "trainers"))
+        from joined_batch import enable_fsdp2_on_the_cpu
+
+        enable_fsdp2_on_the_cpu()
     for objective in ("both", "ranking"):
         folder = output / objective
         trainer = make_trainer(model, folder, batch_size, objective=objective, logging_steps=1)
@@ -72,4 +77,4 @@ def main(model: str, output: Path, batch_size: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

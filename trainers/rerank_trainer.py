@@ -1,5 +1,6 @@
 """The reranker of UniME-V2 (arXiv 2510.13515): an image-text model that answers which candidate meets a query."""
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, set_s
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..adapters import load_adapter
+from ..checkpoint_safety import TRAINING_RECORD
 from ..data.rerank_collator import GENERATIVE_OBJECTIVES, RerankCollator
 from ..data.row_conversion import as_rows
 from ..data.rows import Rows
@@ -244,3 +246,4 @@ def train_reranker(trainer: RerankTrainer, base_model: str, **kwargs: Any) -> No
             model, _ = load_reranker(base_model, **kwargs)
             merged = merge_adapter(load_adapter(model, f"{output}/adapter"))
         save_reranker(merged, trainer.processing_class, output)
+        shutil.copy(f"{output}/adapter/{TRAINING_RECORD}", output)

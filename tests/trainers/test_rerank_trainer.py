@@ -244,16 +244,18 @@ def test_accumulated_batches_train_like_one_batch(qwen: str, tmp_path: Path):
 def test_two_processes_train_like_one_with_the_joined_batch(qwen: str, tmp_path: Path):
     script = str(Path(__file__).parents[1] / "rerank_runs.py")
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launchers = {"one": ([], "4"), "two": (torchrun, "2")}
-    for name, (launcher, batch_size) in launchers.items():
-        command = [sys.executable, *launcher, script, qwen, str(tmp_path / name), batch_size]
+    launchers = {"one": ([], ["4"]), "two": (torchrun, ["2"]), "shards": (torchrun, ["2", "fsdp2"])}
+    for name, (launcher, settings) in launchers.items():
+        command = [sys.executable, *launcher, script, qwen, str(tmp_path / name), *settings]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=240)
     for objective in ("both", "ranking"):
-        one, two = (tmp_path / name / objective for name in launchers)
-        expected, actual = (json.loads((folder / "losses.json").read_text()) for folder in (one, two))
-        assert actual == pytest.approx(expected, rel=1e-5)
-        weights = [load_reranker(str(folder), dtype="float32")[0].state_dict() for folder in (one, two)]
-        torch.testing.assert_close(weights[1], weights[0], atol=1e-5, rtol=0)
+        folders = [tmp_path / name / objective for name in launchers]
+        expected, *others = (json.loads((folder / "losses.json").read_text()) for folder in folders)
+        weights, *other_weights = (load_reranker(str(folder), dtype="float32")[0].state_dict() for folder in folders)
+        for losses, actual in zip(others, other_weights, strict=True):
+            assert losses == pytest.approx(expected, rel=1e-5)
+            torch.testing.assert_close(actual, weights, atol=1e-5, rtol=0)
+        assert json.loads((folders[1] / "training.json").read_text())[-1]["processes"] == 2
 
 
 def test_a_trained_model_is_saved_as_the_backbone_is(qwen: str, tmp_path: Path):
