@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -152,7 +152,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if not self.args.task_temperatures:
             return self.args.temperature
         temperatures = torch.full(task.shape, self.args.temperature, device=task.device)
-        for name, temperature in self.args.task_temperatures.items():
+        for name, temperature in cast(dict[str, float], self.args.task_temperatures).items():
             temperatures[task == task_hash(name)] = temperature
         return temperatures
 
