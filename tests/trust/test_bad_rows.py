@@ -100,7 +100,7 @@ ROWS: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     ),
     "content with an item": (
         GOOD | {"query": {"content": ["a", {"image": "0.png"}]}},
-        ", query: a part of 'content' must be a text, an image, {'type': 'text', 'text': ...} or ",
+        ", query: a part of 'content' must be a text, an image, {'type': 'text', 'text': ...}, {'type': 'image', ",
     ),
     "content beside a text": (
         GOOD | {"query": {"content": ["a"], "text": "a"}},
