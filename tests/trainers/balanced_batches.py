@@ -57,7 +57,7 @@ def main(model_folder: str, backbone: str, output: str, batch_size: int) -> None
     collate = trainer.data_collator
 
     def recording(rows: list[dict]) -> dict:
-        parts.append([row["length"] for row in rows])
+        parts.append([row["query"]["text"].count("long") for row in rows])
         return collate(rows)
 
     trainer.data_collator = recording
