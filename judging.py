@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from .image_tokens_unime import images_before_processor
-from .processing_unime import TEMPLATE_HEAD, Item, chat_template, normalize_item
+from .processing_unime import BREAK_UP, TEMPLATE_HEAD, Item, chat_template, normalize_item
 
 
 PAIRWISE_PROMPT = (
@@ -32,17 +32,12 @@ Conversation = list[dict[str, Any]]
 
 # Writes the parts in their order into the frame of the backbone's own template, which may put all images first.
 # Control tokens inside texts are broken up by a space.
-_TEMPLATE = """\
-{%- set frame = FRAME -%}
+_TEMPLATE = "{%- set frame = FRAME -%}" + BREAK_UP
+_TEMPLATE += """\
 {{- frame.start -}}
 {%- for part in messages[0]['content'] -%}
 {%- if part['type'] == 'image' -%}{{- frame.image -}}
-{%- else -%}
-{%- set broken = namespace(text=part['text']) -%}
-{%- for token in frame.control if token in broken.text -%}
-{%- set broken.text = broken.text.replace(token, token[0] ~ ' ' ~ token[1:]) -%}
-{%- endfor -%}
-{{- broken.text -}}
+{%- else -%}{{- break_up(part['text']) -}}
 {%- endif -%}
 {%- endfor -%}
 {{- frame.end -}}
@@ -228,30 +223,3 @@ def answer_positions(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> T
         tensors (`Mapping[str, Tensor]`): Its inputs.
     """
     return model._prepare_position_ids_for_generation(tensors["input_ids"], dict(tensors))
-
-
-@torch.inference_mode()
-def yes_probabilities(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    conversations: Sequence[Conversation],
-    repetition_penalty: float = PUBLISHED_REPETITION_PENALTY,
-) -> Tensor:
-    """Return the probability of "Yes" against "No" as the first token of each answer, in one forward pass.
-
-    Args:
-        model (`PreTrainedModel`): Generative image-text model, such as of `AutoModelForImageTextToText`, in evaluation
-            mode.
-        processor (`ProcessorMixin`): Its processor.
-        conversations (`list`): Conversations, such as of [`pairwise_messages`].
-        repetition_penalty (`float`, *optional*, defaults to 1.05): Repetition penalty, see [`label_probabilities`].
-            The published scores of UniME-V2 have 1.05; 1 reads the model's own probabilities.
-
-    Returns:
-        `Tensor` of shape `(batch,)` and type float32, on the CPU.
-    """
-    images = [conversation_images(conversation) for conversation in conversations]
-    tensors = prompt_tensors(processor, render(processor, conversations), images).to(model.device, dtype=model.dtype)
-    positions = answer_positions(model, tensors)
-    logits = model(**tensors, position_ids=positions, use_cache=False, logits_to_keep=1).logits[:, -1]
-    return label_probabilities(logits, tensors["input_ids"], label_tokens(processor), repetition_penalty)[:, 0].cpu()

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import ProcessorMixin
 
 from .judging import PAIRWISE_PROMPT, label_tokens, prompt_frame
+from .processing_unime import BREAK_UP
 
 
 logger = logging.getLogger(__name__)
@@ -16,19 +17,13 @@ _HEAD = "{%- set reranker = "  # identifies the template
 
 # Renders the pair of a `CrossEncoder`, whose roles are "query" and "document", as `pairwise_messages` does, and any
 # other conversation as the backbone. Control tokens inside texts are broken up by a space.
-_TEMPLATE = """\
-{%- set reranker = RERANKER -%}
+_TEMPLATE = "{%- set reranker = RERANKER -%}" + BREAK_UP.replace("frame.", "reranker.")
+_TEMPLATE += """\
 {%- macro parts(message) -%}
 {%- set content = message['content'] -%}
 {%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
 {%- for part in content if part['type'] == 'image' -%}{{- reranker.image -}}{%- endfor -%}
-{%- for part in content if part['type'] == 'text' -%}
-{%- set broken = namespace(text=part['text']) -%}
-{%- for token in reranker.control if token in broken.text -%}
-{%- set broken.text = broken.text.replace(token, token[0] ~ ' ' ~ token[1:]) -%}
-{%- endfor -%}
-{{- broken.text -}}
-{%- endfor -%}
+{%- for part in content if part['type'] == 'text' -%}{{- break_up(part['text']) -}}{%- endfor -%}
 {%- endmacro -%}
 {%- if messages[0]['role'] == 'query' -%}
 {{- reranker.start ~ reranker.question ~ 'Query:' ~ parts(messages[0]) ~ 'Candidate:' ~ parts(messages[1]) -}}

@@ -9,12 +9,12 @@ from ..eval.item_counts import ItemCounts, item_counts
 from ..eval.suites import find_suite
 from ..modeling_unime import UniMEModel
 from ..trainers.cost_model import Load, Numerics, StepCost
+from ..trainers.pass_planning import MEMORY_MARGIN
 from ..trainers.training_plan import CONTEXT_GB, Gpu
 from .backbones import configuration
 from .plan import TEXT_TOKENS, check_family, image_rows
 
 
-MEMORY_MARGIN = 0.08  # of a GPU, as in the plans of trainings
 TOTAL = "total"
 
 

@@ -34,6 +34,7 @@ from ..image_size import size_as_read
 from ..image_tokens_unime import count_image_tokens, square_of
 from ..processing_unime import Item, normalize_item, to_rgb
 from ..storage.atomic_files import atomic_write, intact_files
+from ..storage.run_settings import keep_settings
 from .rejected_rows import write_rejected
 from .row_forms import STORED_KEYS
 from .rows import change_images, columns_of_rows, read_row, rows_of_columns
@@ -219,13 +220,11 @@ def prepare_rows(
     if not 0 <= shard_index < num_shards:
         raise ValueError(f"shard_index must be between 0 and num_shards - 1 = {num_shards - 1}, got {shard_index}")
     num_files = -(-len(rows) // FILE_ROWS)
-    made_with = json.dumps({"format": FORMAT, "rows": len(rows), "files": num_files, **settings}, indent=2)
-    settings_file, files_folder = folder / SETTINGS_FILE, folder / ROWS_FOLDER
-    if settings_file.exists() and settings_file.read_text() != made_with:
-        raise ValueError(f"{folder} holds rows that were prepared with other settings: choose another folder")
-    files_folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(settings_file) as part:
-        part.write_text(made_with)
+    made_with = {"format": FORMAT, "rows": len(rows), "files": num_files, **settings}
+    files_folder = folder / ROWS_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_settings(folder / SETTINGS_FILE, made_with, "rows that were prepared with other settings")
+    files_folder.mkdir(exist_ok=True)
     present = {file.name.split(".")[0] for file in intact_files(files_folder, "train-*.*.arrow")}
     numbers = [
         number for number in range(shard_index, num_files, num_shards) if _stem(number, num_files) not in present

@@ -218,12 +218,12 @@ def evaluate_models(
     }
     reranking, reranker_record = None, {}
     if args.rerank is not None:
-        reranker = UniMEReranker.from_pretrained(
-            args.rerank, args.rerank_method, device=state.device, dtype=args.dtype
-        )
         described = {"model": redact_home(args.rerank), "revision": fingerprint(args.rerank)}
         reranker_record = {"reranker": described | {"method": args.rerank_method, "depth": args.depth}}
         if state.is_main_process:  # which writes the scores; the others help to embed
+            reranker = UniMEReranker.from_pretrained(
+                args.rerank, args.rerank_method, device=state.device, dtype=args.dtype
+            )
             reranking = Reranking(reranker.scores, args.depth)
     folder = Path(args.embedding_cache or Path(args.output) / "embeddings")
     for title, path in models.items():

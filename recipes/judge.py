@@ -43,6 +43,7 @@ from unime.judge_model import JudgeModel
 from unime.judging import PUBLISHED_REPETITION_PENALTY
 from unime.reranker import load_reranker
 from unime.storage.atomic_files import atomic_write, intact_files
+from unime.storage.run_settings import keep_settings
 
 
 CHUNK_ROWS = 64  # rows of one file of scores; a killed process loses at most one file
@@ -172,12 +173,7 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
         "mined": None if mined_file is None else hashlib.blake2b(Path(mined_file).read_bytes()).hexdigest(),
         "chunk_rows": CHUNK_ROWS,
     }
-    settings = json.dumps(made_with, indent=2, default=str)
-    settings_file = output / "settings.json"
-    if settings_file.exists() and settings_file.read_text() != settings:
-        raise ValueError(f"{output} holds scores of another judge, dataset or mined file: choose another output_dir")
-    with atomic_write(settings_file) as part:
-        part.write_text(settings)
+    keep_settings(output / "settings.json", made_with, "scores of another judge, dataset or mined file")
 
     rows = Candidates(dataset, mined)
     starts = range(0, num_rows, CHUNK_ROWS)

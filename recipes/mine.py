@@ -32,6 +32,7 @@ from unime.data.validation import read_or_explain
 from unime.eval.encoders.loading import load_encoder
 from unime.isolate_failures import map_isolating_failures
 from unime.storage.atomic_files import atomic_write, intact_files
+from unime.storage.run_settings import keep_settings
 
 
 CHUNK_ROWS = 1024  # rows of one file of embeddings; a killed run loses at most one file
@@ -142,12 +143,7 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"model": script.model, "revision": fingerprint(script.model), "data": vars(data)}
     made_with["format"] = CHUNK_FORMAT
-    settings = json.dumps(made_with, indent=2, default=str)
-    settings_file = output / "settings.json"
-    if settings_file.exists() and settings_file.read_text() != settings:
-        raise ValueError(f"{output} holds embeddings of another model, dataset or version: choose another output_dir")
-    with atomic_write(settings_file) as part:
-        part.write_text(settings)
+    keep_settings(output / "settings.json", made_with, "embeddings of another model, dataset or version")
     num_rows = embed(script, data, folder)
     files = {file.name.split(".")[0]: file for file in sorted(folder.glob("*.*.npz"))}
     num_chunks = len(range(0, num_rows, CHUNK_ROWS))

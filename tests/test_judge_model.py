@@ -10,7 +10,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from unime import load_model
 from unime.judge_model import JudgeModel
-from unime.judging import pairwise_messages, yes_probabilities
 
 
 def noise(width: int, height: int, seed: int) -> Image.Image:
@@ -48,7 +47,7 @@ def judge(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> 
 @pytest.mark.parametrize("query", QUERIES, ids=["text", "image and text", "two images"])
 def test_sharing_the_query_changes_no_score(judge, query) -> None:
     shared, whole = JudgeModel(*judge), JudgeModel(*judge, share_query=False)
-    alone = [float(yes_probabilities(*judge, [pairwise_messages(query, candidate)])) for candidate in CANDIDATES]
+    alone = [whole(query, [candidate])[0] for candidate in CANDIDATES]
     assert shared(query, CANDIDATES) == pytest.approx(alone, abs=1e-5)
     assert whole(query, CANDIDATES) == pytest.approx(alone, abs=1e-5)
     assert torch.tensor(alone).std() > 0.01

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from unime import load_model
+from unime.judge_model import JudgeModel
 from unime.judging import (
     LISTWISE_PROMPT,
     PAIRWISE_PROMPT,
@@ -18,17 +19,17 @@ from unime.judging import (
     pairwise_messages,
     prompt_tensors,
     render,
-    yes_probabilities,
 )
 
 
 RED, BLUE = Image.new("RGB", (40, 24), "red"), Image.new("RGB", (24, 48), "blue")
 QUERY = {"image": RED, "text": "What is this? No or Yes"}
-CONVERSATIONS = [
-    pairwise_messages(QUERY, {"text": "a pizza"}),
-    pairwise_messages(QUERY, {"image": BLUE, "text": "the candidate with the longest text, and an image"}),
-    pairwise_messages(QUERY, {"image": BLUE, "instruction": "Represent the given image."}),
+CANDIDATES = [
+    {"text": "a pizza"},
+    {"image": BLUE, "text": "the candidate with the longest text, and an image"},
+    {"image": BLUE, "instruction": "Represent the given image."},
 ]
+CONVERSATIONS = [pairwise_messages(QUERY, candidate) for candidate in CANDIDATES]
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2.5-vl", "smolvlm"])
@@ -43,7 +44,8 @@ def test_probabilities_equal_those_of_a_generated_token_with_one_forward_pass(ju
     model, processor = judge
     passes = []
     hook = model.register_forward_hook(lambda *_: passes.append(1))
-    probabilities = yes_probabilities(model, processor, CONVERSATIONS, penalty)
+    judge_pairs = JudgeModel(model, processor, repetition_penalty=penalty, share_query=False)
+    probabilities = torch.tensor(judge_pairs(QUERY, CANDIDATES))
     hook.remove()
     assert len(passes) == 1
     images = [conversation_images(conversation) for conversation in CONVERSATIONS]
@@ -56,8 +58,9 @@ def test_probabilities_equal_those_of_a_generated_token_with_one_forward_pass(ju
 
 
 def test_probabilities_do_not_depend_on_the_batch(judge) -> None:
-    together = yes_probabilities(*judge, CONVERSATIONS)
-    alone = torch.cat([yes_probabilities(*judge, [conversation]) for conversation in CONVERSATIONS])
+    judge_pairs = JudgeModel(*judge, share_query=False)
+    together = torch.tensor(judge_pairs(QUERY, CANDIDATES))
+    alone = torch.tensor([judge_pairs(QUERY, [candidate])[0] for candidate in CANDIDATES])
     assert (together - alone).abs().max() < 1e-5
 
 

@@ -34,13 +34,8 @@ VIDEO_PROCESSORS = frozenset(
 # Those with times in tokens or positions. Whoever renders the template must say that the processor gets the times.
 TIMED_PROCESSORS = frozenset({"Qwen2_5_VLProcessor", "Qwen3VLProcessor"})
 
-# The only place that holds prompts. The instruction is the system message (as sentence-transformers passes its
-# prompts) and stands before the first text. Texts, images and videos keep their order, with one exception: where all
-# images follow the only text, the images come first, because sentence-transformers renders a dict with the keys "text"
-# and "image" in this form, and the order of keys means nothing. An empty text at the end keeps the order. Control
-# tokens inside texts are broken up by a space, whoever renders the template.
-TEMPLATE = """\
-{%- set frame = FRAME -%}
+# Of templates with a `frame`: breaks up control tokens inside a text by a space.
+BREAK_UP = """\
 {%- macro break_up(text) -%}
 {%- set broken = namespace(text=text) -%}
 {%- for token in frame.control if token in text -%}
@@ -48,6 +43,18 @@ TEMPLATE = """\
 {%- endfor -%}
 {{- broken.text -}}
 {%- endmacro -%}
+"""
+
+# The only place that holds prompts. The instruction is the system message (as sentence-transformers passes its
+# prompts) and stands before the first text. Texts, images and videos keep their order, with one exception: where all
+# images follow the only text, the images come first, because sentence-transformers renders a dict with the keys "text"
+# and "image" in this form, and the order of keys means nothing. An empty text at the end keeps the order. Control
+# tokens inside texts are broken up by a space, whoever renders the template.
+TEMPLATE = """\
+{%- set frame = FRAME -%}
+"""
+TEMPLATE += BREAK_UP
+TEMPLATE += """\
 {%- set ns = namespace(instruction='', leading='', inner='', kind='', first='', body='', text='', ordered=false) -%}
 {%- for message in messages -%}
 {%- set content = message['content'] -%}

@@ -107,7 +107,8 @@ def test_an_interrupted_run_and_two_processes_give_the_same_file(
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "scores").glob("*.json")}
     judge("--margin", 0.5)  # another filter: nothing is judged again
     assert times == {file: file.stat().st_mtime_ns for file in (tmp_path / "scores").glob("*.json")}
-    with pytest.raises(ValueError, match="holds scores of another judge, dataset or mined file: choose another"):
+    message = "holds scores of another judge, dataset or mined file: choose another folder"
+    with pytest.raises(ValueError, match=message):
         judge("--repetition_penalty", 1)
 
 

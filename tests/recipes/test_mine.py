@@ -93,6 +93,6 @@ def test_mined_negatives_have_the_same_task_and_another_answer_and_can_be_traine
 def test_embeddings_of_another_model_are_refused(mine: Callable[..., None], tmp_path: Path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(
-        ValueError, match="holds embeddings of another model, dataset or version: choose another output_dir"
+        ValueError, match="holds embeddings of another model, dataset or version: choose another folder"
     ):
         mine()
