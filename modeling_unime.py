@@ -345,8 +345,9 @@ class UniMEModel(PreTrainedModel):
         A list of texts and images is read in its order. `items` is a list itself, so one such item is
         `[["The cat", image, "sits on", image]]`, or `{"content": ["The cat", image, ...], "instruction": ...}`.
 
-        Equal items are embedded once. Results do not depend on how the items are batched. Opened image files
-        (`PIL.Image.open`) are decoded a few at a time and are not decoded in `items` itself, see [`read_windows`].
+        Equal items are embedded once, unless they have images of more than 2 megapixels. Results do not depend on how
+        the items are batched. Opened image files (`PIL.Image.open`) are decoded a few at a time and are not decoded in
+        `items` itself, see [`read_windows`].
 
         Args:
             items (`list` or a single item): The items; a single item gives a single embedding.
@@ -379,7 +380,7 @@ class UniMEModel(PreTrainedModel):
         max_length = default_max_length(processor, self.config) if max_length is None else max_length
         budget = micro_batch_tokens or self.default_micro_batch_tokens
         embeddings = np.zeros((len(items), truncate_dim or self.config.hidden_size), dtype=np.float32)
-        first_index: dict[int, int] = {}  # item hash -> index of the first equal item
+        first_index: dict[int, int] = {}  # key of an item -> index of the first equal item
         in_training_mode = [module for module in self.modules() if module.training]  # frozen parts may not be
         self.eval()
         try:
@@ -387,8 +388,8 @@ class UniMEModel(PreTrainedModel):
                 start = 0
                 for window in read_windows(items, ENCODE_WINDOW_ITEMS):
                     sources, new_items = [], {}
-                    for index, (digest, item) in enumerate(window, start):
-                        sources.append(first_index.setdefault(digest, index))
+                    for index, (key, item) in enumerate(window, start):
+                        sources.append(first_index.setdefault(key, index))
                         if sources[-1] == index:
                             new_items[index] = item
                     window.clear()

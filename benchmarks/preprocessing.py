@@ -32,7 +32,8 @@ from transformers import ProcessorMixin
 from unime import processor_from_backbone
 from unime.batching_unime import plan_micro_batches
 from unime.image_tokens_unime import _preprocess_blank_images
-from unime.processing_unime import item_hash, normalize_item, to_messages
+from unime.processing_unime import normalize_item, to_messages
+from unime.windows_unime import read_windows
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for the tiny models
@@ -95,8 +96,7 @@ def ways(processor: ProcessorMixin) -> dict[str, Callable[[Path], None]]:
         processor(text=text, images=[[rgb]], padding=True, return_tensors="pt")
 
     def with_unime(path: Path) -> None:
-        item = normalize_item(Image.open(path), 0)
-        item_hash(item)
+        (((_, item),),) = read_windows([Image.open(path)], max_items=1)
         (batch,) = plan_micro_batches(processor, {0: item}, max_length=10**6)
         batch.tensors()
 

@@ -200,7 +200,7 @@ def merge(
 @app.command()
 def average(
     checkpoints: Annotated[list[str], typer.Argument(help="At least two checkpoints of one backbone.")],
-    output: Annotated[Path, typer.Option(help="Folder for the averaged checkpoint.")],
+    output: Annotated[Path, typer.Option("--output", "--output_dir", help="Folder for the averaged checkpoint.")],
     weight: Annotated[
         list[float] | None, typer.Option(help="Weight of a checkpoint; repeated, in their order. Equal by default.")
     ] = None,

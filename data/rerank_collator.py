@@ -17,6 +17,7 @@ from .rows import content_hashes
 
 
 GENERATIVE_OBJECTIVES = ("both", "pairwise", "listwise")
+MAX_LENGTH_RATIO = 1.25  # of the texts of a micro-batch
 
 Candidate = tuple[Any, float | None]  # item, score
 Question = tuple[Conversation, str]  # and its right answer
@@ -46,6 +47,26 @@ def _draw_candidates(row: Mapping[str, Any], where: str, source: random.Random) 
     return (positives[drawn], scores[drawn]), negatives
 
 
+def similar_sizes(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Group conversations that have equally many images and texts of similar length, so that little is padding.
+
+    Args:
+        sizes (`list[tuple[int, int]]`): Images and characters of each conversation.
+
+    Returns:
+        `list[list[int]]`: Indices of the conversations of each group. Its longest text has at most `MAX_LENGTH_RATIO`
+        times the characters of its shortest one.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        images, characters = sizes[index]
+        fewest_images, fewest_characters = sizes[groups[-1][0]] if groups else (-1, 0)
+        if images != fewest_images or characters > MAX_LENGTH_RATIO * fewest_characters:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
 @dataclass
 class RerankCollator:
     """Collator that asks about the query and the candidates of each row, and knows the right answers.
@@ -55,10 +76,9 @@ class RerankCollator:
 
     Calling it with rows returns a `dict` with:
 
-    - `micro_batches` (list of tensor dicts): the conversations, left-padded; those about a list apart from those about
-      one candidate, which are shorter, and those with images apart from those without. With a generative objective
-      they end with the answers, and `answers` of shape `(conversations, answer tokens)` holds the tokens with a loss,
-      filled up with -100;
+    - `micro_batches` (list of tensor dicts): the conversations, left-padded; a micro-batch has those of similar size
+      (see [`similar_sizes`]). With a generative objective they end with the answers, and `answers` of shape
+      `(conversations, answer tokens)` holds the tokens with a loss, filled up with -100;
     - `labels`: one value for each term of the loss, which is their mean: the tokens of all answers; with `"ranking"`
       one for each row, with `"distillation"` one for each candidate;
     - with `"ranking"` and `"distillation"`: `order` `(candidates,)`, the index of the candidate that each conversation
@@ -86,8 +106,7 @@ class RerankCollator:
         batch: dict[str, Any] = {"provenance": places}
         if self.objective in GENERATIVE_OBJECTIVES:
             asked = [self.questions(row, where) for row, where in zip(rows, places, strict=True)]
-            kinds = [[question for kind in kinds for question in kind] for kinds in zip(*asked, strict=True)]
-            micro_batches, _ = self._tensors([kind for kind in kinds if kind])
+            micro_batches, _ = self._tensors([question for questions in asked for question in questions])
             labels = torch.cat([tensors["answers"].flatten() for tensors in micro_batches])
             return batch | {"micro_batches": micro_batches, "labels": labels[labels != FILLER]}
         offered = [self.candidates(row, where) for row, where in zip(rows, places, strict=True)]
@@ -96,7 +115,7 @@ class RerankCollator:
             for row, candidates in zip(rows, offered, strict=True)
             for item, _ in candidates
         ]
-        micro_batches, order = self._tensors([pairs])
+        micro_batches, order = self._tensors(pairs)
         scores = []
         if self.objective == "distillation":
             scores = [
@@ -110,7 +129,7 @@ class RerankCollator:
             "labels": torch.zeros(len(scores) or len(rows), dtype=torch.long),
         }
 
-    def questions(self, row: Mapping[str, Any], where: str) -> tuple[list[Question], list[Question]]:
+    def questions(self, row: Mapping[str, Any], where: str) -> list[Question]:
         """Return the conversations about one candidate of a row and about a list, each with its right answer.
 
         Args:
@@ -128,7 +147,7 @@ class RerankCollator:
         offered.insert(place, positive)
         pairs = [(pairwise_messages(query, positive), "Yes"), (pairwise_messages(query, wrong), "No")]
         lists = [(listwise_messages(query, offered), position_answer(place))]
-        return pairs if self.objective != "listwise" else [], lists if self.objective != "pairwise" else []
+        return {"pairwise": pairs, "listwise": lists}.get(self.objective, pairs + lists)
 
     def candidates(self, row: Mapping[str, Any], where: str) -> list[Candidate]:
         """Return a row's positive and the negatives to compare it with, each with its score; see [`questions`]."""
@@ -144,23 +163,17 @@ class RerankCollator:
     def _sample(self, negatives: Sequence[Candidate], source: random.Random) -> list[Candidate]:
         return source.sample(negatives, min(len(negatives), self.num_candidates - 1))
 
-    def _tensors(self, kinds: Sequence[Sequence[Question]]) -> tuple[list[dict[str, Tensor]], list[int]]:
-        """Return the micro-batches of each kind of question, and the place of each of their conversations.
-
-        Conversations with images stand apart, because some processors take images for all texts or for none.
-        """
-        micro_batches, order = [], []
-        for questions in kinds:
-            images = [conversation_images(conversation) for conversation, _ in questions]
-            for with_images in (True, False):
-                part = [index for index, shown in enumerate(images) if bool(shown) is with_images]
-                if part:
-                    texts = render(self.processor, [questions[index][0] for index in part])
-                    prompts = prompt_tensors(self.processor, texts, [images[index] for index in part])
-                    prompts = prompts if self.dtype is None else prompts.to(dtype=self.dtype)
-                    micro_batches.append(self._with_answers(prompts, [questions[index][1] for index in part]))
-                    order += part
-        return micro_batches, order
+    def _tensors(self, questions: Sequence[Question]) -> tuple[list[dict[str, Tensor]], list[int]]:
+        """Return the micro-batches, and the place of each of their conversations."""
+        texts = render(self.processor, [conversation for conversation, _ in questions])
+        images = [conversation_images(conversation) for conversation, _ in questions]
+        groups = similar_sizes([(len(shown), len(text)) for shown, text in zip(images, texts, strict=True)])
+        micro_batches = []
+        for group in groups:
+            prompts = prompt_tensors(self.processor, [texts[index] for index in group], [images[i] for i in group])
+            prompts = prompts if self.dtype is None else prompts.to(dtype=self.dtype)
+            micro_batches.append(self._with_answers(prompts, [questions[index][1] for index in group]))
+        return micro_batches, [index for group in groups for index in group]
 
     def _with_answers(self, prompts: Mapping[str, Tensor], answers: Sequence[str]) -> dict[str, Tensor]:
         if not any(answers):

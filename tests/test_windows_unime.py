@@ -51,6 +51,15 @@ def test_windows_hold_the_items_in_order_with_their_hashes(monkeypatch: pytest.M
     assert [pair for window in read for pair in window] == [(item_hash(item), item) for item in normalized]
 
 
+def test_large_images_are_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows_unime, "MAX_HASHED_PIXELS", 40 * 30)
+    small, large = photograph(40, 30, 0), photograph(40, 31, 0)
+    items = [small, large, "a", large, small, {"text": "a", "image": large}]
+    keys = [key for window in read_windows(items, max_items=4) for key, _ in window]
+    assert keys[0] == keys[4] == item_hash(normalize_item(small, 0)) and keys[2] == item_hash(normalize_item("a", 0))
+    assert len({*keys}) == len(items) - 1 and [keys[index] for index in (1, 3, 5)] == [-2, -4, -6]
+
+
 def test_the_first_malformed_item_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows_unime, "MAX_WINDOW_PIXELS", 1)
     damaged = Image.open(io.BytesIO(encoded(photograph(90, 90), "JPEG").getvalue()[:1000]))

@@ -16,7 +16,7 @@ from rerank_runs import make_trainer, rerank_rows
 from scipy.stats import chisquare
 from transformers import AutoProcessor, ProcessorMixin
 
-from unime.data.rerank_collator import RerankCollator
+from unime.data.rerank_collator import RerankCollator, similar_sizes
 from unime.judging import label_tokens
 from unime.rerank_answers import FILLER
 from unime.reranker import load_reranker
@@ -97,6 +97,21 @@ def test_only_the_answer_up_to_the_end_of_the_turn_has_a_loss(processor: Process
     assert len(batch["labels"]) == sum(len(processor.tokenizer(answer)["input_ids"]) for answer in answers)
 
 
+def test_conversations_of_similar_size_share_a_micro_batch():
+    # Images, characters. 125 is at most 1.25 times 100, 126 is not; 130 starts from 126.
+    sizes = [(1, 100), (0, 500), (1, 126), (2, 100), (1, 125), (1, 130), (0, 20)]
+    assert similar_sizes(sizes) == [[6], [1], [0, 4], [2, 5], [3]]
+    assert similar_sizes([]) == []
+
+
+def test_little_of_the_micro_batches_is_padding(processor: ProcessorMixin):
+    rows = [{"query": "who?", "positive": "he", "negatives": ["she"]}, rerank_rows(1)[0]]
+    rows.append({"query": "who?", "positive": "he " * 300, "negatives": ["she " * 300]})
+    masks = [tensors["attention_mask"] for tensors in collated(processor, rows)["micro_batches"]]
+    assert sum(mask.shape[0] for mask in masks) == 9
+    assert sum(mask.sum() for mask in masks) > 0.9 * sum(mask.numel() for mask in masks)
+
+
 def question(conversation: list[dict[str, Any]]) -> str:
     """Return the text of a conversation without images."""
     (part,) = conversation[0]["content"]
@@ -110,7 +125,7 @@ def test_the_positive_stands_at_every_offered_place_equally_often(processor: Pro
     negatives: Counter[int] = Counter()
     draws = 1000
     for number in range(draws):
-        _, [(conversation, answer)] = collator.questions(row, f"row {number}")
+        [(conversation, answer)] = collator.questions(row, f"row {number}")
         offered = question(conversation).partition("Candidates:")[2].split("(")[1:]
         assert len(offered) == 10
         place = answer.removeprefix("Ans: (")
@@ -129,7 +144,7 @@ def test_the_negative_of_no_is_any_of_the_distinct_ones(processor: ProcessorMixi
     collator = RerankCollator(processor, "both", num_candidates=10, seed=0)
     wrong: Counter[str] = Counter()
     for number in range(600):
-        [_, (conversation, answer)], [(listed, _)] = collator.questions(row, f"row {number}")
+        [_, (conversation, answer), (listed, _)] = collator.questions(row, f"row {number}")
         assert answer == "No" and question(listed).count("of another") == 3
         wrong[question(conversation).partition("Candidate:")[2]] += 1
     assert wrong.keys() == {f"answer {other} of another" for other in (1, 2, 3)}
@@ -141,7 +156,7 @@ def test_draws_depend_on_the_seed_the_row_and_the_epoch_alone(processor: Process
     collator = RerankCollator(processor, "listwise", num_candidates=5, seed=0)
 
     def lists(rows: list[dict[str, Any]], collator: RerankCollator = collator) -> list[str]:
-        conversations = [collator.questions(row, row["where"])[1][0][0] for row in rows]
+        conversations = [collator.questions(row, row["where"])[-1][0] for row in rows]
         return [conversation[0]["content"][-1]["text"] for conversation in conversations]
 
     first = lists(rows)
