@@ -186,12 +186,10 @@ def test_plotted_curves_end_with_the_shortest_run(page: ModuleType, tmp_path: Pa
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "study").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_study_can_run_and_its_scores_belong_to_its_settings(study: ModuleType, page: ModuleType, path: Path):
     current = study.read_study(path)
-    for settings in current["steps"].values():
-        assert (ROOT / settings["script"]).exists() and (ROOT / settings["config"]).exists()
     for cell in current["cells"]:
         runner, _ = study.cell_runner(current, cell, 1, Path("runs/study"))
         for settings in runner.steps.values():
-            script = settings["script"].removeprefix("-m unime.")
+            script = settings["script"].removeprefix("-m unime.").split()[0]
             assert (ROOT / script).exists() and (ROOT / settings.get("config", script)).exists()
     claims = current.get("claims", [])
     for claim in claims:
