@@ -138,12 +138,10 @@ def openmoji_texts(split: str, size: int, seed: int = 0) -> Dataset:
     return _cached(key, _make_texts, Features({"text": Value("string")}))
 
 
-def openmoji_conversations(
-    split: str, size: int, seed: int = 0, styles: Sequence[str] | None = None, transparent: bool = False
-) -> Dataset:
-    """Return generative rows: `image` (an image or `None`), `prompt`, `answer`; styles as in [`openmoji_rows`]."""
+def openmoji_conversations(split: str, size: int, seed: int = 0) -> Dataset:
+    """Return generative rows: `image` (an image or `None`), `prompt`, `answer`."""
     check_split(split)
-    key = {"kind": "conversations", "split": split, "size": size, "seed": seed} | _style_key(styles, transparent)
+    key = {"kind": "conversations", "split": split, "size": size, "seed": seed}
     return _cached(key, _make_conversations, _CONVERSATION).with_transform(_draw_conversations)
 
 
@@ -210,11 +208,7 @@ def _make_conversations(key: dict) -> Iterator[dict]:
     kinds, weights = list(KINDS), [weight for _, weight in KINDS.values()]
     for index in range(key["size"]):
         rng = _random_source(key, index)
-        row = KINDS[rng.choices(kinds, weights)[0]][0](key["split"], rng)
-        if row["image"] is not None:
-            style = rng.choice(key.get("styles", [OPENMOJI]))
-            row["image"] = in_style(row["image"], style, "transparent" in key)
-        yield row
+        yield KINDS[rng.choices(kinds, weights)[0]][0](key["split"], rng)
 
 
 def _make_texts(key: dict) -> Iterator[dict]:

@@ -7,7 +7,6 @@ questions of the OpenMoji training split: language-model loss on the answers, wi
 frozen. The same command resumes an interrupted run.
 """
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,16 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import (
-    AutoModel,
     AutoTokenizer,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -34,7 +33,6 @@ from transformers import (
 from trl import TrlParser
 
 from unime.checkpoint_safety import give_weights_the_umask
-from unime.data.image_augmentation import ImageAugmentation
 from unime.openmoji.dataset import openmoji_conversations
 from unime.trainers.checkpointing import last_complete_checkpoint
 
@@ -49,7 +47,6 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-PATCH_PIXELS = 32  # side of the part of an image that one output of the tower stands for
 IGNORED_LABEL = -100  # label of tokens without a loss
 
 
@@ -66,22 +63,16 @@ class ScriptArguments:
         default="runs/tiny-vision",
         metadata={"help": "Output folder of recipes/tiny/vision.py: tower, tokenizer and word embeddings."},
     )
-    styles: list[str] | None = field(
-        default=None, metadata={"help": "Styles of the drawings: openmoji, twemoji, ... Default: openmoji."}
-    )
-    image_augmentations: list[str] = field(
-        default_factory=list, metadata={"help": "Random changes of the images, as in stage 2."}
-    )
 
 
 def build(
-    tokenizer: PreTrainedTokenizerBase, images: SiglipImageProcessor, vision: PreTrainedConfig, words: Tensor
+    tokenizer: PreTrainedTokenizerBase, images: SiglipImageProcessor, vision: SiglipVisionConfig, words: Tensor
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Build a LLaVA for a vision tower: trained word embeddings, random layers."""
     processor = LlavaProcessor(
         images,
         tokenizer,
-        patch_size=PATCH_PIXELS,
+        patch_size=vision.patch_size,
         vision_feature_select_strategy="full",
         chat_template=TEMPLATE,
     )
@@ -102,7 +93,7 @@ def build(
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(images.size["height"] // PATCH_PIXELS) * (images.size["width"] // PATCH_PIXELS),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
@@ -141,7 +132,6 @@ class ConversationCollator:
     """Collator that renders prompts and answers with the chat template; only answer tokens have a loss."""
 
     processor: ProcessorMixin
-    augmentation: ImageAugmentation
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         prompts = []
@@ -151,9 +141,6 @@ class ConversationCollator:
         rendered = self.processor.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
         full = [text + row["answer"] + "<|end|>" for text, row in zip(rendered, rows, strict=True)]
         images = [[] if row["image"] is None else [row["image"]] for row in rows]
-        if self.augmentation.kinds:
-            source = random.Random(f"{self.augmentation.seed}/{full}")  # the same again after resuming
-            images = [[self.augmentation.image(image, source) for image in shown] for shown in images]
         batch = self.processor(text=full, images=images if any(images) else None, padding=True, return_tensors="pt")
         answer_lengths = [
             len(ids) + 1 for ids in self.processor.tokenizer([row["answer"] for row in rows])["input_ids"]
@@ -168,10 +155,9 @@ class ConversationCollator:
 def main(script: ScriptArguments, args: TrainingArguments) -> None:
     set_seed(args.seed)
     with args.main_process_first():
-        transparent = bool(script.image_augmentations)
-        dataset = openmoji_conversations("train", script.num_rows, args.seed, script.styles, transparent)
+        dataset = openmoji_conversations("train", script.num_rows, seed=args.seed)
     stored = dataset.with_format(None)
-    tower = AutoModel.from_pretrained(script.vision, dtype="float32")
+    tower = SiglipVisionModel.from_pretrained(script.vision, dtype="float32")
     if script.model_name_or_path is None:
         model, processor = build(
             AutoTokenizer.from_pretrained(script.vision),
@@ -192,7 +178,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
         AnswerLogits(model),
         args,
         train_dataset=dataset.add_column("length", lengths),
-        data_collator=ConversationCollator(processor, ImageAugmentation(script.image_augmentations, args.seed)),
+        data_collator=ConversationCollator(processor),
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     if trainer.is_world_process_zero():

@@ -11,8 +11,8 @@ shift $(( $# < 2 ? $# : 2 ))
 publish="python recipes/publish.py --model $run/stage2 --output_dir $published"
 $publish
 [ "$(stat -c %s "$published/model.safetensors")" -le 12000000 ] || { echo "the weights are over 12 MB" >&2; exit 1; }
-python -m unime.eval --output "$run/evaluation" --highlight "Stage 2" --models "Before=$run/backbone" \
-    "Stage 1=$run/stage1" "Stage 2=$published" "$@"
+python -m unime.eval --output "$run/evaluation" --highlight "Stage 2" --models \
+    "Before=checkpoints/tiny-backbone" "New tower=$run/tower" "Stage 2=$published" "$@"
 python benchmarks/unseen_images.py --model "$published" --output "$run/unseen_images.json"
 # Publishing again adds the scores to the card.
 $publish --evaluations "$run/evaluation" --title "Stage 2" --commands recipes/tiny/unime-tiny-styles.sh \

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
+from tower import overlapping_tower
 from transformers import AutoModel
-from vision import tower_config
+from vision import patch_tower
 
 from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
 from unime.openmoji.catalogue import catalogue
@@ -39,6 +40,7 @@ NAMES = 100
 BATCH = 32
 LEARNING_RATE = 2e-3
 VALIDATION_STYLE = "fluent"
+TOWERS = {"segformer": overlapping_tower, "siglip": patch_tower}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class NamedTower(nn.Module):
 
     def __init__(self, tower: str):
         super().__init__()
-        config = tower_config(tower)
+        config = TOWERS[tower]()
         self.tower = AutoModel.from_config(config)
         self.names = nn.Linear(config.hidden_size, NAMES)
 

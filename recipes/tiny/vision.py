@@ -20,17 +20,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoModel,
     BatchEncoding,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    SegformerConfig,
     SiglipImageProcessor,
     SiglipVisionConfig,
+    SiglipVisionModel,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -38,22 +35,19 @@ from transformers import (
 from trl import TrlParser
 
 from unime.checkpoint_safety import give_weights_the_umask
-from unime.data.image_augmentation import ImageAugmentation
 from unime.openmoji.captions import sample_scene
 from unime.openmoji.catalogue import LANGUAGES, Emoji, catalogue, same_drawing
-from unime.openmoji.dataset import draw_image, in_style, openmoji_conversations
+from unime.openmoji.dataset import draw_image, openmoji_conversations
 from unime.openmoji.names import emoji_with_category, emoji_with_name
 from unime.openmoji.scenes import CELLS, GRID, POSITIONS, Placed, Scene, crop_spec
-from unime.openmoji.styles import OPENMOJI, check_training_styles
 from unime.openmoji.views import View
 from unime.openmoji.vocabulary import COLOUR_NAMES, objects
 from unime.trainers.checkpointing import last_complete_checkpoint
 
 
 PIXELS = 96
-WORD_DIMENSIONS = 192  # of the language model
 IGNORED_LABEL = -100  # label of classes that the training split does not contain
-TowerParts = tuple[PreTrainedModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]
+TowerParts = tuple[SiglipVisionModel, SiglipImageProcessor, PreTrainedTokenizerBase, nn.EmbeddingBag]
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -92,16 +86,6 @@ class ScriptArguments:
     )
     texts: int = field(default=50_000, metadata={"help": "Number of conversations to train the tokenizer on."})
     vocabulary: int = field(default=4096, metadata={"help": "Size of the tokenizer's vocabulary."})
-    tower: str = field(
-        default="siglip",
-        metadata={"help": "Random tower: 'siglip' has patches of 32 pixels, 'segformer' overlapping convolutions."},
-    )
-    styles: list[str] = field(
-        default_factory=lambda: [OPENMOJI], metadata={"help": "Styles of the drawings: openmoji, twemoji, ..."}
-    )
-    image_augmentations: list[str] = field(
-        default_factory=list, metadata={"help": "Random changes of the images, as in stage 2."}
-    )
 
 
 class PatchClasses:
@@ -149,41 +133,35 @@ class PatchClasses:
 class LabelledImages(torch.utils.data.Dataset):
     """Single emoji, scenes and crops of the training split with the classes of each patch; rows are deterministic."""
 
-    def __init__(self, classes: PatchClasses, script: ScriptArguments, seed: int):
-        check_training_styles(script.styles)
-        self.classes, self.script, self.seed = classes, script, seed
-        self.augmentation = ImageAugmentation(script.image_augmentations)
+    def __init__(self, classes: PatchClasses, size: int, emoji: float, seed: int):
+        self.classes, self.size, self.seed = classes, size, seed
+        self.weights = (emoji, 0.75 * (1 - emoji), 0.25 * (1 - emoji))
 
     def __len__(self) -> int:
-        return self.script.num_rows
+        return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"{self.seed}/{index}")
-        emoji = self.script.emoji
-        kind = rng.choices(("emoji", "scene", "crop"), (emoji, 0.75 * (1 - emoji), 0.25 * (1 - emoji)))[0]
+        kind = rng.choices(("emoji", "scene", "crop"), self.weights)[0]
         if kind == "emoji":
             entry = rng.choice(emoji_with_name("train"))
-            spec, labels = View.sample(entry.index, rng).spec, self.classes.of_emoji(entry)
-        else:
-            scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
-            spec, labels = scene.spec, self.classes.of_scene(scene)
-            if kind == "crop":
-                placed = scene.placed[0]
-                spec, labels = crop_spec(placed), self.classes.of_crop(placed)
-        transparent = bool(self.augmentation.kinds)
-        image = draw_image(in_style(spec, rng.choice(self.script.styles), transparent))
-        return {"image": self.augmentation.image(image, rng) if transparent else image, "labels": labels}
+            return {"image": draw_image(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
+        scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
+        if kind == "scene":
+            return {"image": scene.render(), "labels": self.classes.of_scene(scene)}
+        placed = scene.placed[0]
+        return {"image": draw_image(crop_spec(placed)), "labels": self.classes.of_crop(placed)}
 
 
 class PatchClassifier(nn.Module):
     """A vision tower that compares patches with class names, with one linear layer per kind of class."""
 
-    def __init__(self, tower: PreTrainedModel, words: nn.EmbeddingBag, names: Sequence[Sequence[BatchEncoding]]):
+    def __init__(self, tower: SiglipVisionModel, words: nn.EmbeddingBag, names: Sequence[Sequence[BatchEncoding]]):
         super().__init__()
         self.tower, self.words = tower, words
         self.names = names  # by language and kind of class
         size = tower.config.hidden_size
-        self.heads = nn.ModuleList(nn.Linear(size, words.embedding_dim) for _ in names[0])
+        self.heads = nn.ModuleList(nn.Linear(size, size) for _ in names[0])
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the loss in a random language.
@@ -198,8 +176,8 @@ class PatchClassifier(nn.Module):
         for kind, (head, names) in enumerate(zip(self.heads, language, strict=True)):
             offsets = torch.tensor([0, *map(len, names["input_ids"][:-1])]).cumsum(0)
             classes = self.words(torch.tensor(list(itertools.chain(*names["input_ids"]))), offsets)
-            scores = (head(patches) @ classes.T).float().flatten(0, 1)  # (batch x patches, classes)
-            loss = loss + cross_entropy(scores, labels[:, kind].flatten(), ignore_index=IGNORED_LABEL)
+            scores = (head(patches) @ classes.T).float()  # (batch, patches, classes)
+            loss = loss + cross_entropy(scores.transpose(1, 2), labels[:, kind], ignore_index=IGNORED_LABEL)
         return {"loss": loss}
 
 
@@ -214,46 +192,30 @@ class ImageCollator:
         return {"pixel_values": pixels, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def tower_config(name: str) -> PreTrainedConfig:
-    """Return the configuration of a tower with one output per cell of a scene."""
-    if name == "siglip":
-        return SiglipVisionConfig(
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=3,
-            num_attention_heads=3,
-            image_size=PIXELS,
-            patch_size=PIXELS // GRID,  # a patch is a cell
-            vision_use_head=False,
-            attn_implementation="eager",  # on a CPU its backward pass is twice as fast at this length
-        )
-    if name == "segformer":
-        return SegformerConfig(
-            hidden_sizes=[24, 48, 128, 256],  # on grids of 24, 12, 6 and 3
-            hidden_size=256,  # where LLaVA's projector looks for it
-            depths=[1, 1, 2, 2],
-            num_attention_heads=[1, 2, 4, 8],
-            mlp_ratios=[2, 2, 2, 2],
-            sr_ratios=[8, 4, 2, 1],
-            reshape_last_stage=False,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            drop_path_rate=0.0,
-            initializer_range=0.06,  # the common 0.02 suits wider layers
-        )
-    raise ValueError(f"there is no tower {name!r}: choose siglip or segformer")
+def patch_tower() -> SiglipVisionConfig:
+    """Return the configuration of a tower whose patches are the cells of a scene."""
+    return SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=PIXELS,
+        patch_size=PIXELS // GRID,  # a patch is a cell
+        vision_use_head=False,
+        attn_implementation="eager",  # on a CPU its backward pass is twice as fast at this length
+    )
 
 
-def random_tower(texts: Sequence[str], vocabulary: int, tower: str) -> TowerParts:
+def random_tower(texts: Sequence[str], vocabulary: int) -> TowerParts:
     """Build a random tower and random word embeddings, with a tokenizer trained on the texts."""
-    config = tower_config(tower)
+    config = patch_tower()
     processor = SiglipImageProcessor(
         size={"height": PIXELS, "width": PIXELS}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
     )
     tokenizer = train_tokenizer(texts, vocabulary)
-    words = nn.EmbeddingBag(len(tokenizer), WORD_DIMENSIONS)
-    nn.init.normal_(words.weight, std=WORD_DIMENSIONS**-0.5)
-    return AutoModel.from_config(config), processor, tokenizer, words
+    words = nn.EmbeddingBag(len(tokenizer), config.hidden_size)
+    nn.init.normal_(words.weight, std=config.hidden_size**-0.5)
+    return SiglipVisionModel(config), processor, tokenizer, words
 
 
 def backbone_tower(folder: str) -> TowerParts:
@@ -269,8 +231,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     if script.model_name_or_path is None:
         with args.main_process_first():
             stored = openmoji_conversations("train", script.texts, seed=args.seed).with_format(None)
-        texts = [*stored["prompt"], *stored["answer"]]
-        tower, processor, tokenizer, words = random_tower(texts, script.vocabulary, script.tower)
+        tower, processor, tokenizer, words = random_tower([*stored["prompt"], *stored["answer"]], script.vocabulary)
     else:
         tower, processor, tokenizer, words = backbone_tower(script.model_name_or_path)
     classes = PatchClasses()
@@ -278,7 +239,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     trainer = Trainer(
         PatchClassifier(tower, words, names),
         args,
-        train_dataset=LabelledImages(classes, script, args.seed),
+        train_dataset=LabelledImages(classes, script.num_rows, script.emoji, args.seed),
         data_collator=ImageCollator(processor),
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))

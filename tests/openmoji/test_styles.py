@@ -11,7 +11,7 @@ import pytest
 
 from unime.openmoji import styles
 from unime.openmoji.catalogue import catalogue
-from unime.openmoji.dataset import draw_image, in_style, openmoji_conversations, openmoji_rows
+from unime.openmoji.dataset import draw_image, in_style, openmoji_rows
 from unime.openmoji.vocabulary import objects, sprites
 
 
@@ -134,8 +134,6 @@ def test_rows_and_conversations_use_the_styles_and_keep_their_contents(twemoji):
             assert second == first | {"image": expected}
             num_styled += bool(expected) and expected.endswith("@twemoji")
     assert num_styled
-    conversations = openmoji_conversations("train", 2000, seed=987, styles=["openmoji", "twemoji"]).with_format(None)
-    assert any(image and image.endswith("@twemoji") for image in conversations["image"])
 
 
 def test_names_map_to_slugs_without_ambiguity():
@@ -153,7 +151,7 @@ def test_the_held_out_style_is_refused_in_training():
     with pytest.raises(ValueError, match="'emojione' is held out"):
         openmoji_rows("train", 10, styles=["openmoji", "emojione"])
     with pytest.raises(ValueError, match="no style 'apple': choose from openmoji, twemoji, noto, fluent"):
-        openmoji_conversations("train", 10, styles=["apple"])
+        openmoji_rows("train", 10, styles=["apple"])
     with pytest.raises(ValueError, match="each once"):
         openmoji_rows("train", 10, styles=["noto", "noto"])
 

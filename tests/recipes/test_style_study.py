@@ -23,7 +23,8 @@ def study(script: Callable[[Path], ModuleType]) -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "recipes" / "tiny")
         yield script(ROOT / "recipes" / "tiny" / "style_study.py")
-    sys.modules.pop("vision", None)
+    for name in ("tower", "vision"):
+        sys.modules.pop(name, None)
 
 
 def test_each_variant_differs_from_the_reference_in_one_thing(study: ModuleType) -> None:

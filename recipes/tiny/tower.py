@@ -1,0 +1,209 @@
+"""Give a checkpoint a vision tower that sees in the drawings of several artists what its own tower sees in OpenMoji's.
+
+    make styles
+    torchrun --nproc_per_node 2 recipes/tiny/tower.py --config recipes/tiny/tower.yaml
+
+The language model of the checkpoint has learned its tasks and stays as it is. A new tower with overlapping patches,
+and a new projector, learn to give it for a drawing of any artist, at any size, in other colours and on any background
+what the old ones give it for OpenMoji's drawing on white. Only drawings, object pairs and categories of the training
+split are used. The same command resumes a run.
+"""
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss, normalize
+from transformers import (
+    AutoModel,
+    BaseImageProcessor,
+    SegformerConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+from trl import TrlParser
+
+from unime import UniMEModel, load_model, save_checkpoint
+from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
+from unime.openmoji.captions import sample_scene
+from unime.openmoji.catalogue import catalogue, same_drawing
+from unime.openmoji.dataset import draw_image, in_style
+from unime.openmoji.names import emoji_with_name
+from unime.openmoji.scenes import CELLS, crop_spec
+from unime.openmoji.styles import check_training_styles
+from unime.openmoji.views import View
+from unime.trainers.checkpointing import last_complete_checkpoint
+
+
+TEMPERATURE = 0.07  # of the cosines between a drawing and OpenMoji's drawings
+NO_EMOJI = -100  # label of scenes and crops
+
+
+@dataclass
+class ScriptArguments:
+    """The checkpoint and the training data."""
+
+    model_name_or_path: str = field(
+        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint whose vision tower is replaced."}
+    )
+    num_rows: int = field(default=400_000, metadata={"help": "Number of images."})
+    emoji: float = field(
+        default=0.7, metadata={"help": "Share of single emoji; 3/4 of the rest are scenes, 1/4 crops."}
+    )
+    styles: list[str] = field(
+        default_factory=lambda: ["openmoji", "twemoji", "noto", "fluent"], metadata={"help": "Styles of the drawings."}
+    )
+    image_augmentations: list[str] = field(
+        default_factory=lambda: list(IMAGE_AUGMENTATIONS), metadata={"help": "Random changes, as in stage 2."}
+    )
+
+
+class StyledImages(torch.utils.data.Dataset):
+    """Images in random styles, each with OpenMoji's image of the same content; rows are deterministic."""
+
+    def __init__(self, script: ScriptArguments, seed: int):
+        check_training_styles(script.styles)
+        self.script, self.seed = script, seed
+        self.augmentation = ImageAugmentation(script.image_augmentations)
+
+    def __len__(self) -> int:
+        return self.script.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = random.Random(f"{self.seed}/{index}")
+        single = self.script.emoji
+        kind = rng.choices(("emoji", "scene", "crop"), (single, 0.75 * (1 - single), 0.25 * (1 - single)))[0]
+        emoji = NO_EMOJI
+        if kind == "emoji":
+            emoji = same_drawing()[rng.choice(emoji_with_name("train")).index]
+            spec, target = View.sample(emoji, rng).spec, View.whole(emoji).spec
+        else:
+            scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
+            spec = target = scene.spec if kind == "scene" else crop_spec(scene.placed[0])
+        image = draw_image(in_style(spec, rng.choice(self.script.styles), transparent=True))
+        return {"image": self.augmentation.image(image, rng), "target": draw_image(target), "emoji": emoji}
+
+
+@dataclass
+class ImageCollator:
+    """Collator that stacks the images, their targets, and the emoji that they show."""
+
+    processor: BaseImageProcessor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        pixels, targets = (pixel_values(self.processor, [row[name] for row in rows]) for name in ("image", "target"))
+        return {"pixels": pixels, "targets": targets, "labels": torch.tensor([row["emoji"] for row in rows])}
+
+
+def pixel_values(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> Tensor:
+    """Return images as the input of a tower, `(images, 3, height, width)`."""
+    return processor(images, return_tensors="pt")["pixel_values"]
+
+
+def overlapping_tower() -> SegformerConfig:
+    """Return the configuration of a tower of overlapping convolutions with one output per cell of a scene."""
+    return SegformerConfig(
+        hidden_sizes=[24, 48, 128, 256],  # on grids of 24, 12, 6 and 3
+        hidden_size=256,  # where LLaVA's projector looks for it
+        depths=[1, 1, 2, 2],
+        num_attention_heads=[1, 2, 4, 8],
+        mlp_ratios=[2, 2, 2, 2],
+        sr_ratios=[8, 4, 2, 1],
+        reshape_last_stage=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.06,  # the common 0.02 suits wider layers
+    )
+
+
+def with_new_tower(model: UniMEModel) -> UniMEModel:
+    """Return a copy of a model with a random tower and projector; all of its other parts are frozen."""
+    changed = copy.deepcopy(model).requires_grad_(False)
+    config = changed.config.backbone_config
+    config.vision_config = overlapping_tower()
+    changed.backbone.vision_tower = AutoModel.from_config(config.vision_config)
+    changed.backbone.multi_modal_projector = LlavaMultiModalProjector(config)
+    return changed
+
+
+class TowerDistillation(nn.Module):
+    """A model with a new tower, and what its language model used to receive.
+
+    Args:
+        model (`UniMEModel`): The model with the new tower.
+        teacher (`UniMEModel`): The model with the old one.
+        drawings (`Tensor`): OpenMoji's drawings, `(emoji, 3, height, width)`.
+        candidates (`Sequence[int]`): The emoji to tell apart.
+    """
+
+    def __init__(self, model: UniMEModel, teacher: UniMEModel, drawings: Tensor, candidates: Sequence[int]):
+        super().__init__()
+        self.model = model
+        self.teacher = [teacher.eval()]  # a list, so that it is no part of what is trained and saved
+        with torch.inference_mode():
+            features = torch.cat([image_features(teacher, part) for part in drawings.split(256)]).clone()
+        place = torch.full((len(catalogue()),), NO_EMOJI)
+        place[torch.tensor(candidates)] = torch.arange(len(candidates))
+        self.place, self.mean = place, features.mean(dim=0)
+        self.variance = features.var(dim=(0, 1)).mean()
+        self.references = self.directions(features)
+
+    def directions(self, features: Tensor) -> Tensor:
+        """Return unit vectors of the features of whole images, `(images, patches x dimensions)`."""
+        return normalize((features - self.mean).flatten(1), dim=1)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the cosines between images and OpenMoji's drawings, `(images, candidates)`."""
+        return self.directions(features) @ self.references.T
+
+    def forward(self, pixels: Tensor, targets: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the loss.
+
+        Args:
+            pixels (`Tensor`): `(images, 3, height, width)`.
+            targets (`Tensor`): OpenMoji's images of the same content, of the same shape.
+            labels (`Tensor`): The emoji that each image shows, `(images,)`; `NO_EMOJI` for scenes and crops.
+        """
+        with torch.no_grad():
+            expected = image_features(self.teacher[0], targets)
+        features = image_features(self.model, pixels)
+        loss = mse_loss(features, expected) / self.variance
+        single = labels != NO_EMOJI
+        if single.any():
+            loss = loss + cross_entropy(self.scores(features[single]) / TEMPERATURE, self.place[labels[single]])
+        return {"loss": loss}
+
+
+def image_features(model: UniMEModel, pixels: Tensor) -> Tensor:
+    """Return what the language model receives for images, `(images, patches, dimensions)`."""
+    return torch.stack(model.backbone.get_image_features(pixel_values=pixels).pooler_output)
+
+
+def main(script: ScriptArguments, args: TrainingArguments) -> None:
+    set_seed(args.seed)
+    teacher, processor = load_model(script.model_name_or_path, dtype="float32", attn_implementation="eager")
+    model = with_new_tower(teacher)
+    images = processor.image_processor
+    candidates = sorted({same_drawing()[entry.index] for entry in emoji_with_name("train")})
+    drawings = pixel_values(images, [draw_image(View.whole(index).spec) for index in candidates])
+    trainer = Trainer(
+        TowerDistillation(model, teacher, drawings, candidates),
+        args,
+        train_dataset=StyledImages(script, args.seed),
+        data_collator=ImageCollator(images),
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    if trainer.is_world_process_zero():
+        save_checkpoint(model.eval(), processor, args.output_dir)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, TrainingArguments)).parse_args_and_config())

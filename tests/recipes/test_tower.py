@@ -1,0 +1,109 @@
+"""The distillation of a vision tower: what it starts from, what it learns from, and its loss by hand."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unime import UniMEModel, load_model, save_checkpoint
+from unime.openmoji.catalogue import same_drawing
+from unime.openmoji.dataset import draw_image
+from unime.openmoji.views import View
+
+
+ROOT = Path(__file__).resolve().parents[2]
+EMOJI = (3, 40, 41, 900)
+
+
+@pytest.fixture(scope="module")
+def tower(script: Callable[[Path], ModuleType]) -> Iterator[ModuleType]:
+    yield script(ROOT / "recipes" / "tiny" / "tower.py")
+    sys.modules.pop("tower", None)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> UniMEModel:
+    return load_model(str(ROOT / "checkpoints" / "unime-tiny"), dtype="float32", attn_implementation="eager")[0]
+
+
+@pytest.fixture(scope="module")
+def drawings(tower: ModuleType) -> Tensor:
+    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
+    return tower.pixel_values(processor.image_processor, [draw_image(View.whole(index).spec) for index in EMOJI])
+
+
+def test_rows_are_drawings_with_openmojis_image_of_the_same_content(tower: ModuleType):
+    rows = tower.StyledImages(tower.ScriptArguments(num_rows=60, styles=["openmoji"]), seed=1)
+    again = tower.StyledImages(tower.ScriptArguments(num_rows=60, styles=["openmoji"]), seed=1)
+    singles = 0
+    for index in range(60):
+        row = rows[index]
+        assert row["image"].tobytes() == again[index]["image"].tobytes()
+        assert row["image"].mode == row["target"].mode == "RGB" and row["image"].size == row["target"].size
+        if row["emoji"] == tower.NO_EMOJI:
+            continue
+        singles += 1
+        assert same_drawing()[row["emoji"]] == row["emoji"]
+        assert row["target"].tobytes() == draw_image(View.whole(row["emoji"]).spec).tobytes()
+        assert row["image"].tobytes() != row["target"].tobytes()
+    assert 30 < singles < 54  # 0.7 of them
+
+
+def test_only_the_tower_and_the_projector_are_new_and_trained(tower: ModuleType, teacher: UniMEModel):
+    torch.manual_seed(0)
+    model = tower.with_new_tower(teacher)
+    trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"vision_tower", "multi_modal_projector"}
+    assert all(parameter.requires_grad for parameter in teacher.parameters())  # the original stays as it is
+    language = teacher.backbone.language_model.state_dict()
+    assert all(
+        torch.equal(weight, language[name]) for name, weight in model.backbone.language_model.state_dict().items()
+    )
+    assert tower.image_features(model, torch.zeros(2, 3, 96, 96)).shape == (2, 9, 192)
+
+
+def test_the_loss_of_the_old_tower_is_that_of_the_right_answers(
+    tower: ModuleType, teacher: UniMEModel, drawings: Tensor
+):
+    distillation = tower.TowerDistillation(teacher, teacher, drawings, EMOJI)
+    labels = torch.tensor([40, tower.NO_EMOJI, 900])
+    pixels = drawings[[1, 2, 3]]
+    # The features are right, so only the cross-entropy is left: cosine 1 with the right drawing.
+    cosines = distillation.references @ distillation.references.T
+    expected = torch.stack([(cosines[place] - 1).div(tower.TEMPERATURE).exp().sum().log() for place in (1, 3)]).mean()
+    assert distillation(pixels, pixels, labels)["loss"].item() == pytest.approx(expected.item(), abs=1e-4)
+    # The target of a scene is another image: now its error counts, in units of the variance.
+    targets = pixels.clone()
+    targets[1] = drawings[0]
+    features = tower.image_features(teacher, torch.stack([pixels[1], targets[1]]))
+    error = (features[0] - features[1]).square().mean() / 3 / distillation.variance
+    assert distillation(pixels, targets, labels)["loss"].item() == pytest.approx((expected + error).item(), rel=1e-4)
+
+
+def test_a_step_lowers_the_loss(tower: ModuleType, teacher: UniMEModel, drawings: Tensor):
+    torch.manual_seed(0)
+    distillation = tower.TowerDistillation(tower.with_new_tower(teacher), teacher, drawings, EMOJI)
+    optimizer = torch.optim.AdamW([p for p in distillation.parameters() if p.requires_grad], 1e-3)
+    losses = []
+    for _ in range(8):
+        losses.append(distillation(drawings, drawings, torch.tensor(EMOJI))["loss"])
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+    assert set(distillation.state_dict()) == {f"model.{name}" for name in distillation.model.state_dict()}
+
+
+def test_the_checkpoint_has_the_new_tower(tower: ModuleType, teacher: UniMEModel, tmp_path: Path):
+    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
+    model = tower.with_new_tower(teacher).eval()
+    save_checkpoint(model, processor, tmp_path)
+    loaded, _ = load_model(str(tmp_path), dtype="float32")
+    items = ["a cat", Image.new("RGB", (96, 96), "red")]
+    np.testing.assert_allclose(loaded.encode(items, processor), model.encode(items, processor), atol=1e-5)
