@@ -3,10 +3,10 @@
     make styles
     torchrun --nproc_per_node 2 recipes/tiny/tower.py --config recipes/tiny/tower.yaml
 
-The language model of the checkpoint has learned its tasks and stays as it is. A new tower with overlapping patches,
-and a new projector, learn to give it for a drawing of any artist, at any size, in other colours and on any background
-what the old ones give it for OpenMoji's drawing on white. Only drawings, object pairs and categories of the training
-split are used. The same command resumes a run.
+The language model of the checkpoint has learned its tasks and stays as it is. A new tower with overlapping patches
+learns to give it for a drawing of any artist, at any size, in other colours and on any background what the old one
+gives it for OpenMoji's drawing on white. Only drawings, object pairs and categories of the training split are used.
+The same command resumes a run.
 """
 
 import copy
@@ -27,7 +27,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from trl import TrlParser
 
 from unime import UniMEModel, load_model, save_checkpoint
@@ -110,8 +109,8 @@ def pixel_values(processor: BaseImageProcessor, images: Sequence[Image.Image]) -
 def overlapping_tower() -> SegformerConfig:
     """Return the configuration of a tower of overlapping convolutions with one output per cell of a scene."""
     return SegformerConfig(
-        hidden_sizes=[24, 48, 128, 256],  # on grids of 24, 12, 6 and 3
-        hidden_size=256,  # where LLaVA's projector looks for it
+        hidden_sizes=[24, 48, 128, 192],  # on grids of 24, 12, 6 and 3
+        hidden_size=192,  # where LLaVA's projector looks for it
         depths=[1, 1, 2, 2],
         num_attention_heads=[1, 2, 4, 8],
         mlp_ratios=[2, 2, 2, 2],
@@ -125,12 +124,11 @@ def overlapping_tower() -> SegformerConfig:
 
 
 def with_new_tower(model: UniMEModel) -> UniMEModel:
-    """Return a copy of a model with a random tower and projector; all of its other parts are frozen."""
+    """Return a copy of a model with a random tower; all of its other parts are frozen."""
     changed = copy.deepcopy(model).requires_grad_(False)
     config = changed.config.backbone_config
     config.vision_config = overlapping_tower()
     changed.backbone.vision_tower = AutoModel.from_config(config.vision_config)
-    changed.backbone.multi_modal_projector = LlavaMultiModalProjector(config)
     return changed
 
 
