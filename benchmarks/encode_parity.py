@@ -103,7 +103,7 @@ results = {}
 for kind, items in kinds.items():
     try:
         results[kind] = model.encode(items)
-    except Exception as error:
+    except Exception as error:  # whatever the other library raises is its result
         results[kind] = np.array(f"{type(error).__name__}: {error}"[:300])
 np.savez(output, **results)
 """

@@ -86,7 +86,7 @@ def _serve(measure: Measure, connection: Connection) -> None:
         try:
             for row in measure(case):
                 connection.send(row)
-        except Exception as error:
+        except Exception as error:  # of any kind: the parent process names the case and goes on
             connection.send(f"{type(error).__name__}: {str(error).strip()}"[:500])
         else:
             connection.send("")

@@ -88,7 +88,7 @@ def create_app(
             response = error.response()
         except ValueError as error:
             response = ApiError(400, str(error)).response()
-        except Exception as error:
+        except Exception as error:  # a fault of the server: logged in full, and no detail of it is sent
             _log(error)
             response = ApiError(500, "internal error: the server failed on this request").response()
         service.metrics.requests.labels(response.status_code).inc()

@@ -86,7 +86,7 @@ class Embedder:
                 left = {index: task for index, task in left.items() if index not in results}
                 yield results
             return
-        except Exception as error:
+        except Exception as error:  # each task gets its own, which the request raises again
             if len(left) == 1:
                 yield dict.fromkeys(left, error)
                 return

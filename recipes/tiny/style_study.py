@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ NAMES = 100
 BATCH = 32
 LEARNING_RATE = 2e-3
 VALIDATION_STYLE = "fluent"
-TOWERS = {"segformer": overlapping_tower, "siglip": patch_tower}
+TOWERS = {"segformer": partial(overlapping_tower, 256), "siglip": patch_tower}
 
 
 @dataclass(frozen=True)

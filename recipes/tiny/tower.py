@@ -106,11 +106,11 @@ def pixel_values(processor: BaseImageProcessor, images: Sequence[Image.Image]) -
     return processor(images, return_tensors="pt")["pixel_values"]
 
 
-def overlapping_tower() -> SegformerConfig:
+def overlapping_tower(hidden_size: int) -> SegformerConfig:
     """Return the configuration of a tower of overlapping convolutions with one output per cell of a scene."""
     return SegformerConfig(
-        hidden_sizes=[24, 48, 128, 192],  # on grids of 24, 12, 6 and 3
-        hidden_size=192,  # where LLaVA's projector looks for it
+        hidden_sizes=[24, 48, 128, hidden_size],  # on grids of 24, 12, 6 and 3
+        hidden_size=hidden_size,  # where LLaVA's projector looks for it
         depths=[1, 1, 2, 2],
         num_attention_heads=[1, 2, 4, 8],
         mlp_ratios=[2, 2, 2, 2],
@@ -127,7 +127,7 @@ def with_new_tower(model: UniMEModel) -> UniMEModel:
     """Return a copy of a model with a random tower; all of its other parts are frozen."""
     changed = copy.deepcopy(model).requires_grad_(False)
     config = changed.config.backbone_config
-    config.vision_config = overlapping_tower()
+    config.vision_config = overlapping_tower(config.vision_config.hidden_size)  # as the projector expects it
     changed.backbone.vision_tower = AutoModel.from_config(config.vision_config)
     return changed
 

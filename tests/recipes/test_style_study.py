@@ -62,6 +62,9 @@ def test_the_table_of_the_recipes_has_the_saved_results(study: ModuleType) -> No
     assert saved["settings"] == {"steps": 240, "seed": 0, "names": study.NAMES, "batch": study.BATCH}
     section = (ROOT / "recipes" / "README.md").read_text().split("## An unseen style")[1].split("\n## ")[0]
     rows = [line.rsplit(" | ", 4)[1:] for line in section.splitlines() if line.startswith("| ")][2:]
+    for name, variant in study.VARIANTS.items():
+        tower = study.NamedTower(variant.tower).tower
+        assert saved["results"][name]["parameters"] == sum(parameter.numel() for parameter in tower.parameters())
     columns = ("openmoji", "openmoji, dark", "fluent", "emojione")
     expected = [[f"{100 * result[column]:.1f}" for column in columns] for result in saved["results"].values()]
     assert [[cell.strip(" |") for cell in row] for row in rows] == expected
