@@ -28,14 +28,14 @@ from transformers import (
     set_seed,
 )
 from trl import TrlParser
+from vision import sample_content
 
 from unime import UniMEModel, load_model, save_checkpoint
 from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
-from unime.openmoji.captions import sample_scene
-from unime.openmoji.catalogue import catalogue, same_drawing
+from unime.openmoji.catalogue import Emoji, catalogue, same_drawing
 from unime.openmoji.dataset import draw_image, in_style
 from unime.openmoji.names import emoji_with_name
-from unime.openmoji.scenes import CELLS, crop_spec
+from unime.openmoji.scenes import Scene, crop_spec
 from unime.openmoji.styles import check_training_styles
 from unime.openmoji.views import View
 from unime.trainers.checkpointing import last_complete_checkpoint
@@ -77,15 +77,12 @@ class StyledImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"{self.seed}/{index}")
-        single = self.script.emoji
-        kind = rng.choices(("emoji", "scene", "crop"), (single, 0.75 * (1 - single), 0.25 * (1 - single)))[0]
-        emoji = NO_EMOJI
-        if kind == "emoji":
-            emoji = same_drawing()[rng.choice(emoji_with_name("train")).index]
+        content, emoji = sample_content(self.script.emoji, rng), NO_EMOJI
+        if isinstance(content, Emoji):
+            emoji = same_drawing()[content.index]
             spec, target = View.sample(emoji, rng).spec, View.whole(emoji).spec
         else:
-            scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
-            spec = target = scene.spec if kind == "scene" else crop_spec(scene.placed[0])
+            spec = target = content.spec if isinstance(content, Scene) else crop_spec(content)
         image = draw_image(in_style(spec, rng.choice(self.script.styles), transparent=True))
         return {"image": self.augmentation.image(image, rng), "target": draw_image(target), "emoji": emoji}
 

@@ -130,27 +130,38 @@ class PatchClasses:
         return [[kind] * CELLS for kind in kinds]
 
 
+def sample_content(emoji: float, rng: random.Random) -> Emoji | Scene | Placed:
+    """Return what an image of the training split shows.
+
+    Args:
+        emoji (`float`): Share of single emoji; 3/4 of the rest are scenes, 1/4 crops of an object.
+        rng (`random.Random`): Source of randomness.
+    """
+    kind = rng.choices(("emoji", "scene", "crop"), (emoji, 0.75 * (1 - emoji), 0.25 * (1 - emoji)))[0]
+    if kind == "emoji":
+        return rng.choice(emoji_with_name("train"))
+    scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
+    return scene if kind == "scene" else scene.placed[0]
+
+
 class LabelledImages(torch.utils.data.Dataset):
     """Single emoji, scenes and crops of the training split with the classes of each patch; rows are deterministic."""
 
     def __init__(self, classes: PatchClasses, size: int, emoji: float, seed: int):
-        self.classes, self.size, self.seed = classes, size, seed
-        self.weights = (emoji, 0.75 * (1 - emoji), 0.25 * (1 - emoji))
+        self.classes, self.size, self.emoji, self.seed = classes, size, emoji, seed
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"{self.seed}/{index}")
-        kind = rng.choices(("emoji", "scene", "crop"), self.weights)[0]
-        if kind == "emoji":
-            entry = rng.choice(emoji_with_name("train"))
-            return {"image": draw_image(View.sample(entry.index, rng).spec), "labels": self.classes.of_emoji(entry)}
-        scene = sample_scene("train", rng.choice((2, 3, 4, 5, CELLS)), rng)
-        if kind == "scene":
-            return {"image": scene.render(), "labels": self.classes.of_scene(scene)}
-        placed = scene.placed[0]
-        return {"image": draw_image(crop_spec(placed)), "labels": self.classes.of_crop(placed)}
+        content = sample_content(self.emoji, rng)
+        if isinstance(content, Scene):
+            return {"image": content.render(), "labels": self.classes.of_scene(content)}
+        if isinstance(content, Placed):
+            return {"image": draw_image(crop_spec(content)), "labels": self.classes.of_crop(content)}
+        view = View.sample(content.index, rng)
+        return {"image": draw_image(view.spec), "labels": self.classes.of_emoji(content)}
 
 
 class PatchClassifier(nn.Module):

@@ -23,8 +23,11 @@ EMOJI = (3, 40, 41, 900)
 
 @pytest.fixture(scope="module")
 def tower(script: Callable[[Path], ModuleType]) -> Iterator[ModuleType]:
-    yield script(ROOT / "recipes" / "tiny" / "tower.py")
-    sys.modules.pop("tower", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "recipes" / "tiny")
+        yield script(ROOT / "recipes" / "tiny" / "tower.py")
+    for name in ("tower", "vision"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
