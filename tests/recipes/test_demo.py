@@ -1,7 +1,6 @@
 """The demo says how long it will still take."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,10 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def demo(script: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    yield script(ROOT / "recipes" / "demo.py")
-    sys.modules.pop("launch", None)
+def demo(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(ROOT / "recipes" / "demo.py")
 
 
 def test_the_time_left_follows_from_the_parts_that_are_done(demo: ModuleType) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -26,11 +26,8 @@ before = pathlib.Path(options.start, "text").read_text() if options.start else "
 
 
 @pytest.fixture
-def study(script: Callable[[Path], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    yield script(ROOT / "recipes" / "study.py")
-    for name in ("launch", "study_page"):
-        sys.modules.pop(name, None)
+def study(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(ROOT / "recipes" / "study.py")
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import json
 import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -19,12 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def study(script: Callable[[Path], ModuleType]) -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "recipes" / "tiny")
-        yield script(ROOT / "recipes" / "tiny" / "style_study.py")
-    for name in ("tower", "vision"):
-        sys.modules.pop(name, None)
+def study(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(ROOT / "recipes" / "tiny" / "style_study.py")
 
 
 def test_each_variant_differs_from_the_reference_in_one_thing(study: ModuleType) -> None:

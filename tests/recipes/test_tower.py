@@ -1,7 +1,6 @@
 """The distillation of a vision tower: what it starts from, what it learns from, and its loss by hand."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,12 +21,8 @@ EMOJI = (3, 40, 41, 900)
 
 
 @pytest.fixture(scope="module")
-def tower(script: Callable[[Path], ModuleType]) -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "recipes" / "tiny")
-        yield script(ROOT / "recipes" / "tiny" / "tower.py")
-    for name in ("tower", "vision"):
-        sys.modules.pop(name, None)
+def tower(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(ROOT / "recipes" / "tiny" / "tower.py")
 
 
 @pytest.fixture(scope="module")
