@@ -4,14 +4,16 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from token_ids import token_ids
 from transformers import AutoConfig, ProcessorMixin
 
-from unime import UniMEConfig, micro_batches
+from unime import UniMEConfig, image_tokens_unime, micro_batches
 from unime.batching_unime import default_max_length, plan_micro_batches
+from unime.image_tokens_unime import images_before_processor, to_planes
 from unime.processing_unime import normalize_item
 
 
@@ -226,6 +228,33 @@ def test_images_that_are_rgb_already_are_preprocessed_without_a_copy(
     monkeypatch.setattr(Image.Image, "convert", None)
     tensors = batch.tensors()
     assert tensors["pixel_values"].equal(expected["pixel_values"])
+
+
+def test_photographs_are_handed_over_as_planes_and_give_the_same_tensors(
+    processor: ProcessorMixin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs = [Image.effect_noise(size, 90).convert("RGB") for size in ((90, 70), (64, 64), (70, 131))]
+    for photograph in photographs:
+        photograph.putpixel((1, 2), (1, 2, 3))
+    several = {"image": photographs[:2], "text": "<image> or <image>"}
+    items = {index: normalize_item(item, index) for index, item in enumerate([*photographs, several, RED])}
+    expected = [batch.tensors() for batch in plan_micro_batches(processor, items)]
+    monkeypatch.setattr(image_tokens_unime, "MIN_PLANES_PIXELS", 64 * 64)
+    handed_over = images_before_processor(processor, [*photographs, RED])
+    planes = [isinstance(image, torch.Tensor) for image in handed_over]
+    assert planes == [type(processor).__name__ != "Phi3VProcessor"] * 3 + [False]  # which resizes by Pillow
+    for batch, tensors in zip(plan_micro_batches(processor, items), expected, strict=True):
+        assert {name: value.tolist() for name, value in batch.tensors().items()} == {
+            name: value.tolist() for name, value in tensors.items()
+        }
+
+
+@pytest.mark.parametrize("size", [(5, 3), (300, 64), (7, 129)])
+def test_the_planes_of_an_image_are_its_red_green_and_blue(size: tuple[int, int]) -> None:
+    image = Image.frombytes("RGB", size, np.random.default_rng(0).bytes(3 * size[0] * size[1]))
+    planes = to_planes(image)
+    assert planes.dtype == torch.uint8 and planes.is_contiguous()
+    np.testing.assert_array_equal(planes, np.asarray(image).transpose(2, 0, 1))
 
 
 def test_the_shared_prefix_of_the_texts_of_an_instruction_is_left_out(processor: ProcessorMixin) -> None:

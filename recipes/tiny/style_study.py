@@ -16,7 +16,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
-from tower import overlapping_tower
-from transformers import AutoModel
+from transformers import AutoModel, SegformerConfig
 from vision import patch_tower
 
 from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
@@ -41,7 +39,26 @@ NAMES = 100
 BATCH = 32
 LEARNING_RATE = 2e-3
 VALIDATION_STYLE = "fluent"
-TOWERS = {"segformer": partial(overlapping_tower, 256), "siglip": patch_tower}
+
+
+def overlapping_tower() -> SegformerConfig:
+    """Return the configuration of a tower of overlapping convolutions with one output per cell of a scene."""
+    return SegformerConfig(
+        hidden_sizes=[24, 48, 128, 256],  # on grids of 24, 12, 6 and 3
+        hidden_size=256,  # where LLaVA's projector looks for it
+        depths=[1, 1, 2, 2],
+        num_attention_heads=[1, 2, 4, 8],
+        mlp_ratios=[2, 2, 2, 2],
+        sr_ratios=[8, 4, 2, 1],
+        reshape_last_stage=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.06,  # the common 0.02 suits wider layers
+    )
+
+
+TOWERS = {"segformer": overlapping_tower, "siglip": patch_tower}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Give a checkpoint a vision tower that sees in the drawings of several artists what its own tower sees in OpenMoji's.
+"""Teach a checkpoint's vision tower to see in the drawings of several artists what it sees in OpenMoji's.
 
     make styles
     torchrun --nproc_per_node 2 recipes/tiny/tower.py --config recipes/tiny/tower.yaml
 
-The language model of the checkpoint has learned its tasks and stays as it is. A new tower with overlapping patches
-learns to give it for a drawing of any artist, at any size, in other colours and on any background what the old one
-gives it for OpenMoji's drawing on white. Only drawings, object pairs and categories of the training split are used.
-The same command resumes a run.
+The language model of the checkpoint has learned its tasks and stays as it is. The tower learns to give it for a
+drawing of any artist, at any size, in other colours and on any background what it gave it at first for OpenMoji's
+drawing on white. Only drawings, object pairs and categories of the training split are used. The same command resumes
+a run.
 """
 
 import copy
@@ -19,14 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
-from transformers import (
-    AutoModel,
-    BaseImageProcessor,
-    SegformerConfig,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import BaseImageProcessor, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 from vision import sample_content
 
@@ -50,7 +43,7 @@ class ScriptArguments:
     """The checkpoint and the training data."""
 
     model_name_or_path: str = field(
-        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint whose vision tower is replaced."}
+        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint whose vision tower is trained."}
     )
     num_rows: int = field(default=400_000, metadata={"help": "Number of images."})
     emoji: float = field(
@@ -65,7 +58,7 @@ class ScriptArguments:
 
 
 class StyledImages(torch.utils.data.Dataset):
-    """Images in random styles, each with OpenMoji's image of the same content; rows are deterministic."""
+    """Images in random styles, scenes and crops with OpenMoji's image of the same content; rows are deterministic."""
 
     def __init__(self, script: ScriptArguments, seed: int):
         check_training_styles(script.styles)
@@ -80,22 +73,27 @@ class StyledImages(torch.utils.data.Dataset):
         content, emoji = sample_content(self.script.emoji, rng), NO_EMOJI
         if isinstance(content, Emoji):
             emoji = same_drawing()[content.index]
-            spec, target = View.sample(emoji, rng).spec, View.whole(emoji).spec
+            spec = View.sample(emoji, rng).spec
         else:
-            spec = target = content.spec if isinstance(content, Scene) else crop_spec(content)
+            spec = content.spec if isinstance(content, Scene) else crop_spec(content)
         image = draw_image(in_style(spec, rng.choice(self.script.styles), transparent=True))
-        return {"image": self.augmentation.image(image, rng), "target": draw_image(target), "emoji": emoji}
+        target = draw_image(spec) if emoji == NO_EMOJI else None
+        return {"image": self.augmentation.image(image, rng), "target": target, "emoji": emoji}
 
 
 @dataclass
 class ImageCollator:
-    """Collator that stacks the images, their targets, and the emoji that they show."""
+    """Collator that stacks the images, the targets of scenes and crops, and the emoji that the images show."""
 
     processor: BaseImageProcessor
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        pixels, targets = (pixel_values(self.processor, [row[name] for row in rows]) for name in ("image", "target"))
-        return {"pixels": pixels, "targets": targets, "labels": torch.tensor([row["emoji"] for row in rows])}
+        batch = {
+            "pixels": pixel_values(self.processor, [row["image"] for row in rows]),
+            "labels": torch.tensor([row["emoji"] for row in rows]),
+        }
+        targets = [row["target"] for row in rows if row["target"] is not None]
+        return batch | {"targets": pixel_values(self.processor, targets)} if targets else batch
 
 
 def pixel_values(processor: BaseImageProcessor, images: Sequence[Image.Image]) -> Tensor:
@@ -103,38 +101,19 @@ def pixel_values(processor: BaseImageProcessor, images: Sequence[Image.Image]) -
     return processor(images, return_tensors="pt")["pixel_values"]
 
 
-def overlapping_tower(hidden_size: int) -> SegformerConfig:
-    """Return the configuration of a tower of overlapping convolutions with one output per cell of a scene."""
-    return SegformerConfig(
-        hidden_sizes=[24, 48, 128, hidden_size],  # on grids of 24, 12, 6 and 3
-        hidden_size=hidden_size,  # where LLaVA's projector looks for it
-        depths=[1, 1, 2, 2],
-        num_attention_heads=[1, 2, 4, 8],
-        mlp_ratios=[2, 2, 2, 2],
-        sr_ratios=[8, 4, 2, 1],
-        reshape_last_stage=False,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        drop_path_rate=0.0,
-        initializer_range=0.06,  # the common 0.02 suits wider layers
-    )
-
-
-def with_new_tower(model: UniMEModel) -> UniMEModel:
-    """Return a copy of a model with a random tower; all of its other parts are frozen."""
-    changed = copy.deepcopy(model).requires_grad_(False)
-    config = changed.config.backbone_config
-    config.vision_config = overlapping_tower(config.vision_config.hidden_size)  # as the projector expects it
-    changed.backbone.vision_tower = AutoModel.from_config(config.vision_config)
-    return changed
+def with_trainable_tower(model: UniMEModel) -> UniMEModel:
+    """Return a copy of a model of which only the vision tower is trained."""
+    student = copy.deepcopy(model).requires_grad_(False)
+    student.backbone.vision_tower.requires_grad_(True)
+    return student
 
 
 class TowerDistillation(nn.Module):
-    """A model with a new tower, and what its language model used to receive.
+    """A model whose tower is trained, and what its language model received before.
 
     Args:
-        model (`UniMEModel`): The model with the new tower.
-        teacher (`UniMEModel`): The model with the old one.
+        model (`UniMEModel`): The model whose tower is trained.
+        teacher (`UniMEModel`): The model as it was.
         drawings (`Tensor`): OpenMoji's drawings, `(emoji, 3, height, width)`.
         candidates (`Sequence[int]`): The emoji to tell apart.
     """
@@ -147,7 +126,7 @@ class TowerDistillation(nn.Module):
             features = torch.cat([image_features(teacher, part) for part in drawings.split(256)]).clone()
         place = torch.full((len(catalogue()),), NO_EMOJI)
         place[torch.tensor(candidates)] = torch.arange(len(candidates))
-        self.place, self.mean = place, features.mean(dim=0)
+        self.place, self.features, self.mean = place, features, features.mean(dim=0)
         self.variance = features.var(dim=(0, 1)).mean()
         self.references = self.directions(features)
 
@@ -159,21 +138,26 @@ class TowerDistillation(nn.Module):
         """Return the cosines between images and OpenMoji's drawings, `(images, candidates)`."""
         return self.directions(features) @ self.references.T
 
-    def forward(self, pixels: Tensor, targets: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, labels: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
         """Return the loss.
 
         Args:
             pixels (`Tensor`): `(images, 3, height, width)`.
-            targets (`Tensor`): OpenMoji's images of the same content, of the same shape.
             labels (`Tensor`): The emoji that each image shows, `(images,)`; `NO_EMOJI` for scenes and crops.
+            targets (`Tensor`, *optional*): OpenMoji's images of the scenes and crops, `(scenes and crops, 3, height,
+                width)`.
         """
-        with torch.no_grad():
-            expected = image_features(self.teacher[0], targets)
         features = image_features(self.model, pixels)
-        loss = mse_loss(features, expected) / self.variance
         single = labels != NO_EMOJI
+        answers = self.place[labels[single]]
+        expected = torch.empty_like(features)
+        expected[single] = self.features[answers]
+        if targets is not None:
+            with torch.no_grad():
+                expected[~single] = image_features(self.teacher[0], targets)
+        loss = mse_loss(features, expected) / self.variance
         if single.any():
-            loss = loss + cross_entropy(self.scores(features[single]) / TEMPERATURE, self.place[labels[single]])
+            loss = loss + cross_entropy(self.scores(features[single]) / TEMPERATURE, answers)
         return {"loss": loss}
 
 
@@ -185,7 +169,7 @@ def image_features(model: UniMEModel, pixels: Tensor) -> Tensor:
 def main(script: ScriptArguments, args: TrainingArguments) -> None:
     set_seed(args.seed)
     teacher, processor = load_model(script.model_name_or_path, dtype="float32", attn_implementation="eager")
-    model = with_new_tower(teacher)
+    model = with_trainable_tower(teacher)
     images = processor.image_processor
     candidates = sorted({same_drawing()[entry.index] for entry in emoji_with_name("train")})
     drawings = pixel_values(images, [draw_image(View.whole(index).spec) for index in candidates])
