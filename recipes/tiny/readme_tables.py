@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from unime.eval.report.html_report import markdown_table, percent, table
+from unime.json_output import to_json
 
 
 UNSEEN_TITLES = {
@@ -25,6 +26,13 @@ UNSEEN_TITLES = {
     "photographs": "photographs",
 }
 RESULTS_HEAD, UNSEEN_HEAD = "| hit@1, %", "| images "
+
+
+def put_before(evaluation: Path, earlier: Path) -> None:
+    """Put the columns of earlier results before those of an evaluation, in its results.json and table.md."""
+    columns = json.loads(earlier.read_text()) | json.loads((evaluation / "results.json").read_text())
+    (evaluation / "results.json").write_text(to_json(columns, indent=2) + "\n")
+    (evaluation / "table.md").write_text(table(columns) + "\n")
 
 
 def results_table(evaluation: Path) -> str:
@@ -62,7 +70,10 @@ def main() -> None:
     parser.add_argument("--unseen", type=Path, help="JSON file of benchmarks/unseen_images.py")
     parser.add_argument("--title", default="unime-tiny", help="column of the model in the table of unseen images")
     parser.add_argument("--readme", type=Path, help="file whose tables are replaced; printed otherwise")
+    parser.add_argument("--before", type=Path, help="results.json whose columns come first in --evaluation")
     options = parser.parse_args()
+    if options.before:
+        put_before(options.evaluation, options.before)
     tables = {}
     if options.evaluation:
         tables[RESULTS_HEAD] = results_table(options.evaluation)

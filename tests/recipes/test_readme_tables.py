@@ -1,4 +1,4 @@
-"""Tables of the README from the results of a run, and what its card says of licenses."""
+"""Tables of the README from the results of a run."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +6,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from unime.openmoji.styles import PACKAGES
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +40,9 @@ def test_both_tables_of_a_readme_are_replaced(
         "compositional": {"swap_obj": 0.75},
         "compositional_groups": {"swap": 0.75},
     }
-    (tmp_path / "results.json").write_text(json.dumps({"Stage 2": column}))
+    (tmp_path / "results.json").write_text(json.dumps({"New": column}))
+    earlier = column | {"overall": 0.5, "meta_tasks": {"retrieval": 0.5}}
+    (tmp_path / "earlier.json").write_text(json.dumps({"Stage 2": earlier}))
     rows = [
         {"images": "photographs", "candidates": 20, "chance": 0.05, "untrained": "", "hit@1": 0.1},
         {"images": "emojione", "candidates": 400, "chance": 0.0025, "untrained": 0.61, "hit@1": 0.3},
@@ -50,7 +50,8 @@ def test_both_tables_of_a_readme_are_replaced(
     (tmp_path / "unseen.json").write_text(json.dumps({"rows": rows}))
     readme = tmp_path / "README.md"
     readme.write_text(README)
-    options = ["--evaluation", tmp_path, "--unseen", tmp_path / "unseen.json", "--readme", readme, "--title", "new"]
+    options = ["--before", tmp_path / "earlier.json", "--evaluation", tmp_path, "--unseen", tmp_path / "unseen.json"]
+    options += ["--readme", readme, "--title", "new"]
     monkeypatch.setattr("sys.argv", ["readme_tables.py", *map(str, options)])
     tables.main()
     before, unseen, between, results = readme.read_text().rstrip("\n").split("\n\n")
@@ -60,17 +61,8 @@ def test_both_tables_of_a_readme_are_replaced(
     assert cells[2:] == [["in EmojiOne", "400", "0.2", "61.0", "30.0"], ["photographs", "20", "5.0", "", "10.0"]]
     names = [line.split("|")[1].strip() for line in results.splitlines()[2:]]
     assert names == ["**Retrieval**", "**Mean of tasks**", "**Compositional: swap**"]
+    assert results.splitlines()[0].split("|")[2:4] == [" Stage 2 ", "  New "]
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["Stage 2", "New"]
+    assert "|    50.0 | 25.0 |" in (tmp_path / "table.md").read_text()
     with pytest.raises(ValueError, match="there are 0 tables that begin with '| images '"):
         tables.replace_table("no table", "| images ", "")
-
-
-def test_the_card_names_the_license_of_every_drawing() -> None:
-    notes = (ROOT / "recipes" / "tiny" / "notes-styles.md").read_text()
-    lines = {line.split("(")[1].split(")")[0]: line for line in notes.splitlines() if line.startswith("| [")}
-    assert "CC BY-SA 4.0" in lines.pop("https://openmoji.org")
-    expected = {}
-    for package in PACKAGES.values():
-        source, license = package.license.split(" (")[1].split("), ")
-        expected[f"https://{source}"] = license
-    assert expected.keys() == lines.keys()
-    assert all(license in lines[source] for source, license in expected.items())
