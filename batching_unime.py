@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
 
+from .image_input_unime import frames_before_processor, images_before_processor
 from .image_tokens_unime import (
     count_image_tokens,
     count_video_tokens,
-    frames_before_processor,
-    images_before_processor,
     video_options,
     vision_token_equivalents,
 )

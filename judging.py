@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from .image_tokens_unime import images_before_processor
+from .image_input_unime import images_before_processor
 from .processing_unime import BREAK_UP, TEMPLATE_HEAD, Item, chat_template, normalize_item
 
 

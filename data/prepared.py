@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
-import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset, DatasetInfo, Features, List, Value, concatenate_datasets
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -29,6 +27,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import SizeDict
 
 from ..batching_unime import plan_micro_batches
+from ..image_input_unime import to_planes
 from ..image_processing_phi3_v import Phi3VImageProcessor
 from ..image_size import size_as_read
 from ..image_tokens_unime import count_image_tokens, square_of
@@ -120,9 +119,8 @@ class RowPreparation:
             ):
                 if isinstance(image_processor, Phi3VImageProcessor):  # which resizes with Pillow
                     return image_processor.resize_image(image, new_size)
-                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
                 size = SizeDict(height=new_size[1], width=new_size[0])
-                resized = TorchvisionBackend.resize(image_processor, pixels, size, image_processor.resample)
+                resized = TorchvisionBackend.resize(image_processor, to_planes(image), size, image_processor.resample)
                 return Image.fromarray(resized.permute(1, 2, 0).contiguous().numpy())
         return image
 

@@ -34,6 +34,7 @@ ROOT_MODULES = [
     "isolate_failures",
     "image_formats",
     "image_colors_unime",
+    "image_input_unime",
     "configuration_phi3_v",
     "image_processing_phi3_v",
     "processing_phi3_v",

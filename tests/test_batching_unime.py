@@ -11,9 +11,9 @@ from PIL import Image
 from token_ids import token_ids
 from transformers import AutoConfig, ProcessorMixin
 
-from unime import UniMEConfig, image_tokens_unime, micro_batches
+from unime import UniMEConfig, image_input_unime, micro_batches
 from unime.batching_unime import default_max_length, plan_micro_batches
-from unime.image_tokens_unime import images_before_processor, to_planes
+from unime.image_input_unime import images_before_processor, to_planes
 from unime.processing_unime import normalize_item
 
 
@@ -239,7 +239,7 @@ def test_photographs_are_handed_over_as_planes_and_give_the_same_tensors(
     several = {"image": photographs[:2], "text": "<image> or <image>"}
     items = {index: normalize_item(item, index) for index, item in enumerate([*photographs, several, RED])}
     expected = [batch.tensors() for batch in plan_micro_batches(processor, items)]
-    monkeypatch.setattr(image_tokens_unime, "MIN_PLANES_PIXELS", 64 * 64)
+    monkeypatch.setattr(image_input_unime, "MIN_PLANES_PIXELS", 64 * 64)
     handed_over = images_before_processor(processor, [*photographs, RED])
     planes = [isinstance(image, torch.Tensor) for image in handed_over]
     assert planes == [type(processor).__name__ != "Phi3VProcessor"] * 3 + [False]  # which resizes by Pillow

@@ -36,6 +36,7 @@ CHECKPOINT_FILES = {
     "configuration_unime.py",
     "cpu_prepacking_unime.py",
     "image_colors_unime.py",
+    "image_input_unime.py",
     "image_tokens_unime.py",
     "model.safetensors",
     "modeling_unime.py",

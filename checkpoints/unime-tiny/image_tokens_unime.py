@@ -4,12 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import BatchFeature, PreTrainedConfig, ProcessorMixin
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.video_utils import VideoMetadata
@@ -24,8 +21,6 @@ PHI3_V = "Phi3VProcessor"
 LLAVA_TILES = frozenset({"LlavaNextProcessor", "LlavaOnevisionProcessor"})
 SQUARE = "square"  # attribute of an image processor, see `set_square`
 FRAMES_PER_SECOND = 2.0  # of a video given as frames, as in Qwen's qwen_vl_utils; Qwen2.5-VL and Qwen3-VL read times
-MIN_PLANES_PIXELS = 2**19  # for smaller images it saves no time
-ROWS_PER_STRIP = 64
 MAX_IDEFICS_PIXELS = 4096  # longest edge of an image before it is split, whatever the processor's size
 
 
@@ -56,50 +51,6 @@ def sizes_before_processor(processor: ProcessorMixin, sizes: Sequence[tuple[int,
     """Return the widths and heights with which images reach the processor."""
     square = square_of(processor)
     return list(sizes) if square is None else [(square, square)] * len(sizes)
-
-
-def images_before_processor(processor: ProcessorMixin, images: Sequence[Image.Image]) -> list[Image.Image | Tensor]:
-    """Return images as they reach the processor: resized to squares if it is set so, as VLM2Vec does with Pillow.
-
-    Photographs become tensors here, see [`to_planes`], if the processor would make the same tensors of them.
-    """
-    takes_tensors = getattr(type(processor.image_processor), "process_image", None) is TorchvisionBackend.process_image
-    return [
-        to_planes(image)
-        if takes_tensors and image.mode == "RGB" and image.width * image.height >= MIN_PLANES_PIXELS
-        else image
-        for image in _squares(processor, images)
-    ]
-
-
-def to_planes(image: Image.Image) -> Tensor:
-    """Return the red, green and blue planes of an RGB image, `(3, height, width)`, uint8.
-
-    A strip at a time stays in the processor's cache: the whole array in between, which image processors make, takes
-    three times as long and another 36 MB for 12 megapixels.
-    """
-    planes = np.empty((3, image.height, image.width), np.uint8)
-    for top in range(0, image.height, ROWS_PER_STRIP):
-        bottom = min(top + ROWS_PER_STRIP, image.height)
-        strip = image.crop((0, top, image.width, bottom))
-        for plane, band in zip(planes, strip.split(), strict=True):
-            plane[top:bottom] = np.frombuffer(band.tobytes(), np.uint8).reshape(bottom - top, image.width)
-    return torch.from_numpy(planes)
-
-
-def _squares(processor: ProcessorMixin, images: Sequence[Image.Image]) -> list[Image.Image]:
-    sizes = sizes_before_processor(processor, [image.size for image in images])
-    return [image if image.size == size else image.resize(size) for image, size in zip(images, sizes, strict=True)]
-
-
-def frames_before_processor(processor: ProcessorMixin, frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """Return the frames of a video as they reach the processor, resized as those of [`images_before_processor`].
-
-    Qwen's processors merge two frames into one and repeat the last of an odd number; that of Qwen3-VL refuses a single
-    frame, so it is repeated here.
-    """
-    frames = _squares(processor, frames)
-    return frames * 2 if len(frames) == 1 and type(processor).__name__ in QWEN_VL else frames
 
 
 def video_options(num_frames: Sequence[int]) -> dict[str, Any]:
@@ -353,11 +304,8 @@ __all__ = [
     "count_patches",
     "count_video_patches",
     "count_video_tokens",
-    "frames_before_processor",
-    "images_before_processor",
     "patch_share",
     "square_of",
-    "to_planes",
     "video_options",
     "vision_token_equivalents",
 ]

@@ -34,6 +34,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from ...image_input_unime import images_before_processor
 from ...processing_unime import Item, to_item_dict, to_rgb
 from ...windows_unime import MAX_WINDOW_PIXELS, item_pixels, windows
 from ..lazy_items import LazyItems
@@ -281,6 +282,6 @@ def _tensors(processor: CLIPProcessor, tokens: list[list[int]], images: list[lis
         tensors["input_ids"] = pad_sequence(rows, batch_first=True, padding_value=processor.tokenizer.eos_token_id)
         tensors["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     if images[0]:
-        rgb_images = [to_rgb(image) for (image,) in images]
+        rgb_images = images_before_processor(processor, [to_rgb(image) for (image,) in images])
         tensors["pixel_values"] = processor.image_processor(rgb_images, return_tensors="pt")["pixel_values"]
     return tensors

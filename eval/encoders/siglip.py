@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import normalize
 from transformers import ProcessorMixin, Siglip2Model, SiglipModel
 
+from ...image_input_unime import images_before_processor
 from ...processing_unime import Item, to_item_dict, to_rgb
 from ...windows_unime import MAX_WINDOW_PIXELS, item_pixels, windows
 
@@ -87,5 +88,6 @@ def _embed_texts(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, t
 
 
 def _embed_images(model: SiglipModel | Siglip2Model, processor: ProcessorMixin, images: list) -> torch.Tensor:
-    inputs = processor(images=[to_rgb(image) for image in images], return_tensors="pt")
+    rgb_images = images_before_processor(processor, [to_rgb(image) for image in images])
+    inputs = processor(images=rgb_images, return_tensors="pt")
     return model.get_image_features(**inputs.to(model.device, model.dtype)).pooler_output

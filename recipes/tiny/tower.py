@@ -1,7 +1,7 @@
 """Teach a checkpoint's vision tower to see in the drawings of several artists what it sees in OpenMoji's.
 
-    make styles
     torchrun --nproc_per_node 2 recipes/tiny/tower.py --config recipes/tiny/tower.yaml
+    make styles # for --styles openmoji twemoji noto fluent
 
 The language model of the checkpoint has learned its tasks and stays as it is. The tower learns to give it for a
 drawing of any artist, at any size, in other colours and on any background what it gave it at first for OpenMoji's

@@ -1,4 +1,4 @@
-"""Tables of the README from the results of a run."""
+"""Tables of the README from the results of a run, and what its card says of licenses."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from unime.openmoji.styles import HELD_OUT_STYLE, PACKAGES
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +68,14 @@ def test_both_tables_of_a_readme_are_replaced(
     assert "|    50.0 | 25.0 |" in (tmp_path / "table.md").read_text()
     with pytest.raises(ValueError, match="there are 0 tables that begin with '| images '"):
         tables.replace_table("no table", "| images ", "")
+
+
+@pytest.mark.parametrize("file", ["notes.md", "notes-backgrounds.md"])
+def test_the_card_names_the_license_of_every_drawing(file: str) -> None:
+    notes = " ".join((ROOT / "recipes" / "tiny" / file).read_text().split())
+    assert "[OpenMoji](https://openmoji.org) (CC BY-SA 4.0)" in notes
+    source, license = PACKAGES[HELD_OUT_STYLE].license.split(" (")[1].split("), ")
+    assert f"(https://{source}) ({license}), used in evaluation only" in notes
+    # The others are named where they are used: neither card has them.
+    used = {name for name, package in PACKAGES.items() if package.license.split(" (")[1].split(")")[0] in notes}
+    assert used == {HELD_OUT_STYLE}

@@ -59,6 +59,11 @@ def test_only_the_tower_is_trained(tower: ModuleType, teacher: UniMEModel):
     trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"vision_tower"}
     assert all(parameter.requires_grad for parameter in teacher.parameters())  # the original stays as it is
+    language = teacher.backbone.language_model.state_dict()
+    assert all(
+        torch.equal(weight, language[name]) for name, weight in model.backbone.language_model.state_dict().items()
+    )
+    assert tower.image_features(model, torch.zeros(2, 3, 96, 96)).shape == (2, 9, 192)
     with torch.no_grad():
         next(model.backbone.vision_tower.parameters()).zero_()
     assert next(teacher.backbone.vision_tower.parameters()).any()
