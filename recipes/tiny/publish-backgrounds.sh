@@ -1,17 +1,16 @@
 # Evaluates a finished run of unime-tiny-backgrounds.sh beside the checkpoint that it started from, and publishes it: weights
-# in half precision, card, report. Usage: bash recipes/tiny/publish-backgrounds.sh START RUN PUBLISHED [options of unime.eval]
+# in half precision, card, report. Usage: bash recipes/tiny/publish-backgrounds.sh START RUN PUBLISHED
 # Evaluations resume where they were stopped.
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 start=$1 run=$2 published=$3
-shift 3
 [ -e "$run/stage2/finished" ] || { echo "$run/stage2 is not finished: run unime-tiny-backgrounds.sh first" >&2; exit 1; }
 
 publish="python recipes/publish.py --model $run/stage2 --output_dir $published"
 $publish
 [ "$(stat -c %s "$published/model.safetensors")" -le 12000000 ] || { echo "the weights are over 12 MB" >&2; exit 1; }
 python -m unime.eval --output "$run/evaluation" --highlight "Backgrounds" \
-    --models "Stage 2=$start" "Tower=$run/tower" "Backgrounds=$published" "$@"
+    --models "Stage 2=$start" "Tower=$run/tower" "Backgrounds=$published"
 python recipes/tiny/readme_tables.py --before "$start/results-openmoji.json" --evaluation "$run/evaluation"
 python benchmarks/unseen_images.py --model "$published" --output "$run/unseen_images.json"
 # Publishing again adds the scores to the card.

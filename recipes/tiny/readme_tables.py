@@ -29,8 +29,15 @@ RESULTS_HEAD, UNSEEN_HEAD = "| hit@1, %", "| images "
 
 
 def put_before(evaluation: Path, earlier: Path) -> None:
-    """Put the columns of earlier results before those of an evaluation, in its results.json and table.md."""
+    """Put the columns of earlier results before those of an evaluation, in its results.json and table.md.
+
+    Raises:
+        ValueError: They are of benchmarks of different sizes.
+    """
     columns = json.loads(earlier.read_text()) | json.loads((evaluation / "results.json").read_text())
+    sizes = {json.dumps({name: task["candidates"] for name, task in c["tasks"].items()}) for c in columns.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"{evaluation} and {earlier} have other numbers of candidates: evaluate with the same --size")
     (evaluation / "results.json").write_text(to_json(columns, indent=2) + "\n")
     (evaluation / "table.md").write_text(table(columns) + "\n")
 

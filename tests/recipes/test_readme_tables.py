@@ -35,7 +35,7 @@ def test_both_tables_of_a_readme_are_replaced(
 ) -> None:
     column = {
         "benchmark": "openmoji",
-        "tasks": {"name_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": 0.25}},
+        "tasks": {"name_t2i": {"meta_task": "retrieval", "metric": "hit@1", "hit@1": 0.25, "candidates": 40}},
         "meta_tasks": {"retrieval": 0.25},
         "distributions": {},
         "overall": 0.25,
@@ -66,6 +66,10 @@ def test_both_tables_of_a_readme_are_replaced(
     assert results.splitlines()[0].split("|")[2:4] == [" Stage 2 ", "  New "]
     assert list(json.loads((tmp_path / "results.json").read_text())) == ["Stage 2", "New"]
     assert "|    50.0 | 25.0 |" in (tmp_path / "table.md").read_text()
+    smaller = {"Smaller": column | {"tasks": {"name_t2i": column["tasks"]["name_t2i"] | {"candidates": 4}}}}
+    (tmp_path / "earlier.json").write_text(json.dumps(smaller))
+    with pytest.raises(ValueError, match="evaluate with the same --size"):
+        tables.put_before(tmp_path, tmp_path / "earlier.json")
     with pytest.raises(ValueError, match="there are 0 tables that begin with '| images '"):
         tables.replace_table("no table", "| images ", "")
 
