@@ -79,7 +79,8 @@ def _native_model(model: PreTrainedModel, processor: ProcessorMixin) -> tuple[Pr
         rope.setdefault("mrope_interleaved", True)  # transformers always interleaves, vLLM asks the configuration
     # One process saves: under ZeRO-3, transformers would divide the new model among all and wait for the others.
     with torch.device("meta"), set_zero3_state():
-        native = AutoModelForImageTextToText.from_config(config, dtype=model.dtype)
+        # It never runs, and a convolutional tower refuses the attention that the language model has.
+        native = AutoModelForImageTextToText.from_config(config, dtype=model.dtype, attn_implementation="eager")
     names = [name for name, child in native.named_children() if type(child) is type(model.backbone)]
     if not names:
         raise NoNativeFormError(f"{type(native).__name__} does not contain a {type(model.backbone).__name__}")

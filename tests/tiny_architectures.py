@@ -82,6 +82,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "paddleocr_vl": {"text_config": {"rope_parameters": GLM_ROPE}},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "deepseek_vl": {"vision_config": {"image_size": 384, "patch_size": 16}},
+    # Published ones have a tower of timm. The processor is given the pixels per token.
+    "fast_vlm": {
+        "patch_size": 8,
+        "vision_config": {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8, 32],
+            "depths": [1, 1],
+            "layer_type": "basic",
+            "hidden_size": 32,
+            "image_size": 64,
+        },
+    },
     "gemma3": {"vision_config": {"image_size": 64, "patch_size": 8}, "mm_tokens_per_image": 16},
     "shieldgemma2": {"vision_config": {"image_size": 64, "patch_size": 8}, "mm_tokens_per_image": 16},
     **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga"), {"text_config": {"rope_parameters": GLM_ROPE}}),
@@ -273,8 +286,8 @@ def tiny_processor(model_type: str, config: PreTrainedConfig) -> ProcessorMixin:
         if "image_seq_length" in parameters and name in vars(config):
             parts["image_seq_length"] = vars(config)[name]
     if "num_additional_image_tokens" in parameters:
-        parts["num_additional_image_tokens"] = 1  # CLIP's class token, which is left out
-        parts.setdefault("vision_feature_select_strategy", "default")
+        strategy = parts.setdefault("vision_feature_select_strategy", "default")
+        parts["num_additional_image_tokens"] = int(strategy == "default")  # CLIP's class token, which is left out
     processor = processor_class(**parts)
     fit_images(processor, config)
     tokens = vars(processor)

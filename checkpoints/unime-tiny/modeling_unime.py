@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.integrations.peft import maybe_load_adapters
@@ -226,6 +227,18 @@ class UniMEModel(PreTrainedModel):
         hooks = [module._hf_hook for module in self.modules() if "_hf_hook" in vars(module)]
         executing = [hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None]
         return torch.device(executing[0]) if executing else device
+
+    def train(self, mode: bool = True) -> "UniMEModel":
+        """Set training or evaluation mode; batch normalization, as in FastVLM's tower, is always in the latter.
+
+        With the statistics of a micro-batch, the embedding of an image would depend on the other images in it, and
+        the two forward passes of gradient caching would give different embeddings.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the backbone."""

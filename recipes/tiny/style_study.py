@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import AutoModel, SegformerConfig
-from vision import patch_tower
+from vision import convolutional_tower, patch_tower
 
 from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
 from unime.openmoji.catalogue import catalogue
@@ -58,7 +58,7 @@ def overlapping_tower() -> SegformerConfig:
     )
 
 
-TOWERS = {"segformer": overlapping_tower, "siglip": patch_tower}
+TOWERS = {"segformer": overlapping_tower, "siglip": patch_tower, "resnet": convolutional_tower}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ VARIANTS = {
     "1 style": replace(REFERENCE, styles=("openmoji",)),
     "4 styles": replace(REFERENCE, styles=(*REFERENCE.styles, VALIDATION_STYLE)),
     "siglip, patches of 32 pixels": replace(REFERENCE, tower="siglip"),
+    "resnet, strided convolutions": replace(REFERENCE, tower="resnet"),
     "2 styles": replace(REFERENCE, styles=("openmoji", "twemoji")),
     **{
         f"no {kind}": replace(REFERENCE, augmentations=tuple(other for other in IMAGE_AUGMENTATIONS if other != kind))

@@ -5,8 +5,8 @@
 
 The language model of the checkpoint has learned its tasks and stays as it is. The tower learns to give it for a
 drawing of any artist, at any size, in other colours and on any background what it gave it at first for OpenMoji's
-drawing on white. Only drawings, object pairs and categories of the training split are used. The same command resumes
-a run.
+drawing on white. `--convolutional true` trains a new tower, a ResNet, to give it the same. Only drawings, object pairs
+and categories of the training split are used. The same command resumes a run.
 """
 
 import copy
@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
-from transformers import BaseImageProcessor, Trainer, TrainingArguments, set_seed
+from transformers import BaseImageProcessor, FastVlmConfig, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
-from vision import sample_content
+from vision import convolutional_tower, sample_content
 
 from unime import UniMEModel, load_model, save_checkpoint
 from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
@@ -51,6 +51,9 @@ class ScriptArguments:
     )
     styles: list[str] = field(
         default_factory=lambda: ["openmoji", "twemoji", "noto", "fluent"], metadata={"help": "Styles of the drawings."}
+    )
+    convolutional: bool = field(
+        default=False, metadata={"help": "Train a new ResNet in place of the tower; the result is a FastVLM."}
     )
     image_augmentations: list[str] = field(
         default_factory=lambda: list(IMAGE_AUGMENTATIONS), metadata={"help": "Random changes, as in stage 2."}
@@ -108,6 +111,24 @@ def with_trainable_tower(model: UniMEModel) -> UniMEModel:
     return student
 
 
+def with_convolutional_tower(model: UniMEModel) -> UniMEModel:
+    """Return a FastVLM with the language model of a LLaVA, and a random ResNet and projector, which are trained."""
+    config = model.backbone.config
+    student = UniMEModel.from_backbone(
+        FastVlmConfig(
+            vision_config=convolutional_tower(),
+            text_config=config.text_config,
+            image_token_index=config.image_token_index,
+            image_seq_length=config.image_seq_length,
+            tie_word_embeddings=config.tie_word_embeddings,
+        ),
+        attn_implementation="eager",
+    )
+    student.config.pooling, student.config.prompts = model.config.pooling, model.config.prompts
+    student.backbone.language_model = copy.deepcopy(model.backbone.language_model).requires_grad_(False)
+    return student
+
+
 class TowerDistillation(nn.Module):
     """A model whose tower is trained, and what its language model received before.
 
@@ -129,6 +150,12 @@ class TowerDistillation(nn.Module):
         self.place, self.features, self.mean = place, features, features.mean(dim=0)
         self.variance = features.var(dim=(0, 1)).mean()
         self.references = self.directions(features)
+
+    def train(self, mode: bool = True) -> "TowerDistillation":
+        """Set the mode; the batch normalization of a new tower learns its statistics, which UniME else keeps."""
+        super().train(mode)
+        self.model.backbone.vision_tower.train(mode)
+        return self
 
     def directions(self, features: Tensor) -> Tensor:
         """Return unit vectors of the features of whole images, `(images, patches x dimensions)`."""
@@ -163,13 +190,14 @@ class TowerDistillation(nn.Module):
 
 def image_features(model: UniMEModel, pixels: Tensor) -> Tensor:
     """Return what the language model receives for images, `(images, patches, dimensions)`."""
-    return torch.stack(model.backbone.get_image_features(pixel_values=pixels).pooler_output)
+    features = model.backbone.get_image_features(pixel_values=pixels).pooler_output
+    return features if isinstance(features, Tensor) else torch.stack(features)
 
 
 def main(script: ScriptArguments, args: TrainingArguments) -> None:
     set_seed(args.seed)
     teacher, processor = load_model(script.model_name_or_path, dtype="float32", attn_implementation="eager")
-    model = with_trainable_tower(teacher)
+    model = with_convolutional_tower(teacher) if script.convolutional else with_trainable_tower(teacher)
     images = processor.image_processor
     candidates = sorted({same_drawing()[entry.index] for entry in emoji_with_name("train")})
     drawings = pixel_values(images, [draw_image(View.whole(index).spec) for index in candidates])

@@ -25,6 +25,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    ResNetConfig,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -214,6 +215,17 @@ def patch_tower() -> SiglipVisionConfig:
         patch_size=PIXELS // GRID,  # a patch is a cell
         vision_use_head=False,
         attn_implementation="eager",  # on a CPU its backward pass is twice as fast at this length
+    )
+
+
+def convolutional_tower() -> ResNetConfig:
+    """Return the configuration of a ResNet with one output per cell of a scene."""
+    return ResNetConfig(
+        embedding_size=24,
+        hidden_sizes=[24, 48, 96, 256],  # on grids of 24, 12, 6 and 3
+        depths=[1, 1, 1, 2],
+        layer_type="basic",
+        hidden_size=256,  # where FastVLM's projector looks for it
     )
 
 

@@ -33,7 +33,7 @@ def test_each_variant_differs_from_the_reference_in_one_thing(study: ModuleType)
     ]
 
 
-@pytest.mark.parametrize("tower", ["segformer", "siglip"])
+@pytest.mark.parametrize("tower", ["segformer", "siglip", "resnet"])
 def test_a_tower_scores_every_name_and_learns_from_a_step(study: ModuleType, tower: str) -> None:
     torch.manual_seed(0)
     model = study.NamedTower(tower)

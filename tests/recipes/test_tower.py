@@ -69,6 +69,28 @@ def test_only_the_tower_is_trained(tower: ModuleType, teacher: UniMEModel):
     assert next(teacher.backbone.vision_tower.parameters()).any()
 
 
+def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
+    tower: ModuleType, teacher: UniMEModel, drawings: Tensor, tmp_path: Path
+):
+    torch.manual_seed(0)
+    model = tower.with_convolutional_tower(teacher)
+    trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"vision_tower", "multi_modal_projector"}
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    distillation = tower.TowerDistillation(model, teacher, drawings, EMOJI).train()
+    statistics = next(layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    before = statistics.running_mean.clone()
+    distillation(drawings, torch.tensor(EMOJI))["loss"].backward()
+    assert not torch.equal(before, statistics.running_mean)  # they are learned here
+    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
+    assert tower.image_features(model, drawings).shape == tower.image_features(teacher, drawings).shape
+    save_checkpoint(model.eval(), processor, tmp_path)
+    loaded, processor = load_model(str(tmp_path), dtype="float32")
+    items = ["a cat", Image.new("RGB", (96, 96), "red")]
+    np.testing.assert_allclose(loaded.encode(items, processor), model.encode(items, processor), atol=1e-5)
+    np.testing.assert_allclose(loaded.encode("a cat", processor), teacher.encode("a cat", processor), atol=1e-5)
+
+
 def test_a_batch_has_targets_for_scenes_and_crops_only(tower: ModuleType):
     _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
     red, blue, green = (Image.new("RGB", (96, 96), color) for color in ("red", "blue", "green"))

@@ -1,12 +1,14 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_architectures import tiny_architecture
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from unime import UniMEModel, micro_batches
+from unime import UniMEModel, micro_batches, processor_from_backbone
 from unime.trainers import cached_loss, contrastive_loss
 from unime.trainers.gradient_cache import GraphCacheBudget, RandomState
 
@@ -60,6 +62,40 @@ def test_cached_gradients_with_dropout_equal_those_of_the_whole_batch(
     cached, plain = gradients(model, batches, cached=True), gradients(model, batches, cached=False)
     assert len(cached) > 10
     torch.testing.assert_close(cached, plain, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 250])
+def test_micro_batches_give_the_gradients_of_the_whole_batch_with_batch_normalization(
+    micro_batch_tokens: int, tmp_path: Path, make_image: Callable
+):
+    torch.manual_seed(0)
+    native, processor = tiny_architecture("fast_vlm")  # its tower is a ResNet
+    native.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, processor = UniMEModel.from_backbone(str(tmp_path)), processor_from_backbone(str(tmp_path))
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("running_mean" in name for name in statistics)
+
+    def of_budget(tokens: int) -> tuple[int, dict[str, Any]]:
+        batches = micro_batches(processor, make_items("mixed", make_image), tokens)
+        order = [index for indices, _ in batches for index in indices]
+        model.zero_grad()
+        embeddings = torch.cat([model(**tensors).embeddings for _, tensors in batches])
+        loss = loss_of(torch.empty_like(embeddings).index_copy(0, torch.tensor(order), embeddings))
+        loss.backward()
+        return len(batches), {"loss": loss.detach()} | {
+            name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
+
+    model.train()
+    assert model.training and model.backbone.language_model.training
+    count, parts = of_budget(micro_batch_tokens)
+    fewest, whole = of_budget(10**6)
+    assert fewest == 2 < count  # texts and images
+    scale = max(gradient.abs().max().item() for gradient in whole.values())
+    torch.testing.assert_close(parts, whole, atol=1e-5 * max(scale, 1), rtol=0)
+    torch.testing.assert_close(dict(model.named_buffers()), statistics, atol=0, rtol=0)
+    assert not model.eval().training
 
 
 def graph_gigabytes(model: UniMEModel, tensors: dict[str, Tensor]) -> float:
