@@ -207,3 +207,19 @@ def test_every_study_can_run_and_its_scores_belong_to_its_settings(study: Module
     assert page.section(path.stem, saved) in written
     for claim in claims:
         assert all(text in written for text in page.verdict(claim, saved["scores"])), claim
+
+
+def test_the_guide_to_unime_v2_has_the_scores_of_the_study(page: ModuleType):
+    scores = json.loads((ROOT / "studies" / "judged.json").read_text())["scores"]
+    guide = (ROOT / "docs" / "guides" / "unime-v2.md").read_text().split("## What we measured")[1]
+    rows = [line.split(" | ")[1:] for line in guide.splitlines() if line.startswith("| ")][2:]
+    reference, *_ = scores
+    expected = []
+    for cell, seeds_of_cell in scores.items():
+        values = np.array([page.value(result, "all tasks") for result in seeds_of_cell.values()])
+        row = [page.mean_and_deviation(values), ""]
+        if cell != reference:
+            _, mean, low, high = page.difference(scores, cell, reference, "all tasks")
+            row[1] = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("+0.0)", "0.0)")
+        expected.append(row)
+    assert [[cell.strip(" |") for cell in row] for row in rows] == expected
