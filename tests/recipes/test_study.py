@@ -223,3 +223,17 @@ def test_the_guide_to_unime_v2_has_the_scores_of_the_study(page: ModuleType):
             row[1] = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("+0.0)", "0.0)")
         expected.append(row)
     assert [[cell.strip(" |") for cell in row] for row in rows] == expected
+
+
+def test_the_guide_to_reranking_has_the_scores_of_the_study(page: ModuleType):
+    scores = json.loads((ROOT / "studies" / "reranked.json").read_text())["scores"]
+    values = {
+        cell: np.array([page.value(result, "all tasks") for result in seeds_of_cell.values()])
+        for cell, seeds_of_cell in scores.items()
+    }
+    guide = " ".join((ROOT / "docs" / "guides" / "rerank.md").read_text().split())
+    assert f"`pairwise` gives {page.mean_and_deviation(values['Pairwise'])}" in guide
+    assert f"`both` {page.mean_and_deviation(values['Both'])}" in guide
+    first, second, third = (f"{value:.1f}" for value in values["Listwise"])
+    assert f"`listwise` {first}, {second} and {third}" in guide
+    assert f"unime-tiny {values['Not reranked'].mean():.1f}" in guide
