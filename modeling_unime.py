@@ -108,6 +108,17 @@ def whole_layers(backbone: PreTrainedModel) -> list[str]:
     return sorted((listed | {type(layer).__name__ for layer in layers}) - parts)
 
 
+def keep_batch_statistics(model: nn.Module) -> None:
+    """Put the batch normalization of a model, such as that of FastVLM's tower, into evaluation mode.
+
+    With the statistics of a micro-batch, what an image gives would depend on the other images in it, and so on how a
+    batch is divided.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 @dataclass
 class UniMEOutput(ModelOutput):
     """Output of [`UniMEModel`].
@@ -229,15 +240,9 @@ class UniMEModel(PreTrainedModel):
         return torch.device(executing[0]) if executing else device
 
     def train(self, mode: bool = True) -> "UniMEModel":
-        """Set training or evaluation mode; batch normalization, as in FastVLM's tower, is always in the latter.
-
-        With the statistics of a micro-batch, the embedding of an image would depend on the other images in it, and
-        the two forward passes of gradient caching would give different embeddings.
-        """
+        """Set training or evaluation mode; batch normalization is always in the latter."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        keep_batch_statistics(self)
         return self
 
     def get_input_embeddings(self) -> nn.Module:

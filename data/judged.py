@@ -51,6 +51,30 @@ def choose_negatives(
     return Choice(chosen, dropped, unfiltered)
 
 
+def judged_line(
+    mined: Sequence[Sequence[int]],
+    scores: Sequence[float],
+    num_positives: int,
+    num_negatives: int,
+    margin: float = MARGIN,
+) -> tuple[Choice, dict[str, list]]:
+    """Return the negatives of a judged row, and its line of a `mined_file`.
+
+    Args:
+        mined (`Sequence`): Row and position of each mined candidate, in the order of the search.
+        scores (`Sequence[float]`): Scores of the row's positives, of its explicit negatives, and of `mined`.
+        num_positives (`int`): Number of positives.
+        num_negatives (`int`): Negatives to sample, see [`choose_negatives`].
+        margin (`float`, *optional*, defaults to 0.01): See [`choose_negatives`].
+    """
+    given, of_mined = scores[: len(scores) - len(mined)], scores[len(scores) - len(mined) :]
+    choice = choose_negatives(min(given[:num_positives]), of_mined, num_negatives, margin)
+    return choice, {
+        "negatives": [mined[index] for index in choice.negatives],
+        "scores": [*given, *(of_mined[index] for index in choice.negatives)],
+    }
+
+
 def cyclic_order(count: int) -> list[int]:
     """Return the numbers below `count` in steps of 5, starting at 0.
 

@@ -31,7 +31,7 @@ from trl import TrlParser
 
 from unime.checkpoint import fingerprint
 from unime.data.judge_page import write_judge_page
-from unime.data.judged import MARGIN, Choice, choose_negatives
+from unime.data.judged import MARGIN, Choice, judged_line
 from unime.data.mining import Mined, read_mined
 from unime.data.rejected_rows import write_rejected
 from unime.data.row_forms import row_positives
@@ -140,20 +140,6 @@ def judge_chunk(judge: JudgeModel | JudgeEndpoint, rows: Candidates, indices: Se
     return judged
 
 
-def choose(judged: dict[str, Any], mined: Mined, script: ScriptArguments) -> tuple[Choice, dict[str, Any]]:
-    """Return the negatives of a judged row, and its line of `negatives.jsonl`."""
-    given = judged["positives"] + judged["explicit"]
-    scores = judged["scores"]
-    choice = choose_negatives(
-        min(scores[: judged["positives"]]), scores[given:], script.num_negatives, margin=script.margin
-    )
-    negatives = [mined[0][index] for index in choice.negatives]
-    return choice, {
-        "negatives": negatives,
-        "scores": [*scores[:given], *(scores[given + index] for index in choice.negatives)],
-    }
-
-
 def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = ()) -> None:
     output = Path(script.output_dir)
     folder = output / "scores"
@@ -201,7 +187,10 @@ def write_results(output: Path, judged: Sequence[dict[str, Any]], rows: Candidat
     lines: list[Any] = [[] for _ in judged]
     for row in judged:
         if row["row"] not in rejected:
-            choices[row["row"]], lines[row["row"]] = choose(row, rows.mined[row["row"]], script)
+            mined, (scores, positives) = rows.mined[row["row"]][0], (row["scores"], row["positives"])
+            choices[row["row"]], lines[row["row"]] = judged_line(
+                mined, scores, positives, script.num_negatives, script.margin
+            )
     with atomic_write(output / "negatives.jsonl") as part:
         part.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     write_rejected(output / "rejected.jsonl", rejected)

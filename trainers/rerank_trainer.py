@@ -22,6 +22,7 @@ from ..data.rerank_collator import GENERATIVE_OBJECTIVES, RerankCollator
 from ..data.row_conversion import as_rows
 from ..data.rows import Rows
 from ..judging import answer_positions, label_tokens
+from ..modeling_unime import keep_batch_statistics
 from ..rerank_answers import FILLER
 from ..reranker import load_reranker, save_reranker
 from .adapter import merge_adapter, without_zero3
@@ -142,6 +143,7 @@ class RerankTrainer(RowLoadingTrainer, ResumableTrainer):
 
     def _loss_sum(self, model: Module, inputs: Batch) -> Tensor:
         """Return the sum of the loss over the labels of this process's rows."""
+        keep_batch_statistics(model)
         micro_batches, rows = inputs["micro_batches"], None
         if is_sharded(self.model) or self.is_deepspeed_enabled:
             micro_batches, rows = align_micro_batches(micro_batches)

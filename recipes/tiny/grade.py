@@ -1,12 +1,14 @@
-"""Score mined negatives of the OpenMoji data by what is drawn: a judge that makes no mistakes.
+"""Score mined negatives of the OpenMoji data by what is drawn, in place of a judge.
 
     python recipes/mine.py --config recipes/tiny/stage2.yaml --negatives_per_row 0 --model checkpoints/unime-tiny \
         --output_dir runs/mined
     python recipes/tiny/grade.py --config recipes/tiny/stage2.yaml --negatives_per_row 0 \
         --mined_file runs/mined/negatives.jsonl --output_dir runs/graded
 
-The tiny backbone cannot judge (docs/guides/rerank.md), so this says what judged negatives and soft labels would add
-if the judge were right. The filter, the sampling and the file are those of `recipes/judge.py`.
+The tiny backbone cannot judge (docs/guides/rerank.md), so the studies of judged negatives and soft labels take scores
+from the labels and drawings that the data was made of: what is alike has a high score. A caption that describes a part
+of a scene is not checked for whether it is true of another scene. The filter, the sampling and the file are those of
+`recipes/judge.py`.
 """
 
 import json
@@ -18,7 +20,7 @@ from typing import Any, cast
 from datasets import Dataset
 from trl import TrlParser
 
-from unime.data.judged import choose_negatives
+from unime.data.judged import judged_line
 from unime.data.mining import read_mined
 from unime.data.sources import DataArguments, open_rows
 from unime.openmoji.catalogue import catalogue, same_drawing
@@ -96,14 +98,10 @@ def main(data: DataArguments, script: ScriptArguments, ignored: Sequence[str] = 
     rows = dataset.with_format(None).to_list()
     lines, dropped = [], 0
     for row, (candidates, _) in zip(rows, read_mined(data.mined_file, len(rows)), strict=True):
-        scores = [grade(row, rows[number]) for number, _ in candidates]
-        choice = choose_negatives(1.0, scores, script.num_negatives)
+        scores = [1.0, *(grade(row, rows[number]) for number, _ in candidates)]
+        choice, line = judged_line(candidates, scores, 1, script.num_negatives)
         dropped += len(choice.dropped)
-        chosen = {
-            "negatives": [candidates[index] for index in choice.negatives],
-            "scores": [1.0, *(scores[index] for index in choice.negatives)],
-        }
-        lines.append(json.dumps(chosen) + "\n")
+        lines.append(json.dumps(line) + "\n")
     output = Path(script.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(output / "negatives.jsonl") as part:

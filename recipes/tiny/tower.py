@@ -190,8 +190,7 @@ class TowerDistillation(nn.Module):
 
 def image_features(model: UniMEModel, pixels: Tensor) -> Tensor:
     """Return what the language model receives for images, `(images, patches, dimensions)`."""
-    features = model.backbone.get_image_features(pixel_values=pixels).pooler_output
-    return features if isinstance(features, Tensor) else torch.stack(features)
+    return torch.stack(list(model.backbone.get_image_features(pixel_values=pixels).pooler_output))
 
 
 def main(script: ScriptArguments, args: TrainingArguments) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unime.data.judge_page import write_judge_page
-from unime.data.judged import Choice, choose_negatives, cyclic_order
+from unime.data.judged import Choice, choose_negatives, cyclic_order, judged_line
 from unime.data.sources import DataArguments, open_rows
 
 
@@ -106,3 +106,12 @@ def test_the_page_shows_a_row_with_its_scores_and_escapes_texts():
     assert "&lt;b&gt;query&lt;/b&gt;" in page and "row 7: &lt;unreadable&gt;" in page
     assert "1 dropped" in page and "1 not sampled" in page and "rank 2, 2 times" in page and "0.9500" in page
     assert page.count("data:image/webp;base64,") == 1 and "http" not in page.split("<main>")[1]
+
+
+def test_a_line_has_the_scores_of_the_row_and_those_of_the_chosen_negatives() -> None:
+    mined = [[7, 0], [8, 1], [9, 0]]
+    scores = [0.9, 0.8, 0.1, 0.85, 0.2, 0.3]  # two positives, an explicit negative, three mined ones
+    choice, line = judged_line(mined, scores, num_positives=2, num_negatives=2)
+    assert choice.dropped == [0] and choice.negatives == [1, 2]  # 0.85 is above the lower positive
+    assert line == {"negatives": [[8, 1], [9, 0]], "scores": [0.9, 0.8, 0.1, 0.2, 0.3]}
+    assert judged_line([], [0.9, 0.1], num_positives=1, num_negatives=2)[1] == {"negatives": [], "scores": [0.9, 0.1]}

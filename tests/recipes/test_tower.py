@@ -91,6 +91,18 @@ def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
     np.testing.assert_allclose(loaded.encode("a cat", processor), teacher.encode("a cat", processor), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_command_trains_a_new_tower(run_script: Callable[..., None], tmp_path: Path):
+    tiny = ROOT / "recipes" / "tiny"
+    sizes = ["--num_rows", 8, "--per_device_train_batch_size", 4, "--max_steps", 2, "--warmup_steps", 0]
+    settings = ["--config", tiny / "tower.yaml", "--convolutional", "true", "--output_dir", tmp_path, *sizes]
+    run_script(tiny / "tower.py", *settings)
+    model, processor = load_model(str(tmp_path))
+    assert type(model.backbone).__name__ == "FastVlmModel"
+    vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
+    assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999
+
+
 def test_a_batch_has_targets_for_scenes_and_crops_only(tower: ModuleType):
     _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
     red, blue, green = (Image.new("RGB", (96, 96), color) for color in ("red", "blue", "green"))

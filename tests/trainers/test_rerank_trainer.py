@@ -14,6 +14,7 @@ import pytest
 import torch
 from rerank_runs import make_trainer, rerank_rows
 from scipy.stats import chisquare
+from tiny_architectures import tiny_architecture
 from transformers import AutoProcessor, ProcessorMixin
 
 from unime.data.rerank_collator import RerankCollator, similar_sizes
@@ -222,6 +223,23 @@ def test_the_loss_is_that_of_one_conversation_at_a_time(qwen: str, tmp_path: Pat
         scores, odds = batch["scores"], values.sigmoid()
         expected = -(scores * odds.log() + (1 - scores) * (1 - odds).log()).mean()
     assert loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["both", "ranking"])
+def test_micro_batches_do_not_change_the_loss_with_batch_normalization(tmp_path: Path, objective: str):
+    torch.manual_seed(0)
+    native, processor = tiny_architecture("fast_vlm")  # its tower is a ResNet
+    native.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    trainer = make_trainer(str(tmp_path / "model"), tmp_path / "run", 4, objective=objective, num_candidates=4)
+    statistics = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    assert any("running_mean" in name for name in statistics)
+    rows = [trainer.train_dataset[index] for index in range(4)]
+    with torch.no_grad():
+        expected = trainer.compute_loss(trainer.model.eval(), trainer.data_collator(rows)).item()
+        loss = trainer.compute_loss(trainer.model.train(), trainer.data_collator(rows)).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(dict(trainer.model.named_buffers()), statistics, atol=0, rtol=0)
 
 
 def test_training_lowers_the_loss(qwen: str, tmp_path: Path):
