@@ -99,6 +99,8 @@ class DataArguments:
         dataset_seed (`int`, *optional*, defaults to 0): Seed of the OpenMoji data and of `max_rows_per_subset`.
         negatives_per_row (`int`, *optional*, defaults to 1): Maximum number of hard negatives of an OpenMoji row; each
             almost equals the positive.
+        tasks (`list[str]`, *optional*): Tasks of the OpenMoji rows, see `openmoji.scene_tasks.TASKS`; all by default.
+            A task that is named twice has twice its share.
         styles (`list[str]`, *optional*): Styles of the OpenMoji drawings: `openmoji`, `twemoji`, `noto`, `fluent`;
             `make styles` fetches the last three. Defaults to `openmoji`.
         transparent (`bool`, *optional*, defaults to `False`): Draw single OpenMoji emoji on a transparent background,
@@ -177,6 +179,9 @@ class DataArguments:
     negatives_per_row: int = field(
         default=1,
         metadata={"help": "OpenMoji: maximum number of hard negatives per row; each almost equals the positive."},
+    )
+    tasks: list[str] | None = field(
+        default=None, metadata={"help": "OpenMoji: tasks of the rows; one that is named twice has twice its share."}
     )
     styles: list[str] | None = field(
         default=None, metadata={"help": "OpenMoji: styles of the drawings: openmoji, twemoji, noto, fluent."}
@@ -309,6 +314,7 @@ def _open_rows(data: DataArguments) -> Dataset | TransformedStream:
             "train",
             data.num_rows,
             seed=data.dataset_seed,
+            tasks=data.tasks,
             negatives=data.negatives_per_row,
             target_prompts=data.target_prompts,
             styles=data.styles,

@@ -49,8 +49,8 @@ CHECK_BATCHES: list[list[Item]] = [
 IMAGES = [Image.radial_gradient("L").resize(size).convert("RGB") for size in ((40, 24), (300, 500))]
 CHECK_IMAGE_ITEMS: list[Item] = [IMAGES[0], {"image": IMAGES[1], "text": "What is it?"}, {"image": IMAGES, "text": ""}]
 
-# Vision towers of LLaVA-1.5 and its like, which read every image at one size, so that one graph fits all images.
-FIXED_SIZE_TOWERS = {"clip_vision_model", "siglip_vision_model"}
+# Vision towers that read every image at one size, so that one graph fits all images, by the type of the backbone.
+FIXED_SIZE_TOWERS = {"llava": ("clip_vision_model", "siglip_vision_model"), "fast_vlm": ("resnet",)}
 CARD = """\
 # ONNX graphs of a UniME checkpoint
 
@@ -124,7 +124,7 @@ class TextPath(nn.Module):
 
 
 class ImagePath(nn.Module):
-    """The vision tower and projector of LLaVA.
+    """The vision tower and projector of LLaVA or FastVLM.
 
     Args:
         model ([`UniMEModel`]): The model.
@@ -134,12 +134,15 @@ class ImagePath(nn.Module):
         super().__init__()
         self.tower, self.projector = model.backbone.vision_tower, model.backbone.multi_modal_projector
         config = model.config.backbone_config
+        self.is_grid = config.model_type == "fast_vlm"
         layers = config.vision_feature_layer
         self.layers = [layers] if isinstance(layers, int) else layers
         self.first_token = 1 if config.vision_feature_select_strategy == "default" else 0
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return features of shape `(images x tokens, hidden_size)` for pixels `(images, 3, height, width)`."""
+        if self.is_grid:
+            return self.projector(self.tower(pixel_values).last_hidden_state.flatten(2).mT).flatten(0, 1)
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
         selected = torch.cat([states[layer][:, self.first_token :] for layer in self.layers], dim=-1)
         return self.projector(selected).flatten(0, 1)
@@ -148,7 +151,8 @@ class ImagePath(nn.Module):
 def export_onnx(model: UniMEModel, processor: ProcessorMixin, directory: str | Path) -> float:
     """Export a model with its processor and template, and compare embeddings from the graphs with the model's.
 
-    `model.onnx` reads texts. Of LLaVA-1.5 and its like, `vision.onnx` reads images, and `model.onnx` its features.
+    `model.onnx` reads texts. With a tower of `FIXED_SIZE_TOWERS`, `vision.onnx` reads images, and `model.onnx` its
+    features.
 
     Args:
         model ([`UniMEModel`]): The model, in float32 and on the CPU.
@@ -239,7 +243,8 @@ def embed_items(
 
 def _reads_images(model: UniMEModel) -> bool:
     config = model.config.backbone_config
-    return config.model_type == "llava" and config.vision_config.model_type in FIXED_SIZE_TOWERS
+    towers = FIXED_SIZE_TOWERS.get(config.model_type)
+    return towers is not None and config.vision_config.model_type in towers
 
 
 def _write_graph(model: UniMEModel, path: Path) -> None:

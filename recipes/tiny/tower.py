@@ -1,12 +1,12 @@
-"""Teach a checkpoint's vision tower to see in the drawings of several artists what it sees in OpenMoji's.
+"""Give a checkpoint a ResNet that sees in the drawings of several artists what its tower saw in OpenMoji's.
 
-    torchrun --nproc_per_node 2 recipes/tiny/tower.py --config recipes/tiny/tower.yaml
-    make styles # for --styles openmoji twemoji noto fluent
+    make styles # for all artists but OpenMoji
+    python recipes/tiny/tower.py --config recipes/tiny/tower.yaml
 
-The language model of the checkpoint has learned its tasks and stays as it is. The tower learns to give it for a
-drawing of any artist, at any size, in other colours and on any background what it gave it at first for OpenMoji's
-drawing on white. `--convolutional true` trains a new tower, a ResNet, to give it the same. Only drawings, object pairs
-and categories of the training split are used. The same command resumes a run.
+The language model of the checkpoint has learned its tasks and stays as it is. A random ResNet and projector, which
+make it a FastVLM, learn to give it for a drawing of any artist, at any size and on any background what the old tower
+gave it for OpenMoji's drawing on white. Only drawings, object pairs and categories of the training split are used. The
+same command resumes a run.
 """
 
 import copy
@@ -43,7 +43,7 @@ class ScriptArguments:
     """The checkpoint and the training data."""
 
     model_name_or_path: str = field(
-        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint whose vision tower is trained."}
+        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint whose vision tower is replaced."}
     )
     num_rows: int = field(default=400_000, metadata={"help": "Number of images."})
     emoji: float = field(
@@ -51,9 +51,6 @@ class ScriptArguments:
     )
     styles: list[str] = field(
         default_factory=lambda: ["openmoji", "twemoji", "noto", "fluent"], metadata={"help": "Styles of the drawings."}
-    )
-    convolutional: bool = field(
-        default=False, metadata={"help": "Train a new ResNet in place of the tower; the result is a FastVLM."}
     )
     image_augmentations: list[str] = field(
         default_factory=lambda: list(IMAGE_AUGMENTATIONS), metadata={"help": "Random changes, as in stage 2."}
@@ -104,15 +101,8 @@ def pixel_values(processor: BaseImageProcessor, images: Sequence[Image.Image]) -
     return processor(images, return_tensors="pt")["pixel_values"]
 
 
-def with_trainable_tower(model: UniMEModel) -> UniMEModel:
-    """Return a copy of a model of which only the vision tower is trained."""
-    student = copy.deepcopy(model).requires_grad_(False)
-    student.backbone.vision_tower.requires_grad_(True)
-    return student
-
-
 def with_convolutional_tower(model: UniMEModel) -> UniMEModel:
-    """Return a FastVLM with the language model of a LLaVA, and a random ResNet and projector, which are trained."""
+    """Return a FastVLM with the language model of a model, and a random ResNet and projector, which are trained."""
     config = model.backbone.config
     student = UniMEModel.from_backbone(
         FastVlmConfig(
@@ -130,11 +120,11 @@ def with_convolutional_tower(model: UniMEModel) -> UniMEModel:
 
 
 class TowerDistillation(nn.Module):
-    """A model whose tower is trained, and what its language model received before.
+    """A model whose new tower is trained, and what its language model received from the old one.
 
     Args:
-        model (`UniMEModel`): The model whose tower is trained.
-        teacher (`UniMEModel`): The model as it was.
+        model (`UniMEModel`): The model with the new tower.
+        teacher (`UniMEModel`): The model with the old tower.
         drawings (`Tensor`): OpenMoji's drawings, `(emoji, 3, height, width)`.
         candidates (`Sequence[int]`): The emoji to tell apart.
     """
@@ -147,9 +137,11 @@ class TowerDistillation(nn.Module):
             features = torch.cat([image_features(teacher, part) for part in drawings.split(256)]).clone()
         place = torch.full((len(catalogue()),), NO_EMOJI)
         place[torch.tensor(candidates)] = torch.arange(len(candidates))
-        self.place, self.features, self.mean = place, features, features.mean(dim=0)
-        self.variance = features.var(dim=(0, 1)).mean()
-        self.references = self.directions(features)
+        mean = features.mean(dim=0)
+        buffers = {"place": place, "features": features, "mean": mean, "variance": features.var(dim=(0, 1)).mean()}
+        for name, value in buffers.items():  # they follow the model to its device
+            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("references", self.directions(features), persistent=False)
 
     def train(self, mode: bool = True) -> "TowerDistillation":
         """Set the mode; the batch normalization of a new tower learns its statistics, which UniME else keeps."""
@@ -181,7 +173,7 @@ class TowerDistillation(nn.Module):
         expected[single] = self.features[answers]
         if targets is not None:
             with torch.no_grad():
-                expected[~single] = image_features(self.teacher[0], targets)
+                expected[~single] = image_features(self.teacher[0].to(targets.device), targets)
         loss = mse_loss(features, expected) / self.variance
         if single.any():
             loss = loss + cross_entropy(self.scores(features[single]) / TEMPERATURE, answers)
@@ -196,8 +188,9 @@ def image_features(model: UniMEModel, pixels: Tensor) -> Tensor:
 def main(script: ScriptArguments, args: TrainingArguments) -> None:
     set_seed(args.seed)
     teacher, processor = load_model(script.model_name_or_path, dtype="float32", attn_implementation="eager")
-    model = with_convolutional_tower(teacher) if script.convolutional else with_trainable_tower(teacher)
+    model = with_convolutional_tower(teacher)
     images = processor.image_processor
+    images.crop_size = images.size  # nothing is cropped; vLLM counts the tokens of an image by it
     candidates = sorted({same_drawing()[entry.index] for entry in emoji_with_name("train")})
     drawings = pixel_values(images, [draw_image(View.whole(index).spec) for index in candidates])
     trainer = Trainer(

@@ -219,11 +219,11 @@ def patch_tower() -> SiglipVisionConfig:
 
 
 def convolutional_tower() -> ResNetConfig:
-    """Return the configuration of a ResNet with one output per cell of a scene."""
+    """Return the configuration of a ResNet-18 of half the width, with one output per cell of a scene."""
     return ResNetConfig(
-        embedding_size=24,
-        hidden_sizes=[24, 48, 96, 256],  # on grids of 24, 12, 6 and 3
-        depths=[1, 1, 1, 2],
+        embedding_size=32,
+        hidden_sizes=[32, 64, 128, 256],  # on grids of 24, 12, 6 and 3
+        depths=[2, 2, 2, 2],
         layer_type="basic",
         hidden_size=256,  # where FastVLM's projector looks for it
     )

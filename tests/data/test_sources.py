@@ -172,6 +172,13 @@ def test_openmoji_rows_have_the_requested_number_of_negatives():
     assert (counts(), counts(negatives_per_row=0), counts(negatives_per_row=3)) == ({1}, {0}, {3})
 
 
+def test_openmoji_rows_have_the_chosen_tasks_and_one_named_twice_more_often():
+    tasks = open_rows(DataArguments(num_rows=200, tasks=["crop", "question", "crop", "crop"])).with_format(None)[
+        "task"
+    ]
+    assert set(tasks) == {"crop", "question"} and 0.65 < tasks[:].count("crop") / 200 < 0.85  # 18 to 7
+
+
 def write_texts(path: Path, *texts: str) -> str:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)

@@ -108,7 +108,7 @@ assert "unime" not in sys.modules
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unime-tiny", "llava"])
+@pytest.mark.parametrize("name", ["unime-tiny", "llava", "fast_vlm"])
 def test_images_have_the_embeddings_of_the_model(
     name: str, tiny_model: Callable[[str], Path], tiny: tuple[UniMEModel, ProcessorMixin], tmp_path: Path
 ) -> None:

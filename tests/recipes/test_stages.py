@@ -239,25 +239,29 @@ def test_repeating_a_finished_training_changes_nothing(
 
 
 @pytest.mark.slow
-def test_the_script_of_the_backgrounds_trains_every_step_and_runs_none_twice(tmp_path: Path):
-    small = "--num_rows 64 --per_device_train_batch_size 8 --max_steps 2 --warmup_steps 0 --save_steps 1"
-    torchrun = tmp_path / "torchrun"  # the script's commands with other sizes, on one process
-    torchrun.write_text(
-        f'#!/bin/bash\nshift 3\necho "$1" >> {tmp_path}/calls\nexec {sys.executable} "$@" {small} --use_cpu true\n'
+def test_the_script_of_the_styles_trains_every_step_and_runs_none_twice(tmp_path: Path):
+    small = "--num_rows 64 --per_device_train_batch_size 8 --task_block_size 4 --max_steps 2 --warmup_steps 0"
+    small += " --graph_cache_gb 1 --styles openmoji --use_cpu true --tf32 false --dataloader_num_workers 0"
+    small += " --dataloader_prefetch_factor null"
+    of_tower = small.replace(" --task_block_size 4", "").replace(" --graph_cache_gb 1", "")
+    python = tmp_path / "python"  # the script's commands with other sizes, on a CPU
+    python.write_text(
+        f'#!/bin/bash\necho "$1" >> {tmp_path}/calls\n[ "$1" = recipes/stage2.py ] && '
+        f'exec {sys.executable} "$@" {small}\nexec {sys.executable} "$@" {of_tower}\n'
     )
-    torchrun.chmod(0o755)
+    python.chmod(0o755)
     start = RECIPES.parent / "checkpoints" / "unime-tiny"
-    command = ["bash", RECIPES / "tiny" / "unime-tiny-backgrounds.sh", start, tmp_path / "out"]
+    command = ["bash", RECIPES / "tiny" / "unime-tiny-styles.sh", start, tmp_path / "out"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for _ in range(2):
         subprocess.run(command, cwd=RECIPES.parent, env=environment, check=True, timeout=900)
-    assert (tmp_path / "calls").read_text().split() == ["recipes/tiny/tower.py", "recipes/stage2.py"]
+    assert (tmp_path / "calls").read_text().split() == ["recipes/tiny/tower.py", *["recipes/stage2.py"] * 2]
 
     before, tower, tuned = (
         load_model(str(folder), dtype="float32")[0].backbone
         for folder in (start, tmp_path / "out" / "tower", tmp_path / "out" / "stage2")
     )
-    assert not identical(tower.vision_tower.state_dict(), before.vision_tower.state_dict())
+    assert type(tower).__name__ == "FastVlmModel"
     assert identical(tower.language_model.state_dict(), before.language_model.state_dict())
     assert not identical(tuned.language_model.state_dict(), before.language_model.state_dict())
     model, processor = load_model(str(tmp_path / "out" / "stage2"))

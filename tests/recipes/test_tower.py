@@ -18,6 +18,7 @@ from unime.openmoji.views import View
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = (3, 40, 41, 900)
+CPU = ("--use_cpu", "true", "--tf32", "false", "--dataloader_num_workers", 2)
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +55,6 @@ def test_rows_are_drawings_with_openmojis_image_of_the_same_content(tower: Modul
     assert 30 < singles < 54  # 0.7 of them
 
 
-def test_only_the_tower_is_trained(tower: ModuleType, teacher: UniMEModel):
-    model = tower.with_trainable_tower(teacher)
-    trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"vision_tower"}
-    assert all(parameter.requires_grad for parameter in teacher.parameters())  # the original stays as it is
-    language = teacher.backbone.language_model.state_dict()
-    assert all(
-        torch.equal(weight, language[name]) for name, weight in model.backbone.language_model.state_dict().items()
-    )
-    assert tower.image_features(model, torch.zeros(2, 3, 96, 96)).shape == (2, 9, 192)
-    with torch.no_grad():
-        next(model.backbone.vision_tower.parameters()).zero_()
-    assert next(teacher.backbone.vision_tower.parameters()).any()
-
-
 def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
     tower: ModuleType, teacher: UniMEModel, drawings: Tensor, tmp_path: Path
 ):
@@ -95,10 +81,11 @@ def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
 def test_the_command_trains_a_new_tower(run_script: Callable[..., None], tmp_path: Path):
     tiny = ROOT / "recipes" / "tiny"
     sizes = ["--num_rows", 8, "--per_device_train_batch_size", 4, "--max_steps", 2, "--warmup_steps", 0]
-    settings = ["--config", tiny / "tower.yaml", "--convolutional", "true", "--output_dir", tmp_path, *sizes]
+    settings = ["--config", tiny / "tower.yaml", *CPU, "--styles", "openmoji", "--output_dir", tmp_path, *sizes]
     run_script(tiny / "tower.py", *settings)
     model, processor = load_model(str(tmp_path))
     assert type(model.backbone).__name__ == "FastVlmModel"
+    assert processor.image_processor.crop_size["height"] == 96  # vLLM counts tokens by it
     vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
     assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999
 
@@ -137,7 +124,8 @@ def test_the_loss_at_the_start_is_that_of_the_right_answers(tower: ModuleType, t
 
 
 def test_steps_lower_the_loss(tower: ModuleType, teacher: UniMEModel, drawings: Tensor):
-    distillation = tower.TowerDistillation(tower.with_trainable_tower(teacher), teacher, drawings, EMOJI)
+    torch.manual_seed(0)
+    distillation = tower.TowerDistillation(tower.with_convolutional_tower(teacher), teacher, drawings, EMOJI).train()
     optimizer = torch.optim.AdamW([p for p in distillation.parameters() if p.requires_grad], 1e-3)
     losses = []
     for _ in range(8):
@@ -147,12 +135,3 @@ def test_steps_lower_the_loss(tower: ModuleType, teacher: UniMEModel, drawings: 
         optimizer.zero_grad()
     assert losses[-1] < 0.9 * losses[0]
     assert set(distillation.state_dict()) == {f"model.{name}" for name in distillation.model.state_dict()}
-
-
-def test_the_checkpoint_is_saved(tower: ModuleType, teacher: UniMEModel, tmp_path: Path):
-    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
-    model = tower.with_trainable_tower(teacher).eval()
-    save_checkpoint(model, processor, tmp_path)
-    loaded, _ = load_model(str(tmp_path), dtype="float32")
-    items = ["a cat", Image.new("RGB", (96, 96), "red")]
-    np.testing.assert_allclose(loaded.encode(items, processor), model.encode(items, processor), atol=1e-5)

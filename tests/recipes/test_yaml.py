@@ -30,7 +30,7 @@ def name_of(recipe: Path) -> str:
 def test_every_key_of_a_recipe_is_an_argument_of_its_script(
     recipe: Path, script: Callable[[Path], ModuleType], parsed: Callable[..., tuple[Any, ...]], tmp_path: Path
 ):
-    laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--output_dir", tmp_path]
+    laptop = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false", "--tf32", "false", "--output_dir", tmp_path]
     settings = parsed(script(script_of(recipe)), "--config", recipe, *laptop)
     (args,) = [arguments for arguments in settings if isinstance(arguments, TrainingArguments)]
     assert args.output_dir == str(tmp_path)
