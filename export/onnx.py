@@ -134,18 +134,18 @@ class ImagePath(nn.Module):
         super().__init__()
         self.tower, self.projector = model.backbone.vision_tower, model.backbone.multi_modal_projector
         config = model.config.backbone_config
-        self.is_grid = config.model_type == "fast_vlm"
         layers = config.vision_feature_layer
         self.layers = [layers] if isinstance(layers, int) else layers
         self.first_token = 1 if config.vision_feature_select_strategy == "default" else 0
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return features of shape `(images x tokens, hidden_size)` for pixels `(images, 3, height, width)`."""
-        if self.is_grid:
-            return self.projector(self.tower(pixel_values).last_hidden_state.flatten(2).mT).flatten(0, 1)
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
-        selected = torch.cat([states[layer][:, self.first_token :] for layer in self.layers], dim=-1)
-        return self.projector(selected).flatten(0, 1)
+        selected = [states[layer] for layer in self.layers]
+        selected = [
+            state.flatten(2).mT if state.ndim == 4 else state for state in selected
+        ]  # convolutions give a grid
+        return self.projector(torch.cat([state[:, self.first_token :] for state in selected], dim=-1)).flatten(0, 1)
 
 
 def export_onnx(model: UniMEModel, processor: ProcessorMixin, directory: str | Path) -> float:

@@ -1,6 +1,6 @@
 # Teaches the checkpoint that unime-tiny.sh publishes the drawings of four artists on any background: a new vision tower, then
-# stage 2, then more of it. Seeds 42 and 43. It ran on one H200 with 16 CPU cores in nine minutes. A step that is finished is
-# not run again. From the weights of commit d6c4c24:
+# stage 2, then more of it. Seeds 42 and 43. Its commands ran on one H200 with 16 CPU cores in nine minutes. The same command
+# resumes where it was stopped. From the weights of commit d6c4c24:
 #     make styles && git archive d6c4c24 checkpoints/unime-tiny | tar -x -C runs
 #     bash recipes/tiny/unime-tiny-styles.sh runs/checkpoints/unime-tiny runs/unime-tiny-styles
 set -euo pipefail

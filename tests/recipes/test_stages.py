@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -218,6 +219,29 @@ def test_the_tower_and_the_language_model_of_the_tiny_backbone_train_in_turn(
     assert 0.99 < torch.cosine_similarity(old, new, dim=0) < 1
 
 
+@pytest.mark.slow
+def test_interrupted_trainings_of_the_tiny_models_resume_exactly(run_script: Callable[..., None], tmp_path: Path):
+    def resumed(name: str, start: str, *settings: object) -> Path:
+        output, tiny = tmp_path / name, RECIPES / "tiny"
+        command = [tiny / f"{name}.py", "--config", tiny / f"{name}.yaml", "--output_dir", output, "--use_cpu", "true"]
+        command += ["--model_name_or_path", RECIPES.parent / "checkpoints" / start, *settings, "--num_rows", 64]
+        command += ["--per_device_train_batch_size", 8, "--max_steps", 3, "--warmup_steps", 0]
+        command += ["--save_steps", 2, "--save_total_limit", 2]
+        run_script(*command)
+        saved, state = output / "model.safetensors", output / "checkpoint-2" / "trainer_state.json"
+        uninterrupted, written = load_file(saved), state.stat().st_mtime_ns
+        saved.unlink()
+        shutil.rmtree(output / "checkpoint-3")
+        run_script(*command)
+        assert identical(load_file(saved), uninterrupted)
+        assert state.stat().st_mtime_ns == written  # the first two steps were not taken again
+        return output
+
+    vision = resumed("vision", "tiny-backbone")
+    resumed("backbone", "tiny-backbone", "--vision", vision)
+    resumed("tower", "unime-tiny", "--styles", "openmoji", "--tf32", "false", "--dataloader_num_workers", 2)
+
+
 @pytest.mark.parametrize(
     "rows", [pytest.param(8, id="at the end of an epoch"), pytest.param(12, id="within an epoch")]
 )
@@ -241,6 +265,7 @@ def test_repeating_a_finished_training_changes_nothing(
 @pytest.mark.slow
 def test_the_script_of_the_styles_trains_every_step_and_runs_none_twice(tmp_path: Path):
     small = "--num_rows 64 --per_device_train_batch_size 8 --task_block_size 4 --max_steps 2 --warmup_steps 0"
+    small += " --save_steps 1"
     small += " --graph_cache_gb 1 --styles openmoji --use_cpu true --tf32 false --dataloader_num_workers 0"
     small += " --dataloader_prefetch_factor null"
     of_tower = small.replace(" --task_block_size 4", "").replace(" --graph_cache_gb 1", "")

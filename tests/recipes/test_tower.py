@@ -62,7 +62,13 @@ def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
     model = tower.with_convolutional_tower(teacher)
     trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"vision_tower", "multi_modal_projector"}
-    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())  # the original stays as it is
+    language = teacher.backbone.language_model.state_dict()
+    assert all(
+        torch.equal(weight, language[name]) for name, weight in model.backbone.language_model.state_dict().items()
+    )
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in teacher.parameters()}
+    assert tower.image_features(model, torch.zeros(2, 3, 96, 96)).shape == (2, 9, 192)
     distillation = tower.TowerDistillation(model, teacher, drawings, EMOJI).train()
     statistics = next(layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     before = statistics.running_mean.clone()
