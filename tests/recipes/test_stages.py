@@ -275,20 +275,34 @@ def test_the_script_of_the_styles_trains_every_step_and_runs_none_twice(tmp_path
         f'exec {sys.executable} "$@" {small}\nexec {sys.executable} "$@" {of_tower}\n'
     )
     python.chmod(0o755)
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(f'#!/bin/bash\nshift 2 # one process\nexec {python} "$@"\n')
+    torchrun.chmod(0o755)
     start = RECIPES.parent / "checkpoints" / "unime-tiny"
     command = ["bash", RECIPES / "tiny" / "unime-tiny-styles.sh", start, tmp_path / "out"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for _ in range(2):
         subprocess.run(command, cwd=RECIPES.parent, env=environment, check=True, timeout=900)
-    assert (tmp_path / "calls").read_text().split() == ["recipes/tiny/tower.py", *["recipes/stage2.py"] * 2]
+    assert (tmp_path / "calls").read_text().split() == [
+        *("recipes/tiny/tower.py", "recipes/stage2.py", "recipes/stage2.py"),
+        *["recipes/tiny/tower.py"] * 2,
+    ]
 
-    before, tower, tuned = (
+    before, tower, tuned, cells, last = (
         load_model(str(folder), dtype="float32")[0].backbone
-        for folder in (start, tmp_path / "out" / "tower", tmp_path / "out" / "stage2")
+        for folder in (start, *(tmp_path / "out" / step for step in ("tower", "stage2", "cells", "cells-2")))
     )
     assert type(tower).__name__ == "FastVlmModel"
     assert identical(tower.language_model.state_dict(), before.language_model.state_dict())
     assert not identical(tuned.language_model.state_dict(), before.language_model.state_dict())
-    model, processor = load_model(str(tmp_path / "out" / "stage2"))
+    for model, earlier in (
+        (cells, tuned),
+        (last, cells),
+    ):
+        assert identical(model.language_model.state_dict(), before.language_model.state_dict())
+        weights, old = (of.vision_tower.state_dict() for of in (model, earlier))
+        assert not identical(weights, old)
+        assert all(torch.allclose(old[name], weight, atol=0.01) for name, weight in weights.items() if "conv" in name)
+    model, processor = load_model(str(tmp_path / "out" / "cells-2"))
     vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
     assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999
