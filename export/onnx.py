@@ -142,9 +142,8 @@ class ImagePath(nn.Module):
         """Return features of shape `(images x tokens, hidden_size)` for pixels `(images, 3, height, width)`."""
         states = self.tower(pixel_values, output_hidden_states=True).hidden_states
         selected = [states[layer] for layer in self.layers]
-        selected = [
-            state.flatten(2).mT if state.ndim == 4 else state for state in selected
-        ]  # convolutions give a grid
+        # Convolutions give a grid, which becomes tokens.
+        selected = [state.flatten(2).mT if state.ndim == 4 else state for state in selected]
         return self.projector(torch.cat([state[:, self.first_token :] for state in selected], dim=-1)).flatten(0, 1)
 
 

@@ -27,14 +27,14 @@ from vision import convolutional_tower, sample_content
 
 from unime import UniMEModel, load_model, save_checkpoint
 from unime.data.image_augmentation import IMAGE_AUGMENTATIONS, ImageAugmentation
-from unime.openmoji.catalogue import Emoji, same_drawing
+from unime.openmoji.catalogue import same_drawing
 from unime.openmoji.dataset import draw_image, in_style
 from unime.openmoji.names import emoji_with_name
 from unime.openmoji.scenes import CELLS, Placed, Scene, crop_spec
 from unime.openmoji.styles import OPENMOJI, check_training_styles
 from unime.openmoji.views import View
 from unime.openmoji.vocabulary import COLOUR_NAMES, objects
-from unime.trainers.checkpointing import last_complete_checkpoint
+from unime.trainers.checkpointing import last_complete_checkpoint, write_training_record
 
 
 TEMPERATURE = 0.07  # of the cosines between an image and the references
@@ -91,20 +91,19 @@ class StyledImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"{self.seed}/{index}")
         content = sample_content(self.script.emoji, rng)
-        whole = None
-        if isinstance(content, Emoji):
-            drawing = same_drawing()[content.index]
-            spec, whole = View.sample(drawing, rng).spec, View.whole(drawing).spec
-        elif isinstance(content, Placed):
-            spec = whole = crop_spec(content)
-        else:
-            spec = content.spec
-        image = draw_image(in_style(spec, self.sample_style(rng), transparent=True))
-        row = {"image": self.augmentation.image(image, rng), "label": SCENE if whole is None else references()[whole]}
         if isinstance(content, Scene):
+            spec = content.spec
             occupied = [content.at(cell) is not None for cell in range(CELLS)]
-            row |= {"target": draw_image(spec), "occupied": occupied}
-        return row
+            shown = {"label": SCENE, "target": draw_image(spec), "occupied": occupied}
+        elif isinstance(content, Placed):
+            spec = crop_spec(content)
+            shown = {"label": references()[spec]}
+        else:
+            drawing = same_drawing()[content.index]
+            spec = View.sample(drawing, rng).spec
+            shown = {"label": references()[View.whole(drawing).spec]}
+        image = draw_image(in_style(spec, self.sample_style(rng), transparent=True))
+        return {"image": self.augmentation.image(image, rng)} | shown
 
     def sample_style(self, rng: random.Random) -> str:
         """Return the style of an image."""
@@ -144,6 +143,9 @@ def with_convolutional_tower(model: UniMEModel, tower: UniMEModel | None = None)
     Args:
         model (`UniMEModel`): The model whose language model stays.
         tower (`UniMEModel`, *optional*): The model whose ResNet and projector are the first weights. Default: random.
+
+    Raises:
+        ValueError: `tower` has another vision tower.
     """
     config = model.backbone.config
     student = UniMEModel.from_backbone(
@@ -158,7 +160,13 @@ def with_convolutional_tower(model: UniMEModel, tower: UniMEModel | None = None)
     )
     student.config.pooling, student.config.prompts = model.config.pooling, model.config.prompts
     student.backbone.language_model = copy.deepcopy(model.backbone.language_model).requires_grad_(False)
+    student.name_or_path = (tower or model).name_or_path  # whose training this one continues
     if tower is not None:
+        if tower.backbone.config.model_type != student.backbone.config.model_type:
+            raise ValueError(
+                f"{tower.name_or_path} has no ResNet to continue from, but the tower of a "
+                f"{tower.backbone.config.model_type}: give a checkpoint that this script trained"
+            )
         for name in ("vision_tower", "multi_modal_projector"):
             getattr(student.backbone, name).load_state_dict(getattr(tower.backbone, name).state_dict())
     return student
@@ -168,7 +176,7 @@ class TowerDistillation(nn.Module):
     """A model whose new tower is trained, and what its language model received from the old one.
 
     The new tower gives the values of the old one, and tells apart what the old one told apart: emoji and crops as
-    whole images, the objects of scenes cell by cell. Without the cells a ResNet hardly learns to read scenes.
+    whole images, the objects of scenes cell by cell. With the error alone, scenes stayed unread (recipes/README.md).
 
     Args:
         model (`UniMEModel`): The model with the new tower.
@@ -182,13 +190,22 @@ class TowerDistillation(nn.Module):
         self.teacher = [teacher.eval()]  # a list, so that it is no part of what is trained and saved
         with torch.inference_mode():
             features = torch.cat([image_features(teacher, part) for part in images.split(256)]).clone()
-        self.register_buffer("features", features, persistent=False)  # it follows the model to its device
+        mean = features.flatten(1).mean(dim=0)
+        directions, variance = self.directions(features.flatten(1), mean), features.var(dim=(0, 1)).mean()
+        buffers = {"features": features, "mean": mean, "references": directions, "variance": variance}
+        for name, value in buffers.items():  # they follow the model to its device
+            self.register_buffer(name, value, persistent=False)
 
     def train(self, mode: bool = True) -> "TowerDistillation":
         """Set the mode; the batch normalization of a new tower learns its statistics, which UniME else keeps."""
         super().train(mode)
         self.model.backbone.vision_tower.train(mode)
         return self
+
+    @staticmethod
+    def directions(features: Tensor, mean: Tensor) -> Tensor:
+        """Return the unit vectors from a mean to features, `(rows, dimensions)`."""
+        return normalize(features - mean, dim=1)
 
     def forward(
         self, pixels: Tensor, labels: Tensor, targets: Tensor | None = None, occupied: Tensor | None = None
@@ -206,39 +223,28 @@ class TowerDistillation(nn.Module):
         whole = labels != SCENE
         losses = []
         if whole.any():
-            answers = labels[whole]
-            losses.append(relative_error(features[whole], self.features[answers], self.features))
-            losses.append(identification(features[whole].flatten(1), self.features.flatten(1), answers))
+            answers, given = labels[whole], features[whole]
+            losses.append(mse_loss(given, self.features[answers]) / self.variance)
+            cosines = self.directions(given.flatten(1), self.mean) @ self.references.T
+            losses.append(cross_entropy(cosines / TEMPERATURE, answers))
         if targets is not None:
             with torch.no_grad():
                 expected = image_features(self.teacher[0].to(targets.device), targets)
-            scenes, cells = features[~whole], torch.arange(int(occupied.sum()), device=occupied.device)
-            losses.append(relative_error(scenes, expected, expected))
-            losses.append(identification(scenes[occupied], expected[occupied], cells))
+            given, cells = features[~whole], expected[occupied]
+            losses.append(mse_loss(given, expected) / expected.var(dim=(0, 1)).mean())
+            mean = cells.mean(dim=0)
+            cosines = self.directions(given[occupied], mean) @ self.directions(cells, mean).T
+            losses.append(cross_entropy(cosines / TEMPERATURE, torch.arange(len(cells), device=cells.device)))
         return {"loss": sum(losses)}
-
-
-def relative_error(features: Tensor, expected: Tensor, population: Tensor) -> Tensor:
-    """Return the squared error of features, `(images, patches, dimensions)`, relative to a population's variance."""
-    return mse_loss(features, expected) / population.var(dim=(0, 1)).mean()
-
-
-def identification(features: Tensor, references: Tensor, answers: Tensor) -> Tensor:
-    """Return the cross-entropy of telling which reference each row of features is.
-
-    Args:
-        features (`Tensor`): `(rows, dimensions)`.
-        references (`Tensor`): `(references, dimensions)`.
-        answers (`Tensor`): The place of the right reference, `(rows,)`.
-    """
-    mean = references.mean(dim=0)
-    scores = normalize(features - mean, dim=1) @ normalize(references - mean, dim=1).T
-    return cross_entropy(scores / TEMPERATURE, answers)
 
 
 def image_features(model: UniMEModel, pixels: Tensor) -> Tensor:
     """Return what the language model receives for images, `(images, patches, dimensions)`."""
     return torch.stack(list(model.backbone.get_image_features(pixel_values=pixels).pooler_output))
+
+
+class TowerTrainer(Trainer):
+    """A `Trainer` whose name tells in the record of a checkpoint's trainings what was trained."""
 
 
 def main(script: ScriptArguments, args: TrainingArguments) -> None:
@@ -249,7 +255,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     images = processor.image_processor
     images.crop_size = images.size  # nothing is cropped; vLLM counts the tokens of an image by it
     drawings = pixel_values(images, [draw_image(spec) for spec in references()])
-    trainer = Trainer(
+    trainer = TowerTrainer(
         TowerDistillation(model, teacher, drawings),
         args,
         train_dataset=StyledImages(script, args.seed),
@@ -258,6 +264,7 @@ def main(script: ScriptArguments, args: TrainingArguments) -> None:
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     if trainer.is_world_process_zero():
         save_checkpoint(model.eval(), processor, args.output_dir)
+        write_training_record(trainer, model, args.output_dir)
 
 
 if __name__ == "__main__":

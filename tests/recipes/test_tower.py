@@ -1,6 +1,7 @@
 """The distillation of a vision tower: what it starts from, what it learns from, and its loss by hand."""
 
 import collections
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from unime import UniMEModel, load_model, save_checkpoint
 from unime.openmoji.catalogue import same_drawing
 from unime.openmoji.dataset import draw_image
 from unime.openmoji.names import emoji_with_name
+from unime.openmoji.scenes import Placed, crop_spec
 from unime.openmoji.views import View
 from unime.openmoji.vocabulary import COLOUR_NAMES, objects
 
@@ -45,14 +47,15 @@ def drawings(tower: ModuleType) -> Tensor:
 def test_rows_are_drawings_with_openmojis_image_of_the_same_content(tower: ModuleType):
     rows = tower.StyledImages(tower.ScriptArguments(num_rows=60, styles=["openmoji"]), seed=1)
     again = tower.StyledImages(tower.ScriptArguments(num_rows=60, styles=["openmoji"]), seed=1)
-    names = {number: spec for spec, number in tower.references().items()}
+    references = tower.references()
     kinds = collections.Counter()
     for index in range(60):
-        row = rows[index]
+        row, content = rows[index], tower.sample_content(0.5, random.Random(f"1/{index}"))
         assert row["image"].tobytes() == again[index]["image"].tobytes()
         assert row["image"].mode == "RGB"
         if row["label"] == tower.SCENE:
             kinds["scene"] += 1
+            assert row["target"].tobytes() == content.render().tobytes()
             assert row["target"].mode == "RGB" and row["image"].size == row["target"].size
             assert sum(row["occupied"]) in (2, 3, 4, 5, 9)
             grey = (np.asarray(row["target"]) == 225).all(axis=2)  # an empty cell is grey, a tile is not
@@ -61,10 +64,15 @@ def test_rows_are_drawings_with_openmojis_image_of_the_same_content(tower: Modul
             ]
             continue
         assert set(row) == {"image", "label"}  # the features of references are known
-        spec = names[row["label"]]
-        kinds[spec.split()[0]] += 1
-        assert spec.startswith("crop") or row["image"].tobytes() != draw_image(spec).tobytes()
-    assert 18 < kinds["view"] < 42 and 12 < kinds["scene"] < 34 and kinds["crop"] > 2  # 0.5, 0.375 and 0.125 of them
+        if isinstance(content, Placed):
+            kinds["crop"] += 1
+            assert row["label"] == references[crop_spec(content)]
+            continue
+        kinds["emoji"] += 1
+        whole = View.whole(same_drawing()[content.index]).spec
+        assert row["label"] == references[whole]
+        assert row["image"].tobytes() != draw_image(whole).tobytes()
+    assert 18 < kinds["emoji"] < 42 and 12 < kinds["scene"] < 34 and kinds["crop"] > 2  # 0.5, 0.375 and 0.125 of them
 
 
 @pytest.mark.parametrize(
@@ -122,13 +130,21 @@ def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
 def test_the_command_trains_a_new_tower(run_script: Callable[..., None], tmp_path: Path):
     tiny = ROOT / "recipes" / "tiny"
     sizes = ["--num_rows", 8, "--per_device_train_batch_size", 4, "--max_steps", 2, "--warmup_steps", 0]
-    settings = ["--config", tiny / "tower.yaml", *CPU, "--styles", "openmoji", "--output_dir", tmp_path, *sizes]
-    run_script(tiny / "tower.py", *settings)
-    model, processor = load_model(str(tmp_path))
+    settings = ["--config", tiny / "tower.yaml", *CPU, "--styles", "openmoji", *sizes]
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_script(tiny / "tower.py", *settings, "--output_dir", first)
+    run_script(tiny / "tower.py", *settings, "--output_dir", second, "--tower", first)
+    model, processor = load_model(str(second))
     assert type(model.backbone).__name__ == "FastVlmModel"
     assert processor.image_processor.crop_size["height"] == 96  # vLLM counts tokens by it
     vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
     assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999
+    record, earlier = (
+        json.loads((folder / "training.json").read_text()) for folder in (second, ROOT / "checkpoints" / "unime-tiny")
+    )
+    assert record[:-2] == earlier  # of the language model
+    assert [stage["trainer"] for stage in record[-2:]] == ["TowerTrainer"] * 2
+    assert record[-2]["started from"].endswith("unime-tiny") and record[-1]["started from"].endswith("first")
 
 
 def test_a_tower_continues_from_that_of_another_checkpoint(tower: ModuleType, teacher: UniMEModel):
@@ -139,9 +155,11 @@ def test_a_tower_continues_from_that_of_another_checkpoint(tower: ModuleType, te
     assert all(torch.equal(weight, weights[name]) for name, weight in second.state_dict().items())
     assert not all(torch.equal(weight, weights[name]) for name, weight in other.items())
     assert not {p.data_ptr() for p in second.parameters()} & {p.data_ptr() for p in first.parameters()}
+    with pytest.raises(ValueError, match="unime-tiny has no ResNet to continue from, but the tower of a llava"):
+        tower.with_convolutional_tower(teacher, teacher)
 
 
-def test_a_batch_has_targets_for_scenes_and_crops_only(tower: ModuleType):
+def test_a_batch_has_targets_for_scenes_only(tower: ModuleType):
     _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
     red, blue, green = (Image.new("RGB", (96, 96), color) for color in ("red", "blue", "green"))
     scene = {"image": blue, "target": green, "label": tower.SCENE, "occupied": [True, *[False] * 8]}
