@@ -104,7 +104,7 @@ def _header(collection: Collection, name: str, openmoji: bool) -> str:
 def _footer(collection: Collection, openmoji: bool) -> str:
     notes = "Scores are cosine similarities."
     if collection.title == "unime-tiny":
-        notes += """ unime-tiny is a demonstration that was trained on OpenMoji drawings only: it does not understand
+        notes += """ unime-tiny is a demonstration that was trained on drawings of emoji only: it does not understand
             photographs."""
     if openmoji:
         notes += """ Images: <a href="https://openmoji.org" target="_blank" rel="noopener">OpenMoji</a>,

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 # other code.
 TEXT_ONLY_DECODER_FAMILIES = frozenset(
     {
+        "fast_vlm",
         "idefics3",
         "llava",
         "llava_next",

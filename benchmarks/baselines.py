@@ -61,7 +61,11 @@ def published_snippet(model: UniMEModel, processor: ProcessorMixin) -> Encode:
 
     The head belongs to the generative class around our backbone; its output is computed and discarded.
     """
-    generative = AutoModelForImageTextToText.from_config(model.backbone.config).to(model.device).eval()
+    config = model.backbone.config
+    config = type(config).from_dict(
+        config.to_dict()
+    )  # without the attention that the loaded model has set for its parts
+    generative = AutoModelForImageTextToText.from_config(config).to(model.device).eval()
     generative.model = model.backbone
 
     @torch.no_grad()

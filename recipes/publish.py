@@ -1,6 +1,6 @@
 """Publish a trained checkpoint: merge its adapter, save it in half precision with a model card, check it, push it.
 
-    python recipes/publish.py --model runs/unime-tiny/stage2 --title "Stage 2" --output_dir checkpoints/unime-tiny \
+    python recipes/publish.py --model runs/unime-tiny/stage2 --title "Stage 2" --output_dir runs/published \
         --evaluations runs/unime-tiny/evaluation --commands recipes/tiny/unime-tiny.sh --notes recipes/tiny/notes.md
 
 Nothing is uploaded without `--push`; the script lists the files that would be.

@@ -27,7 +27,10 @@ ITEMS = [
 ] + [{"text": "a cat", "image": Image.new("RGB", (40, 56), "red"), "instruction": INSTRUCTION}, "日本"]
 
 
-@pytest.fixture(scope="module", params=TINY_MODELS)
+FAMILIES = [*TINY_MODELS, "fast_vlm"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> tuple[UniMEModel, ProcessorMixin]:
     folder = tiny_model(request.param)
     return UniMEModel.from_backbone(folder).eval(), processor_from_backbone(folder)
@@ -48,9 +51,7 @@ def record_decoder_passes(model: UniMEModel) -> Iterator[list[tuple[int, int]]]:
 
 
 def test_every_family_that_shares_prefixes_is_tested(tiny_model: Callable[[str], Path]) -> None:
-    assert {
-        AutoConfig.from_pretrained(tiny_model(name)).model_type for name in TINY_MODELS
-    } == TEXT_ONLY_DECODER_FAMILIES
+    assert {AutoConfig.from_pretrained(tiny_model(name)).model_type for name in FAMILIES} == TEXT_ONLY_DECODER_FAMILIES
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -58,7 +59,7 @@ def test_shared_prefixes_give_the_embeddings_of_whole_texts(
     loaded: tuple[UniMEModel, ProcessorMixin], attention: str
 ) -> None:
     model, processor = loaded
-    model.set_attn_implementation(attention)
+    model.backbone.get_decoder().set_attn_implementation(attention)
     expected = np.stack([model.encode(item, processor) for item in ITEMS])
     with record_decoder_passes(model) as passes:
         embeddings = model.encode(ITEMS, processor, micro_batch_tokens=100)
@@ -74,10 +75,10 @@ def test_packed_texts_do_not_attend_to_each_other(
     loaded: tuple[UniMEModel, ProcessorMixin], attention: str, micro_batch_tokens: int
 ) -> None:
     model, processor = loaded
-    model.set_attn_implementation(attention)
+    model.backbone.get_decoder().set_attn_implementation(attention)
     embeddings = model.encode(ITEMS, processor, micro_batch_tokens=micro_batch_tokens, packed=True)
     np.testing.assert_allclose(embeddings, model.encode(ITEMS, processor), atol=1e-5)
-    model.set_attn_implementation("sdpa")
+    model.backbone.get_decoder().set_attn_implementation("sdpa")
 
 
 def test_a_micro_batch_after_a_prefix_is_halved_when_memory_runs_out(

@@ -164,10 +164,10 @@ def test_the_scores_on_unseen_images_are_those_of_the_benchmark() -> None:
 
 
 def test_the_supplementary_scores_are_those_of_the_card() -> None:
-    results = json.loads((ROOT / "checkpoints" / "unime-tiny" / "results-openmoji.json").read_text())["Stage 2"]
+    results = json.loads((ROOT / "checkpoints" / "unime-tiny" / "results-openmoji.json").read_text())["Styles"]
     tasks = results["supplementary_tasks"]
     scores = [tasks[f"{kind}_name_t2i"]["hit@1"] for kind in ("plain", "dark", "unseen")]
     scores += [tasks["unseen_name_t2i"]["baseline"], tasks["plain_subcategory"]["hit@1"]]
     scores.append(results["tasks"]["subcategory"]["hit@1"])
-    paragraph = next(part for part in README.split("\n\n") if part.startswith("It recognises OpenMoji's drawings"))
+    paragraph = next(part for part in README.split("\n\n") if part.startswith("It recognises the drawings of artists"))
     assert re.findall(r"([\d.]+)%", paragraph) == [f"{100 * score:.1f}" for score in scores]

@@ -4,9 +4,9 @@
 set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 start=$1 run=$2 published=$3
-[ -e "$run/cells-2/finished" ] || { echo "$run/cells-2 is not finished: run unime-tiny-styles.sh first" >&2; exit 1; }
+[ -e "$run/cells-3/finished" ] || { echo "$run/cells-3 is not finished: run unime-tiny-styles.sh first" >&2; exit 1; }
 
-publish="python recipes/publish.py --model $run/cells-2 --output_dir $published"
+publish="python recipes/publish.py --model $run/cells-3 --output_dir $published"
 $publish
 [ "$(stat -c %s "$published/model.safetensors")" -le 12000000 ] || { echo "the weights are over 12 MB" >&2; exit 1; }
 python -m unime.eval --output "$run/evaluation" --highlight "Styles" --models "Styles=$published"

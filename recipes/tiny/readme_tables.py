@@ -16,12 +16,12 @@ from unime.json_output import to_json
 
 
 UNSEEN_TITLES = {
-    "openmoji": "OpenMoji, as it was trained",
-    "openmoji on dark": "on dark backgrounds",
-    "noto": "the same emoji in Noto",
-    "fluent": "in Fluent",
-    "emojione": "in EmojiOne",
-    "twemoji": "in Twemoji",
+    "openmoji": "OpenMoji",
+    "openmoji on dark": "OpenMoji on dark backgrounds",
+    "noto": "Noto",
+    "fluent": "Fluent",
+    "twemoji": "Twemoji",
+    "emojione": "EmojiOne, an unseen artist",
     "stamps": "stamps of Tux Paint",
     "photographs": "photographs",
 }

@@ -46,7 +46,8 @@ class ScriptArguments:
     """The checkpoint and the training data."""
 
     model_name_or_path: str = field(
-        default="checkpoints/unime-tiny", metadata={"help": "Checkpoint whose vision tower is replaced."}
+        default="runs/checkpoints/unime-tiny",
+        metadata={"help": "Checkpoint whose vision tower is replaced (unime-tiny-styles.sh says where it is from)."},
     )
     tower: str | None = field(
         default=None, metadata={"help": "Checkpoint with a ResNet to continue from. Default: a random one."}
@@ -160,16 +161,21 @@ def with_convolutional_tower(model: UniMEModel, tower: UniMEModel | None = None)
     )
     student.config.pooling, student.config.prompts = model.config.pooling, model.config.prompts
     student.backbone.language_model = copy.deepcopy(model.backbone.language_model).requires_grad_(False)
-    student.name_or_path = (tower or model).name_or_path  # whose training this one continues
+    student.name_or_path = name_of(tower or model)  # whose training this one continues
     if tower is not None:
         if tower.backbone.config.model_type != student.backbone.config.model_type:
             raise ValueError(
-                f"{tower.name_or_path} has no ResNet to continue from, but the tower of a "
+                f"{name_of(tower)} has no ResNet to continue from, but the tower of a "
                 f"{tower.backbone.config.model_type}: give a checkpoint that this script trained"
             )
         for name in ("vision_tower", "multi_modal_projector"):
             getattr(student.backbone, name).load_state_dict(getattr(tower.backbone, name).state_dict())
     return student
+
+
+def name_of(model: UniMEModel) -> str:
+    """Return the folder or Hub id that a model was loaded from; a native backbone is named by itself."""
+    return model.name_or_path or model.backbone.name_or_path
 
 
 class TowerDistillation(nn.Module):

@@ -1,9 +1,9 @@
-# Teaches the checkpoint that unime-tiny.sh publishes the drawings of four artists on any background. A new vision tower
-# learns with stage 2 first; then it learns to give the first language model what the old tower gave it. Seeds 42 to 45. The
-# first three commands ran in nine minutes on one H200 with 16 CPU cores, at commit 8271bd6, where tower.py did not yet
-# compare the cells of scenes; the last two in 100 minutes on two cores, with crops told apart within a batch in `cells`. The
-# same command resumes where it was stopped. From the weights of commit d6c4c24:
-#     make styles && git archive d6c4c24 checkpoints/unime-tiny | tar -x -C runs
+# Teaches the checkpoint of unime-tiny.sh the drawings of four artists on any background. A new vision tower learns with
+# stage 2 first; then it learns to give the first language model what the old tower gave it. Seeds 42 to 46. The first three
+# commands ran in nine minutes on one H200 with 16 CPU cores, at commit 8271bd6, where tower.py did not yet compare the cells
+# of scenes; the last three in 160 minutes on two cores, with crops told apart within a batch in `cells`. The same command
+# resumes where it was stopped. From the weights of commit d6c4c24:
+#     make styles && mkdir -p runs && git archive d6c4c24 checkpoints/unime-tiny | tar -x -C runs
 #     bash recipes/tiny/unime-tiny-styles.sh runs/checkpoints/unime-tiny runs/unime-tiny-styles
 set -euo pipefail
 export OMP_NUM_THREADS=1
@@ -32,4 +32,6 @@ cells="torchrun --nproc_per_node 2 $tower --num_rows 300000 --per_device_train_b
 cells="$cells --tf32 false --dataloader_num_workers 0 --dataloader_prefetch_factor null"
 step cells $cells --tower "$out/stage2" --seed 44 --max_steps 1900 --learning_rate 1.5e-3 --warmup_steps 80
 step cells-2 $cells --tower "$out/cells" --seed 45 --max_steps 1700 --learning_rate 1.2e-3 --warmup_steps 50 --openmoji 0.5
-echo "$(date '+%F %T') finished: $out/cells-2"
+step cells-3 $cells --tower "$out/cells-2" --num_rows 400000 --emoji 0.75 --openmoji 0.5 --seed 46 --max_steps 2400 \
+    --learning_rate 1.2e-3 --warmup_steps 50
+echo "$(date '+%F %T') finished: $out/cells-3"

@@ -1,4 +1,5 @@
-# Trains checkpoints/tiny-backbone and checkpoints/unime-tiny in ten and a half hours on two cores. Seed 42.
+# Trains checkpoints/tiny-backbone and the first unime-tiny, a LLaVA, in ten and a half hours on two cores. Seed 42.
+# unime-tiny-styles.sh then makes checkpoints/unime-tiny from it.
 # The committed checkpoints come from earlier versions of this script: the first two commands ran at commit ece0af9, the
 # next two at 8de7f47 (the tower was not trained on positions), the third vision.py at d70cc4a (empty cells had positions
 # too), the first 800 steps of stage 2 at d9bb782 (arrangements described by positions only), `warm` before the relation
@@ -56,9 +57,9 @@ $clip --num_rows 80000 --model_name_or_path $out/clip-2 --output_dir $out/clip -
     --learning_rate 3e-4 --warmup_steps 30
 
 # Evaluate the published half-precision checkpoint, then publish again to add the scores to its card.
-publish="python recipes/publish.py --model $out/stage2 --output_dir checkpoints/unime-tiny"
+publish="python recipes/publish.py --model $out/stage2 --output_dir $out/published"
 $publish
 python -m unime.eval --output $out/evaluation --models "Before=checkpoints/tiny-backbone" "Stage 1=$out/stage1" \
-    "Stage 2=checkpoints/unime-tiny" "All negatives=$out/control" "CLIP=$out/clip" --highlight "Stage 2"
+    "Stage 2=$out/published" "All negatives=$out/control" "CLIP=$out/clip" --highlight "Stage 2"
 $publish --evaluations $out/evaluation --title "Stage 2" --commands recipes/tiny/unime-tiny.sh \
     --notes recipes/tiny/notes.md

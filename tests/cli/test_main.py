@@ -39,8 +39,8 @@ def checkpoint(tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
 def test_info_describes_a_checkpoint():
     described = json.loads(unime("info", TINY, "--json").stdout)
     model, _ = load_model(TINY)
-    assert described["parameters"] == sum(weight.numel() for weight in model.parameters())
-    assert (described["backbone"], described["dimensions"], described["types"]) == ("llava", 192, "F16")
+    assert described["parameters"] == sum(weight.numel() for weight in model.state_dict().values())  # as on the Hub
+    assert (described["backbone"], described["dimensions"], described["types"]) == ("fast_vlm", 192, "F16, I64")
     assert described["prompts"]["classification"] == "Represent the given image for classification"
     printed = unime("info", TINY).stdout
     assert "classification: Represent the given image" in printed and "document: (one-word prompt)" in printed

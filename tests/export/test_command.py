@@ -32,7 +32,8 @@ def test_plain_is_the_default_and_keeps_the_dtype_and_the_licence(run: Callable[
     assert report["format"] == "plain" and not any(name.endswith(".py") for name in report["files"])
     assert report["files"]["config.json"] == (tmp_path / "plain/config.json").stat().st_size
     with safe_open(tmp_path / "plain/model.safetensors", "pt") as weights:
-        assert {str(weights.get_tensor(key).dtype) for key in weights.keys()} == {"torch.float16"}
+        types = {weights.get_tensor(key).dtype for key in weights.keys()}
+    assert {str(dtype) for dtype in types if dtype.is_floating_point} == {"torch.float16"}
     assert "license: " in (tmp_path / "plain/README.md").read_text()
     with pytest.raises(ValueError, match="is not empty: choose a new folder"):
         run("--model", root / "checkpoints/unime-tiny", "--output", tmp_path / "plain")

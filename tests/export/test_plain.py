@@ -210,7 +210,7 @@ def test_the_card_describes_the_export_and_keeps_metadata(
     card = (export_plain(*tiny, tmp_path / "plain", metadata) / "README.md").read_text()
     _, head, body = card.split("---\n", 2)
     assert "license: cc-by-4.0" in head and "library_name: sentence-transformers" in head
-    assert "`LlavaForConditionalGeneration`" in body and "192 dimensions" in body and "--runner pooling" in body
+    assert "`FastVlmForConditionalGeneration`" in body and "192 dimensions" in body and "--runner pooling" in body
     assert "The folder contains no code" in body and "trust_remote_code=True" not in body
     assert all(f"`{name}`" in body for name in PROMPTS)
 

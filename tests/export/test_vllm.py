@@ -30,6 +30,8 @@ DIFFERENT = {
     # The tokens of an image attend to all tokens of that image in transformers only.
     "gemma3": {"image", "image, instruction", "both", "both, instruction", "several images"},
 }
+# vLLM's matrix products for CPUs refuse the features of a ResNet, which are not contiguous: texts only.
+WITHOUT_IMAGES = {"unime-tiny"}
 OTHER_SIZES = {"hidden_size": 128, "out_hidden_size": 128, "num_attention_heads": 2, "num_heads": 2}
 OTHER_SIZES |= {"num_key_value_heads": 1, "head_dim": 64}
 NEWLINES = ["\n" * count for count in range(1, 5)]  # vLLM looks Gemma's up in the vocabulary
@@ -91,7 +93,8 @@ def test_vllm_returns_the_same_embeddings(
         checkpoint = tiny_models.make_tiny_model(name, tmp_path / name)
     export_plain(*load_model(str(checkpoint), dtype="float32"), tmp_path / "plain")
     with serve(tmp_path / "plain", tmp_path / "log") as url:
-        result = parity.compare(parity.ScriptArguments(url, str(checkpoint)))
+        form = "rendered" if name in WITHOUT_IMAGES else "chat"
+        result = parity.compare(parity.ScriptArguments(url, str(checkpoint), form=form))
     print(name, parity.table(result), sep="\n", file=sys.stderr)
     different = {row for row, values in result["rows"].items() if not values["least"] > 1 - 1e-5}
     assert different == DIFFERENT.get(name, set()), result["rows"]

@@ -60,7 +60,10 @@ def test_both_tables_of_a_readme_are_replaced(
     assert (before, between) == ("# Model", "Text between.")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in unseen.splitlines()]
     assert cells[0] == ["images", "candidates", "chance", "untrained", "new"]
-    assert cells[2:] == [["in EmojiOne", "400", "0.2", "61.0", "30.0"], ["photographs", "20", "5.0", "", "10.0"]]
+    assert cells[2:] == [
+        ["EmojiOne, an unseen artist", "400", "0.2", "61.0", "30.0"],
+        ["photographs", "20", "5.0", "", "10.0"],
+    ]
     names = [line.split("|")[1].strip() for line in results.splitlines()[2:]]
     assert names == ["**Retrieval**", "**Mean of tasks**", "**Compositional: swap**"]
     assert results.splitlines()[0].split("|")[2:4] == [" Stage 2 ", "  New "]

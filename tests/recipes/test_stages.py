@@ -239,7 +239,7 @@ def test_interrupted_trainings_of_the_tiny_models_resume_exactly(run_script: Cal
 
     vision = resumed("vision", "tiny-backbone")
     resumed("backbone", "tiny-backbone", "--vision", vision)
-    resumed("tower", "unime-tiny", "--styles", "openmoji", "--tf32", "false", "--dataloader_num_workers", 2)
+    resumed("tower", "tiny-backbone", "--styles", "openmoji", "--tf32", "false", "--dataloader_num_workers", 2)
 
 
 @pytest.mark.parametrize(
@@ -278,29 +278,30 @@ def test_the_script_of_the_styles_trains_every_step_and_runs_none_twice(tmp_path
     torchrun = tmp_path / "torchrun"
     torchrun.write_text(f'#!/bin/bash\nshift 2 # one process\nexec {python} "$@"\n')
     torchrun.chmod(0o755)
-    start = RECIPES.parent / "checkpoints" / "unime-tiny"
+    start = RECIPES.parent / "checkpoints" / "tiny-backbone"
     command = ["bash", RECIPES / "tiny" / "unime-tiny-styles.sh", start, tmp_path / "out"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for _ in range(2):
         subprocess.run(command, cwd=RECIPES.parent, env=environment, check=True, timeout=900)
     assert (tmp_path / "calls").read_text().split() == [
         *("recipes/tiny/tower.py", "recipes/stage2.py", "recipes/stage2.py"),
-        *["recipes/tiny/tower.py"] * 2,
+        *["recipes/tiny/tower.py"] * 3,
     ]
 
-    before, tower, tuned, cells, last = (
+    steps = ("tower", "stage2", "cells", "cells-2", "cells-3")
+    before, tower, tuned, *cells = (
         load_model(str(folder), dtype="float32")[0].backbone
-        for folder in (start, *(tmp_path / "out" / step for step in ("tower", "stage2", "cells", "cells-2")))
+        for folder in (start, *(tmp_path / "out" / step for step in steps))
     )
     assert type(tower).__name__ == "FastVlmModel"
     assert identical(tower.language_model.state_dict(), before.language_model.state_dict())
     assert not identical(tuned.language_model.state_dict(), before.language_model.state_dict())
-    # The last two have the first language model, and the tower of the step before, trained further.
-    for model, earlier in ((cells, tuned), (last, cells)):
+    # The last three have the first language model, and the tower of the step before, trained further.
+    for model, earlier in zip(cells, [tuned, *cells], strict=False):
         assert identical(model.language_model.state_dict(), before.language_model.state_dict())
         weights, old = (of.vision_tower.state_dict() for of in (model, earlier))
         assert not identical(weights, old)
         assert all(torch.allclose(old[name], weight, atol=0.01) for name, weight in weights.items() if "conv" in name)
-    model, processor = load_model(str(tmp_path / "out" / "cells-2"))
+    model, processor = load_model(str(tmp_path / "out" / "cells-3"))
     vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
     assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999

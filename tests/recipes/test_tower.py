@@ -3,6 +3,7 @@
 import collections
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -33,12 +34,12 @@ def tower(script: Callable[[Path], ModuleType]) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def teacher() -> UniMEModel:
-    return load_model(str(ROOT / "checkpoints" / "unime-tiny"), dtype="float32", attn_implementation="eager")[0]
+    return load_model(str(ROOT / "checkpoints" / "tiny-backbone"), dtype="float32", attn_implementation="eager")[0]
 
 
 @pytest.fixture(scope="module")
 def drawings(tower: ModuleType) -> Tensor:
-    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
+    _, processor = load_model(str(ROOT / "checkpoints" / "tiny-backbone"))
     return tower.pixel_values(
         processor.image_processor, [draw_image(View.whole(index).spec) for index in (3, 40, 41, 900)]
     )
@@ -117,7 +118,7 @@ def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
     before = statistics.running_mean.clone()
     distillation(drawings, torch.arange(4))["loss"].backward()
     assert not torch.equal(before, statistics.running_mean)  # they are learned here
-    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
+    _, processor = load_model(str(ROOT / "checkpoints" / "tiny-backbone"))
     assert tower.image_features(model, drawings).shape == tower.image_features(teacher, drawings).shape
     save_checkpoint(model.eval(), processor, tmp_path)
     loaded, processor = load_model(str(tmp_path), dtype="float32")
@@ -129,8 +130,12 @@ def test_a_new_convolutional_tower_reads_images_for_the_same_language_model(
 @pytest.mark.slow
 def test_the_command_trains_a_new_tower(run_script: Callable[..., None], tmp_path: Path):
     tiny = ROOT / "recipes" / "tiny"
+    start, earlier = tmp_path / "start", [{"trainer": "of the language model"}]
+    shutil.copytree(ROOT / "checkpoints" / "tiny-backbone", start)
+    (start / "training.json").write_text(json.dumps(earlier))
     sizes = ["--num_rows", 8, "--per_device_train_batch_size", 4, "--max_steps", 2, "--warmup_steps", 0]
     settings = ["--config", tiny / "tower.yaml", *CPU, "--styles", "openmoji", *sizes]
+    settings += ["--model_name_or_path", start]
     first, second = tmp_path / "first", tmp_path / "second"
     run_script(tiny / "tower.py", *settings, "--output_dir", first)
     run_script(tiny / "tower.py", *settings, "--output_dir", second, "--tower", first)
@@ -139,12 +144,10 @@ def test_the_command_trains_a_new_tower(run_script: Callable[..., None], tmp_pat
     assert processor.image_processor.crop_size["height"] == 96  # vLLM counts tokens by it
     vectors = model.encode(["a cat", Image.new("RGB", (96, 96), "red")], processor)
     assert np.isfinite(vectors).all() and vectors[0] @ vectors[1] < 0.999
-    record, earlier = (
-        json.loads((folder / "training.json").read_text()) for folder in (second, ROOT / "checkpoints" / "unime-tiny")
-    )
-    assert record[:-2] == earlier  # of the language model
+    record = json.loads((second / "training.json").read_text())
+    assert record[:-2] == earlier
     assert [stage["trainer"] for stage in record[-2:]] == ["TowerTrainer"] * 2
-    assert record[-2]["started from"].endswith("unime-tiny") and record[-1]["started from"].endswith("first")
+    assert record[-2]["started from"].endswith("start") and record[-1]["started from"].endswith("first")
 
 
 def test_a_tower_continues_from_that_of_another_checkpoint(tower: ModuleType, teacher: UniMEModel):
@@ -155,12 +158,12 @@ def test_a_tower_continues_from_that_of_another_checkpoint(tower: ModuleType, te
     assert all(torch.equal(weight, weights[name]) for name, weight in second.state_dict().items())
     assert not all(torch.equal(weight, weights[name]) for name, weight in other.items())
     assert not {p.data_ptr() for p in second.parameters()} & {p.data_ptr() for p in first.parameters()}
-    with pytest.raises(ValueError, match="unime-tiny has no ResNet to continue from, but the tower of a llava"):
+    with pytest.raises(ValueError, match="tiny-backbone has no ResNet to continue from, but the tower of a llava"):
         tower.with_convolutional_tower(teacher, teacher)
 
 
 def test_a_batch_has_targets_for_scenes_only(tower: ModuleType):
-    _, processor = load_model(str(ROOT / "checkpoints" / "unime-tiny"))
+    _, processor = load_model(str(ROOT / "checkpoints" / "tiny-backbone"))
     red, blue, green = (Image.new("RGB", (96, 96), color) for color in ("red", "blue", "green"))
     scene = {"image": blue, "target": green, "label": tower.SCENE, "occupied": [True, *[False] * 8]}
     rows = [{"image": red, "label": 3}, scene]

@@ -65,7 +65,7 @@ def gradients(trainer: ContrastiveTrainer, rows: list[dict[str, Any]]) -> dict[s
     return grads | {"loss": loss.detach()}
 
 
-@pytest.mark.parametrize("name", TINY_MODELS)
+@pytest.mark.parametrize("name", [*TINY_MODELS, "fast_vlm"])
 def test_packed_items_give_the_gradients_of_padded_ones(
     name: str,
     tiny_model: Callable[[str], Path],
