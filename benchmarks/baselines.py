@@ -62,9 +62,7 @@ def published_snippet(model: UniMEModel, processor: ProcessorMixin) -> Encode:
     The head belongs to the generative class around our backbone; its output is computed and discarded.
     """
     config = model.backbone.config
-    config = type(config).from_dict(
-        config.to_dict()
-    )  # without the attention that the loaded model has set for its parts
+    config = type(config).from_dict(config.to_dict())  # without the attention that loading has set for all parts
     generative = AutoModelForImageTextToText.from_config(config).to(model.device).eval()
     generative.model = model.backbone
 
