@@ -35,7 +35,7 @@ install: .venv/installed ## create .venv with every extra and the development to
 demo: .venv/installed ## train on real images for 20 CPU minutes, print the table, write runs/demo/report.html
 	$(BIN)/python recipes/demo.py
 
-demo-quick: .venv/installed ## the same in about five minutes, with fewer steps
+demo-quick: .venv/installed ## the same in five to eight minutes, with fewer steps
 	$(BIN)/python recipes/demo.py --quick
 
 # Optional drawings for training and evaluation (openmoji/styles.py); needs npm.

@@ -1,7 +1,7 @@
 """Demo: turn the committed tiny backbone into an embedder, train CLIP for the same time, and compare them.
 
     python recipes/demo.py            # make demo: sized for 20 CPU minutes, which two idle cores take half of
-    python recipes/demo.py --quick    # make demo-quick: sized for 5 minutes on two cores
+    python recipes/demo.py --quick    # make demo-quick: sized for 5 minutes on two cores; took 8 on slower ones
 
 Runs the commands of recipes/README.md one after the other and writes `runs/demo/`. Before each it says how long it has
 been running and how long the rest will take; the progress bars count the steps of the current one.
