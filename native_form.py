@@ -55,6 +55,12 @@ def save_native(
     native.save_pretrained(
         directory, state_dict={name + key.removeprefix("backbone"): weight for key, weight in weights.items()}
     )
+    vision = getattr(native.config, "vision_config", None)
+    if getattr(vision, "model_type", None) == "resnet":
+        # It does not convert pixels to its dtype, and sentence-transformers passes float32: half-precision weights are
+        # converted when they are loaded.
+        native.config.dtype = "float32"
+        native.config.save_pretrained(directory)
     processor.save_pretrained(directory)
     Path(directory, "chat_template.jinja").write_text(template)
     return type(native)

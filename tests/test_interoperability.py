@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
+from safetensors import safe_open
 from sentence_transformers import SentenceTransformer, quantize_embeddings
 from sentence_transformers.util import mine_hard_negatives
 from transformers import ProcessorMixin
@@ -221,6 +223,18 @@ def test_a_sentence_transformer_that_has_read_images_is_copied_and_not_pickled(
     with pytest.raises(AttributeError, match="Can't pickle local object"):
         pickle.dumps(transformer_tower)
     np.testing.assert_allclose(deepcopy(transformer_tower).encode(sprites[:2]), expected, atol=1e-6)
+
+
+def test_a_resnet_in_half_precision_reads_the_images_of_sentence_transformers(
+    tiny_model: Callable[[str], Path], sprites: list[Image.Image], tmp_path: Path
+) -> None:
+    save_checkpoint(*load_model(str(tiny_model("fast_vlm")), dtype="float16"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    with safe_open(tmp_path / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16, torch.int64}
+    model, processor = load_model(str(tmp_path), dtype="float32")
+    native = SentenceTransformer(str(tmp_path), device="cpu")
+    np.testing.assert_allclose(native.encode(sprites[:2]), model.encode(sprites[:2], processor), atol=1e-5)
 
 
 def test_hard_negatives_are_mined_among_image_files(

@@ -9,6 +9,7 @@ import typer
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from unime import load_model, save_checkpoint
 from unime.cli.export import export
 
 
@@ -26,14 +27,18 @@ def run() -> Callable[..., str]:
     return call
 
 
-def test_plain_is_the_default_and_keeps_the_dtype_and_the_licence(run: Callable[..., str], tmp_path: Path) -> None:
+def test_plain_keeps_the_dtype(run: Callable[..., str], tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(*load_model(str(tiny_model("llava")), dtype="float16"), tmp_path / "half")
+    run("--model", checkpoint, "--output", tmp_path / "plain")
+    with safe_open(tmp_path / "plain/model.safetensors", "pt") as weights:
+        assert {str(weights.get_tensor(key).dtype) for key in weights.keys()} == {"torch.float16"}
+
+
+def test_plain_is_the_default_and_keeps_the_licence(run: Callable[..., str], tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     report = json.loads(run("--model", root / "checkpoints/unime-tiny", "--output", tmp_path / "plain", "--json"))
     assert report["format"] == "plain" and not any(name.endswith(".py") for name in report["files"])
     assert report["files"]["config.json"] == (tmp_path / "plain/config.json").stat().st_size
-    with safe_open(tmp_path / "plain/model.safetensors", "pt") as weights:
-        types = {weights.get_tensor(key).dtype for key in weights.keys()}
-    assert {str(dtype) for dtype in types if dtype.is_floating_point} == {"torch.float16"}
     assert "license: " in (tmp_path / "plain/README.md").read_text()
     with pytest.raises(ValueError, match="is not empty: choose a new folder"):
         run("--model", root / "checkpoints/unime-tiny", "--output", tmp_path / "plain")
