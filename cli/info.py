@@ -47,6 +47,6 @@ def describe(checkpoint: str) -> dict[str, Any]:
         "dimensions": config.hidden_size,
         "max length": default_max_length(processor, config),
         "images": json.dumps(dict(processor.image_processor.size)),
-        "written by transformers": config.transformers_version,
+        "written by transformers": config.transformers_version or backbone.transformers_version,
         "prompts": sentence_transformer["prompts"],
     }

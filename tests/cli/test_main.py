@@ -41,6 +41,8 @@ def test_info_describes_a_checkpoint():
     model, _ = load_model(TINY)
     assert described["parameters"] == sum(weight.numel() for weight in model.state_dict().values())  # as on the Hub
     assert (described["backbone"], described["dimensions"], described["types"]) == ("fast_vlm", 192, "F16, I64")
+    version = json.loads((Path(TINY) / "config.json").read_text())["transformers_version"]
+    assert described["written by transformers"] == version
     assert described["prompts"]["classification"] == "Represent the given image for classification"
     printed = unime("info", TINY).stdout
     assert "classification: Represent the given image" in printed and "document: (one-word prompt)" in printed
