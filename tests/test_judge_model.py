@@ -31,7 +31,7 @@ CANDIDATES = [
     {"image": [noise(30, 30, 5), noise(20, 20, 6)]},
 ]
 TINY_BACKBONE = "tiny-backbone"  # its tokenizer adds a space to the beginning of a text
-FAST = [TINY_BACKBONE, "llava-onevision", "qwen2.5-vl", "smolvlm"]
+FAST = [TINY_BACKBONE, "fast_vlm", "llava-onevision", "qwen2.5-vl", "smolvlm"]
 OTHERS = ["llava", "llava-next", "qwen2-vl", "qwen3-vl", "idefics3"]
 
 
@@ -75,10 +75,11 @@ def test_the_query_passes_through_the_model_once(judge) -> None:
 
 
 def test_a_pair_that_is_too_long_is_an_error(judge) -> None:
+    too_long = "c " * judge[0].config.get_text_config().max_position_embeddings
     with pytest.raises(ValueError, match="candidate 1 and its query have .* tokens, but the judge reads"):
-        JudgeModel(*judge, share_query=False)("a", ["b", "c " * 5000])
+        JudgeModel(*judge, share_query=False)("a", ["b", too_long])
     with pytest.raises(ValueError, match="candidate 1 and its query have .* tokens, but the judge reads"):
-        JudgeModel(*judge)("a", ["b", "c " * 5000])
+        JudgeModel(*judge)("a", ["b", too_long])
 
 
 def test_a_score_that_is_not_finite_is_an_error(tiny_model: Callable[[str], Path]) -> None:

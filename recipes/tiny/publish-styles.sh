@@ -9,7 +9,7 @@ start=$1 run=$2 published=$3
 publish="python recipes/publish.py --model $run/cells-3 --output_dir $published"
 $publish
 [ "$(stat -c %s "$published/model.safetensors")" -le 12000000 ] || { echo "the weights are over 12 MB" >&2; exit 1; }
-python -m unime.eval --output "$run/evaluation" --highlight "Styles" --models "Styles=$published"
+python -m unime.eval --output "$run/evaluation" --highlight "Styles" --models "Stage 2=$start" "Styles=$published"
 python recipes/tiny/readme_tables.py --before "$start/results-openmoji.json" --evaluation "$run/evaluation"
 python benchmarks/unseen_images.py --model "$published" --output "$run/unseen_images.json"
 # Publishing again adds the scores to the card.

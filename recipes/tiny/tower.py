@@ -161,21 +161,17 @@ def with_convolutional_tower(model: UniMEModel, tower: UniMEModel | None = None)
     )
     student.config.pooling, student.config.prompts = model.config.pooling, model.config.prompts
     student.backbone.language_model = copy.deepcopy(model.backbone.language_model).requires_grad_(False)
-    student.name_or_path = name_of(tower or model)  # whose training this one continues
+    source = tower or model  # whose training this one continues
+    student.name_or_path = source.name_or_path or source.backbone.name_or_path
     if tower is not None:
         if tower.backbone.config.model_type != student.backbone.config.model_type:
             raise ValueError(
-                f"{name_of(tower)} has no ResNet to continue from, but the tower of a "
+                f"{student.name_or_path} has no ResNet to continue from, but the tower of a "
                 f"{tower.backbone.config.model_type}: give a checkpoint that this script trained"
             )
         for name in ("vision_tower", "multi_modal_projector"):
             getattr(student.backbone, name).load_state_dict(getattr(tower.backbone, name).state_dict())
     return student
-
-
-def name_of(model: UniMEModel) -> str:
-    """Return the folder or Hub id that a model was loaded from; a native backbone is named by itself."""
-    return model.name_or_path or model.backbone.name_or_path
 
 
 class TowerDistillation(nn.Module):
